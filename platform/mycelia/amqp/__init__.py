@@ -1,0 +1,31 @@
+"""The broker link. Knows nothing of services; pika is seen only here."""
+
+from mycelia.amqp.link import (
+    Capabilities,
+    Consumer,
+    Link,
+    LinkState,
+    LinkStatistics,
+    OnDeliveries,
+    OnReturn,
+    OnStateChange,
+)
+from mycelia.amqp.model import Binding, Delivery, Exchange, Properties, Queue, Returned, Settler
+
+__all__ = [
+    "Binding",
+    "Capabilities",
+    "Consumer",
+    "Delivery",
+    "Exchange",
+    "Link",
+    "LinkState",
+    "LinkStatistics",
+    "OnDeliveries",
+    "OnReturn",
+    "OnStateChange",
+    "Properties",
+    "Queue",
+    "Returned",
+    "Settler",
+]

@@ -1,0 +1,197 @@
+"""AMQP 0-9-1 as data: exchanges, queues, bindings, properties, deliveries. Pure: no socket, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+__all__ = ["Binding", "Delivery", "Exchange", "Properties", "Queue", "Returned", "Settler"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An exchange to declare. The default exchange has the empty name and is never declared."""
+
+    name: str
+    type: str = "topic"
+    durable: bool = True
+    auto_delete: bool = False
+    internal: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    passive: bool = False
+    """Only check that it exists; `TopologyError` if not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue to declare.
+
+    Where it exists with other arguments it is adopted as it stands, and the difference is logged once.
+    """
+
+    name: str
+    durable: bool = True
+    exclusive: bool = False
+    auto_delete: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    passive: bool = False
+    """Only check that it exists; `TopologyError` if not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A queue bound to an exchange."""
+
+    queue: str
+    exchange: str
+    routing_key: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+class Properties:
+    """The fourteen `basic` properties (AMQP 0-9-1 §1.8.3); `None` means absent.
+
+    Mutable and slotted because one is made for each message. `expiration` is text in milliseconds and
+    `timestamp` is whole seconds since the epoch, as on the wire.
+    """
+
+    __slots__ = (
+        "app_id",
+        "cluster_id",
+        "content_encoding",
+        "content_type",
+        "correlation_id",
+        "delivery_mode",
+        "expiration",
+        "headers",
+        "message_id",
+        "priority",
+        "reply_to",
+        "timestamp",
+        "type",
+        "user_id",
+    )
+
+    def __init__(
+        self,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: dict[str, Any] | None = None,
+        delivery_mode: int | None = None,
+        priority: int | None = None,
+        correlation_id: str | None = None,
+        reply_to: str | None = None,
+        expiration: str | None = None,
+        message_id: str | None = None,
+        timestamp: int | None = None,
+        type: str | None = None,
+        user_id: str | None = None,
+        app_id: str | None = None,
+        cluster_id: str | None = None,
+    ) -> None:
+        self.content_type = content_type
+        self.content_encoding = content_encoding
+        self.headers = headers
+        self.delivery_mode = delivery_mode
+        self.priority = priority
+        self.correlation_id = correlation_id
+        self.reply_to = reply_to
+        self.expiration = expiration
+        self.message_id = message_id
+        self.timestamp = timestamp
+        self.type = type
+        self.user_id = user_id
+        self.app_id = app_id
+        self.cluster_id = cluster_id
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Properties):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        present = (
+            f"{name}={value!r}"
+            for name in self.__slots__
+            if (value := getattr(self, name)) is not None
+        )
+        return f"Properties({', '.join(present)})"
+
+
+class Settler(Protocol):
+    """Where a delivery's fate is told; one for each consumer and channel incarnation.
+
+    Telling the fate of a delivery whose channel is gone does nothing: the broker has already requeued it.
+    """
+
+    def ack(self, delivery_tag: int) -> None: ...
+
+    def nack(self, delivery_tag: int, requeue: bool) -> None: ...
+
+
+class Delivery:
+    """One message as the broker delivered it. Settle it exactly once: `ack()` or `nack()`.
+
+    A second settling of the same delivery does nothing. Both never wait: what they say leaves with the next
+    coalesced write. Belongs to the event loop's thread.
+    """
+
+    __slots__ = (
+        "body",
+        "consumer_tag",
+        "delivery_tag",
+        "exchange",
+        "properties",
+        "redelivered",
+        "routing_key",
+        "settler",
+    )
+
+    def __init__(
+        self,
+        settler: Settler,
+        consumer_tag: str,
+        delivery_tag: int,
+        redelivered: bool,
+        exchange: str,
+        routing_key: str,
+        properties: Properties,
+        body: bytes,
+    ) -> None:
+        self.settler = settler
+        self.consumer_tag = consumer_tag
+        self.delivery_tag = delivery_tag
+        self.redelivered = redelivered
+        self.exchange = exchange
+        self.routing_key = routing_key
+        self.properties = properties
+        self.body = body
+
+    def ack(self) -> None:
+        """The message is handled; the broker may forget it."""
+        self.settler.ack(self.delivery_tag)
+
+    def nack(self, *, requeue: bool = False) -> None:
+        """The message is not handled: back to the queue (`requeue`), else dead-lettered or dropped by the queue's rules."""
+        self.settler.nack(self.delivery_tag, requeue)
+
+    def __repr__(self) -> str:
+        return (
+            f"Delivery(tag={self.delivery_tag}, exchange={self.exchange!r}, routing_key={self.routing_key!r}, "
+            f"{len(self.body)} bytes)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A mandatory publishing that came back (`basic.return`)."""
+
+    reply_code: int
+    reply_text: str
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
