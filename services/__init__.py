@@ -1,0 +1,1 @@
+"""Real services on real data, written as a user of Mycelia would write them."""
