@@ -1,0 +1,607 @@
+"""`MemoryLink`: the `Link` contract over a broker in this process, for `memory://`.
+
+It keeps AMQP's manners: deliveries come with a later turn of the loop and in batches, a publisher waits for its
+confirm, a lost connection ends every channel, and reconnecting declares and consumes again. It passes the suite that
+`RabbitLink` passes (`tests/link/`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from mycelia.amqp.link import (
+    Capabilities,
+    LinkState,
+    LinkStatistics,
+    OnDeliveries,
+    OnReturn,
+    OnStateChange,
+)
+from mycelia.amqp.memory_broker import (
+    MemoryBroker,
+    PublishOutcome,
+    Refused,
+    Subscription,
+    broker_at,
+)
+from mycelia.amqp.memory_queue import Entry
+from mycelia.amqp.model import Binding, Delivery, Exchange, Properties, Queue, Returned
+from mycelia.errors import (
+    BrokerBlocked,
+    BrokerUnavailable,
+    LinkError,
+    PublishRejected,
+    TopologyError,
+    Unroutable,
+)
+
+__all__ = ["MemoryConsumer", "MemoryLink"]
+
+log = logging.getLogger("mycelia.amqp")
+
+Part = Exchange | Queue | Binding
+
+_RESUME_DELAY_S = 0.05
+"""Between attempts to resume a consumer whose queue is not there. Short: nobody else pays for it in memory."""
+
+
+class MemoryLink:
+    """A link to an in-process broker. Links of one URI share one broker, as connections share a server.
+
+    Args:
+        uri: `memory://` or `memory://name`.
+        broker: the broker to use instead of the one that `uri` names, for instance one on a `ManualClock`.
+    """
+
+    def __init__(self, uri: str = "memory://", *, broker: MemoryBroker | None = None) -> None:
+        self.uri = uri
+        self.broker = broker if broker is not None else broker_at(uri)
+        self._state = LinkState.CLOSED
+        self._statistics = LinkStatistics()
+        self._blocked_since: float | None = None
+        self._parts: dict[Part, None] = {}
+        self._adopted: set[str] = set()
+        self._consumers: list[MemoryConsumer] = []
+        self._state_listeners: list[OnStateChange] = []
+        self._return_listeners: list[OnReturn] = []
+        self._changed: asyncio.Event | None = None
+        """Set, and replaced, at each change of state: what waits for a state waits for this."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tags = itertools.count(1)
+
+    # --- state -----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> LinkState:
+        return self._state
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities()
+
+    @property
+    def writable(self) -> bool:
+        return self._state is LinkState.CONNECTED
+
+    def statistics(self) -> LinkStatistics:
+        blocked_s = self._statistics.blocked_s
+        if self._blocked_since is not None:
+            blocked_s += time.monotonic() - self._blocked_since
+        return replace(self._statistics, blocked_s=blocked_s, extra=dict(self._statistics.extra))
+
+    def on_state_change(self, listener: OnStateChange) -> Callable[[], None]:
+        self._state_listeners.append(listener)
+        return lambda: _discard(self._state_listeners, listener)
+
+    def on_return(self, listener: OnReturn) -> Callable[[], None]:
+        self._return_listeners.append(listener)
+        return lambda: _discard(self._return_listeners, listener)
+
+    async def open(self, timeout: float | None = None) -> None:
+        if self._state is not LinkState.CLOSED:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._set_state(LinkState.CONNECTING)
+        self.broker.attach(self)
+        self._connect()
+        try:
+            connected = await self._until(lambda: self._is_connected, timeout)
+        except BaseException:
+            await self.aclose()
+            raise
+        if not connected:
+            await self.aclose()
+            raise BrokerUnavailable(
+                f"{self.uri}: the memory broker is stopped, and was not started within {timeout:g} s."
+            )
+
+    async def aclose(self, timeout: float = 5.0) -> None:
+        if self._state is LinkState.CLOSED:
+            return
+        self.broker.detach(self)
+        for consumer in self._consumers:
+            consumer.detach()
+        self._consumers.clear()
+        self.broker.disconnect(self)
+        self._parts.clear()
+        self._set_state(LinkState.CLOSED)
+
+    async def ready(self, timeout: float) -> None:
+        if not await self._until(lambda: self.writable, timeout):
+            raise self._not_writable(f"for {timeout:g} s")
+
+    # --- topology --------------------------------------------------------------------------------
+
+    async def declare(self, *parts: Part, timeout: float | None = None) -> None:
+        await self._connected_within(timeout, "declare")
+        for part in parts:
+            self._declare(part)
+            if isinstance(part, Binding) or not part.passive:
+                self._parts[part] = None
+        await asyncio.sleep(0)
+
+    def forget(self, *parts: Part) -> None:
+        for part in parts:
+            self._parts.pop(part, None)
+
+    async def message_count(self, queue: str, timeout: float = 5.0) -> int:
+        await self._connected_within(timeout, f'count the messages of "{queue}"')
+        await asyncio.sleep(0)
+        with _as_topology_error():
+            return self.broker.message_count(self, queue)
+
+    async def delete_queue(self, queue: str, timeout: float = 5.0) -> None:
+        await self._connected_within(timeout, f'delete queue "{queue}"')
+        with _as_topology_error():
+            self.broker.delete_queue(self, queue)
+        await asyncio.sleep(0)
+
+    # --- messages --------------------------------------------------------------------------------
+
+    def publish_nowait(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool = False,
+    ) -> None:
+        if not self.writable:
+            raise self._not_writable("now")
+        self._statistics.published += 1
+        try:
+            outcome = self.broker.publish(exchange, routing_key, body, properties)
+        except Refused as refusal:
+            # RabbitMQ would close the channel later, when the publisher is long gone: at most once.
+            log.warning(
+                "publish_refused exchange=%r routing_key=%r reason=%r",
+                exchange,
+                routing_key,
+                refusal.text,
+            )
+            return
+        if mandatory and outcome is PublishOutcome.UNROUTABLE:
+            self._statistics.returned += 1
+            returned = Returned(312, "NO_ROUTE", exchange, routing_key, properties, body)
+            self._running_loop().call_soon(self._tell_returned, returned)
+
+    async def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool = False,
+        timeout: float = 30.0,
+    ) -> None:
+        if properties.message_id is None:
+            properties.message_id = str(uuid.uuid4())
+        if not self.writable:
+            self._statistics.unconfirmed += 1
+            try:
+                writable = await self._until(lambda: self.writable, timeout)
+            finally:
+                self._statistics.unconfirmed -= 1
+            if not writable:
+                raise self._not_writable(f"for {timeout:g} s")
+        self._statistics.published += 1
+        with _as_topology_error():
+            outcome = self.broker.publish(exchange, routing_key, body, properties)
+        # The confirm comes with a later turn of the loop, as from a socket; else a publisher in a loop would starve
+        # the consumers.
+        await asyncio.sleep(0)
+        if outcome is PublishOutcome.REJECTED:
+            self._statistics.rejected += 1
+            raise PublishRejected(
+                f'the broker rejected the message for exchange "{exchange}", routing key "{routing_key}": '
+                "a queue bound there is full (x-overflow=reject-publish). Consume faster, or publish later."
+            )
+        self._statistics.confirmed += 1
+        if mandatory and outcome is PublishOutcome.UNROUTABLE:
+            self._statistics.returned += 1
+            raise Unroutable(exchange, routing_key)
+
+    async def consume(
+        self,
+        queue: str,
+        on_deliveries: OnDeliveries,
+        *,
+        prefetch: int = 100,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> MemoryConsumer:
+        await self._connected_within(timeout, f'consume from "{queue}"')
+        consumer = MemoryConsumer(
+            self,
+            f"ctag-{next(self._tags)}",
+            queue,
+            on_deliveries,
+            prefetch=prefetch,
+            no_ack=no_ack,
+            exclusive=exclusive,
+            arguments=dict(arguments or {}),
+        )
+        with _as_topology_error():
+            consumer.start()
+        self._consumers.append(consumer)
+        await asyncio.sleep(0)
+        return consumer
+
+    # --- what the broker tells (Peer) ------------------------------------------------------------
+
+    def on_lost(self) -> None:
+        for consumer in self._consumers:
+            consumer.lost()
+        self._set_state(LinkState.RECONNECTING)
+
+    def on_restored(self) -> None:
+        self._running_loop().call_soon(self._connect)
+
+    def on_blocked(self) -> None:
+        if self._is_connected:
+            self._set_state(self._connected_state)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._state in (LinkState.CONNECTED, LinkState.BLOCKED)
+
+    @property
+    def _connected_state(self) -> LinkState:
+        return LinkState.BLOCKED if self.broker.is_blocked else LinkState.CONNECTED
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise BrokerUnavailable(f"{self.uri}: the link is not open. Await open() first.")
+        return self._loop
+
+    def _connect(self) -> None:
+        if self._state not in (LinkState.CONNECTING, LinkState.RECONNECTING):
+            return
+        try:
+            self.broker.connect(self)
+        except Refused:
+            return  # `on_restored()` comes with its start
+        if self._state is LinkState.RECONNECTING:
+            self._statistics.reconnects += 1
+        for part in self._parts:
+            try:
+                self._declare(part)
+            except TopologyError as error:
+                log.error("redeclare_refused part=%r reason=%r", part, str(error))
+        self._set_state(self._connected_state)
+        for consumer in list(self._consumers):
+            consumer.resume()
+
+    def redeclare(self, queue: str) -> None:
+        """Declare again what is remembered of `queue`: itself and its bindings. For its consumers.
+
+        Raises:
+            TopologyError: refused.
+        """
+        for part in self._parts:
+            if isinstance(part, Queue) and part.name == queue:
+                self._declare(part)
+        for part in self._parts:
+            if isinstance(part, Binding) and part.queue == queue:
+                self._declare(part)
+
+    def count_delivered(self, count: int) -> None:
+        self._statistics.delivered += count
+
+    def count_settled(self, *, requeued: bool) -> None:
+        if requeued:
+            self._statistics.requeued += 1
+        else:
+            self._statistics.acknowledged += 1
+
+    def remove(self, consumer: MemoryConsumer) -> None:
+        _discard(self._consumers, consumer)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        self._running_loop().call_later(delay, callback)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._running_loop().call_soon(callback)
+
+    def _declare(self, part: Part) -> None:
+        with _as_topology_error():
+            if isinstance(part, Exchange):
+                self.broker.declare_exchange(part)
+            elif isinstance(part, Binding):
+                self.broker.bind(self, part)
+            else:
+                self._declare_queue(part)
+
+    def _declare_queue(self, queue: Queue) -> None:
+        try:
+            self.broker.declare_queue(self, queue)
+        except Refused as refusal:
+            if refusal.code != 406 or queue.passive:
+                raise
+            try:
+                self.broker.declare_queue(self, replace(queue, passive=True))
+            except Refused:
+                raise refusal from None  # it does not exist: the arguments themselves are wrong
+            if queue.name not in self._adopted:
+                self._adopted.add(queue.name)
+                log.warning("queue_adopted queue=%r difference=%r", queue.name, refusal.text)
+
+    def _set_state(self, state: LinkState) -> None:
+        if state is self._state:
+            return
+        now = time.monotonic()
+        if self._blocked_since is not None:
+            self._statistics.blocked_s += now - self._blocked_since
+        self._blocked_since = now if state is LinkState.BLOCKED else None
+        self._state = state
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = asyncio.Event()
+        for listener in list(self._state_listeners):
+            listener(state)
+
+    async def _until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait for `condition`, which depends on the state only. `False` at the timeout or on a closed link."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not condition():
+                    if self._state is LinkState.CLOSED or self._changed is None:
+                        return False
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _connected_within(self, timeout: float | None, purpose: str) -> None:
+        if not await self._until(lambda: self._is_connected, timeout):
+            waited = "" if timeout is None else f" within {timeout:g} s"
+            raise BrokerUnavailable(
+                f"{self.uri}: cannot {purpose}: not connected{waited}; the link is {self._state.value}."
+            )
+
+    def _not_writable(self, when: str) -> LinkError:
+        if self._state is LinkState.BLOCKED:
+            return BrokerBlocked(
+                f"{self.uri}: the broker takes no publishings {when} (connection.blocked). "
+                "Relieve its memory or disk alarm."
+            )
+        return BrokerUnavailable(
+            f"{self.uri}: not connected {when}; the link is {self._state.value}."
+        )
+
+    def _tell_returned(self, returned: Returned) -> None:
+        for listener in list(self._return_listeners):
+            listener(returned)
+
+
+class _Channel:
+    """One incarnation of a consumer's channel: where its deliveries are settled."""
+
+    __slots__ = ("consumer", "outbox", "subscription")
+
+    def __init__(self, consumer: MemoryConsumer, subscription: Subscription) -> None:
+        self.consumer = consumer
+        self.subscription = subscription
+        self.outbox: list[Delivery] = []
+        """Sent by the broker and not yet handed to the consumer: what a socket would hold."""
+
+    def ack(self, delivery_tag: int) -> None:
+        self._settle(delivery_tag, accepted=True, requeue=False)
+
+    def nack(self, delivery_tag: int, requeue: bool) -> None:
+        self._settle(delivery_tag, accepted=False, requeue=requeue)
+
+    def _settle(self, delivery_tag: int, *, accepted: bool, requeue: bool) -> None:
+        if delivery_tag in self.subscription.unsettled:
+            self.consumer.link.count_settled(requeued=requeue)
+            self.consumer.link.broker.settle(
+                self.subscription, delivery_tag, accepted=accepted, requeue=requeue
+            )
+
+
+class MemoryConsumer:
+    """A running consumer of a `MemoryLink`."""
+
+    def __init__(
+        self,
+        link: MemoryLink,
+        tag: str,
+        queue: str,
+        on_deliveries: OnDeliveries,
+        *,
+        prefetch: int,
+        no_ack: bool,
+        exclusive: bool,
+        arguments: dict[str, Any],
+    ) -> None:
+        self.link = link
+        self.tag = tag
+        self._queue = queue
+        self._on_deliveries = on_deliveries
+        self._prefetch = prefetch
+        self._no_ack = no_ack
+        self._exclusive = exclusive
+        self._arguments = arguments
+        self._channel: _Channel | None = None
+        self._is_cancelled = False
+
+    @property
+    def queue(self) -> str:
+        return self._queue
+
+    @property
+    def unsettled(self) -> int:
+        channel = self._channel
+        if channel is None or self._no_ack:
+            return 0
+        return len(channel.subscription.unsettled) - len(channel.outbox)
+
+    async def cancel(self) -> None:
+        if not self._is_cancelled:
+            self._is_cancelled = True
+            if self._channel is not None:
+                self.link.broker.cancel(self._channel.subscription)
+                self._return_outbox(self._channel)
+        await asyncio.sleep(0)
+
+    async def aclose(self, timeout: float = 5.0) -> None:
+        await self.cancel()
+        self.link.remove(self)
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            self.link.broker.close(channel.subscription)
+
+    def start(self) -> None:
+        """Consume on a new channel.
+
+        Raises:
+            Refused: the broker said no.
+        """
+        subscription = Subscription(
+            self.tag,
+            lambda tag, entry, headers: self._queue_delivery(channel, tag, entry, headers),
+            lambda: self._cancelled_by_broker(channel),
+            prefetch=self._prefetch,
+            no_ack=self._no_ack,
+            exclusive=self._exclusive,
+            arguments=self._arguments,
+        )
+        channel = _Channel(self, subscription)
+        self.link.broker.consume(self.link, self._queue, subscription)
+        self._channel = channel
+
+    def resume(self) -> None:
+        """Consume again after a reconnect or a cancellation; tries until it works or the consumer ends."""
+        if self._is_cancelled or self._channel is not None or not self._may_consume:
+            return
+        try:
+            self.link.redeclare(self._queue)
+            self.start()
+        except (Refused, TopologyError) as refusal:
+            log.warning("resume_refused queue=%r reason=%r", self._queue, str(refusal))
+            self.link.call_later(_RESUME_DELAY_S, self.resume)
+
+    def lost(self) -> None:
+        """The connection is gone: what was not settled, or not even handed out, is with the broker again."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.outbox.clear()
+            self._remember_offset(channel)
+
+    def detach(self) -> None:
+        """The link closes."""
+        self._is_cancelled = True
+        if self._channel is not None:
+            self._channel.outbox.clear()
+
+    @property
+    def _may_consume(self) -> bool:
+        return self.link.state in (LinkState.CONNECTED, LinkState.BLOCKED)
+
+    def _queue_delivery(
+        self, channel: _Channel, tag: int, entry: Entry, extra_headers: Mapping[str, Any]
+    ) -> None:
+        message = entry.message
+        properties = message.copy_properties()
+        if extra_headers:
+            properties.headers = {**(properties.headers or {}), **extra_headers}
+        if not channel.outbox:
+            self.link.call_soon(lambda: self._flush(channel))
+        channel.outbox.append(
+            Delivery(
+                channel,
+                self.tag,
+                tag,
+                entry.redelivered,
+                message.exchange,
+                message.routing_key,
+                properties,
+                message.body,
+            )
+        )
+
+    def _flush(self, channel: _Channel) -> None:
+        batch, channel.outbox = channel.outbox, []
+        if not batch:
+            return
+        self.link.count_delivered(len(batch))
+        try:
+            self._on_deliveries(batch)
+        except Exception:  # the callback broke its promise; the other consumers must not suffer
+            log.exception("on_deliveries_raised queue=%r", self._queue)
+
+    def _return_outbox(self, channel: _Channel) -> None:
+        if self._no_ack:
+            self._flush(channel)  # the broker has forgotten them already
+            return
+        outbox, channel.outbox = channel.outbox, []
+        for delivery in outbox:
+            self.link.broker.settle(
+                channel.subscription, delivery.delivery_tag, accepted=False, requeue=True
+            )
+
+    def _cancelled_by_broker(self, channel: _Channel) -> None:
+        # What was handed out dies with the channel: a fresh channel replaces it, and the broker requeues.
+        self.link.call_soon(lambda: self._replace(channel))
+
+    def _replace(self, channel: _Channel) -> None:
+        if self._channel is not channel:
+            return
+        channel.outbox.clear()
+        self.link.broker.close(channel.subscription)
+        self._remember_offset(channel)
+        self._channel = None
+        self.resume()
+
+    def _remember_offset(self, channel: _Channel) -> None:
+        """A stream goes on where it stopped, and does not begin again where `x-stream-offset` first said."""
+        if channel.subscription.cursor:
+            self._arguments = {**self._arguments, "x-stream-offset": channel.subscription.cursor}
+
+
+@contextmanager
+def _as_topology_error() -> Iterator[None]:
+    try:
+        yield
+    except Refused as refusal:
+        raise TopologyError(f"{refusal.code} {refusal.text}") from refusal
+
+
+def _discard(items: list[Any], item: object) -> None:
+    if item in items:
+        items.remove(item)

@@ -1,0 +1,510 @@
+"""A broker in this process that behaves as RabbitMQ does: exchanges, bindings, queues, connections. Pure.
+
+Nothing here awaits: every operation is done when it returns, and deliveries are told to the subscription's callback.
+`MemoryLink` gives it AMQP's asynchronous manners. Where RabbitMQ would close the channel, it raises `Refused`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, Protocol
+
+from mycelia.amqp.memory_clock import Clock, LoopClock
+from mycelia.amqp.memory_queue import (
+    BaseQueue,
+    Message,
+    QueueModel,
+    Refused,
+    Subscription,
+    copy_properties,
+    make_queue,
+)
+from mycelia.amqp.memory_routing import EXCHANGE_TYPES, matches
+from mycelia.amqp.model import Binding, Exchange, Properties, Queue
+
+__all__ = ["MemoryBroker", "Peer", "PublishOutcome", "Refused", "Subscription", "broker_at"]
+
+
+class Peer(Protocol):
+    """A connection, as the broker sees it. All are called synchronously and must not raise."""
+
+    def on_lost(self) -> None:
+        """The connection is gone: the broker stopped or dropped it. Its subscriptions are closed already."""
+        ...
+
+    def on_restored(self) -> None:
+        """The broker takes connections again."""
+        ...
+
+    def on_blocked(self) -> None:
+        """`broker.is_blocked` has changed."""
+        ...
+
+
+class PublishOutcome(Enum):
+    """What became of a publishing. `UNROUTABLE` is confirmed too, after the return."""
+
+    CONFIRMED = "confirmed"
+    UNROUTABLE = "unroutable"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A binding as routing reads it."""
+
+    queue: str
+    routing_key: str
+    arguments: dict[str, Any]
+
+
+class MemoryBroker:
+    """One broker, shared by all links of its name. Belongs to one thread.
+
+    Args:
+        clock: where TTL, expiry and timestamps take their time from. Default: real time; give a `ManualClock`
+            to drive it by hand.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock: Clock = clock or LoopClock()
+        self.is_running = True
+        self.is_blocked = False
+        self._exchanges: dict[str, Exchange] = dict(_PREDECLARED)
+        self._bindings: dict[str, list[_Bound]] = {}
+        self._queues: dict[str, BaseQueue] = {}
+        self._peers: dict[Peer, list[Subscription]] = {}
+        self._attached: list[Peer] = []
+
+    # --- for tests: what an operator or a fault does ---------------------------------------------
+
+    def stop(self) -> None:
+        """Stop, as a node does: connections are lost, and what is not durable is gone."""
+        if not self.is_running:
+            return
+        self.is_running = False
+        peers = list(self._peers)
+        self._peers.clear()
+        for queue in list(self._queues.values()):
+            queue.detach_all()
+            if queue.declared.durable and not queue.declared.exclusive:
+                queue.restart()
+            else:
+                self._remove_queue(queue)
+        for exchange in [one for one in self._exchanges.values() if not one.durable]:
+            self._remove_exchange(exchange.name)
+        for peer in peers:
+            peer.on_lost()
+
+    def start(self) -> None:
+        """Start again with what `stop()` has left. Links reconnect with the next turn of their loop."""
+        if self.is_running:
+            return
+        self.is_running = True
+        self._restore()
+
+    def drop_connections(self) -> None:
+        """Cut every connection, as a network does. The broker keeps running: messages stay."""
+        peers = list(self._peers)
+        for peer in peers:
+            self.disconnect(peer)
+        for peer in peers:
+            peer.on_lost()
+        if self.is_running:
+            self._restore()
+
+    def block(self) -> None:
+        """Take no publishings, as under a memory or disk alarm (`connection.blocked`)."""
+        self._set_blocked(True)
+
+    def unblock(self) -> None:
+        self._set_blocked(False)
+
+    def cancel_consumers(self, queue: str) -> None:
+        """Cancel every consumer of `queue` from the broker's side (`basic.cancel`).
+
+        Raises:
+            Refused: no such queue (404).
+        """
+        self._find_queue(queue).cancel_consumers()
+
+    # --- connections -----------------------------------------------------------------------------
+
+    def attach(self, peer: Peer) -> None:
+        """Tell `peer` of starts until it detaches, connected or not."""
+        if peer not in self._attached:
+            self._attached.append(peer)
+
+    def detach(self, peer: Peer) -> None:
+        if peer in self._attached:
+            self._attached.remove(peer)
+
+    def connect(self, peer: Peer) -> None:
+        """Open a connection.
+
+        Raises:
+            Refused: the broker is stopped.
+        """
+        if not self.is_running:
+            raise Refused(320, "CONNECTION_FORCED - the broker is stopped")
+        self._peers.setdefault(peer, [])
+
+    def disconnect(self, peer: Peer) -> None:
+        """Close a connection: its consumers stop, its unsettled messages return, its exclusive queues go."""
+        subscriptions = self._peers.pop(peer, [])
+        # Exclusive queues go first, so that nothing is returned to them and dead-lettered from there.
+        for queue in [one for one in self._queues.values() if one.owner is peer]:
+            self._remove_queue(queue)
+        for subscription in subscriptions:
+            self.cancel(subscription)
+        for subscription in subscriptions:
+            self.close(subscription)
+
+    # --- topology --------------------------------------------------------------------------------
+
+    def declare_exchange(self, wanted: Exchange) -> None:
+        """Declare an exchange, or check that it exists as it is wanted.
+
+        Raises:
+            Refused: 404 passive and absent, 406 it exists otherwise, 403 reserved name, 503 unknown type.
+        """
+        existing = self._exchanges.get(wanted.name)
+        if wanted.passive:
+            self._find_exchange(wanted.name)
+            return
+        if wanted.type not in EXCHANGE_TYPES:
+            raise Refused(503, f"COMMAND_INVALID - unknown exchange type '{wanted.type}'")
+        if existing is None:
+            if wanted.name.startswith("amq."):
+                raise Refused(
+                    403,
+                    f"ACCESS_REFUSED - exchange name '{wanted.name}' contains reserved prefix 'amq.*'",
+                )
+            self._exchanges[wanted.name] = replace(wanted, arguments=dict(wanted.arguments))
+            return
+        for name in ("type", "durable", "auto_delete", "internal"):
+            self._check_same(
+                "exchange", wanted.name, name, getattr(wanted, name), getattr(existing, name)
+            )
+        self._check_same(
+            "exchange",
+            wanted.name,
+            "alternate-exchange",
+            wanted.arguments.get("alternate-exchange"),
+            existing.arguments.get("alternate-exchange"),
+        )
+
+    def declare_queue(self, peer: Peer, wanted: Queue) -> None:
+        """Declare a queue, or check that it exists as it is wanted.
+
+        Raises:
+            Refused: 404 passive and absent, 405 another connection's exclusive queue, 406 it exists otherwise or
+                its arguments do not fit together, 403 reserved name.
+        """
+        existing = self._queue(wanted.name)
+        if existing is not None:
+            self._check_access(peer, existing)
+            if not wanted.passive:
+                self._check_same_queue(wanted, existing.declared)
+            existing.touch()
+            return
+        if wanted.passive:
+            raise _no_queue(wanted.name)
+        if wanted.name.startswith("amq."):
+            raise Refused(
+                403, f"ACCESS_REFUSED - queue name '{wanted.name}' contains reserved prefix 'amq.*'"
+            )
+        declared = replace(wanted, arguments=dict(wanted.arguments))
+        self._queues[wanted.name] = make_queue(self, declared, peer if wanted.exclusive else None)
+
+    def bind(self, peer: Peer, binding: Binding) -> None:
+        """Bind a queue to an exchange; binding twice is binding once.
+
+        Raises:
+            Refused: 404 no such queue or exchange, 405 another connection's queue, 403 the default exchange.
+        """
+        if not binding.exchange:
+            raise Refused(403, "ACCESS_REFUSED - operation not permitted on the default exchange")
+        self._check_access(peer, self._find_queue(binding.queue))
+        self._find_exchange(binding.exchange)
+        bound = _Bound(binding.queue, binding.routing_key, dict(binding.arguments))
+        bindings = self._bindings.setdefault(binding.exchange, [])
+        if bound not in bindings:
+            bindings.append(bound)
+
+    def message_count(self, peer: Peer, name: str) -> int:
+        queue = self._find_queue(name)
+        self._check_access(peer, queue)
+        queue.touch()
+        return queue.message_count
+
+    def delete_queue(self, peer: Peer, name: str) -> None:
+        """Delete a queue with its messages, which are not dead-lettered. Nothing happens if it does not exist."""
+        queue = self._queue(name)
+        if queue is not None:
+            self._check_access(peer, queue)
+            self._remove_queue(queue)
+
+    # --- messages --------------------------------------------------------------------------------
+
+    def publish(
+        self, exchange: str, routing_key: str, body: bytes, properties: Properties
+    ) -> PublishOutcome:
+        """Route a message into its queues.
+
+        `properties` are copied: what the caller changes later does not reach the queues.
+
+        Raises:
+            Refused: 404 no such exchange, 403 an internal one, 406 `expiration` is not milliseconds as text.
+        """
+        if self._find_exchange(exchange).internal:
+            raise Refused(
+                403,
+                f"ACCESS_REFUSED - cannot publish to internal exchange '{exchange}' in vhost '/'",
+            )
+        expiration = properties.expiration
+        if expiration is not None and not (expiration.isascii() and expiration.isdigit()):
+            raise Refused(406, f"PRECONDITION_FAILED - invalid expiration '{expiration}'")
+        message = Message(exchange, routing_key, copy_properties(properties), bytes(body))
+        queues = self._route(exchange, routing_key, message.properties.headers or {})
+        if not queues:
+            return PublishOutcome.UNROUTABLE
+        taken = [queue.publish(message) for queue in queues]
+        return PublishOutcome.CONFIRMED if all(taken) else PublishOutcome.REJECTED
+
+    def consume(self, peer: Peer, queue: str, subscription: Subscription) -> None:
+        """Start a consumer.
+
+        Raises:
+            Refused: 404 no such queue, 403 exclusive use, 405 another connection's queue, 540 or 406 not possible on
+                a stream.
+        """
+        found = self._find_queue(queue)
+        self._check_access(peer, found)
+        # Known before it gets its first delivery, which `subscribe()` already brings.
+        self._peers[peer].append(subscription)
+        try:
+            found.subscribe(subscription)
+        except Refused:
+            self._peers[peer].remove(subscription)
+            raise
+
+    def cancel(self, subscription: Subscription) -> None:
+        """No more deliveries; what is unsettled can still be settled."""
+        if subscription.queue is not None:
+            subscription.queue.cancel(subscription)
+
+    def close(self, subscription: Subscription) -> None:
+        """Close the consumer's channel: what is unsettled returns to the queue."""
+        for subscriptions in self._peers.values():
+            if subscription in subscriptions:
+                subscriptions.remove(subscription)
+        if subscription.queue is not None:
+            subscription.queue.close(subscription)
+
+    def settle(
+        self, subscription: Subscription, tag: int, *, accepted: bool, requeue: bool = False
+    ) -> None:
+        """Tell a delivery's fate. Nothing happens for an unknown tag or a closed channel."""
+        if subscription.queue is not None:
+            subscription.queue.settle(subscription, tag, accepted=accepted, requeue=requeue)
+
+    # --- what the queues ask (QueueHost) ---------------------------------------------------------
+
+    def dead_letter(self, queue: QueueModel, message: Message, reason: str) -> None:
+        arguments = queue.declared.arguments
+        exchange = arguments.get("x-dead-letter-exchange")
+        if exchange is None or exchange not in self._exchanges:
+            return
+        routing_key = arguments.get("x-dead-letter-routing-key", message.routing_key)
+        properties = message.copy_properties()
+        properties.headers = _with_death(message, queue.name, reason, int(self.clock.wall()))
+        properties.expiration = None
+        dead = Message(exchange, routing_key, properties, message.body)
+        targets = self._route(exchange, routing_key, properties.headers)
+        deaths = properties.headers["x-death"]
+        for target in targets:
+            if reason == "rejected" or not _is_automatic_cycle(target.name, deaths):
+                target.publish(dead)
+
+    def queue_unused(self, queue: BaseQueue) -> None:
+        if self._queues.get(queue.name) is queue:
+            self._remove_queue(queue)
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _route(self, exchange: str, routing_key: str, headers: dict[str, Any]) -> list[BaseQueue]:
+        """The queues a message goes to, each once, in binding order."""
+        names: dict[str, None] = {}
+        seen: set[str] = set()
+        while exchange not in seen and exchange in self._exchanges:
+            seen.add(exchange)
+            names.update(dict.fromkeys(self._bound_queues(exchange, routing_key, headers)))
+            alternate = self._exchanges[exchange].arguments.get("alternate-exchange")
+            if names or alternate is None:
+                break
+            exchange = alternate
+        return [queue for name in names if (queue := self._queue(name)) is not None]
+
+    def _bound_queues(
+        self, exchange: str, routing_key: str, headers: dict[str, Any]
+    ) -> Iterable[str]:
+        if not exchange:
+            return [routing_key]
+        kind = self._exchanges[exchange].type
+        return [
+            bound.queue
+            for bound in self._bindings.get(exchange, ())
+            if matches(kind, bound.routing_key, bound.arguments, routing_key, headers)
+        ]
+
+    def _queue(self, name: str) -> BaseQueue | None:
+        queue = self._queues.get(name)
+        if queue is not None and queue.is_unused:
+            self._remove_queue(queue)
+            return None
+        return queue
+
+    def _find_queue(self, name: str) -> BaseQueue:
+        queue = self._queue(name)
+        if queue is None:
+            raise _no_queue(name)
+        return queue
+
+    def _find_exchange(self, name: str) -> Exchange:
+        exchange = self._exchanges.get(name)
+        if exchange is None:
+            raise Refused(404, f"NOT_FOUND - no exchange '{name}' in vhost '/'")
+        return exchange
+
+    def _check_access(self, peer: Peer, queue: BaseQueue) -> None:
+        if queue.owner is not None and queue.owner is not peer:
+            raise Refused(
+                405,
+                f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{queue.name}' in vhost '/'. "
+                "It could be originally declared on another connection or the exclusive property value does not "
+                "match that of the original declaration.",
+            )
+
+    def _check_same_queue(self, wanted: Queue, existing: Queue) -> None:
+        if wanted.exclusive != existing.exclusive:
+            raise Refused(
+                405,
+                f"RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{wanted.name}' in vhost '/'. "
+                "It could be originally declared on another connection or the exclusive property value does not "
+                "match that of the original declaration.",
+            )
+        for name in ("durable", "auto_delete"):
+            self._check_same(
+                "queue", wanted.name, name, getattr(wanted, name), getattr(existing, name)
+            )
+        ours = {"x-queue-type": "classic", **existing.arguments}
+        theirs = {"x-queue-type": "classic", **wanted.arguments}
+        for name in sorted({*ours, *theirs}):
+            self._check_same("queue", wanted.name, name, theirs.get(name), ours.get(name))
+
+    def _check_same(self, kind: str, name: str, what: str, received: Any, current: Any) -> None:
+        if received != current:
+            raise Refused(
+                406,
+                f"PRECONDITION_FAILED - inequivalent arg '{what}' for {kind} '{name}' in vhost '/': "
+                f"received {_shown(received)} but current is {_shown(current)}",
+            )
+
+    def _remove_queue(self, queue: BaseQueue) -> None:
+        self._queues.pop(queue.name, None)
+        for exchange, bindings in list(self._bindings.items()):
+            kept = [bound for bound in bindings if bound.queue != queue.name]
+            self._bindings[exchange] = kept
+            if bindings and not kept and self._exchanges[exchange].auto_delete:
+                self._remove_exchange(exchange)
+        queue.dispose()
+
+    def _remove_exchange(self, name: str) -> None:
+        self._exchanges.pop(name, None)
+        self._bindings.pop(name, None)
+
+    def _set_blocked(self, blocked: bool) -> None:
+        if self.is_blocked != blocked:
+            self.is_blocked = blocked
+            for peer in list(self._peers):
+                peer.on_blocked()
+
+    def _restore(self) -> None:
+        for peer in list(self._attached):
+            peer.on_restored()
+
+
+def broker_at(uri: str, make: Callable[[], MemoryBroker] = MemoryBroker) -> MemoryBroker:
+    """The broker that every `memory://name` link of this process shares, made by `make` at first sight of its name.
+
+    Give `make` to put a broker with its own clock under a name: ``broker_at("memory://t1", lambda: MemoryBroker(clock))``.
+    """
+    if uri not in _BROKERS:
+        _BROKERS[uri] = make()
+    return _BROKERS[uri]
+
+
+_BROKERS: dict[str, MemoryBroker] = {}
+
+_PREDECLARED = {
+    name: Exchange(name, type_)
+    for name, type_ in {
+        "": "direct",
+        "amq.direct": "direct",
+        "amq.fanout": "fanout",
+        "amq.headers": "headers",
+        "amq.match": "headers",
+        "amq.topic": "topic",
+    }.items()
+}
+
+
+def _no_queue(name: str) -> Refused:
+    return Refused(404, f"NOT_FOUND - no queue '{name}' in vhost '/'")
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else f"the value '{value}'"
+
+
+def _with_death(message: Message, queue: str, reason: str, now: int) -> dict[str, Any]:
+    """The message's headers with one more death in `x-death`, as `rabbit_dead_letter.erl` writes them.
+
+    A death of the same queue and reason is counted up and moved to the front; `time` stays that of the first.
+    """
+    headers = copy.deepcopy(message.properties.headers or {})
+    deaths: list[dict[str, Any]] = list(headers.get("x-death", ()))
+    same = [one for one in deaths if one["queue"] == queue and one["reason"] == reason]
+    if same:
+        deaths.remove(same[0])
+        death = {**same[0], "count": same[0]["count"] + 1}
+    else:
+        death = {
+            "count": 1,
+            "reason": reason,
+            "queue": queue,
+            "time": datetime.fromtimestamp(now, UTC),
+            "exchange": message.exchange,
+            "routing-keys": [message.routing_key],
+        }
+        if message.properties.expiration is not None:
+            death["original-expiration"] = message.properties.expiration
+    headers["x-death"] = [death, *deaths]
+    if "x-first-death-reason" not in headers:
+        headers["x-first-death-reason"] = reason
+        headers["x-first-death-queue"] = queue
+        headers["x-first-death-exchange"] = message.exchange
+    return headers
+
+
+def _is_automatic_cycle(queue: str, deaths: list[dict[str, Any]]) -> bool:
+    """Whether the message has been in `queue` before and came round with nobody rejecting it: RabbitMQ drops it."""
+    for at, death in enumerate(deaths):
+        if death["queue"] == queue:
+            return all(one["reason"] != "rejected" for one in deaths[: at + 1])
+    return False
