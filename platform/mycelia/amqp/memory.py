@@ -205,8 +205,6 @@ class MemoryLink:
         mandatory: bool = False,
         timeout: float = 30.0,
     ) -> None:
-        if properties.message_id is None:
-            properties.message_id = str(uuid.uuid4())
         if not self.writable:
             self._statistics.unconfirmed += 1
             try:
@@ -217,7 +215,7 @@ class MemoryLink:
                 raise self._not_writable(f"for {timeout:g} s")
         self._statistics.published += 1
         with _as_topology_error():
-            outcome = self.broker.publish(exchange, routing_key, body, properties)
+            outcome = self.broker.publish(exchange, routing_key, body, properties, uuid.uuid4().hex)
         # The confirm comes with a later turn of the loop, as from a socket; else a publisher in a loop would starve
         # the consumers.
         await asyncio.sleep(0)

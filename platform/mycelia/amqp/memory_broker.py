@@ -6,13 +6,13 @@ Nothing here awaits: every operation is done when it returns, and deliveries are
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Protocol
 
+from mycelia.amqp.fields import decode_table, encode_table
 from mycelia.amqp.memory_clock import Clock, LoopClock
 from mycelia.amqp.memory_queue import (
     BaseQueue,
@@ -20,7 +20,6 @@ from mycelia.amqp.memory_queue import (
     QueueModel,
     Refused,
     Subscription,
-    copy_properties,
     make_queue,
 )
 from mycelia.amqp.memory_routing import EXCHANGE_TYPES, matches
@@ -184,7 +183,7 @@ class MemoryBroker:
                     403,
                     f"ACCESS_REFUSED - exchange name '{wanted.name}' contains reserved prefix 'amq.*'",
                 )
-            self._exchanges[wanted.name] = replace(wanted, arguments=dict(wanted.arguments))
+            self._exchanges[wanted.name] = replace(wanted, arguments=_as_sent(wanted.arguments))
             return
         for name in ("type", "durable", "auto_delete", "internal"):
             self._check_same(
@@ -218,7 +217,7 @@ class MemoryBroker:
             raise Refused(
                 403, f"ACCESS_REFUSED - queue name '{wanted.name}' contains reserved prefix 'amq.*'"
             )
-        declared = replace(wanted, arguments=dict(wanted.arguments))
+        declared = replace(wanted, arguments=_as_sent(wanted.arguments))
         self._queues[wanted.name] = make_queue(self, declared, peer if wanted.exclusive else None)
 
     def bind(self, peer: Peer, binding: Binding) -> None:
@@ -231,7 +230,7 @@ class MemoryBroker:
             raise Refused(403, "ACCESS_REFUSED - operation not permitted on the default exchange")
         self._check_access(peer, self._find_queue(binding.queue))
         self._find_exchange(binding.exchange)
-        bound = _Bound(binding.queue, binding.routing_key, dict(binding.arguments))
+        bound = _Bound(binding.queue, binding.routing_key, _as_sent(binding.arguments))
         bindings = self._bindings.setdefault(binding.exchange, [])
         if bound not in bindings:
             bindings.append(bound)
@@ -252,14 +251,21 @@ class MemoryBroker:
     # --- messages --------------------------------------------------------------------------------
 
     def publish(
-        self, exchange: str, routing_key: str, body: bytes, properties: Properties
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: Properties,
+        message_id: str | None = None,
     ) -> PublishOutcome:
         """Route a message into its queues.
 
-        `properties` are copied: what the caller changes later does not reach the queues.
+        `properties` are copied, with `message_id` where they have none: what the caller changes later does not
+        reach the queues.
 
         Raises:
             Refused: 404 no such exchange, 403 an internal one, 406 `expiration` is not milliseconds as text.
+            ProtocolError: something that AMQP cannot carry.
         """
         if self._find_exchange(exchange).internal:
             raise Refused(
@@ -269,7 +275,7 @@ class MemoryBroker:
         expiration = properties.expiration
         if expiration is not None and not (expiration.isascii() and expiration.isdigit()):
             raise Refused(406, f"PRECONDITION_FAILED - invalid expiration '{expiration}'")
-        message = Message(exchange, routing_key, copy_properties(properties), bytes(body))
+        message = Message(exchange, routing_key, properties, body, message_id)
         queues = self._route(exchange, routing_key, message.properties.headers or {})
         if not queues:
             return PublishOutcome.UNROUTABLE
@@ -403,7 +409,7 @@ class MemoryBroker:
                 "queue", wanted.name, name, getattr(wanted, name), getattr(existing, name)
             )
         ours = {"x-queue-type": "classic", **existing.arguments}
-        theirs = {"x-queue-type": "classic", **wanted.arguments}
+        theirs = {"x-queue-type": "classic", **_as_sent(wanted.arguments)}
         for name in sorted({*ours, *theirs}):
             self._check_same("queue", wanted.name, name, theirs.get(name), ours.get(name))
 
@@ -464,6 +470,11 @@ _PREDECLARED = {
 }
 
 
+def _as_sent(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as they come out of the wire: a copy, of types that AMQP has."""
+    return decode_table(encode_table(arguments))[0]
+
+
 def _no_queue(name: str) -> Refused:
     return Refused(404, f"NOT_FOUND - no queue '{name}' in vhost '/'")
 
@@ -477,7 +488,7 @@ def _with_death(message: Message, queue: str, reason: str, now: int) -> dict[str
 
     A death of the same queue and reason is counted up and moved to the front; `time` stays that of the first.
     """
-    headers = copy.deepcopy(message.properties.headers or {})
+    headers = message.copy_properties().headers or {}
     deaths: list[dict[str, Any]] = list(headers.get("x-death", ()))
     same = [one for one in deaths if one["queue"] == queue and one["reason"] == reason]
     if same:

@@ -13,7 +13,6 @@ Rules that shape the code:
 
 from __future__ import annotations
 
-import copy
 import heapq
 import itertools
 from abc import ABC, abstractmethod
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from mycelia.amqp.fields import decode_properties, encode_properties, encode_short_string
 from mycelia.amqp.memory_clock import Clock, Timer
 from mycelia.amqp.model import Properties, Queue
 
@@ -33,7 +33,6 @@ __all__ = [
     "QueueModel",
     "Refused",
     "Subscription",
-    "copy_properties",
     "make_queue",
 ]
 
@@ -47,29 +46,36 @@ class Refused(Exception):
         self.text = text
 
 
-def copy_properties(properties: Properties) -> Properties:
-    """A copy that shares nothing that can change."""
-    return Properties(
-        **{
-            name: copy.deepcopy(value) if name == "headers" else value
-            for name in Properties.__slots__
-            if (value := getattr(properties, name)) is not None
-        }
-    )
-
-
 class Message:
-    """A message as it was published. Shared by all queues that hold it, and never changed."""
+    """A message as it was published. Shared by all queues that hold it, and never changed.
 
-    __slots__ = ("body", "exchange", "properties", "routing_key")
+    The properties are kept as the bytes that would be on the wire: each receiver gets its own copy, and only what AMQP
+    can carry gets in.
+    """
+
+    __slots__ = ("_wire", "body", "exchange", "properties", "routing_key")
 
     def __init__(
-        self, exchange: str, routing_key: str, properties: Properties, body: bytes
+        self,
+        exchange: str,
+        routing_key: str,
+        properties: Properties,
+        body: bytes,
+        message_id: str | None = None,
     ) -> None:
+        """Take a snapshot of `properties`, with `message_id` where they have none.
+
+        Raises:
+            ProtocolError: a value that AMQP cannot carry.
+        """
+        encode_short_string(exchange)
+        encode_short_string(routing_key)
         self.exchange = exchange
         self.routing_key = routing_key
-        self.properties = properties
-        self.body = body
+        self.body = bytes(body)
+        self._wire = encode_properties(properties, message_id)
+        self.properties = self.copy_properties()
+        """For the broker's own reading."""
 
     @property
     def persistent(self) -> bool:
@@ -77,7 +83,7 @@ class Message:
 
     def copy_properties(self) -> Properties:
         """The properties for one receiver, who may change them."""
-        return copy_properties(self.properties)
+        return decode_properties(self._wire, 0, len(self._wire))
 
 
 class Entry:
