@@ -1,0 +1,143 @@
+"""What travels: Nameko's wire protocol as pure functions and data. No socket, no clock, no AMQP type.
+
+serializers    values ⇄ bodies, by content type; what a service accepts
+  json_codec, msgpack_codec, tagged, compression, unserializable
+context        context data ⇄ headers
+call_ids       call ids and the stack of them
+rpc            names, requests, replies
+remote_errors  errors ⇄ the error in a reply
+events         names of exchanges and queues
+"""
+
+# Values and bodies
+# Calls
+from mycelia.wire.call_ids import (
+    DEFAULT_PARENT_CALLS_TRACKED,
+    call_id,
+    extend_call_stack,
+    new_uuid,
+)
+from mycelia.wire.compression import COMPRESSION_HEADER, decompress
+
+# Context and headers
+from mycelia.wire.context import (
+    ATTEMPT_HEADER,
+    AUTH_TOKEN,
+    CALL_ID_STACK,
+    DEADLINE_MS,
+    HEADER_PREFIX,
+    LANGUAGE,
+    TRACEPARENT,
+    TRACESTATE,
+    USER_AGENT,
+    USER_ID,
+    decode_context,
+    encode_context,
+    read_attempt,
+    read_deadline_ms,
+)
+
+# Events
+from mycelia.wire.events import (
+    BROADCAST,
+    EVENT_EXCHANGE_TYPE,
+    SERVICE_POOL,
+    SINGLETON,
+    HandlerQueueLife,
+    event_exchange_name,
+    handler_queue_life,
+    handler_queue_name,
+)
+
+# Errors
+from mycelia.wire.remote_errors import (
+    MAX_TRACEBACK_BYTES,
+    deserialize_exception,
+    nameko_twin,
+    register_remote_error,
+    serialize_exception,
+)
+
+# RPC
+from mycelia.wire.rpc import (
+    REPLY_QUEUE_ARGUMENTS,
+    RPC_EXCHANGE,
+    RPC_EXCHANGE_TYPE,
+    EncodedReply,
+    decode_reply,
+    decode_request,
+    encode_error,
+    encode_reply,
+    encode_request,
+    encode_result,
+    reply_queue_name,
+    rpc_routing_key,
+    service_binding_key,
+    service_queue_name,
+)
+
+# Bodies
+from mycelia.wire.serializers import (
+    DEFAULT_MAX_BODY_BYTES,
+    JSON,
+    MSGPACK,
+    Serializer,
+    SerializerRegistry,
+    check_body_size,
+)
+
+__all__ = [
+    "ATTEMPT_HEADER",
+    "AUTH_TOKEN",
+    "BROADCAST",
+    "CALL_ID_STACK",
+    "COMPRESSION_HEADER",
+    "DEADLINE_MS",
+    "DEFAULT_MAX_BODY_BYTES",
+    "DEFAULT_PARENT_CALLS_TRACKED",
+    "EVENT_EXCHANGE_TYPE",
+    "HEADER_PREFIX",
+    "JSON",
+    "LANGUAGE",
+    "MAX_TRACEBACK_BYTES",
+    "MSGPACK",
+    "REPLY_QUEUE_ARGUMENTS",
+    "RPC_EXCHANGE",
+    "RPC_EXCHANGE_TYPE",
+    "SERVICE_POOL",
+    "SINGLETON",
+    "TRACEPARENT",
+    "TRACESTATE",
+    "USER_AGENT",
+    "USER_ID",
+    "EncodedReply",
+    "HandlerQueueLife",
+    "Serializer",
+    "SerializerRegistry",
+    "call_id",
+    "check_body_size",
+    "decode_context",
+    "decode_reply",
+    "decode_request",
+    "decompress",
+    "deserialize_exception",
+    "encode_context",
+    "encode_error",
+    "encode_reply",
+    "encode_request",
+    "encode_result",
+    "event_exchange_name",
+    "extend_call_stack",
+    "handler_queue_life",
+    "handler_queue_name",
+    "nameko_twin",
+    "new_uuid",
+    "read_attempt",
+    "read_deadline_ms",
+    "register_remote_error",
+    "reply_queue_name",
+    "rpc_routing_key",
+    "serialize_exception",
+    "service_binding_key",
+    "service_queue_name",
+]

@@ -1,0 +1,333 @@
+"""Which serializers a service has, which it accepts, and what each content type means.
+
+Reads the configuration keys that Nameko reads (nameko/serialization.py): `serializer`, `SERIALIZERS`, `ACCEPT`. Where
+kombu has an opinion on a content type (kombu/serialization.py `SerializerRegistry.loads`), it is followed:
+- no content type means `application/data`;
+- `application/data` and `application/text` are always accepted: bytes, or text in their content encoding;
+- any other type must be in `ACCEPT` (default: only the `serializer`);
+- an empty body is given as it is, whatever its type.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pydoc import locate
+from typing import Any
+
+import yaml
+
+from mycelia.errors import ConfigError, UndecodableMessage
+from mycelia.wire.json_codec import JSON_CONTENT_TYPE, decode_json, encode_json
+from mycelia.wire.msgpack_codec import MSGPACK_CONTENT_TYPE, decode_msgpack, encode_msgpack
+from mycelia.wire.unserializable import unserializable
+
+__all__ = [
+    "DEFAULT_MAX_BODY_BYTES",
+    "JSON",
+    "MSGPACK",
+    "Serializer",
+    "SerializerRegistry",
+    "check_body_size",
+]
+
+DEFAULT_MAX_BODY_BYTES = 128 * 1024 * 1024
+"""RabbitMQ's own default `max_message_size` up to 3.13 (134217728)."""
+
+_UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
+_BINARY = frozenset({"binary", "ascii-8bit"})  # kombu's SKIP_DECODE
+_NO_CONTENT_TYPE = "application/data"
+_ALWAYS_ACCEPTED = frozenset({_NO_CONTENT_TYPE, "application/text"})
+
+
+@dataclass(frozen=True, slots=True)
+class Serializer:
+    """One way to write values as bytes.
+
+    `encode` raises `UnserializableValueError`, which names the path and type of what it refuses; `decode` raises
+    `UndecodableMessage`, which says where the bytes break. Both may be used from any thread.
+    """
+
+    name: str
+    content_type: str
+    content_encoding: str
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+
+
+def check_body_size(body: bytes, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES) -> None:
+    """Refuse a body that is larger than the limit.
+
+    Raises:
+        UndecodableMessage: with both sizes.
+    """
+    if len(body) > max_body_bytes:
+        raise UndecodableMessage(
+            f"the body has {len(body)} bytes, more than the limit of {max_body_bytes}. "
+            "Send less in one message, or raise the limit."
+        )
+
+
+# --- the serializers that are always there -------------------------------------------------------
+
+
+def _guarded(
+    name: str,
+    content_type: str,
+    content_encoding: str,
+    encode: Callable[[Any], bytes | str],
+    decode: Callable[[Any], Any],
+) -> Serializer:
+    """A serializer from plain functions, whose errors become ours.
+
+    As in Nameko, `encode` may return text, and `decode` is given text unless the content encoding is binary
+    (amqp/abstract_channel.py, `auto_decode`).
+    """
+    is_text = content_encoding.lower() not in _BINARY
+
+    def encode_guarded(value: Any) -> bytes:
+        try:
+            body = encode(value)
+            return body.encode(content_encoding) if isinstance(body, str) else body
+        except Exception as exc:
+            raise unserializable(value, content_type, encode, exc) from exc
+
+    def decode_guarded(body: bytes) -> Any:
+        try:
+            return decode(_text_if_possible(body, content_encoding) if is_text else body)
+        except Exception as exc:
+            raise UndecodableMessage(
+                f"a body of {len(body)} bytes is not {content_type}: {type(exc).__name__}: {exc}. "
+                "It may be cut off, or be published with the wrong content type."
+            ) from exc
+
+    return Serializer(name, content_type, content_encoding, encode_guarded, decode_guarded)
+
+
+def _text_if_possible(body: bytes, encoding: str) -> str | bytes:
+    try:
+        return body.decode(encoding)
+    except (LookupError, UnicodeDecodeError):
+        return body
+
+
+def _encode_raw(value: Any) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    raise TypeError("raw carries only text and bytes")
+
+
+JSON = Serializer("json", JSON_CONTENT_TYPE, "utf-8", encode_json, decode_json)
+MSGPACK = Serializer("msgpack", MSGPACK_CONTENT_TYPE, "binary", encode_msgpack, decode_msgpack)
+_YAML = _guarded("yaml", "application/x-yaml", "utf-8", yaml.safe_dump, yaml.safe_load)
+_RAW = _guarded("raw", _NO_CONTENT_TYPE, "binary", _encode_raw, bytes)
+_PICKLE = _guarded(
+    "pickle",
+    "application/x-python-serialize",
+    "binary",
+    lambda value: pickle.dumps(value, protocol=4),  # kombu's protocol
+    pickle.loads,
+)
+
+
+class SerializerRegistry:
+    """The serializers of one service: what it writes and what it accepts. Not changed once made."""
+
+    __slots__ = ("_accepted", "_by_name", "_by_type", "default", "max_body_bytes")
+
+    def __init__(
+        self,
+        *,
+        default: str = "json",
+        accept: Iterable[str] | None = None,
+        custom: Iterable[Serializer] = (),
+        max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    ) -> None:
+        """
+        Args:
+            default: name of the serializer to write with.
+            accept: names or content types to read; `None` accepts the default serializer's alone.
+            custom: further serializers; one of the same name replaces a built-in.
+            max_body_bytes: larger bodies are not decoded.
+
+        Raises:
+            ConfigError: a name that no serializer has.
+        """
+        by_name = {s.name: s for s in (JSON, MSGPACK, _YAML, _RAW, _PICKLE)}
+        by_name.update((s.name, s) for s in custom)
+        by_type = {s.content_type: s for s in by_name.values()}
+        accepted = [default] if accept is None else list(accept)
+        # Unpickling runs whatever code the sender likes, so pickle exists only for those who ask for it by name.
+        if by_name["pickle"] is _PICKLE and not {"pickle", _PICKLE.content_type} & {
+            default,
+            *accepted,
+        }:
+            del by_name["pickle"], by_type[_PICKLE.content_type]
+        self._by_name = by_name
+        self._by_type = by_type
+        self.default = self.by_name(default)
+        self._accepted = {s.content_type: s for s in map(self._named_or_typed, accepted)}
+        self.max_body_bytes = max_body_bytes
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], *, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    ) -> SerializerRegistry:
+        """Read `serializer`, `SERIALIZERS` and `ACCEPT` as Nameko does (nameko/serialization.py).
+
+        Raises:
+            ConfigError: an unknown name, a wrong type, or an encoder or decoder that cannot be imported.
+        """
+        accept = config.get("ACCEPT")
+        if isinstance(accept, str) or not (accept is None or isinstance(accept, Iterable)):
+            raise ConfigError(f"ACCEPT is {accept!r}; write a list of serializers, such as [json].")
+        specs = config.get("SERIALIZERS") or {}
+        if not isinstance(specs, Mapping):
+            raise ConfigError(f"SERIALIZERS is {specs!r}; write a map of name to its parts.")
+        return cls(
+            default=config.get("serializer") or "json",
+            accept=accept,
+            custom=[_custom(name, spec) for name, spec in specs.items()],
+            max_body_bytes=max_body_bytes,
+        )
+
+    @property
+    def accepted_content_types(self) -> tuple[str, ...]:
+        """What `decode` reads, besides `application/data` and `application/text`."""
+        return tuple(self._accepted)
+
+    def by_name(self, name: str) -> Serializer:
+        """The serializer to *write* with; it need not be accepted for reading.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        try:
+            return self._by_name[name]
+        except (KeyError, TypeError):
+            pass
+        if name == "pickle":
+            raise ConfigError(
+                "pickle is switched off, because reading it runs the sender's code. If you trust everyone who can "
+                "publish to this broker, name it in ACCEPT."
+            )
+        raise ConfigError(
+            f'no serializer "{name}"; there are: {", ".join(self._by_name)}. '
+            "Correct the name, or describe it under SERIALIZERS."
+        )
+
+    def by_content_type(self, content_type: str | None) -> Serializer:
+        """The serializer of a content type; it need not be accepted for reading.
+
+        Raises:
+            UndecodableMessage: there is none.
+        """
+        found = self._find(self._by_type, content_type)
+        if found is None:
+            raise self._not_accepted(content_type)
+        return found
+
+    def for_reply(self, content_type: str | None) -> Serializer:
+        """What to answer a request with: in its own format, as Nameko does, else in the default one."""
+        return self._find(self._by_type, content_type) or self.default
+
+    def decode(
+        self, body: bytes, content_type: str | None, content_encoding: str | None = None
+    ) -> Any:
+        """Decode a message's body by its own properties.
+
+        Raises:
+            UndecodableMessage: not accepted, too large, or broken bytes.
+        """
+        if len(body) > self.max_body_bytes:
+            check_body_size(body, self.max_body_bytes)
+        serializer = self._accepted.get(content_type)  # type: ignore[arg-type]  # None finds nothing
+        if serializer is None:
+            serializer = self._find(self._accepted, content_type)
+        if serializer is None or serializer is _RAW:
+            return self._decode_data(body, content_type, content_encoding)
+        if not body:
+            return body
+        if content_encoding and content_encoding != serializer.content_encoding:
+            body = _recoded(body, content_encoding, serializer.content_encoding)
+        return serializer.decode(body)
+
+    def _decode_data(
+        self, body: bytes, content_type: str | None, content_encoding: str | None
+    ) -> str | bytes:
+        if (content_type or _NO_CONTENT_TYPE) not in _ALWAYS_ACCEPTED:
+            raise self._not_accepted(content_type)
+        encoding = (content_encoding or "utf-8").lower()
+        if not body or encoding in _BINARY:
+            return body
+        try:
+            return body.decode(encoding)
+        except (LookupError, UnicodeDecodeError) as exc:
+            raise UndecodableMessage(
+                f'a body of {len(body)} bytes of content type "{content_type or "(none)"}" is not {encoding} text: '
+                f'{exc}. Publish bytes with content encoding "binary".'
+            ) from exc
+
+    def _find(self, table: dict[str, Serializer], content_type: str | None) -> Serializer | None:
+        if not content_type:
+            return None
+        found = table.get(content_type)
+        if found is None:
+            # Clients in other languages like `application/json; charset=utf-8`.
+            found = table.get(content_type.partition(";")[0].strip().lower())
+        return found
+
+    def _named_or_typed(self, name: Any) -> Serializer:
+        typed = self._by_type.get(name) if isinstance(name, str) and "/" in name else None
+        return typed or self.by_name(name)
+
+    def _not_accepted(self, content_type: str | None) -> UndecodableMessage:
+        accepted = ", ".join(self._accepted)
+        return UndecodableMessage(
+            f'content type "{content_type or "(none)"}" is not accepted; accepted: {accepted}. '
+            "Publish as one of these, or add it to ACCEPT."
+        )
+
+
+def _recoded(body: bytes, source: str, target: str) -> bytes:
+    """Text in the sender's encoding, in the one that the serializer reads; other bytes as they are."""
+    source, target = source.lower(), target.lower()
+    if source in _BINARY or target in _BINARY or (source in _UTF_8 and target in _UTF_8):
+        return body
+    try:
+        return body.decode(source).encode(target)
+    except (LookupError, UnicodeError):
+        return body  # as amqp's auto_decode: the serializer says what is wrong with them
+
+
+def _custom(name: str, spec: Any) -> Serializer:
+    """A serializer as `SERIALIZERS` describes it."""
+    allowed = {"encoder", "decoder", "content_type", "content_encoding"}
+    if not isinstance(spec, Mapping) or not {"encoder", "decoder", "content_type"} <= set(spec):
+        raise ConfigError(
+            f"SERIALIZERS.{name} is {spec!r}; it needs encoder, decoder (dotted paths) and content_type."
+        )
+    if unknown := set(spec) - allowed:
+        raise ConfigError(
+            f"SERIALIZERS.{name} has unknown keys {sorted(unknown)}; known: {sorted(allowed)}."
+        )
+    return _guarded(
+        name,
+        spec["content_type"],
+        spec.get("content_encoding", "utf-8"),
+        _imported(name, "encoder", spec["encoder"]),
+        _imported(name, "decoder", spec["decoder"]),
+    )
+
+
+def _imported(name: str, role: str, dotted_path: Any) -> Callable[[Any], Any]:
+    found = locate(dotted_path) if isinstance(dotted_path, str) else dotted_path
+    if not callable(found):
+        raise ConfigError(
+            f'SERIALIZERS.{name}.{role}: "{dotted_path}" cannot be imported or called. '
+            "Write a dotted path such as mypackage.module.function, and check that it is installed."
+        )
+    return found
