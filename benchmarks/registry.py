@@ -1,0 +1,259 @@
+"""Every peer: what it is, how it is started, and what it leaves at the broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from benchmarks.process import ROOT, PeerProcess
+
+_GO_SOURCE = Path(__file__).parent / "peers" / "go"
+_GO_SYSTEM_PATH = "/usr/share/gocode"
+"""Where Debian's packages put Go libraries (golang-github-rabbitmq-amqp091-go-dev)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a program of a peer is given: the broker, a directory of the run, a free port."""
+
+    uri: str
+    directory: Path
+    http_port: int
+
+    @classmethod
+    def prepare(cls, uri: str, directory: Path) -> Site:
+        """A site in an existing directory."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return cls(uri, directory, probe.getsockname()[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program: its command line, and what its environment has beside the site's."""
+
+    argv: Callable[[Site], Sequence[str]]
+    env: Mapping[str, str] = field(default_factory=dict)
+    consumes: str = ""
+    """The queue that has a consumer once it is ready. Empty: it reports `ready` by itself."""
+
+    def start(self, title: str, site: Site, *options: str) -> PeerProcess:
+        """Start it, with further options on the command line."""
+        given = {"AMQP_URI": site.uri, "BENCH_HTTP_PORT": str(site.http_port), **self.env}
+        return PeerProcess(title, [*self.argv(site), *options], given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """One peer. A question it has no programs for is not asked of it."""
+
+    name: str
+    about: str
+    distributions: tuple[str, ...] = ()
+    absent: Callable[[], str | None]
+    """Why it cannot be run here, or None where it can."""
+    rpc: tuple[Program, Program] | None = None
+    """Server and client."""
+    events: tuple[Program, Program] | None = None
+    """Handler and publisher."""
+    service: str = ""
+    """The name of the service that `nameko run` starts: the peer takes part in start-up."""
+    queues: tuple[str, ...] = ()
+    exchanges: tuple[str, ...] = ()
+
+
+def _module(module: str, role: str, **env: str) -> Program:
+    return Program(lambda site: [sys.executable, "-m", f"benchmarks.peers.{module}", role], env)
+
+
+def _nameko_run(target: str, service: str, **settings: object) -> Program:
+    """`nameko run --config FILE MODULE:CLASS`, as a user types it."""
+
+    def argv(site: Site) -> list[str]:
+        # JSON is YAML, and needs no library to write.
+        config = site.directory / f"{service}.yaml"
+        config.write_text(json.dumps({"AMQP_URI": site.uri, **settings}))
+        nameko = str(Path(sys.executable).with_name("nameko"))
+        return [nameko, "run", "--config", str(config), f"benchmarks.peers.{target}"]
+
+    return Program(argv, consumes=f"rpc-{service}")
+
+
+def _imports(statement: str) -> Callable[[], str | None]:
+    """Absent where `statement` fails; tried in a process of its own."""
+
+    @lru_cache(maxsize=1)
+    def absent() -> str | None:
+        path = os.pathsep.join((str(ROOT / "platform"), os.environ.get("PYTHONPATH", "")))
+        tried = subprocess.run(
+            [sys.executable, "-c", statement],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        return None if tried.returncode == 0 else tried.stderr.strip().splitlines()[-1]
+
+    return absent
+
+
+@lru_cache(maxsize=1)
+def go_binary() -> Path | str:
+    """Build the Go peer, against the system's Go libraries where they hold amqp091-go, else by
+    its go.mod. A string is the reason why there is none."""
+    go = shutil.which("go")
+    if go is None:
+        return "no Go tool chain: `go` is not on the PATH"
+    binary = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mycelia-bench-go"
+    env = dict(os.environ)
+    if Path(_GO_SYSTEM_PATH, "src/github.com/rabbitmq/amqp091-go").is_dir():
+        env |= {"GOPATH": _GO_SYSTEM_PATH, "GO111MODULE": "off"}
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    built = subprocess.run(
+        [go, "build", "-o", str(binary), "."],
+        cwd=_GO_SOURCE,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if built.returncode:
+        return f"go build failed: {(built.stderr.strip().splitlines() or ['no output'])[-1]}"
+    return binary
+
+
+def _go_absent() -> str | None:
+    built = go_binary()
+    return built if isinstance(built, str) else None
+
+
+def _go(role: str, **env: str) -> Program:
+    return Program(lambda site: [str(go_binary()), role], env)
+
+
+def _mycelia(kind: str, target: str) -> Peer:
+    service = f"bench_{kind}"
+    serve = _nameko_run(f"mycelia_service:{target}", service)
+    return Peer(
+        name=f"mycelia-{kind}",
+        about=f"`{'async def' if kind == 'async' else 'def'}` handlers under `nameko run`, "
+        "mycelia.Client; Nameko's wire; quorum event queue",
+        distributions=("mycelia", "pika", "msgspec", "uvloop"),
+        absent=_imports("from mycelia import Client, EventDispatcher, event_handler, rpc"),
+        rpc=(serve, _module("mycelia_client", f"rpc-client-{service}")),
+        events=(serve, _module("mycelia_client", f"event-publisher-{service}")),
+        service=service,
+        queues=(
+            f"rpc-{service}",
+            f"evt-{service}_feed-departed--{service}.departed",
+        ),
+        exchanges=(f"{service}_feed.events",),
+    )
+
+
+def _go_peer(name: str, queue_type: str, *, rpc: bool) -> Peer:
+    return Peer(
+        name=name,
+        about=f"amqp091-go; RPC on a transient queue, direct reply-to; {queue_type} event queue",
+        absent=_go_absent,
+        rpc=(_go("rpc-server"), _go("rpc-client")) if rpc else None,
+        events=(_go("event-handler", BENCH_QUEUE_TYPE=queue_type), _go("event-publisher")),
+        queues=("bench-go-echo", f"bench-go-departed-{queue_type}"),
+        exchanges=("bench-go.events",),
+    )
+
+
+_NAMEKO_SERVE = _nameko_run("nameko_service:BenchNameko", "bench_nameko")
+_FASTSTREAM_ABSENT = _imports("import faststream.rabbit")
+
+PEERS: Mapping[str, Peer] = {
+    peer.name: peer
+    for peer in (
+        _mycelia("async", "BenchAsync"),
+        _mycelia("def", "BenchDef"),
+        _go_peer("go", "classic", rpc=True),
+        _go_peer("go-quorum", "quorum", rpc=False),
+        Peer(
+            name="pika",
+            about="pika's asyncio adapter, by hand; direct reply-to; classic event queue",
+            distributions=("pika", "uvloop"),
+            absent=_imports("import pika, uvloop"),
+            rpc=(_module("pika_peer", "rpc-server"), _module("pika_peer", "rpc-client")),
+            events=(_module("pika_peer", "event-handler"), _module("pika_peer", "event-publisher")),
+            queues=("bench-pika-echo", "bench-pika-departed"),
+            exchanges=("bench-pika.events",),
+        ),
+        Peer(
+            name="aio-pika",
+            about="aio-pika, by hand; direct reply-to; classic event queue",
+            distributions=("aio-pika", "aiormq", "uvloop"),
+            absent=_imports("import aio_pika, uvloop"),
+            rpc=(_module("aio_pika_peer", "rpc-server"), _module("aio_pika_peer", "rpc-client")),
+            events=(
+                _module("aio_pika_peer", "event-handler"),
+                _module("aio_pika_peer", "event-publisher"),
+            ),
+            queues=("bench-aio-pika-echo", "bench-aio-pika-departed"),
+            exchanges=("bench-aio-pika.events",),
+        ),
+        Peer(
+            name="faststream",
+            about="RabbitBroker.request, one call in flight for each broker; classic event queue",
+            distributions=("faststream", "aio-pika", "uvloop"),
+            absent=_FASTSTREAM_ABSENT,
+            rpc=(
+                _module("faststream_peer", "rpc-server"),
+                _module("faststream_peer", "rpc-client"),
+            ),
+            events=(
+                _module("faststream_peer", "event-handler"),
+                _module("faststream_peer", "event-publisher"),
+            ),
+            queues=("bench-faststream-echo", "bench-faststream-departed"),
+            exchanges=("bench-faststream.events",),
+        ),
+        Peer(
+            name="faststream-replies",
+            about="the same server; the client publishes with a reply queue of its own",
+            distributions=("faststream", "aio-pika", "uvloop"),
+            absent=_FASTSTREAM_ABSENT,
+            rpc=(
+                _module("faststream_peer", "rpc-server"),
+                _module("faststream_peer", "rpc-client-replies"),
+            ),
+            queues=("bench-faststream-echo",),
+        ),
+        Peer(
+            name="nameko",
+            about="stock container under `nameko run`, ClusterRpcProxy; classic event queue",
+            distributions=("nameko", "kombu", "amqp", "eventlet"),
+            absent=_imports("import nameko.standalone.rpc, kombu, eventlet"),
+            rpc=(_NAMEKO_SERVE, _module("nameko_client", "rpc-client")),
+            events=(_NAMEKO_SERVE, _module("nameko_client", "event-publisher")),
+            service="bench_nameko",
+            queues=(
+                "rpc-bench_nameko",
+                "evt-bench_nameko_feed-departed--bench_nameko.departed",
+            ),
+            exchanges=("bench_nameko_feed.events",),
+        ),
+        Peer(
+            name="fastapi",
+            about="uvicorn and httpx.AsyncClient: HTTP, no broker between",
+            distributions=("fastapi", "uvicorn", "httpx", "uvloop"),
+            absent=_imports("import fastapi, uvicorn, httpx, uvloop"),
+            rpc=(_module("fastapi_peer", "rpc-server"), _module("fastapi_peer", "rpc-client")),
+        ),
+    )
+}
+"""Every peer by name, in the order of the tables."""
