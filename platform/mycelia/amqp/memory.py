@@ -34,6 +34,7 @@ from mycelia.amqp.memory_broker import (
 )
 from mycelia.amqp.memory_queue import Entry
 from mycelia.amqp.model import Binding, Delivery, Exchange, Properties, Queue, Returned
+from mycelia.amqp.topology import Part, Topology, in_order
 from mycelia.errors import (
     BrokerBlocked,
     BrokerUnavailable,
@@ -46,8 +47,6 @@ from mycelia.errors import (
 __all__ = ["MemoryConsumer", "MemoryLink"]
 
 log = logging.getLogger("mycelia.amqp")
-
-Part = Exchange | Queue | Binding
 
 _RESUME_DELAY_S = 0.05
 """Between attempts to resume a consumer whose queue is not there. Short: nobody else pays for it in memory."""
@@ -67,7 +66,7 @@ class MemoryLink:
         self._state = LinkState.CLOSED
         self._statistics = LinkStatistics()
         self._blocked_since: float | None = None
-        self._parts: dict[Part, None] = {}
+        self._topology = Topology()
         self._adopted: set[str] = set()
         self._consumers: list[MemoryConsumer] = []
         self._state_listeners: list[OnStateChange] = []
@@ -132,7 +131,7 @@ class MemoryLink:
             consumer.detach()
         self._consumers.clear()
         self.broker.disconnect(self)
-        self._parts.clear()
+        self._topology = Topology()
         self._set_state(LinkState.CLOSED)
 
     async def ready(self, timeout: float) -> None:
@@ -143,15 +142,13 @@ class MemoryLink:
 
     async def declare(self, *parts: Part, timeout: float | None = None) -> None:
         await self._connected_within(timeout, "declare")
-        for part in parts:
+        for part in in_order(parts):
             self._declare(part)
-            if isinstance(part, Binding) or not part.passive:
-                self._parts[part] = None
+        self._topology.remember(parts)
         await asyncio.sleep(0)
 
     def forget(self, *parts: Part) -> None:
-        for part in parts:
-            self._parts.pop(part, None)
+        self._topology.forget(parts)
 
     async def message_count(self, queue: str, timeout: float = 5.0) -> int:
         await self._connected_within(timeout, f'count the messages of "{queue}"')
@@ -296,7 +293,7 @@ class MemoryLink:
             return  # `on_restored()` comes with its start
         if self._state is LinkState.RECONNECTING:
             self._statistics.reconnects += 1
-        for part in self._parts:
+        for part in self._remembered():
             try:
                 self._declare(part)
             except TopologyError as error:
@@ -311,11 +308,10 @@ class MemoryLink:
         Raises:
             TopologyError: refused.
         """
-        for part in self._parts:
-            if isinstance(part, Queue) and part.name == queue:
-                self._declare(part)
-        for part in self._parts:
-            if isinstance(part, Binding) and part.queue == queue:
+        for part in self._remembered():
+            if (isinstance(part, Queue) and part.name == queue) or (
+                isinstance(part, Binding) and part.queue == queue
+            ):
                 self._declare(part)
 
     def count_delivered(self, count: int) -> None:
@@ -335,6 +331,10 @@ class MemoryLink:
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         self._running_loop().call_soon(callback)
+
+    def _remembered(self) -> list[Part]:
+        shared, own = self._topology.split()
+        return [*shared, *own]
 
     def _declare(self, part: Part) -> None:
         with _as_topology_error():

@@ -410,7 +410,7 @@ class MemoryBroker:
             )
         ours = {"x-queue-type": "classic", **existing.arguments}
         theirs = {"x-queue-type": "classic", **_as_sent(wanted.arguments)}
-        for name in sorted({*ours, *theirs}):
+        for name in _COMPARED_ARGUMENTS:
             self._check_same("queue", wanted.name, name, theirs.get(name), ours.get(name))
 
     def _check_same(self, kind: str, name: str, what: str, received: Any, current: Any) -> None:
@@ -454,6 +454,23 @@ def broker_at(uri: str, make: Callable[[], MemoryBroker] = MemoryBroker) -> Memo
         _BROKERS[uri] = make()
     return _BROKERS[uri]
 
+
+_COMPARED_ARGUMENTS = (
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-delivery-limit",
+    "x-expires",
+    "x-max-age",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-max-priority",
+    "x-message-ttl",
+    "x-overflow",
+    "x-queue-mode",
+    "x-queue-type",
+    "x-single-active-consumer",
+)
+"""What a redeclaration must agree on; RabbitMQ passes over arguments that it does not know."""
 
 _BROKERS: dict[str, MemoryBroker] = {}
 

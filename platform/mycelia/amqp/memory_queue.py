@@ -2,10 +2,12 @@
 
 Rules that shape the code:
 
-- Messages are delivered from the head. A requeued message goes back to where it was; only a `nack` on a quorum queue
-  without `x-delivery-limit` sends it to the back (RabbitMQ 3.10, "Repeated Requeues" in the quorum queue guide).
+- Messages are delivered from the head. On a classic queue a requeued message goes back to where it was. On a quorum
+  queue a `nack` sends it to the back; with `x-delivery-limit`, and when a channel closes, returned messages are
+  delivered before all others, in the order of their return (RabbitMQ 3.10's quorum queue guide, "Repeated Requeues").
 - Messages expire at the head only: one with a short TTL behind one without stays (RabbitMQ's TTL guide, "Caveats").
 - `x-delivery-count` counts returns on quorum queues; past `x-delivery-limit` the message is dead-lettered.
+- A stream carries no header that is a list or a table (3.10 drops them on the way into the log).
 - A stream keeps everything. Each consumer has a cursor of its own, and settling a delivery is credit for another.
   Retention (`x-max-age`, `x-max-length-bytes`) is accepted and not applied: RabbitMQ drops whole segments of
   500 MB, which no in-memory log reaches.
@@ -85,11 +87,30 @@ class Message:
         """The properties for one receiver, who may change them."""
         return decode_properties(self._wire, 0, len(self._wire))
 
+    def without_nested_headers(self) -> Message:
+        """This message without the headers that a stream cannot carry."""
+        properties = self.copy_properties()
+        if properties.headers:
+            properties.headers = {
+                name: value
+                for name, value in properties.headers.items()
+                if not isinstance(value, list | dict)
+            }
+        return Message(self.exchange, self.routing_key, properties, self.body)
+
 
 class Entry:
     """A message's place in one queue."""
 
-    __slots__ = ("delivery_count", "expires_at", "message", "position", "priority", "redelivered")
+    __slots__ = (
+        "delivery_count",
+        "expires_at",
+        "goes_first",
+        "message",
+        "position",
+        "priority",
+        "redelivered",
+    )
 
     def __init__(
         self, message: Message, position: int, priority: int = 0, expires_at: float | None = None
@@ -98,11 +119,17 @@ class Entry:
         self.position = position
         self.priority = priority
         self.expires_at = expires_at
+        self.goes_first = False
+        """Returned to a quorum queue: before all that was not."""
         self.redelivered = False
         self.delivery_count = 0
 
     def __lt__(self, other: Entry) -> bool:
-        return (-self.priority, self.position) < (-other.priority, other.position)
+        if self.priority != other.priority:
+            return self.priority > other.priority
+        if self.goes_first != other.goes_first:
+            return self.goes_first
+        return self.position < other.position
 
 
 class Subscription:
@@ -374,9 +401,7 @@ class QueueModel(BaseQueue):
             return
         if not accepted:
             if requeue:
-                if self.is_quorum and self._delivery_limit is None:
-                    entry.position = next(self._positions)
-                self._return(entry)
+                self._return(entry, to_back=self._delivery_limit is None)
             else:
                 self._host.dead_letter(self, entry.message, "rejected")
         self.drain()
@@ -388,7 +413,7 @@ class QueueModel(BaseQueue):
         subscription.queue = None
         self._channels.discard(subscription)
         for entry in returned:
-            self._return(entry)
+            self._return(entry, to_back=False)
         self.cancel(subscription)
         self.drain()
 
@@ -424,14 +449,16 @@ class QueueModel(BaseQueue):
             )
             subscription.take(head, headers)
 
-    def _return(self, entry: Entry) -> None:
+    def _return(self, entry: Entry, *, to_back: bool) -> None:
         entry.redelivered = True
-        entry.delivery_count += 1
-        limit = self._delivery_limit
-        if self.is_quorum and limit is not None and entry.delivery_count > limit:
-            self._host.dead_letter(self, entry.message, "delivery_limit")
-        else:
-            self._push(entry)
+        if self.is_quorum:
+            entry.delivery_count += 1
+            if self._delivery_limit is not None and entry.delivery_count > self._delivery_limit:
+                self._host.dead_letter(self, entry.message, "delivery_limit")
+                return
+            entry.goes_first = not to_back
+            entry.position = next(self._positions)
+        self._push(entry)
 
     def _push(self, entry: Entry) -> None:
         heapq.heappush(self._ready, entry)
@@ -487,7 +514,7 @@ class LogModel(BaseQueue):
         return len(self._log)
 
     def publish(self, message: Message) -> bool:
-        self._log.append(Entry(message, len(self._log)))
+        self._log.append(Entry(message.without_nested_headers(), len(self._log)))
         self._written_at.append(self._host.clock.wall())
         self.drain()
         return True

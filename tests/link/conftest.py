@@ -1,0 +1,79 @@
+"""Every test here runs twice: against the memory broker, and against real RabbitMQ, which is the judge."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from mycelia.amqp import Link, Queue
+from mycelia.amqp.memory import MemoryLink
+from mycelia.testing.eventually import eventually
+
+LinkFactory = Callable[[], Awaitable[Link]]
+
+
+@pytest.fixture(params=[pytest.param("memory"), pytest.param("rabbit", marks=pytest.mark.rabbit)])
+def make_link(request: pytest.FixtureRequest) -> Callable[[], Link]:
+    """Makes links, not yet open, to one broker that is this test's own."""
+    if request.param == "memory":
+        uri = f"memory://{secrets.token_hex(6)}"
+        return lambda: MemoryLink(uri)
+    rabbit = pytest.importorskip("mycelia.amqp.rabbit")
+    rabbit_uri = request.getfixturevalue("rabbit_uri")
+    return lambda: rabbit.RabbitLink(rabbit_uri)
+
+
+@pytest.fixture
+async def link_factory(make_link: Callable[[], Link]) -> AsyncIterator[LinkFactory]:
+    """Opens links to this test's broker, and closes them at its end."""
+    links: list[Link] = []
+
+    async def open_link() -> Link:
+        link = make_link()
+        links.append(link)
+        await link.open(timeout=15)
+        return link
+
+    yield open_link
+    for link in links:
+        await link.aclose()
+
+
+@pytest.fixture
+async def link(link_factory: LinkFactory) -> Link:
+    return await link_factory()
+
+
+@pytest.fixture
+def ready_count(link: Link) -> Callable[[str, int], Awaitable[None]]:
+    """Waits until so many messages are ready in a queue."""
+
+    async def wait(queue: str, count: int) -> None:
+        async def matches() -> bool:
+            return await link.message_count(queue) == count
+
+        await eventually(matches, 10, what=f"{count} messages ready in {queue}")
+
+    return wait
+
+
+QUORUM = {"x-queue-type": "quorum"}
+CLASSIC = {"x-queue-type": "classic"}
+STREAM = {"x-queue-type": "stream"}
+
+
+@pytest.fixture
+async def queue(link: Link) -> str:
+    """A durable quorum queue, as the platform declares them."""
+    await link.declare(Queue("work", arguments=QUORUM))
+    return "work"
+
+
+@pytest.fixture(params=["classic", "quorum"])
+async def any_queue(request: pytest.FixtureRequest, link: Link) -> str:
+    """A durable queue, once of each type that settles messages."""
+    name = f"work-{request.param}"
+    await link.declare(Queue(name, arguments={"x-queue-type": request.param}))
+    return name

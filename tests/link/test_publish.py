@@ -1,0 +1,298 @@
+"""Publishing with and without confirm, and what becomes of what cannot be routed or taken."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from tests.link.inbox import Inbox
+
+from mycelia.amqp import Binding, Exchange, Link, Properties, Queue, Returned
+from mycelia.errors import ProtocolError, PublishRejected, Unroutable
+from mycelia.testing.eventually import eventually
+
+EVERY_HEADER_TYPE = {
+    "text": "Zürich → 東京",
+    "empty text": "",
+    "small": 7,
+    "negative": -7,
+    "large": 2**40,
+    "largest": 2**63 - 1,
+    "true": True,
+    "false": False,
+    "none": None,
+    "float": 1.5,
+    "decimal": Decimal("12.34"),
+    "bytes": b"\x00\xff",
+    "time": datetime(2013, 1, 1, 5, 15, tzinfo=UTC),
+    "list": ["a", 1, None, ["nested", {"deep": True}]],
+    "empty list": [],
+    "table": {"a": 1, "b": {"c": ["d"]}},
+    "empty table": {},
+}
+
+EVERY_PROPERTY = {
+    "content_type": "application/json",
+    "content_encoding": "utf-8",
+    "headers": EVERY_HEADER_TYPE,
+    "delivery_mode": 2,
+    "priority": 9,
+    "correlation_id": "c-1",
+    "reply_to": "replies",
+    "expiration": "60000",
+    "message_id": "m-1",
+    "timestamp": 1_356_998_400,
+    "type": "flight.departed",
+    "user_id": "guest",
+    "app_id": "feed",
+    "cluster_id": "one",
+}
+
+
+async def test_every_property_and_header_type_arrives_as_it_was_sent(
+    link: Link, any_queue: str
+) -> None:
+    inbox = Inbox()
+    await link.consume(any_queue, inbox)
+
+    await link.publish("", any_queue, b"body", Properties(**EVERY_PROPERTY))  # type: ignore[arg-type]
+
+    (delivery,) = await inbox.wait(1)
+    assert delivery.properties == Properties(**EVERY_PROPERTY)  # type: ignore[arg-type]
+    assert delivery.body == b"body"
+    assert (delivery.exchange, delivery.routing_key) == ("", any_queue)
+    assert delivery.redelivered is False
+
+
+async def test_absent_properties_stay_absent(link: Link, any_queue: str) -> None:
+    inbox = Inbox()
+    await link.consume(any_queue, inbox)
+
+    link.publish_nowait("", any_queue, b"", Properties())
+
+    (delivery,) = await inbox.wait(1)
+    assert delivery.properties == Properties()
+
+
+async def test_confirmed_publishing_without_message_id_is_given_one(link: Link, queue: str) -> None:
+    inbox = Inbox()
+    await link.consume(queue, inbox)
+    properties = Properties(content_type="text/plain")
+
+    await link.publish("", queue, b"1", properties)
+    await link.publish("", queue, b"2", properties)
+
+    first, second = await inbox.wait(2)
+    assert first.properties.message_id
+    assert second.properties.message_id
+    assert first.properties.message_id != second.properties.message_id
+
+
+async def test_message_id_of_the_publisher_is_kept(link: Link, queue: str) -> None:
+    inbox = Inbox()
+    await link.consume(queue, inbox)
+
+    await link.publish("", queue, b"", Properties(message_id="order-7"))
+
+    (delivery,) = await inbox.wait(1)
+    assert delivery.properties.message_id == "order-7"
+
+
+async def test_change_after_publishing_does_not_reach_the_message(link: Link, queue: str) -> None:
+    inbox = Inbox()
+    await link.consume(queue, inbox)
+    properties = Properties(headers={"attempts": [1]})
+
+    link.publish_nowait("", queue, b"", properties)
+    assert properties.headers is not None
+    properties.headers["attempts"].append(2)
+
+    (delivery,) = await inbox.wait(1)
+    assert delivery.properties.headers == {"attempts": [1]}
+
+
+async def test_two_queues_get_copies_of_their_own(link: Link) -> None:
+    await link.declare(Queue("q1"), Queue("q2"), Exchange("x", "fanout"))
+    await link.declare(Binding("q1", "x", ""), Binding("q2", "x", ""))
+    one, two = Inbox(), Inbox()
+    await link.consume("q1", one)
+    await link.consume("q2", two)
+
+    await link.publish("x", "", b"", Properties(headers={"seen": []}))
+    (first,) = await one.wait(1)
+    (second,) = await two.wait(1)
+    assert first.properties.headers is not None
+    first.properties.headers["seen"].append("q1")
+
+    assert second.properties.headers == {"seen": []}
+
+
+@pytest.mark.parametrize("size", [0, 1, 131_064, 131_065, 3_000_000])
+async def test_body_of_any_size_arrives_whole(link: Link, any_queue: str, size: int) -> None:
+    body = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    inbox = Inbox()
+    await link.consume(any_queue, inbox)
+
+    await link.publish("", any_queue, body, Properties())
+
+    (delivery,) = await inbox.wait(1)
+    assert delivery.body == body
+
+
+async def test_messages_of_one_publisher_arrive_in_order(link: Link, any_queue: str) -> None:
+    inbox = Inbox(acks=True)
+    await link.consume(any_queue, inbox, prefetch=20)
+    bodies = [b"%d" % number for number in range(500)]
+
+    for body in bodies:
+        link.publish_nowait("", any_queue, body, Properties())
+
+    await inbox.wait(500)
+    assert inbox.bodies == bodies
+
+
+async def test_confirmed_publishings_keep_the_order_of_their_start(link: Link, queue: str) -> None:
+    inbox = Inbox(acks=True)
+    await link.consume(queue, inbox)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(200):
+            group.create_task(link.publish("", queue, b"%d" % number, Properties()))
+
+    await inbox.wait(200)
+    assert inbox.bodies == [b"%d" % number for number in range(200)]
+
+
+async def test_many_concurrent_publishers_each_get_their_own_outcome(
+    link: Link, queue: str
+) -> None:
+    async def publish(number: int) -> str:
+        key = queue if number % 3 else f"nobody-{number}"
+        try:
+            await link.publish("", key, b"%d" % number, Properties(), mandatory=True)
+        except Unroutable as error:
+            return error.routing_key
+        return "confirmed"
+
+    outcomes = await asyncio.gather(*(publish(number) for number in range(300)))
+
+    assert outcomes == ["confirmed" if number % 3 else f"nobody-{number}" for number in range(300)]
+    assert await link.message_count(queue) == 200
+
+
+async def test_confirmed_mandatory_publishing_without_a_queue_is_unroutable(link: Link) -> None:
+    with pytest.raises(Unroutable) as caught:
+        await link.publish("amq.topic", "no.such.key", b"", Properties(), mandatory=True)
+
+    assert (caught.value.exchange, caught.value.routing_key) == ("amq.topic", "no.such.key")
+
+
+async def test_confirmed_publishing_without_a_queue_is_dropped_unless_mandatory(link: Link) -> None:
+    await link.publish("amq.topic", "no.such.key", b"", Properties())
+
+
+async def test_unconfirmed_mandatory_publishing_without_a_queue_comes_back(link: Link) -> None:
+    came_back: list[Returned] = []
+    link.on_return(came_back.append)
+
+    link.publish_nowait(
+        "", "nobody", b"call", Properties(correlation_id="7", headers={"a": 1}), mandatory=True
+    )
+
+    await eventually(lambda: came_back)
+    assert came_back == [
+        Returned(
+            312,
+            "NO_ROUTE",
+            "",
+            "nobody",
+            Properties(correlation_id="7", headers={"a": 1}),
+            b"call",
+        )
+    ]
+
+
+async def test_return_of_a_confirmed_publishing_is_not_told_to_listeners(link: Link) -> None:
+    came_back: list[Returned] = []
+    link.on_return(came_back.append)
+
+    with pytest.raises(Unroutable):
+        await link.publish("", "nobody-confirmed", b"", Properties(), mandatory=True)
+    link.publish_nowait("", "nobody", b"", Properties(), mandatory=True)
+
+    await eventually(lambda: came_back)
+    assert [one.routing_key for one in came_back] == ["nobody"]
+
+
+async def test_removed_return_listener_is_not_called(link: Link) -> None:
+    removed: list[Returned] = []
+    kept: list[Returned] = []
+    remove = link.on_return(removed.append)
+    link.on_return(kept.append)
+
+    remove()
+    link.publish_nowait("", "nobody", b"", Properties(), mandatory=True)
+
+    await eventually(lambda: kept)
+    assert removed == []
+
+
+async def test_unconfirmed_publishing_to_an_absent_exchange_harms_nobody(
+    link: Link, queue: str
+) -> None:
+    inbox = Inbox(acks=True)
+    await link.consume(queue, inbox)
+
+    link.publish_nowait("absent", "key", b"", Properties())
+
+    # RabbitMQ closes the channel over it: what was in flight there may be lost, what is confirmed is not.
+    await link.publish("", queue, b"confirmed", Properties())
+    await inbox.wait_for(b"confirmed")
+
+
+async def test_full_queue_that_rejects_is_told_to_the_publisher(link: Link) -> None:
+    await link.declare(
+        Queue("small", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    )
+    await link.publish("", "small", b"1", Properties())
+
+    with pytest.raises(PublishRejected):
+        await link.publish("", "small", b"2", Properties())
+
+    assert await link.message_count("small") == 1
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        Properties(headers={"a": {1, 2}}),
+        Properties(headers={"a": 2**63}),
+        Properties(correlation_id="x" * 256),
+        Properties(priority=256),
+    ],
+    ids=["set", "too large a number", "too long a text", "too high a priority"],
+)
+async def test_what_amqp_cannot_carry_is_refused_before_it_is_sent(
+    link: Link, queue: str, properties: Properties
+) -> None:
+    with pytest.raises(ProtocolError):
+        await link.publish("", queue, b"", properties)
+    with pytest.raises(ProtocolError):
+        link.publish_nowait("", queue, b"", properties)
+
+    await link.publish("", queue, b"", Properties())
+    assert await link.message_count(queue) == 1
+
+
+async def test_statistics_count_what_was_published_confirmed_and_returned(
+    link: Link, queue: str
+) -> None:
+    await link.publish("", queue, b"", Properties())
+    with pytest.raises(Unroutable):
+        await link.publish("", "nobody", b"", Properties(), mandatory=True)
+    link.publish_nowait("", queue, b"", Properties())
+
+    statistics = link.statistics()
+    assert (statistics.published, statistics.returned, statistics.unconfirmed) == (3, 1, 0)
