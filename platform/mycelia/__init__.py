@@ -1,0 +1,77 @@
+"""Mycelia: message-driven services and real-time pipelines on RabbitMQ.
+
+General layout, lowest floor first; a module imports only from floors before its own (import-linter holds it):
+
+    errors                       one tree of errors
+    amqp | wire                  the broker link | Nameko's protocol; they do not know each other
+    call                         Call, Outcome, deadline, middleware
+    runtime                      container, workers, life cycle, hand-over from `nameko run`
+    policies  entrypoints        middleware over calls | what makes workers run
+    clients   providers          proxies, dispatcher, client | config, logger, …
+    flow  contracts  control     pipelines, schemas, live configuration
+    cli  testing                 the `mycelia` command | what users need to test their services
+"""
+
+# The programming model
+# Errors
+from mycelia import errors
+
+# Topology
+from mycelia.amqp import Binding, Exchange, Queue
+
+# Calls and middleware
+from mycelia.call import Call, CallKind, Middleware, Next, Outcome, Settle, get_current_call
+from mycelia.clients import BlockingClient, Client, EventDispatcher, Publisher, RpcProxy
+from mycelia.entrypoints import (
+    BROADCAST,
+    SERVICE_POOL,
+    SINGLETON,
+    consume,
+    event_handler,
+    rpc,
+)
+from mycelia.runtime import (
+    Container,
+    DependencyProvider,
+    Entrypoint,
+    Extension,
+    Runner,
+    SharedExtension,
+    WorkerContext,
+)
+from mycelia.wire import register_remote_error
+
+__all__ = [
+    "BROADCAST",
+    "SERVICE_POOL",
+    "SINGLETON",
+    "Binding",
+    "BlockingClient",
+    "Call",
+    "CallKind",
+    "Client",
+    "Container",
+    "DependencyProvider",
+    "Entrypoint",
+    "EventDispatcher",
+    "Exchange",
+    "Extension",
+    "Middleware",
+    "Next",
+    "Outcome",
+    "Publisher",
+    "Queue",
+    "RpcProxy",
+    "Runner",
+    "Settle",
+    "SharedExtension",
+    "WorkerContext",
+    "consume",
+    "errors",
+    "event_handler",
+    "get_current_call",
+    "register_remote_error",
+    "rpc",
+]
+
+__version__ = "0.1.0"

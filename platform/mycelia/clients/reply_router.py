@@ -1,0 +1,250 @@
+"""Requests out, replies in: the calling side of Nameko's RPC, for one caller process.
+
+One reply queue, one consumer, one timer, however many calls are under way. A reply finds its caller by correlation id;
+a request that no queue takes comes back (`mandatory`) and becomes `UnknownService`; what has no reply at its deadline
+becomes `RpcTimeout`. The reply queue outlives a reconnect (`x-expires`), so a reply sent meanwhile is not lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mycelia.amqp import Binding, Consumer, Delivery, Exchange, Link, Properties, Queue, Returned
+from mycelia.call import DeadlineWheel, deadline_to_wire
+from mycelia.errors import BrokerBlocked, BrokerUnavailable, MyceliaError, RpcTimeout, UnknownService
+from mycelia.wire import (
+    DEADLINE_MS,
+    HEADER_PREFIX,
+    REPLY_QUEUE_ARGUMENTS,
+    Serializer,
+    SerializerRegistry,
+    decode_reply,
+    encode_request,
+    new_uuid,
+    reply_queue_name,
+    rpc_routing_key,
+)
+
+__all__ = ["ReplyRouter"]
+
+log = logging.getLogger("mycelia.clients")
+
+DEADLINE_HEADER = HEADER_PREFIX + DEADLINE_MS
+
+REPLY_PREFETCH = 0
+"""Replies are taken as fast as they come: each was asked for, so their number is bounded by the callers."""
+
+NO_TIME_LEFT = 0.001
+"""Seconds; below this a request is not sent: the broker's expiry counts in whole milliseconds."""
+
+
+class _Pending:
+    """A call that waits for its reply."""
+
+    __slots__ = ("future", "slot", "target", "timeout")
+
+    def __init__(
+        self, future: asyncio.Future[Any], target: str, timeout: float, slot: int
+    ) -> None:
+        self.future = future
+        self.target = target
+        self.timeout = timeout
+        self.slot = slot
+
+
+class ReplyRouter:
+    """Sends requests and hands each reply to its caller. Lives on one event loop.
+
+    Args:
+        link: an open link.
+        serializers: what requests are written with and replies read with.
+        caller: the caller's name, part of the reply queue's name.
+        exchange: the RPC exchange.
+    """
+
+    def __init__(
+        self, link: Link, serializers: SerializerRegistry, *, caller: str, exchange: str
+    ) -> None:
+        self._link = link
+        self._serializers = serializers
+        self._exchange = exchange
+        self._routing_key = new_uuid()
+        self.queue = reply_queue_name(caller, self._routing_key)
+        self._prefix = self._routing_key[:18]
+        self._counter = 0
+        self._pending: dict[str, _Pending] = {}
+        self._wheel: DeadlineWheel[str] = DeadlineWheel()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = math.inf
+        self._consumer: Consumer | None = None
+        self._remove_return_listener: Any = None
+        self._closed = False
+        self._parts = (
+            Exchange(exchange),
+            Queue(self.queue, arguments=REPLY_QUEUE_ARGUMENTS),
+            Binding(self.queue, exchange, self._routing_key),
+        )
+        self.unmatched = 0
+        """Replies for which nobody waited any more."""
+
+    @property
+    def pending(self) -> int:
+        """Calls under way."""
+        return len(self._pending)
+
+    async def start(self, timeout: float | None = None) -> None:
+        """Declare the reply queue and consume it."""
+        self._loop = asyncio.get_running_loop()
+        await self._link.declare(*self._parts, timeout=timeout)
+        self._consumer = await self._link.consume(
+            self.queue, self._on_replies, no_ack=True, prefetch=REPLY_PREFETCH, timeout=timeout
+        )
+        self._remove_return_listener = self._link.on_return(self._on_return)
+
+    async def aclose(self) -> None:
+        """Fail the calls under way, and remove the reply queue. Idempotent; bounded; works with the broker down."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._remove_return_listener is not None:
+            self._remove_return_listener()
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(
+                    BrokerUnavailable(f"{pending.target}: the caller was closed before the reply")
+                )
+        self._pending.clear()
+        self._link.forget(*self._parts)
+        if self._consumer is not None:
+            await self._consumer.aclose(timeout=1.0)
+            try:
+                await self._link.delete_queue(self.queue, timeout=1.0)
+            except MyceliaError as exc:
+                log.debug("reply_queue_left queue=%s error=%s: it expires by itself", self.queue, exc)
+
+    async def call(
+        self,
+        service: str,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        headers: dict[str, Any],
+        deadline: float,
+        timeout: float,
+        serializer: Serializer | None = None,
+        priority: int | None = None,
+    ) -> Any:
+        """Call a method and wait for its result.
+
+        Cancelling the wait does not stop the remote method; its reply is dropped.
+
+        Args:
+            headers: context headers; the deadline is added to this dictionary.
+            deadline: on the monotonic clock.
+            timeout: what the user asked for, for the error's text.
+            serializer: for the request; the default one if `None`. The reply comes in the same format.
+
+        Raises:
+            RpcTimeout: no reply before the deadline.
+            UnknownService: no such service on this broker.
+            BrokerUnavailable, BrokerBlocked: the request could not be sent before the deadline.
+            UnserializableValueError: an argument cannot be carried.
+            Exception: what the remote method raised.
+        """
+        now = time.monotonic()
+        if deadline - now < NO_TIME_LEFT:
+            raise RpcTimeout(f"{service}.{method}", timeout, "Not sent: the time was used up before.")
+        serializer = serializer or self._serializers.default
+        body = encode_request(args, kwargs, serializer)
+        if not self._link.writable:
+            await self._link.ready(deadline - now)
+            now = time.monotonic()
+        headers[DEADLINE_HEADER] = deadline_to_wire(deadline, monotonic=now, wall=time.time())
+        self._counter += 1
+        correlation_id = f"{self._prefix}{self._counter:x}"
+        properties = Properties(
+            content_type=serializer.content_type,
+            content_encoding=serializer.content_encoding,
+            headers=headers,
+            delivery_mode=1,
+            priority=priority,
+            correlation_id=correlation_id,
+            reply_to=self._routing_key,
+            expiration=str(int((deadline - now) * 1000) or 1),
+        )
+        routing_key = rpc_routing_key(service, method)
+        while True:
+            try:
+                self._link.publish_nowait(
+                    self._exchange, routing_key, body, properties, mandatory=True
+                )
+                break
+            except (BrokerUnavailable, BrokerBlocked):
+                # The link was lost or blocked in this very moment; nothing has been written.
+                await self._link.ready(deadline - time.monotonic())
+        future = self._loop.create_future()
+        slot = self._wheel.add(correlation_id, deadline)
+        self._pending[correlation_id] = _Pending(future, routing_key, timeout, slot)
+        if deadline < self._timer_due:
+            self._arm_timer()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._take(correlation_id)
+            raise
+
+    def _take(self, correlation_id: str | None) -> _Pending | None:
+        pending = self._pending.pop(correlation_id, None)  # type: ignore[arg-type]  # None finds nothing
+        if pending is not None:
+            self._wheel.discard(correlation_id, pending.slot)  # type: ignore[arg-type]
+        return pending
+
+    def _on_replies(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            properties = delivery.properties
+            pending = self._take(properties.correlation_id)
+            if pending is None or pending.future.done():
+                self.unmatched += 1
+                log.debug("reply_unmatched correlation_id=%s", properties.correlation_id)
+                continue
+            try:
+                value = self._serializers.decode(
+                    delivery.body, properties.content_type, properties.content_encoding
+                )
+                result = decode_reply(value)
+            except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the one who waits
+                pending.future.set_exception(exc)
+            else:
+                pending.future.set_result(result)
+
+    def _on_return(self, returned: Returned) -> None:
+        pending = self._take(returned.properties.correlation_id)
+        if pending is not None and not pending.future.done():
+            pending.future.set_exception(UnknownService(pending.target.partition(".")[0]))
+
+    def _arm_timer(self) -> None:
+        """Wake up for the earliest deadline. Calls that were answered meanwhile make an early, idle wake-up."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self._wheel.next_expiry()
+        self._timer_due = math.inf if due is None else due
+        if due is not None and not self._closed:
+            # By our own clock: the loop's may differ (uvloop keeps a cached one).
+            delay = max(due - time.monotonic(), 0.001)
+            self._timer = self._loop.call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        for correlation_id in self._wheel.expire(time.monotonic()):
+            pending = self._pending.pop(correlation_id, None)
+            if pending is not None and not pending.future.done():
+                pending.future.set_exception(RpcTimeout(pending.target, pending.timeout))
+        self._arm_timer()

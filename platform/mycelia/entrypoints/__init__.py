@@ -1,0 +1,32 @@
+"""What makes workers run: RPC requests, events, messages, time, HTTP."""
+
+from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
+from mycelia.entrypoints.events import (
+    BROADCAST,
+    SERVICE_POOL,
+    SINGLETON,
+    EventHandler,
+    event_exchange,
+    event_handler,
+)
+from mycelia.entrypoints.messaging import Consumer, consume, exchange_from, queue_topology
+from mycelia.entrypoints.rpc import Rpc, rpc
+from mycelia.entrypoints.subscription import Subscription
+
+__all__ = [
+    "BROADCAST",
+    "SERVICE_POOL",
+    "SINGLETON",
+    "Consumer",
+    "DeadLetters",
+    "EventHandler",
+    "Rpc",
+    "Subscription",
+    "consume",
+    "dead_letter_queue_name",
+    "event_exchange",
+    "event_handler",
+    "exchange_from",
+    "queue_topology",
+    "rpc",
+]

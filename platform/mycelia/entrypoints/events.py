@@ -1,0 +1,151 @@
+"""`@event_handler`: a method that handles events. Exchange, queue names and bindings are Nameko's.
+
+Queues are quorum queues, unless the setting `mycelia.event_queue_type` says "classic" (exactly Nameko's declaration,
+for a queue that stock Nameko instances consume too) or the queue exists already: then it is adopted as it is.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from mycelia.amqp import Binding, Exchange, Queue
+from mycelia.call import CallKind
+from mycelia.entrypoints.subscription import Subscription
+from mycelia.errors import ConfigError
+from mycelia.runtime import counterpart_of
+from mycelia.wire import (
+    BROADCAST,
+    SERVICE_POOL,
+    SINGLETON,
+    event_exchange_name,
+    handler_queue_name,
+)
+
+__all__ = ["BROADCAST", "SERVICE_POOL", "SINGLETON", "EventHandler", "event_exchange", "event_handler"]
+
+HANDLER_TYPES = (SERVICE_POOL, SINGLETON, BROADCAST)
+
+
+def event_exchange(source_service: str, config: Any) -> Exchange:
+    """The exchange of a service's events, as Nameko's configuration keys want it (nameko/standalone/events.py:11)."""
+    return Exchange(
+        event_exchange_name(source_service),
+        auto_delete=bool(config.get("AUTO_DELETE_EVENT_EXCHANGES")),
+    )
+
+
+class EventHandler(Subscription):
+    """The entrypoint behind `@event_handler`.
+
+    Args:
+        source_service: whose events.
+        event_type: which; `*` and `#` match as in a topic binding.
+        handler_type: SERVICE_POOL, one instance of each service handles an event; SINGLETON, one instance of
+            one service; BROADCAST, every instance.
+        reliable_delivery: events wait in the queue while no instance runs. `None` means yes, and no for
+            BROADCAST, whose queue belongs to one instance.
+        requeue_on_error: try again, with a growing delay, instead of dead-lettering at the first error.
+        queue_type: "quorum" or "classic"; the setting `mycelia.event_queue_type` by default.
+    """
+
+    kind = CallKind.EVENT
+
+    def __init__(
+        self,
+        source_service: str,
+        event_type: str,
+        handler_type: str = SERVICE_POOL,
+        reliable_delivery: bool | None = None,
+        requeue_on_error: bool = False,
+        *,
+        queue_type: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(requeue_on_error=requeue_on_error, **options)
+        if handler_type not in HANDLER_TYPES:
+            raise ConfigError(
+                f"handler_type={handler_type!r}: expected one of {', '.join(HANDLER_TYPES)}."
+            )
+        self.source_service = source_service
+        self.event_type = event_type
+        self.handler_type = handler_type
+        if reliable_delivery is None:
+            reliable_delivery = handler_type != BROADCAST or self._has_own_identifier()
+        self.reliable_delivery = reliable_delivery
+        self.queue_type = queue_type
+        self._identifier = uuid.uuid4().hex
+
+    @property
+    def broadcast_identifier(self) -> str:
+        """What tells the instances of a BROADCAST handler apart. Override it with something that lasts (a host
+        name, say) to use BROADCAST with reliable delivery."""
+        return self._identifier
+
+    def _has_own_identifier(self) -> bool:
+        return type(self).broadcast_identifier is not EventHandler.broadcast_identifier
+
+    def topology(self) -> tuple[Queue, list[Exchange | Queue | Binding]]:
+        if self.handler_type == BROADCAST and self.reliable_delivery and not self._has_own_identifier():
+            raise ConfigError(
+                f"{self.container.service_name}.{self.method_name}: BROADCAST with reliable_delivery needs an "
+                "identifier that outlives the process. Override EventHandler.broadcast_identifier, or set "
+                "reliable_delivery=False."
+            )
+        config = self.container.config
+        exchange = event_exchange(self.source_service, config)
+        name = handler_queue_name(
+            self.handler_type,
+            self.source_service,
+            self.event_type,
+            self.container.service_name,
+            self.method_name,
+            self.broadcast_identifier,
+        )
+        queue = self._queue_of(name)
+        declare_exchange = config.get("DECLARE_EVENT_EXCHANGES") is not False
+        exchanges = [exchange] if declare_exchange else []
+        return queue, [*exchanges, queue, Binding(name, exchange.name, self.event_type)]
+
+    def _queue_of(self, name: str) -> Queue:
+        if not self.reliable_delivery:
+            # Quorum queues can be neither exclusive nor deleted with their last consumer.
+            exclusive = self.handler_type == BROADCAST
+            return Queue(name, exclusive=exclusive, auto_delete=True)
+        queue_type = self.queue_type or self.container.settings.mycelia.event_queue_type
+        if queue_type == "classic":
+            return Queue(name)
+        return Queue(name, arguments={"x-queue-type": queue_type})
+
+
+event_handler = EventHandler.decorator
+"""Make a method handle events: `@event_handler("source_service", "event_type")`."""
+
+
+@counterpart_of("nameko.events.EventHandler")
+def _from_nameko(declared: Any) -> EventHandler:
+    """Existing services keep Nameko's own queue declaration: stock instances may consume beside this one."""
+    handler_cls = EventHandler
+    own_identifier = _own_broadcast_identifier(declared)
+    if own_identifier is not None:
+        handler_cls = type("EventHandler", (EventHandler,), {"broadcast_identifier": own_identifier})
+    return handler_cls(
+        declared.source_service,
+        declared.event_type,
+        declared.handler_type,
+        declared.reliable_delivery,
+        declared.requeue_on_error,
+        queue_type="classic",
+        expected_exceptions=declared.expected_exceptions,
+        sensitive_arguments=declared.sensitive_arguments,
+    )
+
+
+def _own_broadcast_identifier(declared: Any) -> Any:
+    """The override of a user's subclass of Nameko's handler, if there is one."""
+    for cls in type(declared).__mro__:
+        if cls.__module__ == "nameko.events":
+            return None
+        if "broadcast_identifier" in vars(cls):
+            return vars(cls)["broadcast_identifier"]
+    return None

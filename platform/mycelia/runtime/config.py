@@ -1,0 +1,125 @@
+"""Nameko's configuration file, read as Nameko reads it (nameko/cli/main.py), without importing Nameko.
+
+`${VAR}` and `${VAR:default}` in an unquoted scalar are replaced and the result is read as YAML, so numbers and lists
+keep their type; `!env_var "…"` does the same in a quoted one; `!raw_env_var "…"` keeps text. Defaults may nest:
+`${A:${B:c}}`. A name that is unset and has no default gives an empty text, which YAML reads as `null`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mycelia.errors import ConfigError
+
+__all__ = ["expand", "load_config", "parse_config"]
+
+
+def expand(text: str, environ: Mapping[str, str]) -> str:
+    """Replace every `${NAME}` and `${NAME:default}` in `text`.
+
+    Raises:
+        ConfigError: a `${` without its `}`, or without a name.
+    """
+    pieces: list[str] = []
+    position = 0
+    while (start := text.find("${", position)) >= 0:
+        end = _closing_brace(text, start + 2)
+        name, colon, default = text[start + 2 : end].partition(":")
+        if not name or any(c in name for c in "{} \t"):
+            raise ConfigError(
+                f'"{text}": "{text[start : end + 1]}" names no environment variable. '
+                "Write ${NAME} or ${NAME:default}."
+            )
+        value = environ.get(name)
+        if value is None:
+            value = expand(default, environ) if colon else ""
+        pieces += (text[position:start], value)
+        position = end + 1
+    return "".join((*pieces, text[position:]))
+
+
+def _closing_brace(text: str, position: int) -> int:
+    depth = 1
+    for index in range(position, len(text)):
+        if text.startswith("${", index):
+            depth += 1
+        elif text[index] == "}":
+            depth -= 1
+            if not depth:
+                return index
+    raise ConfigError(f'"{text}": a "${{" is not closed with "}}".')
+
+
+def _make_loader(environ: Mapping[str, str]) -> type[yaml.SafeLoader]:
+    class Loader(yaml.SafeLoader):
+        """YAML with environment variables."""
+
+    def construct(loader: yaml.SafeLoader, node: yaml.Node, raw: bool) -> Any:
+        assert isinstance(node, yaml.ScalarNode)
+        text = loader.construct_scalar(node)
+        value = expand(text, environ)
+        if raw or value == text:
+            return value
+        return yaml.safe_load(value)
+
+    def construct_env_var(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+        return construct(loader, node, raw=False)
+
+    def construct_raw_env_var(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+        return construct(loader, node, raw=True)
+
+    Loader.add_constructor("!env_var", construct_env_var)
+    Loader.add_constructor("!raw_env_var", construct_raw_env_var)
+    Loader.add_implicit_resolver("!env_var", _HasVariable(), None)
+    return Loader
+
+
+class _HasVariable:
+    """What PyYAML asks of an implicit resolver: `match`. Applies to plain scalars with a `${…}` in them."""
+
+    def match(self, text: str) -> bool:
+        start = text.find("${")
+        return start >= 0 and text.find("}", start) >= 0
+
+
+def parse_config(
+    text: str, *, source: str = "configuration", environ: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The mapping in a YAML text.
+
+    Raises:
+        ConfigError: not YAML (with line and column), or not a mapping at the top.
+    """
+    try:
+        value = yaml.load(text, Loader=_make_loader(os.environ if environ is None else environ))  # noqa: S506  a SafeLoader
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{source} is not valid YAML: {exc}") from exc
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"{source}: expected a mapping of keys to values at the top, got {type(value).__name__}."
+        )
+    return value
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, or holds no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError(
+            f'configuration file "{path}" cannot be read: {exc.strerror}. Check --config.'
+        ) from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f'configuration file "{path}" is not UTF-8 text: {exc}') from exc
+    return parse_config(text, source=f'configuration file "{path}"')

@@ -1,0 +1,316 @@
+"""The container: one service class, its extensions, its workers, and their life cycle."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mycelia.errors import ConfigError
+from mycelia.runtime.counterparts import dependency_counterpart, entrypoint_counterpart
+from mycelia.runtime.extensions import (
+    ENTRYPOINTS_ATTRIBUTE,
+    Entrypoint,
+    Extension,
+    maybe_await,
+)
+from mycelia.runtime.handover import hand_over
+from mycelia.runtime.lane import Lane, OnExpired, OnSettle, ServiceSlots
+from mycelia.runtime.process import Process
+from mycelia.runtime.threads import ThreadPool
+from mycelia.runtime.worker import Invocation
+
+__all__ = ["Container", "get_service_name"]
+
+log = logging.getLogger("mycelia.runtime")
+
+DEFAULT_MAX_WORKERS = 10
+"""Threads for `def` methods where `max_workers` says nothing (nameko/constants.py)."""
+
+
+def get_service_name(service_cls: type) -> str:
+    """The service's `name`.
+
+    Raises:
+        ConfigError: there is none, or it is not text.
+    """
+    name = getattr(service_cls, "name", None)
+    if name is None:
+        raise ConfigError(
+            f"service class {service_cls.__qualname__} ({service_cls.__module__}) has no name. "
+            f'Give it one: `name = "{service_cls.__name__.lower()}"`.'
+        )
+    if not isinstance(name, str) or not name:
+        raise ConfigError(
+            f"service class {service_cls.__qualname__}: `name` must be text, got {name!r}."
+        )
+    return name
+
+
+class Container:
+    """Runs one service class.
+
+    Under `nameko run`, Nameko makes it (`SERVICE_CONTAINER_CLS: mycelia.Container`) and the process is handed over
+    to the native runtime, where `Runner` makes it.
+
+    Args:
+        service_cls: the service; it must have a `name`.
+        config: the whole configuration.
+        process: what the services of this process share; only the native runtime gives it.
+    """
+
+    is_native = True
+
+    def __init__(
+        self, service_cls: type, config: Mapping[str, Any], process: Process | None = None
+    ) -> None:
+        if process is None:
+            hand_over(f"service {getattr(service_cls, 'name', service_cls.__name__)!r}")
+        self.service_cls = service_cls
+        self.service_name = get_service_name(service_cls)
+        self.config = config
+        self.process = process
+        self.settings = process.settings
+        self.max_workers = process.settings.max_workers or DEFAULT_MAX_WORKERS
+        self.serializer = process.serializers.default.name
+        self.accept = process.serializers.accepted_content_types
+        self.shared_extensions: dict[Any, Any] = {}
+        self.extensions: list[Any] = []
+        """Every bound extension, sub-extensions before what uses them."""
+        self.dependencies: list[Any] = []
+        self.entrypoints: list[Any] = []
+        self.started = False
+        """Whether `start()` has completed and `stop()` has not begun."""
+        self._begun = False
+        self._slots = ServiceSlots(process.settings.max_workers)
+        self._lanes: list[Lane] = []
+        self._threads: ThreadPool | None = None
+        self._bind()
+
+    def _bind(self) -> None:
+        for name, member in inspect.getmembers(self.service_cls):
+            provider = dependency_counterpart(member)
+            if provider is not None:
+                self.dependencies.append(provider.bind(self, name))
+        for name, member in inspect.getmembers(self.service_cls, inspect.isfunction):
+            for declared in getattr(member, ENTRYPOINTS_ATTRIBUTE, ()):
+                entrypoint = entrypoint_counterpart(declared)
+                self.entrypoints.append(entrypoint.bind(self, name))
+
+    def adopt(self, extension: Extension) -> None:
+        """Take part in `extension`'s life cycle; called by `Extension.bind()`."""
+        self.extensions.append(extension)
+
+    @property
+    def needs_broker(self) -> bool:
+        return any(extension.needs_broker for extension in self.extensions)
+
+    # --- for entrypoints ----------------------------------------------------------------------
+
+    def make_lane(
+        self, entrypoint: Entrypoint, settle: OnSettle, on_expired: OnExpired | None = None
+    ) -> Lane:
+        """The lane in which `entrypoint`'s workers run; call it in `setup()` or `start()`.
+
+        `settle(call, outcome)` is called once for each call submitted to the lane.
+        """
+        loop = asyncio.get_running_loop()
+        if self._threads is None:
+            self._threads = ThreadPool(
+                loop, self._thread_count(), name=f"mycelia-{self.service_name}"
+            )
+        invocation = Invocation(self, entrypoint, loop)
+        lane = Lane(
+            invocation,
+            settle,
+            limit=self.concurrency_of(entrypoint),
+            slots=self._slots,
+            threads=self._threads,
+            loop=loop,
+            middleware=self.process.inbound,
+            on_expired=on_expired,
+        )
+        self._lanes.append(lane)
+        return lane
+
+    def concurrency_of(self, entrypoint: Entrypoint) -> int:
+        """Workers at once: the entrypoint's own setting, else `max_workers`, else the default for its kind."""
+        if entrypoint.concurrency is not None:
+            return entrypoint.concurrency
+        if self.settings.max_workers is not None:
+            return self.settings.max_workers
+        if inspect.iscoroutinefunction(entrypoint.method):
+            return self.settings.mycelia.async_concurrency
+        return DEFAULT_MAX_WORKERS
+
+    def prefetch_of(self, entrypoint: Entrypoint) -> int:
+        """Messages outstanding: the entrypoint's own setting, else twice its concurrency.
+
+        Twice, so that the next message is here when a worker ends, and no more, so that an instance does not
+        hoard what others could work on.
+        """
+        if entrypoint.prefetch is not None:
+            return entrypoint.prefetch
+        return min(2 * self.concurrency_of(entrypoint), 65535)
+
+    def _thread_count(self) -> int:
+        """Enough threads that no lane of `def` methods waits for one beyond its own limit."""
+        wanted = [
+            self.concurrency_of(entrypoint)
+            for entrypoint in self.entrypoints
+            if not inspect.iscoroutinefunction(entrypoint.method)
+        ]
+        total = sum(wanted) if any(e.concurrency for e in self.entrypoints) else max(wanted, default=1)
+        return min(total, self.settings.max_workers or total)
+
+    def spawn_worker(
+        self,
+        entrypoint: Entrypoint,
+        args: Iterable[Any],
+        kwargs: dict[str, Any],
+        context_data: dict[str, Any] | None = None,
+        handle_result: Any = None,
+    ) -> asyncio.Future[Any]:
+        """Run a worker from an entrypoint written by a third party, as Nameko's container does.
+
+        Returns a future of the method's result. `handle_result(worker_ctx, result, exc_info)`, if given, sees the
+        outcome first and returns the `(result, exc_info)` to use.
+        """
+        raise ConfigError(
+            f"{type(entrypoint).__name__}: entrypoints of this kind are not supported; derive from mycelia.Entrypoint."
+        )
+
+    def spawn_managed_thread(self, function: Any, identifier: str | None = None) -> ManagedThread:
+        """Run `function()` in a thread that belongs to this container, as third-party extensions ask for."""
+        loop = asyncio.get_running_loop()
+        name = identifier or getattr(function, "__name__", "managed")
+        return ManagedThread(loop.run_in_executor(None, function), name)
+
+    # --- life cycle ---------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Set up all extensions, then start them all. Raises the first error, after the others have ended."""
+        log.debug("service_starting service=%s", self.service_name)
+        self._begun = True
+        await self._each(self.extensions, "setup")
+        await self._each(self.extensions, "start")
+        self.started = True
+        log.info("service_started service=%s", self.service_name)
+
+    async def _each(self, extensions: Iterable[Any], hook: str) -> None:
+        async def run(extension: Any) -> None:
+            await maybe_await(getattr(extension, hook)())
+
+        async with _first_error_wins() as group:
+            for extension in extensions:
+                group.create_task(run(extension), name=f"mycelia:{hook}:{extension!r}")
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Stop in order: entrypoints, then workers, then dependencies, then what they share.
+
+        Workers get `grace` seconds (the setting `mycelia.grace` by default); what is unfinished then is cancelled
+        and goes back to its queue. Idempotent. Never raises: errors of hooks are logged.
+        """
+        if not self._begun:
+            return
+        self._begun = self.started = False
+        grace = self.settings.mycelia.grace if grace is None else grace
+        await self._each_quietly(self.entrypoints, "stop")
+        await self._finish_workers(grace)
+        entrypoints = set(map(id, self.entrypoints))
+        dependencies = set(map(id, self.dependencies))
+        await self._each_quietly(self.dependencies, "stop")
+        await self._each_quietly(
+            [e for e in self.extensions if id(e) not in entrypoints | dependencies], "stop"
+        )
+        if self._threads is not None:
+            self._threads.close()
+        log.info("service_stopped service=%s", self.service_name)
+
+    async def _finish_workers(self, grace: float) -> None:
+        lanes = self._lanes
+        active = sum(lane.active for lane in lanes)
+        if active:
+            log.info(
+                "service_draining service=%s workers=%d grace_s=%g",
+                self.service_name,
+                active,
+                grace,
+            )
+        try:
+            async with asyncio.timeout(grace):
+                for lane in lanes:
+                    await lane.wait_idle()
+        except TimeoutError:
+            unfinished = sum(lane.active for lane in lanes)
+            log.warning(
+                "grace_over service=%s unfinished=%d: cancelled; their messages go back to the queue",
+                self.service_name,
+                unfinished,
+            )
+        await asyncio.gather(*(lane.cancel() for lane in lanes))
+
+    async def kill(self) -> None:
+        """Stop without grace: workers are cancelled at once, their messages go back to the queue."""
+        await self._each_quietly(self.extensions, "kill")
+        await self.stop(grace=0)
+
+    async def _each_quietly(self, extensions: Iterable[Any], hook: str) -> None:
+        async def run(extension: Any) -> None:
+            try:
+                async with asyncio.timeout(HOOK_TIMEOUT):
+                    await maybe_await(getattr(extension, hook)())
+            except Exception:
+                log.exception(
+                    "extension_%s_failed service=%s extension=%r", hook, self.service_name, extension
+                )
+
+        await asyncio.gather(*map(run, extensions))
+
+    def __repr__(self) -> str:
+        return f"<Container [{self.service_name}]>"
+
+
+HOOK_TIMEOUT = 10.0
+"""Seconds an extension's `stop()` or `kill()` may take; a stuck one must not keep the process alive."""
+
+
+class ManagedThread:
+    """What `spawn_managed_thread()` returns; the shape Nameko's extensions expect."""
+
+    def __init__(self, future: asyncio.Future[Any], name: str) -> None:
+        self._future = future
+        self.name = name
+
+    @property
+    def dead(self) -> bool:
+        return self._future.done()
+
+    def link(self, callback: Any, *args: Any) -> None:
+        self._future.add_done_callback(lambda _: callback(self, *args))
+
+    def kill(self) -> None:
+        """A thread cannot be stopped from outside; its result is dropped."""
+        self._future.cancel()
+
+
+class _first_error_wins:
+    """A task group that raises the first error itself instead of an `ExceptionGroup`: users read one clear line."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> asyncio.TaskGroup:
+        return await self._group.__aenter__()
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        try:
+            await self._group.__aexit__(*exc_info)
+        except BaseExceptionGroup as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+

@@ -1,0 +1,259 @@
+"""Extensions: entrypoints, dependency providers, and what they share. Nameko's model, with hooks that may be async.
+
+Written in a class body, an extension is a prototype; `bind()` makes the instance that one container uses, with the
+same arguments. So `__init__` runs twice and must have no side effects: those belong in `setup()`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+
+from mycelia.errors import IncorrectSignature
+from mycelia.runtime.handover import hand_over
+
+if TYPE_CHECKING:
+    from mycelia.call import Call
+    from mycelia.runtime.container import Container
+    from mycelia.runtime.worker import WorkerContext
+
+__all__ = [
+    "ENTRYPOINTS_ATTRIBUTE",
+    "DependencyProvider",
+    "Entrypoint",
+    "Extension",
+    "SharedExtension",
+    "maybe_await",
+    "register_entrypoint",
+]
+
+ENTRYPOINTS_ATTRIBUTE = "nameko_entrypoints"
+"""The attribute by which `nameko run` finds service classes (nameko/extensions.py:18)."""
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+Self = TypeVar("Self", bound="Extension")
+
+
+async def maybe_await(value: Awaitable[Any] | Any) -> Any:
+    """Await what a hook returned if it is awaitable, else give it back."""
+    if inspect.isawaitable(value):
+        return await value
+    return value
+
+
+class Extension:
+    """Something with a life cycle in a container.
+
+    Hooks may be `def` or `async def` and run on the event loop: `setup()` of all extensions at once; when all have
+    returned, `start()` of all at once. `stop()` and `kill()` when the service goes down.
+    """
+
+    __params: tuple[tuple[Any, ...], dict[str, Any]]
+    container: Container | None = None
+    """The container this instance is bound to (a weak proxy); `None` on a prototype."""
+
+    needs_broker: ClassVar[bool] = False
+    """Whether the process must have a broker link before `setup()`."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Extension:  # noqa: PYI034
+        instance = super().__new__(cls)
+        instance.__params = (args, kwargs)
+        return instance
+
+    def setup(self) -> Any:
+        """Initialise what does not react to the outside yet. Raising stops the start."""
+
+    def start(self) -> Any:
+        """Begin to act. Every extension of the container has been set up. Raising stops the start."""
+
+    def stop(self) -> Any:
+        """Shut down gracefully. Errors are logged; the stop goes on."""
+
+    def kill(self) -> Any:
+        """Shut down at once, without grace. Errors are logged."""
+
+    def bind(self, container: Any) -> Any:
+        """The instance that `container` uses; sub-extensions (attributes) are bound with it.
+
+        In a container that is not Mycelia's, under `nameko run`, this does not return: the process is handed over
+        to the native runtime.
+        """
+        if not getattr(container, "is_native", False):
+            hand_over(f"{type(self).__name__} of service {getattr(container, 'service_name', '?')!r}")
+        instance = self._clone(container)
+        for name, extension in inspect.getmembers(self, _is_extension):
+            setattr(instance, name, extension.bind(container))
+        container.adopt(instance)
+        return instance
+
+    def _clone(self, container: Any) -> Any:
+        args, kwargs = self.__params
+        instance = type(self)(*args, **kwargs)
+        instance.container = weakref.proxy(container)
+        return instance
+
+    def is_bound(self) -> bool:
+        return self.container is not None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}{'' if self.is_bound() else ' [unbound]'}>"
+
+
+def _is_extension(value: object) -> bool:
+    return isinstance(value, Extension)
+
+
+class SharedExtension(Extension):
+    """An extension of which a container has one, however many others refer to it."""
+
+    @property
+    def sharing_key(self) -> Any:
+        """What makes two prototypes the same; their type, by default."""
+        return type(self)
+
+    def bind(self, container: Any) -> Any:
+        shared = getattr(container, "shared_extensions", {})
+        if self.sharing_key not in shared:
+            shared[self.sharing_key] = super().bind(container)
+        return shared[self.sharing_key]
+
+
+class DependencyProvider(Extension):
+    """Injects an object into each worker, under the attribute's name, and takes part in the worker's life.
+
+    Order for one worker: `get_dependency()` of all providers, `worker_setup()` of all, the method, then
+    `worker_result()` of all and `worker_teardown()` of all; only then is the message settled. An error in a hook
+    is the call's error: it is answered or dead-lettered like an error of the method, and the container lives on.
+
+    For a `def` method all hooks run in the worker's thread; for an `async def` method on the event loop. They may be
+    `async def` in both.
+    """
+
+    attr_name: str | None = None
+
+    def bind(self, container: Any, attr_name: str = "") -> Any:
+        instance = super().bind(container)
+        instance.attr_name = attr_name
+        return instance
+
+    def get_dependency(self, worker_ctx: WorkerContext) -> Any:
+        """What to inject. Called for each worker."""
+
+    def worker_setup(self, worker_ctx: WorkerContext) -> Any:
+        """Before the method, when every dependency is injected."""
+
+    def worker_result(
+        self, worker_ctx: WorkerContext, result: Any = None, exc_info: Any = None
+    ) -> Any:
+        """After the method, with what it returned or, as `exc_info`, what it raised."""
+
+    def worker_teardown(self, worker_ctx: WorkerContext) -> Any:
+        """Last, also after an error, of any worker whose dependencies were injected."""
+
+
+class Entrypoint(Extension):
+    """Something that makes workers run a method of the service.
+
+    Args:
+        expected_exceptions: what callers may cause; logged as a warning instead of an error.
+        sensitive_arguments: names of arguments whose values must not be logged or traced.
+        concurrency: how many workers of this entrypoint may run at once; the service's setting by default.
+        prefetch: how many messages the broker may have outstanding here; twice the concurrency by default.
+    """
+
+    method_name: str = ""
+
+    def __init__(
+        self,
+        *,
+        expected_exceptions: type[BaseException] | tuple[type[BaseException], ...] = (),
+        sensitive_arguments: str | tuple[str, ...] = (),
+        concurrency: int | None = None,
+        prefetch: int | None = None,
+    ) -> None:
+        for name, value in (("concurrency", concurrency), ("prefetch", prefetch)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+        self.expected_exceptions = expected_exceptions
+        self.sensitive_arguments = sensitive_arguments
+        self.concurrency = concurrency
+        self.prefetch = prefetch
+
+    def bind(self, container: Any, method_name: str = "") -> Any:
+        instance = super().bind(container)
+        instance.method_name = method_name
+        return instance
+
+    @property
+    def method(self) -> Callable[..., Any]:
+        """The service's function, unbound."""
+        assert self.container is not None
+        method: Callable[..., Any] = getattr(self.container.service_cls, self.method_name)
+        return method
+
+    def encode_result(self, call: Call, value: Any) -> bytes | None:
+        """Turn the method's result into what is sent, in the worker; `None` where nothing is sent."""
+        return None
+
+    @overload
+    @classmethod
+    def decorator(cls, method: Method, /) -> Method: ...
+
+    @overload
+    @classmethod
+    def decorator(cls, *args: Any, **kwargs: Any) -> Callable[[Method], Method]: ...
+
+    @classmethod
+    def decorator(cls, *args: Any, **kwargs: Any) -> Any:
+        """Use the class as `@name` or `@name(...)`."""
+        if len(args) == 1 and not kwargs and isinstance(args[0], FunctionType):
+            register_entrypoint(args[0], cls())
+            return args[0]
+        return partial(_registering, cls(*args, **kwargs))
+
+
+def _registering(entrypoint: Entrypoint, method: Method) -> Method:
+    register_entrypoint(method, entrypoint)
+    return method
+
+
+def register_entrypoint(method: Callable[..., Any], entrypoint: Any) -> None:
+    """Mark `method` as started by `entrypoint`, where `nameko run` and the container look for it."""
+    entrypoints: set[Any] | None = getattr(method, ENTRYPOINTS_ATTRIBUTE, None)
+    if entrypoints is None:
+        entrypoints = set()
+        setattr(method, ENTRYPOINTS_ATTRIBUTE, entrypoints)
+    entrypoints.add(entrypoint)
+
+
+class SignatureCheck:
+    """Whether arguments fit a method, compiled once: the common case is two comparisons.
+
+    `inspect.signature().bind()` costs about 10 µs a call; a plain positional method needs only a count.
+    """
+
+    __slots__ = ("_maximum", "_minimum", "_plain", "_signature")
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        parameters = list(inspect.signature(method).parameters.values())[1:]  # without self
+        self._signature = inspect.Signature(
+            [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+        )
+        self._plain = all(
+            p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters
+        )
+        self._maximum = len(parameters)
+        self._minimum = sum(p.default is p.empty for p in parameters)
+
+    def check(self, args: Any, kwargs: dict[str, Any]) -> None:
+        """Raises `IncorrectSignature`, with Python's own text, when the arguments do not fit."""
+        if not kwargs and self._plain and self._minimum <= len(args) <= self._maximum:
+            return
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise IncorrectSignature(str(exc)) from None

@@ -1,0 +1,78 @@
+"""What all services in one OS process share: settings, the broker link, serializers, middleware."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from mycelia.amqp import Link, connect
+from mycelia.call import Middleware
+from mycelia.errors import RuntimeStateError
+from mycelia.runtime.settings import Settings
+from mycelia.wire import SerializerRegistry
+
+__all__ = ["Process"]
+
+
+class Process:
+    """Shared by the containers of one `Runner`; lives on one event loop.
+
+    Args:
+        config: the whole configuration, as the services see it.
+        inbound: middleware around every worker, outermost first.
+        outbound: middleware around every call that leaves, outermost first.
+
+    Raises:
+        ConfigError: a key has a wrong type or value.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        inbound: tuple[Middleware, ...] = (),
+        outbound: tuple[Middleware, ...] = (),
+    ) -> None:
+        self.config = config
+        self.settings = Settings.from_config(config)
+        self.serializers = SerializerRegistry.from_config(
+            config, max_body_bytes=self.settings.mycelia.max_body_bytes
+        )
+        self.inbound = inbound
+        self.outbound = outbound
+        self._link: Link | None = None
+
+    @property
+    def link(self) -> Link:
+        """The broker link; there once an extension that needs a broker is about to be set up."""
+        if self._link is None:
+            raise RuntimeStateError(
+                "no broker link: the extension that asks for it must set `needs_broker = True`, "
+                "and may use it from `setup()` on."
+            )
+        return self._link
+
+    async def open_link(self, timeout: float | None = None) -> None:
+        """Connect to the broker; waits for one that is not up yet.
+
+        Raises:
+            BrokerUnavailable: not within `timeout` seconds.
+            AccessRefused: at once, when the broker refuses user, password or virtual host.
+        """
+        if self._link is None:
+            settings = self.settings
+            self._link = connect(
+                settings.AMQP_URI, ssl=settings.AMQP_SSL, heartbeat=settings.HEARTBEAT or 0
+            )
+            await self._link.open(timeout)
+
+    async def aclose(self) -> None:
+        """Close the link. Idempotent and bounded."""
+        link, self._link = self._link, None
+        if link is not None:
+            await link.aclose()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()

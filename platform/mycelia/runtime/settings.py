@@ -1,0 +1,115 @@
+"""What the runtime reads from configuration: Nameko's keys under Nameko's names, ours in a section `mycelia:`.
+
+Every key is checked once, at start. A wrong type or an unknown key of ours is a `ConfigError` that names the key, what
+was expected, and what was found. Keys that are neither belong to the user's services and are left alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from mycelia.call import DEFAULT_TIMEOUT
+from mycelia.errors import ConfigError
+
+__all__ = ["DEFAULT_BROKER", "MyceliaSection", "Settings"]
+
+DEFAULT_BROKER = "pyamqp://guest:guest@localhost"
+"""Where the broker is when nobody says (nameko/cli/commands.py; `pyamqp` is kombu's name for `amqp`)."""
+
+
+class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The section `mycelia:` of the configuration. Times are in seconds."""
+
+    rpc_timeout: float = DEFAULT_TIMEOUT
+    """How long an RPC may take where the proxy or the call says nothing."""
+    publish_timeout: float = 30.0
+    """How long a confirmed publishing may wait for the broker."""
+    grace: float = 25.0
+    """How long running workers may go on after SIGTERM. Below the 30 s after which orchestrators kill."""
+    async_concurrency: int = 100
+    """Workers at once for each `async def` entrypoint, where neither it nor `max_workers` says."""
+    event_queue_type: str = "quorum"
+    """Type of the queues that Mycelia's event handlers declare; "classic" declares exactly Nameko's."""
+    max_body_bytes: int = 128 * 1024 * 1024
+    """Largest body that is decoded; RabbitMQ 3.x takes up to 128 MiB by default."""
+    requeue_attempts: int = 20
+    """Deliveries after which a message with `requeue_on_error` is dead-lettered; RabbitMQ 4's delivery limit."""
+
+    def __post_init__(self) -> None:
+        for name in ("rpc_timeout", "publish_timeout"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be greater than 0")
+        for name in ("async_concurrency", "requeue_attempts", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.event_queue_type not in ("quorum", "classic"):
+            raise ValueError('event_queue_type must be "quorum" or "classic"')
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The checked configuration. Field names are the keys (Nameko's: reference in docs/configuration.md)."""
+
+    AMQP_URI: str = DEFAULT_BROKER
+    AMQP_SSL: bool | dict[str, Any] | None = None
+    HEARTBEAT: float | None = 60
+    LOGIN_METHOD: str | None = None
+    TRANSPORT_OPTIONS: dict[str, Any] | None = None
+    rpc_exchange: str = "nameko-rpc"
+    serializer: str = "json"
+    SERIALIZERS: dict[str, Any] | None = None
+    ACCEPT: list[str] | None = None
+    max_workers: int | None = None
+    parent_calls_tracked: int = 10
+    WEB_SERVER_ADDRESS: str = "0.0.0.0:8000"
+    AUTO_DELETE_EVENT_EXCHANGES: bool | None = None
+    DECLARE_EVENT_EXCHANGES: bool | None = None
+    SERVICE_CONTAINER_CLS: str | None = None
+    LOGGING: dict[str, Any] | None = None
+    mycelia: MyceliaSection = msgspec.field(default_factory=MyceliaSection)
+
+    def __post_init__(self) -> None:
+        if self.max_workers is not None and self.max_workers < 1:
+            raise ValueError("max_workers must be at least 1")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+        """Check `config` and take from it what the runtime needs.
+
+        Raises:
+            ConfigError: naming the key, what was expected and what was found.
+        """
+        known = {name: config[name] for name in cls.__struct_fields__ if name in config}
+        section = known.get("mycelia")
+        if section is None:
+            known.pop("mycelia", None)
+        elif isinstance(section, Mapping):
+            _check_section_keys(section)
+        try:
+            return msgspec.convert(known, cls, strict=True)
+        except msgspec.ValidationError as exc:
+            raise ConfigError(_explain(str(exc), known)) from None
+
+
+def _check_section_keys(section: Mapping[str, Any]) -> None:
+    fields = MyceliaSection.__struct_fields__
+    for key in section:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f'Did you mean "{close[0]}"?' if close else f"Known keys: {', '.join(fields)}."
+            raise ConfigError(f'configuration key "mycelia.{key}" is unknown. {hint}')
+
+
+def _explain(text: str, config: Mapping[str, Any]) -> str:
+    """msgspec's "Expected `int`, got `str` - at `$.max_workers`", as a sentence with the key and its value."""
+    problem, _, path = text.partition(" - at `$")
+    key = path.strip("`.")
+    if not key:
+        return f"configuration: {problem}."
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return f'configuration key "{key}": {problem[0].lower()}{problem[1:]} ({value!r}).'
