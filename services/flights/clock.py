@@ -60,5 +60,5 @@ def hhmm(instant: datetime, zone: ZoneInfo) -> int:
 
 
 def iso(instant: datetime) -> str:
-    """`instant` as the events carry it: `2013-02-08T22:15:00Z`."""
-    return instant.strftime("%Y-%m-%dT%H:%M:%SZ")
+    """`instant`, which must be in UTC, as the events carry it: `2013-02-08T22:15:00Z`."""
+    return instant.isoformat(timespec="seconds")[:19] + "Z"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from services.flights.latency import Histogram
@@ -20,9 +20,10 @@ from services.flights.messages import KINDS, Enriched, Weather
 __all__ = ["LATE_MIN", "Books", "DelayBook", "Tally", "visibility_band"]
 
 LATE_MIN = 15
-"""A flight is late from 15 minutes on, as the Bureau of Transportation Statistics counts: delay > 15 here, the minutes being whole."""
+"""Late is what is more than 15 minutes behind schedule."""
 WORST_KEPT = 100
-RECENT_KEPT = 12
+RECENT_KEPT = 6
+_BIT = {kind: 1 << place for place, kind in enumerate(KINDS)}
 NOTABLE_DELAY_MIN = 90
 
 
@@ -113,7 +114,8 @@ class _FlightState:
     dest: str
     tail_number: str | None
     scheduled_departure: str
-    seen: set[str] = field(default_factory=set)
+    seen: int = 0
+    """A bit for each kind of event that has been counted."""
     dep_delay: int | None = None
     arr_delay: int | None = None
 
@@ -128,7 +130,7 @@ class _FlightState:
             "scheduled_departure": self.scheduled_departure,
             "dep_delay": self.dep_delay,
             "arr_delay": self.arr_delay,
-            "cancelled": "cancelled" in self.seen,
+            "cancelled": bool(self.seen & _BIT["cancelled"]),
         }
 
 
@@ -170,10 +172,10 @@ class DelayBook:
         """Counts `event` unless it has been counted; says whether it was new. `counted_at`: seconds since 1970."""
         flight = self._flight(event)
         kind = event["kind"]
-        if kind in flight.seen:
+        if flight.seen & _BIT[kind]:
             self.duplicates += 1
             return False
-        flight.seen.add(kind)
+        flight.seen |= _BIT[kind]
         self.version += 1
         for tally in self._tallies(event):
             tally.count(event, self.version)

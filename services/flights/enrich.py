@@ -1,0 +1,87 @@
+"""Enrich: joins what the registry knows to what the feed says.
+
+    nameko run --config services/config.yaml services.flights.enrich
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mycelia import DependencyProvider, EventDispatcher, RpcProxy, event_handler, rpc
+from services.flights.messages import Enriched, FlightEvent
+from services.flights.single_flight import SingleFlightCache
+
+__all__ = ["Cache", "Enrich"]
+
+CONCURRENCY = 128
+
+
+class Cache(DependencyProvider):
+    """One cache of registry answers for all workers of the service."""
+
+    def __init__(self) -> None:
+        self.answers: SingleFlightCache[Any] = SingleFlightCache(max_entries=20_000)
+
+    def get_dependency(self, worker_ctx: object) -> SingleFlightCache[Any]:
+        """Workers share the cache."""
+        return self.answers
+
+
+class Enrich:
+    """Emits a `flight_enriched` event for each event of the feed."""
+
+    name = "enrich"
+    registry = RpcProxy("registry", timeout=10)
+    cache = Cache()
+    emit = EventDispatcher()
+
+    @event_handler("feed", "scheduled", concurrency=CONCURRENCY)
+    async def scheduled(self, event: FlightEvent) -> None:
+        """A flight was announced."""
+        await self._enrich(event)
+
+    @event_handler("feed", "departed", concurrency=CONCURRENCY)
+    async def departed(self, event: FlightEvent) -> None:
+        """A flight left the gate."""
+        await self._enrich(event)
+
+    @event_handler("feed", "arrived", concurrency=CONCURRENCY)
+    async def arrived(self, event: FlightEvent) -> None:
+        """A flight reached its gate."""
+        await self._enrich(event)
+
+    @event_handler("feed", "cancelled", concurrency=CONCURRENCY)
+    async def cancelled(self, event: FlightEvent) -> None:
+        """A flight will not leave."""
+        await self._enrich(event)
+
+    @rpc
+    async def cache_statistics(self) -> dict[str, int]:
+        """How the cache has served: hits, shared misses, calls to the registry."""
+        counts = self.cache.statistics
+        return {
+            "entries": len(self.cache),
+            "hits": counts.hits,
+            "shared": counts.shared,
+            "loads": counts.loads,
+            "failures": counts.failures,
+        }
+
+    async def _enrich(self, event: FlightEvent) -> None:
+        """Joins and emits. What fails here is tried again by the runtime; the event's id keeps it from counting twice."""
+        tail, hour = event["tail_number"], event["scheduled_departure"][:13] + ":00:00Z"
+        enriched: Enriched = {
+            **event,
+            "carrier_name": await self._known("carrier", event["carrier"]),
+            "plane": await self._known("plane", tail) if tail else None,
+            "origin_airport": await self._known("airport", event["origin"]),
+            "dest_airport": await self._known("airport", event["dest"]),
+            "weather": await self._known("weather", event["origin"], hour),
+            "enriched_at": time.time(),
+        }
+        await self.emit("flight_enriched", enriched)
+
+    async def _known(self, what: str, *key: str) -> Any:
+        """The registry's answer, which is asked for once for each key."""
+        return await self.cache.get((what, *key), lambda: getattr(self.registry, what)(*key))

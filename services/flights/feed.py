@@ -1,0 +1,136 @@
+"""The feed: says what happens to flights, at the pace it happened or faster.
+
+    nameko run --config services/config.yaml services.flights.feed
+    n.rpc.feed.start(speed=3600)      # in nameko shell: one hour of 2013 in each second
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from mycelia import Config, DependencyProvider, EventDispatcher, Logger, rpc
+from services.flights import dataset
+from services.flights.messages import Due, due_events
+from services.flights.replay import Emit, Replay
+
+__all__ = ["Feed", "Stage"]
+
+
+class Stage(DependencyProvider):
+    """Holds the flights and plays one replay at a time, beyond the call that asked for it."""
+
+    def __init__(self) -> None:
+        self.events: list[Due] = []
+        self.replay: Replay | None = None
+        self._queue: asyncio.Queue[tuple[Replay, Emit]] | None = None
+        self._player: asyncio.Task[None] | None = None
+        self._playing: asyncio.Task[None] | None = None
+
+    def setup(self) -> None:
+        """Reads the flights, before any call can ask for them."""
+        self.events = due_events(dataset.flights_of(dataset.load()))
+
+    async def start(self) -> None:
+        """Starts the task that plays: it must not belong to a call, whose deadline would end it."""
+        self._queue = asyncio.Queue(maxsize=1)
+        self._player = asyncio.create_task(self._play(self._queue), name="flights:player")
+
+    async def stop(self) -> None:
+        """Ends a running replay."""
+        if self._player is not None:
+            self._player.cancel()
+            await asyncio.wait([self._player])
+
+    def get_dependency(self, worker_ctx: object) -> Stage:
+        """Workers share the stage itself."""
+        return self
+
+    def begin(self, replay: Replay, emit: Emit) -> None:
+        """Plays `replay` from now on; one that is still running is stopped."""
+        assert self._queue is not None, "begin() comes after start()"
+        self.end()
+        self.replay = replay
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._queue.put_nowait((replay, emit))
+
+    def end(self) -> None:
+        """Stops the running replay, if there is one."""
+        if self._playing is not None:
+            self._playing.cancel()
+
+    async def _play(self, queue: asyncio.Queue[tuple[Replay, Emit]]) -> None:
+        while True:
+            replay, emit = await queue.get()
+            self._playing = asyncio.create_task(replay.play(emit), name=f"flights:{replay.run}")
+            try:
+                # A failed replay says so in its status; the stage is ready for the next one.
+                await asyncio.wait([self._playing])
+            finally:
+                self._playing.cancel()
+                await asyncio.gather(self._playing, return_exceptions=True)
+
+
+class Feed:
+    """Replays flights as `scheduled`, `departed`, `arrived` and `cancelled` events."""
+
+    name = "feed"
+    stage = Stage()
+    emit = EventDispatcher()
+    config = Config()
+    log = Logger()
+
+    @rpc
+    async def start(
+        self,
+        speed: float | None = None,
+        first_day: str | None = None,
+        last_day: str | None = None,
+    ) -> dict[str, Any]:
+        """Starts a replay and returns its status at once; a running one is stopped first.
+
+        Args:
+            speed: seconds of event time for each second; 0: as fast as the broker takes them. Default: `feed.speed`.
+            first_day: the first day to replay, `2013-02-08`, by scheduled departure in New York. Default: the first there is.
+            last_day: the last day, itself included.
+        """
+        settings = self.config.get("feed", {})
+        replay = Replay(
+            run=new_run_id(),
+            events=between(self.stage.events, first_day, last_day),
+            speed=float(settings.get("speed", 0) if speed is None else speed),
+            in_flight=int(settings.get("in_flight", 512)),
+        )
+        self.stage.begin(replay, self.emit)
+        self.log.info("replay_started", run=replay.run, speed=replay.speed, events=len(replay))
+        return replay.status()
+
+    @rpc
+    async def status(self) -> dict[str, Any]:
+        """How far the newest replay is; `state` is `idle` before the first."""
+        replay = self.stage.replay
+        return replay.status() if replay else {"state": "idle", "run": None}
+
+    @rpc
+    async def stop(self) -> dict[str, Any]:
+        """Stops the replay and returns its status."""
+        self.stage.end()
+        return await self.status()
+
+
+def new_run_id() -> str:
+    """An id for a replay; later ones sort after earlier ones."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(2)}"
+
+
+def between(events: Sequence[Due], first_day: str | None, last_day: str | None) -> list[Due]:
+    """The events of the flights of the days from `first_day` to `last_day`."""
+    return [
+        due
+        for due in events
+        if (first_day or "") <= due.flight.date <= (last_day or "9999")
+    ]

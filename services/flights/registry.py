@@ -1,0 +1,138 @@
+"""The registry: what is known of planes, airports, carriers and the weather.
+
+    nameko run --config services/config.yaml services.flights.registry
+    n.rpc.registry.plane("N14228")    # in nameko shell
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from mycelia import DependencyProvider, rpc
+from services.flights import dataset
+from services.flights.dataset import Tables
+from services.flights.messages import Airport, Plane, Weather
+
+__all__ = ["Records", "Registry", "airports_of", "carriers_of", "planes_of", "weather_of"]
+
+T = TypeVar("T")
+
+
+def planes_of(tables: Tables) -> dict[str, Plane]:
+    """The aircraft, by tail number."""
+    return {
+        row["tailnum"]: Plane(
+            tail_number=row["tailnum"],
+            year=int(row["year"]) if row["year"] else None,
+            type=row["type"],
+            manufacturer=row["manufacturer"],
+            model=row["model"],
+            engines=int(row["engines"]),
+            seats=int(row["seats"]),
+        )
+        for row in tables.planes
+    }
+
+
+def airports_of(tables: Tables) -> dict[str, Airport]:
+    """The airports, by FAA code."""
+    return {
+        row["faa"]: Airport(
+            code=row["faa"],
+            name=row["name"],
+            lat=float(row["lat"]),
+            lon=float(row["lon"]),
+            zone=row["tzone"],
+        )
+        for row in tables.airports
+    }
+
+
+def carriers_of(tables: Tables) -> dict[str, str]:
+    """The carriers' names, by code."""
+    return {row["carrier"]: row["name"] for row in tables.airlines}
+
+
+def weather_of(tables: Tables) -> dict[tuple[str, str], Weather]:
+    """The observations, by airport and hour (UTC, `2013-02-08T22:00:00Z`)."""
+    return {
+        (row["origin"], row["time_hour"]): Weather(
+            temperature_f=_measured(row["temp"]),
+            wind_mph=_measured(row["wind_speed"]),
+            precipitation_in=_measured(row["precip"]),
+            visibility_mi=_measured(row["visib"]),
+        )
+        for row in tables.weather
+    }
+
+
+def _measured(text: str) -> float | None:
+    return round(float(text), 2) if text else None
+
+
+class Records(DependencyProvider):
+    """The tables in memory, read once and shared by all workers."""
+
+    planes: Mapping[str, Plane] = {}
+    airports: Mapping[str, Airport] = {}
+    carriers: Mapping[str, str] = {}
+    weather: Mapping[tuple[str, str], Weather] = {}
+
+    def setup(self) -> None:
+        """Reads the tables before the first call arrives."""
+        tables = dataset.load()
+        self.planes = planes_of(tables)
+        self.airports = airports_of(tables)
+        self.carriers = carriers_of(tables)
+        self.weather = weather_of(tables)
+
+    def get_dependency(self, worker_ctx: object) -> Records:
+        """Workers read the records themselves."""
+        return self
+
+
+class Registry:
+    """Answers for one key, or for many at once; `None` says that the key is not known."""
+
+    name = "registry"
+    records = Records()
+
+    @rpc
+    async def plane(self, tail_number: str) -> Plane | None:
+        """The aircraft with this tail number."""
+        return self.records.planes.get(tail_number)
+
+    @rpc
+    async def planes(self, tail_numbers: list[str]) -> dict[str, Plane | None]:
+        """The aircraft with these tail numbers."""
+        return _pick(self.records.planes, tail_numbers)
+
+    @rpc
+    async def airport(self, code: str) -> Airport | None:
+        """The airport with this FAA code."""
+        return self.records.airports.get(code)
+
+    @rpc
+    async def airports(self, codes: list[str]) -> dict[str, Airport | None]:
+        """The airports with these FAA codes."""
+        return _pick(self.records.airports, codes)
+
+    @rpc
+    async def carrier(self, code: str) -> str | None:
+        """The name of the carrier with this code."""
+        return self.records.carriers.get(code)
+
+    @rpc
+    async def carriers(self, codes: list[str]) -> dict[str, str | None]:
+        """The names of the carriers with these codes."""
+        return _pick(self.records.carriers, codes)
+
+    @rpc
+    async def weather(self, airport: str, hour: str) -> Weather | None:
+        """The observation at a New York airport in an hour (UTC, `2013-02-08T22:00:00Z`)."""
+        return self.records.weather.get((airport, hour))
+
+
+def _pick(records: Mapping[str, T], keys: Iterable[str]) -> dict[str, T | None]:
+    return {key: records.get(key) for key in keys}
