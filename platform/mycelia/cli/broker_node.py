@@ -1,0 +1,581 @@
+"""A private RabbitMQ node: own name, ports, data, cookie and log, for one directory and no one else.
+
+It runs the installed `rabbitmq-server` as the current user, beside any RabbitMQ that the machine already has, and
+never touches that one. Everything listens on 127.0.0.1 only. The directory holds all there is of the node:
+
+    node.json         name and ports, chosen once and kept, so that a restart is found under the same URI
+    pids.json         the running processes: the node itself and its epmd
+    rabbitmq.conf     written at each start
+    data/  log/       the node's own; `log/startup.log` is what it printed before its log file was open
+
+The processes live on when the starting one ends (`mycelia broker start`), unless started with `leash=True` (tests).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from mycelia.cli.management_api import ManagementApi
+from mycelia.errors import BrokerUnavailable, ConfigError
+
+__all__ = ["NodeStatus", "PrivateNode", "RabbitInstallation", "find_rabbitmq", "probe_amqp"]
+
+# Below the range from which systems take ports for outgoing connections (Linux 32768, macOS 49152), so that a
+# remembered port is still free at the next start.
+_PORT_RANGE = (20_000, 29_999)
+
+_PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
+_LOOPBACK = "{127,0,0,1}"  # as Erlang writes it
+_POLL_INTERVAL = 0.05
+
+# The management API samples every 5 s by default, and so shows a new connection up to 5 s late. `rabbitmq.conf` has no
+# word for less.
+_STATISTICS_EACH_SECOND = """[{rabbitmq_management, [{sample_retention_policies,
+  [{global, [{60, 1}, {3600, 60}]}, {basic, [{60, 1}, {3600, 60}]}, {detailed, [{60, 1}]}]}]}].
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RabbitInstallation:
+    """Where RabbitMQ's own scripts are (`rabbitmq-server`, `rabbitmqctl`), and which version they start."""
+
+    scripts: Path
+    version: str
+    """Such as `3.10.8`; empty when the path does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What is known of a private node without asking it anything but its version."""
+
+    running: bool
+    pid: int | None
+    uri: str
+    management_url: str
+    version: str
+    """The version it answered with; empty when it does not answer AMQP (yet)."""
+    directory: Path
+    log_file: Path
+
+
+def find_rabbitmq() -> RabbitInstallation | None:
+    """Find an installed RabbitMQ server; `None` when there is none.
+
+    Debian's `/usr/sbin/rabbitmq-server` is a wrapper that insists on the user `rabbitmq` or root and on the system's
+    data directory, so the real scripts in `/usr/lib/rabbitmq` come before `PATH`. `MYCELIA_RABBITMQ_SCRIPTS` names
+    another folder of scripts, for instance of a second version.
+    """
+    chosen = os.environ.get("MYCELIA_RABBITMQ_SCRIPTS")
+    candidates = [Path(chosen)] if chosen else []
+    if not chosen:
+        candidates.append(Path("/usr/lib/rabbitmq/bin"))
+        candidates.extend(sorted(Path("/usr/lib/rabbitmq/lib").glob("*/sbin"), reverse=True))
+        on_path = shutil.which("rabbitmq-server")
+        if on_path:
+            candidates.append(Path(on_path).parent)
+        candidates.extend(map(Path, ("/opt/homebrew/sbin", "/usr/local/sbin")))
+    for scripts in candidates:
+        server = scripts / "rabbitmq-server"
+        if os.access(server, os.X_OK) and not _is_debian_wrapper(server):
+            match = re.search(r"(\d+\.\d+\.\d+)", str(server.resolve()))
+            return RabbitInstallation(scripts, match.group(1) if match else "")
+    return None
+
+
+def _is_debian_wrapper(server: Path) -> bool:
+    return server.resolve().name == "rabbitmq-script-wrapper" or "/usr/sbin/" in str(server)
+
+
+def probe_amqp(host: str, port: int, timeout: float = 1.0) -> str | None:
+    """Say hello in AMQP 0-9-1 and return the version the broker names, or `None` when nothing of the kind answers.
+
+    A listening port is not yet a broker: only `connection.start` counts. A broker that hides its version gives "".
+    """
+    try:
+        with socket.create_connection((host, port), timeout) as connection:
+            connection.settimeout(timeout)
+            connection.sendall(_PROTOCOL_HEADER)
+            start = connection.recv(4096)
+    except OSError:
+        return None
+    # A method frame (1) on channel 0 with class 10, method 10: connection.start.
+    if start[:3] != b"\x01\x00\x00" or start[7:11] != b"\x00\x0a\x00\x0a":
+        return None
+    match = re.search(rb"\x07versionS\x00\x00\x00.([0-9A-Za-z.+~-]+)", start, re.DOTALL)
+    return match.group(1).decode() if match else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What stays the same over restarts."""
+
+    name: str
+    port: int
+    management_port: int
+    distribution_port: int
+    epmd_port: int
+
+
+class PrivateNode:
+    """One private RabbitMQ node, kept in one directory.
+
+    Two objects for the same directory, also in two processes, speak of the same node. Methods block; none belongs on
+    an event loop.
+
+    Args:
+        directory: Made when missing. Holds everything of the node.
+        port: The AMQP port. `None` takes the one remembered in the directory, or a free one, and remembers it.
+        plugins: Enabled beside `rabbitmq_management`, which is always on: the node is managed through it.
+        config: More lines for `rabbitmq.conf`; they come last and win.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        plugins: Sequence[str] = (),
+        config: Sequence[str] = (),
+    ) -> None:
+        self.directory = directory.resolve()
+        self.log_file = self.directory / "log" / "rabbit.log"
+        self._wanted_port = port
+        self._plugins = tuple(dict.fromkeys(("rabbitmq_management", *plugins)))
+        self._config = tuple(config)
+        self._leash: subprocess.Popen[bytes] | None = None
+        self._api: ManagementApi | None = None
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def start(self, timeout: float = 60.0, *, leash: bool = False) -> None:
+        """Start the node and return when it answers AMQP; a node that already runs is left as it is.
+
+        Args:
+            timeout: Seconds until a silent node counts as failed. Usual are 3 to 8.
+            leash: Kill the node when this process ends, however it ends.
+
+        Raises:
+            ConfigError: RabbitMQ is not installed, or the wanted port is taken.
+            BrokerUnavailable: The node ended or did not answer in time; the message has the log's last lines.
+        """
+        installation = find_rabbitmq()
+        if installation is None:
+            raise ConfigError(
+                "RabbitMQ is not installed: no rabbitmq-server in /usr/lib/rabbitmq or on PATH. "
+                "Install it (Debian and Ubuntu: apt-get install rabbitmq-server; macOS: brew install rabbitmq)."
+            )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            launched = self._running_pid() is None
+            if launched:
+                identity = self._settle_identity()
+                self._write_files(identity)
+                self._launch(installation, identity)
+            if leash:
+                self._tie()
+        try:
+            self._wait_until_answering(timeout)
+        except BaseException:
+            if launched:
+                self.kill()
+            raise
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """Stop the node in order, as `rabbitmqctl stop` does; kill it when `timeout` seconds do not suffice."""
+        pid = self._running_pid()
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                _wait_for(lambda: not _is_alive(pid, self.name), timeout)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the node at once (SIGKILL), as a power cut would. Its data stays, for a later `start()`."""
+        for pid, marker in self._pids():
+            if _is_alive(pid, marker):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for pid, marker in self._pids():
+            _wait_for(lambda pid=pid, marker=marker: not _is_alive(pid, marker), 10.0)  # type: ignore[misc]
+        (self.directory / "pids.json").unlink(missing_ok=True)
+        self._untie()
+        if self._api is not None:
+            self._api.close()
+
+    def remove(self) -> None:
+        """Kill the node and delete its directory with all data."""
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def status(self) -> NodeStatus:
+        """Tell what runs, where, and whether it answers. Starts and changes nothing."""
+        pid = self._running_pid()
+        known = self._identity() is not None
+        return NodeStatus(
+            running=pid is not None,
+            pid=pid,
+            uri=self.uri() if known else "",
+            management_url=f"http://127.0.0.1:{self.management_port}/" if known else "",
+            version=(probe_amqp("127.0.0.1", self.port) or "") if pid is not None else "",
+            directory=self.directory,
+            log_file=self.log_file,
+        )
+
+    # --- its places ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The Erlang node name, unique for the directory: `mycelia-<hash>@localhost`."""
+        digest = hashlib.sha256(str(self.directory).encode()).hexdigest()[:10]
+        return f"mycelia-{digest}@localhost"
+
+    @property
+    def port(self) -> int:
+        """The AMQP port on 127.0.0.1."""
+        return self._known_identity().port
+
+    @property
+    def management_port(self) -> int:
+        """The management API's port on 127.0.0.1."""
+        return self._known_identity().management_port
+
+    @property
+    def api(self) -> ManagementApi:
+        """The management API of this node, as guest."""
+        if self._api is None or self._api.port != self.management_port:
+            self._api = ManagementApi(self.management_port)
+        return self._api
+
+    def uri(self, vhost: str = "/") -> str:
+        """The AMQP URI of a virtual host."""
+        path = "" if vhost == "/" else quote(vhost, safe="")
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{path}"
+
+    def create_vhost(self, name: str) -> None:
+        """Create a virtual host with all permissions for guest. Idempotent."""
+        self.api.create_vhost(name)
+
+    def delete_vhost(self, name: str) -> None:
+        """Delete a virtual host with its queues and connections. Idempotent."""
+        self.api.delete_vhost(name)
+
+    def ctl(self, *arguments: str, timeout: float = 60.0) -> str:
+        """Run `rabbitmqctl` against this node and return what it printed. It takes a second or two: an Erlang start.
+
+        Raises:
+            BrokerUnavailable: It failed; the message has what it printed.
+        """
+        installation = find_rabbitmq()
+        if installation is None:
+            raise ConfigError("RabbitMQ is not installed: there is no rabbitmqctl.")
+        done = subprocess.run(
+            [installation.scripts / "rabbitmqctl", *arguments],
+            env=self._environment(self._known_identity()),
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise BrokerUnavailable(
+                f"rabbitmqctl {' '.join(arguments)} failed on {self.name} "
+                f"(exit status {done.returncode}): {(done.stderr or done.stdout).strip()}"
+            )
+        return done.stdout
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines of what the node printed while starting and of its log file, for reports of a failure."""
+        tails = []
+        for path in (self.log_file.with_name("startup.log"), self.log_file):
+            if path.exists() and (text := path.read_text(errors="replace").strip()):
+                last = "\n  ".join(text.splitlines()[-lines:])
+                tails.append(f"{path}:\n  {last}")
+        return "\n".join(tails) or f"{self.log_file.parent} holds nothing."
+
+    # --- identity: chosen once, kept in node.json -------------------------------------------------
+
+    def _identity(self) -> _Identity | None:
+        try:
+            return _Identity(**json.loads((self.directory / "node.json").read_text()))
+        except FileNotFoundError:
+            return None
+
+    def _known_identity(self) -> _Identity:
+        identity = self._identity()
+        if identity is None:
+            raise ConfigError(
+                f"the private node in {self.directory} has never been started, so it has no ports yet. "
+                "Call start() first."
+            )
+        return identity
+
+    def _settle_identity(self) -> _Identity:
+        """Keep the remembered ports that are still free, choose others for the rest, and remember the result."""
+        known = self._identity()
+        taken: set[int] = set()
+
+        def settle(remembered: int | None) -> int:
+            port = remembered
+            while port is None or port in taken or not _is_free(port):
+                port = random.randint(*_PORT_RANGE)
+            taken.add(port)
+            return port
+
+        if self._wanted_port is not None and not _is_free(self._wanted_port):
+            raise ConfigError(
+                f"port {self._wanted_port} on 127.0.0.1 is taken by another program. "
+                "Choose another with port= (--port), or leave it out to have a free one chosen."
+            )
+        identity = _Identity(
+            name=self.name,
+            port=settle(self._wanted_port or (known.port if known else None)),
+            management_port=settle(known.management_port if known else None),
+            distribution_port=settle(known.distribution_port if known else None),
+            epmd_port=settle(known.epmd_port if known else None),
+        )
+        self._write_json("node.json", {key: getattr(identity, key) for key in identity.__slots__})
+        return identity
+
+    def _write_json(self, name: str, content: object) -> None:
+        partial = self.directory / f"{name}.part"
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(self.directory / name)
+
+    # --- files and environment --------------------------------------------------------------------
+
+    def _write_files(self, identity: _Identity) -> None:
+        (self.directory / "log").mkdir(exist_ok=True)
+        (self.directory / "conf.d").mkdir(exist_ok=True)  # stands in for /etc/rabbitmq/conf.d
+        (self.directory / "advanced.config").write_text(_STATISTICS_EACH_SECOND)
+        (self.directory / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
+        lines = [
+            "# Written at each start of this private node.",
+            f"listeners.tcp.local = 127.0.0.1:{identity.port}",
+            "management.tcp.ip = 127.0.0.1",
+            f"management.tcp.port = {identity.management_port}",
+            "log.file.level = info",
+            "log.console = false",
+            "disk_free_limit.absolute = 50MB",
+            "collect_statistics_interval = 1000",
+            # The default of 512 MB is held in memory before it is written out: too much for a node on the side.
+            "raft.wal_max_size_bytes = 67108864",
+            *self._config,
+        ]
+        (self.directory / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+        cookie = self.directory / ".erlang.cookie"
+        if not cookie.exists():
+            cookie.touch(mode=0o600)
+            cookie.write_text(secrets.token_hex(16))
+            cookie.chmod(0o400)  # Erlang refuses a cookie that others may read
+
+    def _environment(self, identity: _Identity) -> dict[str, str]:
+        """The caller's environment without what would steer RabbitMQ or Erlang elsewhere, and with all of ours."""
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("RABBITMQ_", "ERL_")) and key != "NOTIFY_SOCKET"
+        }
+        return inherited | {
+            "HOME": str(self.directory),  # where Erlang looks for the cookie
+            "RABBITMQ_NODENAME": identity.name,
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,
+            "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(self.directory / "conf.d"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.directory / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.directory / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.directory / "data"),
+            "RABBITMQ_LOG_BASE": str(self.log_file.parent),
+            "RABBITMQ_LOGS": str(self.log_file),
+            "RABBITMQ_PID_FILE": str(self.directory / "rabbitmq.pid"),
+            # The scripts put a shell between us and the node unless a supervisor is said to watch it.
+            "RUNNING_UNDER_SYSTEMD": "true",
+            "RABBITMQ_DIST_PORT": str(identity.distribution_port),
+            "RABBITMQ_CTL_ERL_ARGS": f"-kernel inet_dist_use_interface {_LOOPBACK}",
+            "ERL_EPMD_PORT": str(identity.epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_CRASH_DUMP": str(self.directory / "log" / "erl_crash.dump"),
+        }
+
+    # --- processes --------------------------------------------------------------------------------
+
+    def _launch(self, installation: RabbitInstallation, identity: _Identity) -> None:
+        self.kill()  # an epmd may have outlived its node
+        environment = self._environment(identity)
+        epmd = _find_epmd()
+        pids = [
+            (
+                self._detach([epmd, "-port", str(identity.epmd_port)], environment),
+                str(identity.epmd_port),
+            ),
+        ]
+        self._write_json("pids.json", pids)
+        _wait_for(lambda: not _is_free(identity.epmd_port), 10.0)
+        self.log_file.unlink(missing_ok=True)  # a failure's report must not show an older start
+        port = str(identity.distribution_port)
+        # Arguments go on to `erl`. The name is there from the first shell on, which is how the process is known again;
+        # and with distribution set up before RabbitMQ runs, that is spared a second Erlang start to look for epmd.
+        command = [str(installation.scripts / "rabbitmq-server"), "-sname", identity.name]
+        command += ["-kernel", "inet_dist_use_interface", _LOOPBACK]
+        command += [
+            "-kernel",
+            "inet_dist_listen_min",
+            port,
+            "-kernel",
+            "inet_dist_listen_max",
+            port,
+        ]
+        command += ["+S", "2:2"]
+        node = self._detach(command, environment)
+        self._write_json("pids.json", [(node, identity.name), *pids])
+
+    def _detach(self, command: list[str], environment: dict[str, str]) -> int:
+        """Start a command in a session of its own that outlives this process; return its process id."""
+        with (self.directory / "log" / "startup.log").open("wb") as output:
+            shell = subprocess.run(
+                # The shell ends at once, so the command has no parent left that could take it along.
+                ["/bin/sh", "-c", '"$@" </dev/null >&2 & echo $!', "sh", *command],
+                env=environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                start_new_session=True,
+                check=True,
+            )
+        return int(shell.stdout)
+
+    def _tie(self) -> None:
+        """Have a small helper kill the node when its pipe to this process closes."""
+        if self._leash is not None:
+            return
+        pids = " ".join(str(pid) for pid, _ in self._pids())
+        self._leash = subprocess.Popen(
+            ["/bin/sh", "-c", f"cat >/dev/null; kill -9 {pids} 2>/dev/null"],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def _untie(self) -> None:
+        if self._leash is not None:
+            self._leash.kill()
+            self._leash.communicate()
+            self._leash = None
+
+    def _pids(self) -> list[tuple[int, str]]:
+        """Process ids with a word that their command lines hold, the node first; empty when none is known."""
+        try:
+            return [
+                (pid, word) for pid, word in json.loads((self.directory / "pids.json").read_text())
+            ]
+        except FileNotFoundError:
+            return []
+
+    def _running_pid(self) -> int | None:
+        for pid, word in self._pids():
+            if word == self.name and _is_alive(pid, word):
+                return pid
+        return None
+
+    def _wait_until_answering(self, timeout: float) -> None:
+        pid, port = self._running_pid(), self.port
+
+        def has_ended() -> bool:
+            return pid is None or not _is_alive(pid)
+
+        with contextlib.suppress(TimeoutError):
+            _wait_for(lambda: has_ended() or probe_amqp("127.0.0.1", port) is not None, timeout)
+            if not has_ended():
+                return
+        reason = (
+            "ended while starting"
+            if has_ended()
+            else f"does not answer AMQP on port {port} after {timeout:g} s"
+        )
+        raise BrokerUnavailable(
+            f"the private RabbitMQ node {self.name} {reason}.\n{self.log_tail()}"
+        )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Only one process at a time starts the node of a directory."""
+        with (self.directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _find_epmd() -> str:
+    """Erlang's port mapper: the node gets one of its own, so that the system's never hears of it."""
+    found = shutil.which("epmd")
+    if found:
+        return found
+    erl = shutil.which("erl")
+    roots = [Path(erl).resolve().parent.parent] if erl else []
+    for root in [*roots, Path("/usr/lib/erlang")]:
+        for epmd in sorted([*root.glob("bin/epmd"), *root.glob("erts-*/bin/epmd")]):
+            return str(epmd)
+    raise ConfigError("Erlang's epmd is not on PATH. It comes with Erlang: install erlang-base.")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        # As Erlang does, so that a port whose old connections linger in TIME_WAIT counts as free.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _is_alive(pid: int, word: str = "") -> bool:
+    """Whether the process runs and, as ids are used again, whether its command line holds the word."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return not word  # someone else's process: not one that we started
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        listed = subprocess.run(
+            ["ps", "-o", "state=,command=", "-p", str(pid)],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+        state, _, command = listed.strip().partition(" ")
+    return bool(state) and state[0] != "Z" and word in command
+
+
+def _wait_for(condition: Callable[[], bool], timeout: float) -> None:
+    """Return once the condition holds.
+
+    Raises:
+        TimeoutError: It did not within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() >= deadline:
+            raise TimeoutError
+        time.sleep(_POLL_INTERVAL)

@@ -1,0 +1,163 @@
+"""What every test may use: a private RabbitMQ node, a fresh virtual host, a watch for leaked tasks.
+
+No test talks to a broker of the machine: the suite starts its own, when the first test asks for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import inspect
+import os
+import platform
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.tools import NOT_RUN, not_run
+
+from mycelia.cli.broker_node import PrivateNode, find_rabbitmq
+from mycelia.cli.management_api import ManagementApi, ManagementApiError
+
+_RABBIT_FIXTURES = {"rabbit_node", "own_rabbit_node", "rabbit_vhost", "rabbit_uri", "rabbit_api"}
+
+# Counts and connection lists of the management API are this old at most, in milliseconds.
+_TEST_CONFIG = ("collect_statistics_interval = 250",)
+
+# A broker takes 3 to 10 s to start, and longer on a busy machine; the test that waits for it must not be blamed.
+_RABBIT_TIMEOUT = 120
+
+
+def _is_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+# --- what the run says of itself -------------------------------------------------------------------
+
+
+def pytest_report_header() -> list[str]:
+    rabbit = find_rabbitmq()
+    broker = f"RabbitMQ {rabbit.version or '(unknown version)'}" if rabbit else "no RabbitMQ"
+    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in ("pika", "nameko"))
+    return [f"broker: {broker}; {versions}; {platform.machine()}, {os.cpu_count()} cores"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _RABBIT_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.rabbit)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(_RABBIT_TIMEOUT))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in words what did not run on this machine, and why."""
+    reasons: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        longrepr = report.longrepr
+        reason = longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if reason.startswith(NOT_RUN):
+            reasons[reason] = reasons.get(reason, 0) + 1
+    if reasons:
+        terminalreporter.section(NOT_RUN.lower(), yellow=True, bold=True)
+        for reason, count in sorted(reasons.items()):
+            terminalreporter.line(f"{count} test{'s' if count != 1 else ''} {reason}", yellow=True)
+
+
+# --- the broker --------------------------------------------------------------------------------------
+
+
+def _start_node(directory: Path) -> PrivateNode:
+    if find_rabbitmq() is None:
+        reason = "rabbitmq-server is not installed (`make test` installs it where it may)"
+        if _is_ci():
+            pytest.fail(f"{NOT_RUN}: {reason}; CI must run the rabbit tests", pytrace=False)
+        not_run(reason)
+    node = PrivateNode(directory, config=_TEST_CONFIG)
+    node.start(leash=True)
+    return node
+
+
+@pytest.fixture(scope="session")
+def rabbit_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
+    """The one broker of the run, started for the first test that asks. Never stop it: see `own_rabbit_node`."""
+    node = _start_node(tmp_path_factory.mktemp("rabbit"))
+    yield node
+    node.remove()
+
+
+@pytest.fixture(scope="session")
+def _spare_rabbit_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
+    node = _start_node(tmp_path_factory.mktemp("spare-rabbit"))
+    yield node
+    node.remove()
+
+
+@pytest.fixture
+def own_rabbit_node(_spare_rabbit_node: PrivateNode) -> PrivateNode:
+    """A running broker for this test alone, to be stopped, killed and restarted at will (`start(leash=True)`).
+
+    What an earlier test left is thrown away: a broker that still runs in good health only loses its virtual hosts,
+    which is quicker than starting another.
+    """
+    node = _spare_rabbit_node
+    try:
+        node.api.request("GET", "/api/health/checks/alarms")
+        for vhost in node.api.request("GET", "/api/vhosts"):
+            node.delete_vhost(vhost["name"])
+        node.create_vhost("/")
+    except ManagementApiError:
+        node.remove()
+        node.start(leash=True)
+    return node
+
+
+@pytest.fixture
+def rabbit_vhost(rabbit_node: PrivateNode) -> Iterator[str]:
+    """The name of a fresh virtual host on the run's broker; deleted afterwards with all it holds."""
+    name = f"test-{secrets.token_hex(6)}"
+    rabbit_node.create_vhost(name)
+    yield name
+    rabbit_node.delete_vhost(name)
+
+
+@pytest.fixture
+def rabbit_uri(rabbit_node: PrivateNode, rabbit_vhost: str) -> str:
+    """The AMQP URI of this test's own virtual host."""
+    return rabbit_node.uri(rabbit_vhost)
+
+
+@pytest.fixture
+def rabbit_api(rabbit_node: PrivateNode) -> ManagementApi:
+    """The broker's management API: `queue(rabbit_vhost, name)`, `connections(…)`, `close_connections(…)`.
+
+    Its calls block for some milliseconds; from the event loop's side go through `asyncio.to_thread`.
+    """
+    return rabbit_node.api
+
+
+# --- no task outlives its test ------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_tasks(request: pytest.FixtureRequest) -> None:
+    """Fail an async test that leaves tasks behind. It is the first fixture, so it looks when the others are gone."""
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("_task_watch")
+
+
+@pytest.fixture
+async def _task_watch() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if left:  # a task that was cancelled a moment ago may still need a turn or two
+        _, left = await asyncio.wait(left, timeout=0.25)
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=1.0)
+        names = "\n  ".join(f"{task.get_name()}: {task.get_coro()!r}" for task in left)
+        pytest.fail(f"the test left {len(left)} tasks running:\n  {names}", pytrace=False)
