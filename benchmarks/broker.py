@@ -14,9 +14,6 @@ from typing import Any
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from mycelia.cli.broker_node import PrivateNode
-from mycelia.errors import MyceliaError
-
 
 class NoBroker(Exception):
     """There is no broker to measure on; the message says what to do."""
@@ -102,6 +99,13 @@ def find_broker(uri: str | None = None) -> Iterator[Broker]:
 
 @contextlib.contextmanager
 def _private_node() -> Iterator[str]:
+    try:
+        from mycelia.cli.broker_node import PrivateNode
+        from mycelia.errors import MyceliaError
+    except ImportError as exc:
+        raise NoBroker(
+            f"neither --uri nor AMQP_URI is given, and without Mycelia no private node starts: {exc}"
+        ) from exc
     with tempfile.TemporaryDirectory(prefix="mycelia-bench-broker-") as directory:
         node = PrivateNode(Path(directory) / "node")
         try:

@@ -30,7 +30,7 @@ def event_publisher(service: str) -> Role:
         async with Client(amqp_uri()) as client:
 
             async def publish(event: Event) -> object:
-                return await client.dispatch(f"{service}_feed", "departed", event)
+                return await client.publish(f"{service}_feed", "departed", event)
 
             await event_load.publish_bursts(publish)
 

@@ -9,8 +9,9 @@ import resource
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.peers.protocol import ECHOED, say
 
@@ -45,13 +46,27 @@ async def drive(call: Callable[[], Awaitable[Any]], levels: Levels) -> None:
         report(in_flight, latencies, time.perf_counter() - started, cpu_used() - used)
 
 
-def drive_window(submit: Callable[[], Any], collect: Callable[[Any], Any], levels: Levels) -> None:
-    """The same for a client that does not wait: `submit` sends a call, `collect` awaits its reply."""
+class Blocking(Protocol):
+    """A client that does not await: used from one thread at a time."""
+
+    def submit(self) -> Any:
+        """Send a call and return without its reply."""
+
+    def collect(self, handle: Any) -> Any:
+        """Block until the reply of what `submit` returned is there, and return it."""
+
+
+def drive_in_threads(clients: Sequence[Blocking], levels: Levels) -> None:
+    """The same with blocking clients, a thread for each: calls in flight are shared out evenly."""
     for in_flight in levels.in_flight:
-        _window(submit, collect, in_flight, levels.warm_up)
+        used_clients = clients[:in_flight]
+        windows = [in_flight // len(used_clients)] * len(used_clients)
+        for extra in range(in_flight % len(used_clients)):
+            windows[extra] += 1
+        _windows(used_clients, windows, levels.warm_up)
         say("measuring", in_flight=in_flight)
         used, started = cpu_used(), time.perf_counter()
-        latencies = _window(submit, collect, in_flight, levels.seconds)
+        latencies = _windows(used_clients, windows, levels.seconds)
         report(in_flight, latencies, time.perf_counter() - started, cpu_used() - used)
 
 
@@ -111,26 +126,26 @@ async def _closed_loop(
     return latencies
 
 
-def _window(
-    submit: Callable[[], Any], collect: Callable[[Any], Any], in_flight: int, seconds: float
-) -> list[float]:
+def _windows(clients: Sequence[Blocking], windows: Sequence[int], seconds: float) -> list[float]:
+    with ThreadPoolExecutor(len(clients)) as pool:
+        parts = pool.map(_window, clients, windows, [seconds] * len(clients))
+        return [latency for part in parts for latency in part]
+
+
+def _window(client: Blocking, in_flight: int, seconds: float) -> list[float]:
+    """A sliding window of calls: the oldest is collected first, then another is sent."""
     latencies: list[float] = []
     clock = time.perf_counter
     end = clock() + seconds
     pending: deque[tuple[float, Any]] = deque()
-    while clock() < end or not latencies:
-        while len(pending) < in_flight:
-            pending.append((clock(), submit()))
-        _collect_oldest(pending, collect, latencies)
-    while pending:
-        _collect_oldest(pending, collect, latencies)
+    is_open = True
+    while is_open or pending:
+        while is_open and len(pending) < in_flight:
+            pending.append((clock(), client.submit()))
+        sent, handle = pending.popleft()
+        answer = client.collect(handle)
+        received = clock()
+        latencies.append(received - sent)
+        check(answer)
+        is_open = received < end
     return latencies
-
-
-def _collect_oldest(
-    pending: deque[tuple[float, Any]], collect: Callable[[Any], Any], latencies: list[float]
-) -> None:
-    sent, handle = pending.popleft()
-    answer = collect(handle)
-    latencies.append(time.perf_counter() - sent)
-    check(answer)
