@@ -1,5 +1,6 @@
 """The broker link. Knows nothing of services; pika is seen only here."""
 
+from mycelia.amqp.connect import connect
 from mycelia.amqp.link import (
     Capabilities,
     Consumer,
@@ -11,6 +12,7 @@ from mycelia.amqp.link import (
     OnStateChange,
 )
 from mycelia.amqp.model import Binding, Delivery, Exchange, Properties, Queue, Returned, Settler
+from mycelia.amqp.rabbit import RabbitLink
 
 __all__ = [
     "Binding",
@@ -26,6 +28,8 @@ __all__ = [
     "OnStateChange",
     "Properties",
     "Queue",
+    "RabbitLink",
     "Returned",
     "Settler",
+    "connect",
 ]

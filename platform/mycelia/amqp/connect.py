@@ -1,0 +1,29 @@
+"""From a URI to the link that serves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mycelia.amqp.link import Link
+from mycelia.amqp.rabbit import RabbitLink
+from mycelia.amqp.uri import redact
+from mycelia.errors import ConfigError
+
+__all__ = ["connect"]
+
+
+def connect(uri: str, **options: Any) -> Link:
+    """The link for `uri`, not open yet: `RabbitLink` for `amqp`, `amqps` and `pyamqp`, `MemoryLink` for `memory`.
+
+    Args:
+        options: of that link's constructor.
+
+    Raises:
+        ConfigError: another scheme.
+    """
+    scheme = uri.partition("://")[0]
+    if scheme in ("amqp", "amqps", "pyamqp"):
+        return RabbitLink(uri, **options)
+    raise ConfigError(
+        f'"{redact(uri)}": no link speaks "{scheme}". Use amqp://, amqps://, pyamqp:// or memory://.'
+    )

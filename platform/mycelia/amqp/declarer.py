@@ -1,0 +1,178 @@
+"""Declaring exchanges, queues and bindings on a connection, on short-lived channels that no consumer shares."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from mycelia.amqp.connection import BrokerChannel, BrokerConnection, ChannelClosed, ConnectionLost
+from mycelia.amqp.model import Binding, Exchange, Queue
+from mycelia.amqp.topology import Part, in_order
+from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, ProtocolError, TopologyError
+
+__all__ = ["Declarer", "refusal"]
+
+_log = logging.getLogger("mycelia.amqp")
+
+
+class Declarer:
+    """Declares parts; adopts queues (and exchanges of the same type) that exist with other arguments.
+
+    Args:
+        step_timeout: seconds for the broker's answer to one declaration. A quorum queue may take a while to elect.
+    """
+
+    def __init__(self, step_timeout: float = 30.0) -> None:
+        self._step_timeout = step_timeout
+        self._adopted: set[Part] = set()
+
+    async def declare(self, connection: BrokerConnection, parts: Iterable[Part]) -> None:
+        """Declare `parts`, exchanges first.
+
+        Raises:
+            TopologyError, AccessRefused: refused for good. What came before it is declared.
+            BrokerUnavailable: the connection went down, or a queue's node is down.
+        """
+        await self._declare_all(connection, parts, log_refusals=False)
+
+    async def redeclare(self, connection: BrokerConnection, parts: Iterable[Part]) -> None:
+        """Declare what was declared before. A refusal is logged, and the rest goes on.
+
+        Raises:
+            BrokerUnavailable: the connection went down, or a queue's node is down.
+        """
+        await self._declare_all(connection, parts, log_refusals=True)
+
+    async def _declare_all(
+        self, connection: BrokerConnection, parts: Iterable[Part], *, log_refusals: bool
+    ) -> None:
+        channel: BrokerChannel | None = None
+        try:
+            for part in in_order(parts):
+                if channel is None or channel.closed.done():
+                    channel = await connection.open_channel(self._step_timeout)
+                try:
+                    await self._declare(connection, channel, part)
+                except (TopologyError, AccessRefused) as exc:
+                    if not log_refusals or connection.lost.done():
+                        raise
+                    _log.warning("redeclare_refused part=%s reason=%s", _describe(part), exc)
+        finally:
+            if channel is not None:
+                channel.close_nowait()
+
+    async def _declare(
+        self, connection: BrokerConnection, channel: BrokerChannel, part: Part
+    ) -> None:
+        try:
+            await self._declare_one(channel, part, passive=None)
+        except ChannelClosed as exc:
+            await self._adopt(connection, part, exc)
+        except ConnectionLost as exc:
+            if exc.code in (502, 503, 530, 540):  # a wrong declaration costs the whole connection
+                raise TopologyError(f"{_describe(part)}: {exc}") from exc
+            raise
+        except ProtocolError as exc:
+            raise TopologyError(f"{_describe(part)} cannot be declared: {exc}") from exc
+
+    async def message_count(self, connection: BrokerConnection, queue: str, timeout: float) -> int:
+        """Messages ready in `queue`."""
+        channel = await connection.open_channel(timeout)
+        try:
+            answer = await channel.call("queue_declare", timeout, queue=queue, passive=True)
+        except ChannelClosed as exc:
+            raise refusal(f'queue "{queue}"', exc) from exc
+        finally:
+            channel.close_nowait()
+        return int(answer.message_count)
+
+    async def delete_queue(self, connection: BrokerConnection, queue: str, timeout: float) -> None:
+        """Delete `queue`, if it exists."""
+        channel = await connection.open_channel(timeout)
+        try:
+            await channel.call("queue_delete", timeout, queue=queue)
+        except ChannelClosed as exc:
+            if exc.code != 404:
+                raise refusal(f'queue "{queue}"', exc) from exc
+        finally:
+            channel.close_nowait()
+
+    async def _declare_one(self, channel: BrokerChannel, part: Part, passive: bool | None) -> None:
+        method, arguments = _call_of(part)
+        if passive is not None:
+            arguments["passive"] = passive
+        await channel.call(method, self._step_timeout, **arguments)
+
+    async def _adopt(self, connection: BrokerConnection, part: Part, error: ChannelClosed) -> None:
+        """Take what exists under the name of `part`, where it differs only in its arguments."""
+        adoptable = isinstance(part, Queue) or (
+            isinstance(part, Exchange) and "inequivalent arg 'type'" not in error.text
+        )
+        if error.code != 406 or not adoptable:
+            raise refusal(_describe(part), error) from error
+        channel = await connection.open_channel(self._step_timeout)
+        try:
+            await self._declare_one(channel, part, passive=True)
+        except ChannelClosed:
+            raise refusal(_describe(part), error) from error  # the first answer says what is wrong
+        finally:
+            channel.close_nowait()
+        if part not in self._adopted:
+            self._adopted.add(part)
+            _log.warning(
+                "declared_differently part=%s adopted=True broker=%s", _describe(part), error.text
+            )
+
+
+def refusal(what: str, error: ChannelClosed) -> LinkError:
+    """The error for users that `error`, the broker's answer about `what`, amounts to."""
+    text = f"{what}: {error.code} {error.text}"
+    if error.code == 404 and ("down or inaccessible" in error.text or "is down" in error.text):
+        return BrokerUnavailable(text)
+    if error.code == 403 and "refused for user" in error.text:
+        return AccessRefused(
+            f"{text}. Give the user the permission, or declare it with another user."
+        )
+    if error.code == 0:
+        return BrokerUnavailable(text)
+    return TopologyError(text)
+
+
+def _describe(part: Part) -> str:
+    if isinstance(part, Exchange):
+        return f'exchange "{part.name}" ({part.type})'
+    if isinstance(part, Queue):
+        return f'queue "{part.name}"'
+    return f'binding of queue "{part.queue}" to exchange "{part.exchange}" by "{part.routing_key}"'
+
+
+def _call_of(part: Part) -> tuple[str, dict[str, Any]]:
+    """The method of pika's channel that declares `part`, and its arguments."""
+    arguments = dict(part.arguments)
+    if isinstance(part, Exchange):
+        return "exchange_declare", {
+            "exchange": part.name,
+            "exchange_type": part.type,
+            "passive": part.passive,
+            "durable": part.durable,
+            "auto_delete": part.auto_delete,
+            "internal": part.internal,
+            "arguments": arguments,
+        }
+    if isinstance(part, Queue):
+        return "queue_declare", {
+            "queue": part.name,
+            "passive": part.passive,
+            "durable": part.durable,
+            "exclusive": part.exclusive,
+            "auto_delete": part.auto_delete,
+            "arguments": arguments,
+        }
+    assert isinstance(part, Binding)
+    return "queue_bind", {
+        "queue": part.queue,
+        "exchange": part.exchange,
+        "routing_key": part.routing_key,
+        "arguments": arguments,
+    }

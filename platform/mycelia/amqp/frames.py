@@ -1,0 +1,444 @@
+"""The hot-path codec: frames of messages to bytes and back (AMQP 0-9-1 §2.3.5, §4.2).
+
+`FrameReader` takes what the socket gives, in any portions, and hands deliveries, returns and confirms to the channel
+they belong to; everything else goes as a whole frame to `on_frame` (pika). `PublishEncoder` and `encode_ack()`,
+`encode_nack()` are the way out. Pure: no socket, no clock.
+
+A frame: type (1 octet: 1 method, 2 header, 3 body, 8 heartbeat), channel (2), size (4), `size` octets, 0xCE. A message is
+a method frame, a header frame (class, weight, body size, properties) and body frames up to the body size; frames of
+different channels may be interleaved.
+
+Usually the three frames of a message lie whole and side by side in one read: `FrameReader.feed()` then takes them in one
+step, with no state kept between them. The second way, frame by frame, serves split, large and interleaved messages,
+and is where every fault is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+from struct import error as StructError
+from typing import Final, Protocol
+
+from mycelia.amqp.fields import decode_properties, encode_properties, encode_short_string
+from mycelia.amqp.model import Delivery, Properties, Returned, Settler
+from mycelia.errors import ProtocolError
+
+__all__ = ["ChannelSink", "FrameReader", "PublishEncoder", "encode_ack", "encode_nack"]
+
+_HEAD = Struct(">BHI").unpack_from
+_U16 = Struct(">H").unpack_from
+_U32 = Struct(">I").unpack_from
+_U64 = Struct(">Q").unpack_from
+_TAG_REDELIVERED = Struct(">QB").unpack_from
+
+_PACK_HEAD = Struct(">BHI").pack
+_PACK_CONTENT_HEADER = Struct(">BHIHHQ").pack
+_PACK_SETTLE = Struct(">BHIHHQBB").pack
+
+_METHOD: Final = 1
+_HEADER: Final = 2
+_BODY: Final = 3
+_HEARTBEAT: Final = 8
+_BASIC: Final = 60
+_DELIVER: Final = (60 << 16) | 60
+_RETURN: Final = (60 << 16) | 50
+_ACK: Final = (60 << 16) | 80
+_NACK: Final = (60 << 16) | 120
+
+_CONFIRMS: Final = frozenset((_ACK, _NACK))
+
+_FRAME_END: Final = 0xCE
+_FRAME_OVERHEAD: Final = 8  # seven octets before the payload and one behind it
+_MAX_ROUTES: Final = 4096
+"""Distinct (exchange, routing key) pairs kept in encoded or decoded form. Arbitrary; cleared when full."""
+
+
+# --- out -----------------------------------------------------------------------------------------
+
+
+def encode_ack(channel: int, delivery_tag: int, multiple: bool) -> bytes:
+    """`basic.ack`; `multiple` means this tag and every one before it."""
+    return _PACK_SETTLE(_METHOD, channel, 13, _BASIC, 80, delivery_tag, multiple, _FRAME_END)
+
+
+def encode_nack(channel: int, delivery_tag: int, requeue: bool) -> bytes:
+    """`basic.nack` of a single delivery."""
+    return _PACK_SETTLE(
+        _METHOD, channel, 13, _BASIC, 120, delivery_tag, 2 if requeue else 0, _FRAME_END
+    )
+
+
+class PublishEncoder:
+    """Publishings on one channel as bytes: method, header and body frames, none larger than `frame_max`.
+
+    Args:
+        frame_max: octets of the largest frame, its eight of overhead included, as tuned with the broker.
+    """
+
+    __slots__ = ("_body_head", "_body_max", "_channel", "_methods")
+
+    def __init__(self, channel: int, frame_max: int) -> None:
+        self._channel = channel
+        self._body_max = frame_max - _FRAME_OVERHEAD
+        self._methods: dict[tuple[str, str, bool], bytes] = {}
+
+    def encode(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: Properties,
+        mandatory: bool = False,
+        message_id: str | None = None,
+    ) -> bytes:
+        """The bytes of one publishing. `message_id` is sent where `properties` carry none.
+
+        Raises:
+            ProtocolError: a name, property or header that AMQP cannot carry.
+        """
+        method = self._methods.get((exchange, routing_key, mandatory))
+        if method is None:
+            method = self._encode_method(exchange, routing_key, mandatory)
+        values = encode_properties(properties, message_id)
+        size = len(body)
+        channel = self._channel
+        if len(values) + 12 > self._body_max:
+            raise ProtocolError(
+                f"the headers and properties of a message are {len(values)} bytes, "
+                f"and the broker's frame_max leaves {self._body_max - 12}. Put large values into the body."
+            )
+        header = _PACK_CONTENT_HEADER(_HEADER, channel, len(values) + 12, _BASIC, 0, size)
+        if size == 0:
+            return b"".join((method, header, values, b"\xce"))
+        if size <= self._body_max:
+            head = _PACK_HEAD(_BODY, channel, size)
+            return b"".join((method, header, values, b"\xce", head, body, b"\xce"))
+        parts: list[bytes | memoryview] = [method, header, values, b"\xce"]
+        view = memoryview(body)
+        for start in range(0, size, self._body_max):
+            piece = view[start : start + self._body_max]
+            parts += (_PACK_HEAD(_BODY, channel, len(piece)), piece, b"\xce")
+        return b"".join(parts)
+
+    def _encode_method(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+        if len(self._methods) >= _MAX_ROUTES:
+            self._methods.clear()
+        arguments = b"".join(
+            (
+                b"\x00\x3c\x00\x28\x00\x00",  # basic.publish; the reserved "ticket"
+                encode_short_string(exchange),
+                encode_short_string(routing_key),
+                b"\x01" if mandatory else b"\x00",
+            )
+        )
+        method = _PACK_HEAD(_METHOD, self._channel, len(arguments)) + arguments + b"\xce"
+        self._methods[(exchange, routing_key, mandatory)] = method
+        return method
+
+
+# --- in ------------------------------------------------------------------------------------------
+
+
+class ChannelSink(Protocol):
+    """A channel that takes its messages and confirms straight from the frames."""
+
+    settler: Settler
+    """Given to every delivery."""
+    batch: list[Delivery]
+    """Filled by the reader, which calls `on_batch()` when the portion it was fed is through."""
+
+    def on_batch(self) -> None:
+        """Take `batch` and leave an empty list in its place. Must not raise."""
+
+    def on_undecodable(self, delivery_tag: int, error: ProtocolError) -> None:
+        """A message in well-formed frames whose properties or headers cannot be decoded."""
+
+    def on_return(self, returned: Returned) -> None: ...
+
+    def on_confirm(self, delivery_tag: int, multiple: bool, acknowledged: bool) -> None: ...
+
+
+class _Content:
+    """A message of which the header or a part of the body has yet to come."""
+
+    __slots__ = ("chunks", "header", "is_return", "method", "missing")
+
+    def __init__(self, method: bytes, is_return: bool) -> None:
+        self.method = method
+        self.is_return = is_return
+        self.header: bytes | None = None
+        self.missing = 0
+        self.chunks: list[bytes] = []
+
+
+class FrameReader:
+    """Turns the byte stream into messages, confirms and whole frames. Any split of the stream gives the same events.
+
+    Attributes:
+        sinks: channel number → the channel that takes messages and confirms directly. Other channels' frames go
+            to `on_frame`.
+        frame_max: the largest frame the peer may send; smaller limits are tuned in after the handshake.
+    """
+
+    def __init__(self, on_frame: Callable[[bytes], None], frame_max: int = 131072) -> None:
+        self.sinks: dict[int, ChannelSink] = {}
+        self.frame_max = frame_max
+        self._on_frame = on_frame
+        self._portions: list[bytes] = []  # bytes of a frame that is not whole yet …
+        self._held = 0  # … how many …
+        self._need = 0  # … and how many make it worth looking again
+        self._contents: dict[int, _Content] = {}
+        self._routes: dict[bytes, tuple[str, str]] = {}
+        self._tags: dict[bytes, str] = {}
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the stream and hand on what they complete.
+
+        Raises:
+            ProtocolError: the bytes are not AMQP 0-9-1. The reader is of no further use.
+        """
+        if self._held:
+            self._portions.append(data)
+            self._held += len(data)
+            if self._held < self._need:
+                return
+            data = b"".join(self._portions)
+            self._portions.clear()
+            self._held = 0
+        touched: list[ChannelSink] = []
+        try:
+            position = self._read(data, touched)
+        except (IndexError, StructError) as exc:
+            raise ProtocolError(f"a method frame is shorter than its arguments: {exc}") from exc
+        finally:
+            for sink in touched:
+                sink.on_batch()
+        if position < len(data):
+            self._portions.append(data[position:])
+            self._held = len(data) - position
+
+    def _read(self, data: bytes, touched: list[ChannelSink]) -> int:
+        """Take every whole frame; return the position of the first that is not. Flat: this is the hot loop."""
+        sinks = self.sinks
+        contents = self._contents
+        routes = self._routes
+        tags = self._tags
+        payload_max = self.frame_max - _FRAME_OVERHEAD
+        position = 0
+        total = len(data)
+        while total - position >= 7:
+            kind, channel, size = _HEAD(data, position)
+            if size > payload_max or kind not in (1, 2, 3, 8):
+                raise self._not_a_frame(data, position, kind, size)
+            end = position + 7 + size
+            if end >= total:
+                self._need = size + _FRAME_OVERHEAD
+                return position
+            if data[end] != 0xCE:
+                raise ProtocolError(
+                    f"frame of type {kind} on channel {channel} ends in {data[end]:#04x}, not 0xce"
+                )
+            sink = sinks.get(channel)
+            if sink is None or kind == 8:
+                self._on_frame(data[position : end + 1])
+                position = end + 1
+                continue
+            if kind == 1:
+                if size < 4:
+                    raise ProtocolError(f"method frame of {size} bytes on channel {channel}")
+                (method,) = _U32(data, position + 7)
+                if contents and channel in contents:
+                    raise ProtocolError(
+                        f"method {method >> 16}.{method & 0xFFFF} on channel {channel} in the middle of a message"
+                    )
+                if method == _DELIVER:
+                    # The way of nearly every message: header and body lie whole behind the method.
+                    start = end + 1
+                    if total - start > 22:
+                        kind, other, header_size = _HEAD(data, start)
+                        header_end = start + 7 + header_size
+                        if (
+                            kind == 2
+                            and other == channel
+                            and header_size >= 14
+                            and header_end < total
+                        ):
+                            (body_size,) = _U64(data, start + 11)
+                            body_start = header_end + 8
+                            body_end = body_start + body_size
+                            if body_size == 0:
+                                stop = header_end + 1
+                                whole = data[header_end] == 0xCE
+                            else:
+                                stop = body_end + 1
+                                whole = (
+                                    stop <= total
+                                    and body_size <= payload_max
+                                    and header_size <= payload_max
+                                    and _HEAD(data, header_end + 1) == (3, channel, body_size)
+                                    and data[header_end] == 0xCE
+                                    and data[body_end] == 0xCE
+                                )
+                            if whole and _U16(data, start + 7)[0] == _BASIC:
+                                # consumer tag, delivery tag, redelivered, exchange and routing key
+                                tag_end = position + 12 + data[position + 11]
+                                raw = data[position + 12 : tag_end]
+                                consumer_tag = tags.get(raw) or self._decode_tag(raw)
+                                delivery_tag, redelivered = _TAG_REDELIVERED(data, tag_end)
+                                raw = data[tag_end + 9 : end]
+                                route = routes.get(raw) or self._decode_route(raw)
+                                try:
+                                    properties = decode_properties(data, start + 19, header_end)
+                                except ProtocolError as error:
+                                    sink.on_undecodable(delivery_tag, error)
+                                    position = stop
+                                    continue
+                                batch = sink.batch
+                                if not batch:
+                                    touched.append(sink)
+                                batch.append(
+                                    Delivery(
+                                        sink.settler,
+                                        consumer_tag,
+                                        delivery_tag,
+                                        redelivered != 0,
+                                        route[0],
+                                        route[1],
+                                        properties,
+                                        data[body_start:body_end] if body_size else b"",
+                                    )
+                                )
+                                position = stop
+                                continue
+                    contents[channel] = _Content(data[position + 11 : end], False)
+                elif method in _CONFIRMS:
+                    if size != 13:
+                        raise ProtocolError(f"confirm of {size} bytes on channel {channel}, not 13")
+                    delivery_tag, bits = _TAG_REDELIVERED(data, position + 11)
+                    sink.on_confirm(delivery_tag, bits & 1 == 1, method == _ACK)
+                elif method == _RETURN:
+                    contents[channel] = _Content(data[position + 11 : end], True)
+                else:
+                    self._on_frame(data[position : end + 1])
+            else:
+                content = contents.get(channel)
+                if content is None:
+                    raise ProtocolError(
+                        f"{_frame_name(kind)} frame on channel {channel} without a message it belongs to"
+                    )
+                payload = data[position + 7 : end]
+                if self._take(content, kind, channel, payload):
+                    del contents[channel]
+                    self._finish(content, channel, sink, touched)
+            position = end + 1
+        self._need = 7
+        return position
+
+    def _take(self, content: _Content, kind: int, channel: int, payload: bytes) -> bool:
+        """Add a header or body frame to its message; return whether the message is whole now."""
+        if (kind == _HEADER) != (content.header is None):
+            raise ProtocolError(
+                f"{_frame_name(kind)} frame on channel {channel} where a "
+                f"{'header' if content.header is None else 'body'} frame must come"
+            )
+        if kind == _HEADER:
+            if len(payload) < 14 or _U16(payload, 0)[0] != _BASIC:
+                raise ProtocolError(
+                    f"content header on channel {channel} is not of class basic (60): {payload[:14]!r}"
+                )
+            content.header = payload
+            (content.missing,) = _U64(payload, 4)
+        else:
+            content.missing -= len(payload)
+            if content.missing < 0:
+                raise ProtocolError(
+                    f"body on channel {channel} is {-content.missing} bytes longer than its header says"
+                )
+            content.chunks.append(payload)
+        return content.missing == 0
+
+    def _finish(
+        self, content: _Content, channel: int, sink: ChannelSink, touched: list[ChannelSink]
+    ) -> None:
+        method = content.method
+        header = content.header or b""
+        body = b"".join(content.chunks)
+        if content.is_return:
+            returned = _decode_return(method, header, body)
+            if sink.batch:  # what came before it on the channel is told before it
+                sink.on_batch()
+                touched.remove(sink)
+            sink.on_return(returned)
+            return
+        tag_end = 1 + method[0]
+        consumer_tag = self._decode_tag(method[1:tag_end])
+        delivery_tag, redelivered = _TAG_REDELIVERED(method, tag_end)
+        exchange, routing_key = self._decode_route(method[tag_end + 9 :])
+        try:
+            properties = decode_properties(header, 12, len(header))
+        except ProtocolError as error:
+            sink.on_undecodable(delivery_tag, error)
+            return
+        if not sink.batch:
+            touched.append(sink)
+        sink.batch.append(
+            Delivery(
+                sink.settler,
+                consumer_tag,
+                delivery_tag,
+                redelivered != 0,
+                exchange,
+                routing_key,
+                properties,
+                body,
+            )
+        )
+
+    def _decode_tag(self, raw: bytes) -> str:
+        if len(self._tags) >= _MAX_ROUTES:
+            self._tags.clear()
+        tag = self._tags[raw] = raw.decode("utf-8", "surrogateescape")
+        return tag
+
+    def _decode_route(self, raw: bytes) -> tuple[str, str]:
+        """Exchange and routing key: the two short strings that `raw` consists of."""
+        exchange, end = _split_short_string(raw, 0)
+        routing_key, end = _split_short_string(raw, end)
+        if end != len(raw):
+            raise ProtocolError(f"exchange and routing key are not two short strings: {raw[:80]!r}")
+        if len(self._routes) >= _MAX_ROUTES:
+            self._routes.clear()
+        route = self._routes[raw] = (exchange, routing_key)
+        return route
+
+    def _not_a_frame(self, data: bytes, position: int, kind: int, size: int) -> ProtocolError:
+        start = data[position : position + 16]
+        if kind in (_METHOD, _HEADER, _BODY, _HEARTBEAT):
+            return ProtocolError(
+                f"frame of {size + _FRAME_OVERHEAD} bytes, and frame_max is {self.frame_max}: {start!r}"
+            )
+        hint = " Is this the port of an AMQP 0-9-1 broker?" if position == 0 else ""
+        return ProtocolError(f"no frame has type {kind}: the peer sent {start!r}.{hint}")
+
+
+def _frame_name(kind: int) -> str:
+    return "header" if kind == _HEADER else "body"
+
+
+def _split_short_string(raw: bytes, position: int) -> tuple[str, int]:
+    if position >= len(raw):
+        raise ProtocolError(f"a short string is missing in {raw[:80]!r}")
+    end = position + 1 + raw[position]
+    return raw[position + 1 : end].decode("utf-8", "surrogateescape"), end
+
+
+def _decode_return(method: bytes, header: bytes, body: bytes) -> Returned:
+    (reply_code,) = _U16(method, 0)
+    reply_text, end = _split_short_string(method, 2)
+    exchange, end = _split_short_string(method, end)
+    routing_key, end = _split_short_string(method, end)
+    if end != len(method):
+        raise ProtocolError(f"broken basic.return: {method[:80]!r}")
+    properties = decode_properties(header, 12, len(header))
+    return Returned(reply_code, reply_text, exchange, routing_key, properties, body)

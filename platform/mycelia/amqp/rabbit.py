@@ -1,0 +1,457 @@
+"""`RabbitLink`: the link to RabbitMQ. Puts the parts together; each part's rules are in its own module.
+
+    supervisor.py   keeps a connection up       publisher.py    publishes, confirms, sends again
+    connection.py   one connection (pika)       consumer.py     consumes, settles, resumes
+    declarer.py     declares and adopts         topology.py     what to declare again
+
+Two connections: one publishes (and declares), one consumes, so that a blocked publisher never blocks acknowledgements. The
+consuming one is opened when it is first needed. Exclusive queues belong to one connection, and are declared, counted and deleted on
+the consuming one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl as ssl_module
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from itertools import takewhile
+from random import Random
+from typing import Any, Final, TypeVar
+
+from mycelia.amqp.backoff import Backoff
+from mycelia.amqp.connection import BrokerConnection, open_connection
+from mycelia.amqp.consumer import ConsumeOptions, RabbitConsumer
+from mycelia.amqp.declarer import Declarer
+from mycelia.amqp.link import (
+    Capabilities,
+    Consumer,
+    LinkState,
+    LinkStatistics,
+    OnDeliveries,
+    OnReturn,
+    OnStateChange,
+)
+from mycelia.amqp.model import Binding, Exchange, Properties, Queue, Returned
+from mycelia.amqp.publisher import Publisher
+from mycelia.amqp.supervisor import Supervisor
+from mycelia.amqp.topology import Part, Topology
+from mycelia.amqp.uri import Endpoint, parse_uri, redact, ssl_context
+from mycelia.errors import (
+    BrokerBlocked,
+    BrokerUnavailable,
+    RuntimeStateError,
+)
+
+__all__ = ["RabbitLink"]
+
+_log = logging.getLogger("mycelia.amqp")
+
+_CONNECT_TIMEOUT: Final = 10.0
+_STEP_TIMEOUT: Final = 30.0
+"""Seconds for the broker's answer to one declaration, opening or cancellation."""
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+class RabbitLink:
+    """A `Link` to RabbitMQ 3.10 or later, on the running event loop.
+
+    Args:
+        uri: `amqp://user:password@host:port/vhost`; several brokers separated by `;`. See `parse_uri()`.
+        ssl: as Nameko's `AMQP_SSL`: `True`, or a dict (`ssl_context()` names its keys).
+        heartbeat: seconds, 0 for none; a `heartbeat=` in the URI goes before. 60 is Nameko's default.
+        name: of this link, in logs, task names and the broker's management.
+        confirm_messages, confirm_bytes: how much may be unconfirmed at once. Wide, because a confirm of a quorum queue
+            takes a disk write on a majority, and throughput is window / that time.
+        write_buffer_bytes: unsent bytes on one connection above which `writable` is `False`.
+        random: for the jitter of reconnects.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        ssl: bool | Mapping[str, Any] | ssl_module.SSLContext | None = None,
+        heartbeat: float = 60.0,
+        name: str = "mycelia",
+        connect_timeout: float = _CONNECT_TIMEOUT,
+        step_timeout: float = _STEP_TIMEOUT,
+        confirm_messages: int = 8192,
+        confirm_bytes: int = 64 * 1024 * 1024,
+        write_buffer_bytes: int = 4 * 1024 * 1024,
+        random: Random | None = None,
+    ) -> None:
+        self._endpoints = parse_uri(uri)
+        if ssl and not any(one.tls for one in self._endpoints):
+            self._endpoints = [replace(one, tls=True) for one in self._endpoints]
+        self._uri = redact(uri)
+        self._ssl = ssl_context(ssl or any(one.tls for one in self._endpoints))
+        self._server_hostname = ssl.get("server_hostname") if isinstance(ssl, Mapping) else None
+        self._heartbeat = heartbeat
+        self._name = name
+        self._connect_timeout = connect_timeout
+        self._step_timeout = step_timeout
+        self._write_buffer_bytes = write_buffer_bytes
+        self._random = random or Random()  # jitter, not secrets
+        self._state = LinkState.CLOSED
+        self._statistics = LinkStatistics()
+        self._capabilities = Capabilities(product="unknown")
+        self._topology = Topology()
+        self._declarer = Declarer(step_timeout)
+        self._consumers: set[RabbitConsumer] = set()
+        self._state_listeners: list[OnStateChange] = []
+        self._return_listeners: list[OnReturn] = []
+        self._writable_waiters: set[asyncio.Future[None]] = set()
+        self._blocked_since: float | None = None
+        self._is_open = False
+        self._publishing = self._supervise("publish", self._prepare_publishing)
+        self._consuming = self._supervise("consume", self._prepare_consuming)
+        self._publisher = Publisher(
+            self._statistics,
+            on_return=self._tell_return,
+            on_writable=self._wake_writable,
+            redeclare=self._redeclare_shared,
+            window_messages=confirm_messages,
+            window_bytes=confirm_bytes,
+            step_timeout=step_timeout,
+        )
+
+    def __repr__(self) -> str:
+        return f"<RabbitLink {self._name} {self._uri} {self._state.value}>"
+
+    # --- state ---
+
+    @property
+    def state(self) -> LinkState:
+        return self._state
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    @property
+    def writable(self) -> bool:
+        return self._publisher.writable
+
+    def statistics(self) -> LinkStatistics:
+        blocked_s = self._statistics.blocked_s
+        if self._blocked_since is not None:
+            blocked_s += asyncio.get_running_loop().time() - self._blocked_since
+        return replace(
+            self._statistics,
+            unconfirmed=self._publisher.unconfirmed,
+            blocked_s=blocked_s,
+            extra=dict(self._statistics.extra),
+        )
+
+    def on_state_change(self, listener: OnStateChange) -> Callable[[], None]:
+        return _subscribe(self._state_listeners, listener)
+
+    def on_return(self, listener: OnReturn) -> Callable[[], None]:
+        return _subscribe(self._return_listeners, listener)
+
+    def _refresh_state(self) -> None:
+        new = self._current_state()
+        if new is self._state:
+            return
+        self._state = new
+        for listener in list(self._state_listeners):
+            try:
+                listener(new)
+            except Exception:  # noqa: BLE001  # a listener's fault is not the link's
+                _log.exception("state_listener_raised link=%s state=%s", self._name, new.value)
+
+    def _current_state(self) -> LinkState:
+        if not self._is_open:
+            return LinkState.CLOSED
+        publishing = self._publishing.connection
+        if publishing is None:
+            return LinkState.RECONNECTING if self._publishing.was_up else LinkState.CONNECTING
+        if self._consuming.was_up and self._consuming.connection is None:
+            return LinkState.RECONNECTING
+        return LinkState.BLOCKED if publishing.blocked else LinkState.CONNECTED
+
+    def _tell_return(self, returned: Returned) -> None:
+        for listener in list(self._return_listeners):
+            try:
+                listener(returned)
+            except Exception:  # noqa: BLE001  # a listener's fault is not the link's
+                _log.exception("return_listener_raised link=%s", self._name)
+
+    # --- life ---
+
+    async def open(self, timeout: float | None = None) -> None:
+        if self._is_open:
+            return
+        self._is_open = True
+        self._refresh_state()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._publishing.connected()
+        except TimeoutError:
+            reason = self._publishing.last_error or "no answer"
+            await self.aclose(0)
+            raise BrokerUnavailable(
+                f"no broker at {self._uri} within {timeout:g} s ({reason}). "
+                "Is it running, and reachable from here?"
+            ) from None
+        except BaseException:
+            await self.aclose(0)
+            raise
+
+    async def aclose(self, timeout: float = 5.0) -> None:
+        deadline = asyncio.get_running_loop().time() + timeout
+
+        def remaining() -> float:
+            return max(0.0, deadline - asyncio.get_running_loop().time())
+
+        await self._publisher.drain(remaining())
+        for consumer in list(self._consumers):
+            await consumer.aclose(remaining())
+        self._is_open = False
+        await self._consuming.aclose(remaining())
+        await self._publisher.aclose()
+        await self._publishing.aclose(remaining())
+        self._publishing = self._supervise("publish", self._prepare_publishing)
+        self._consuming = self._supervise("consume", self._prepare_consuming)
+        self._count_blocked(False)
+        self._refresh_state()
+        self._wake_writable()
+
+    def _supervise(self, role: str, prepare: Callable[[BrokerConnection], Any]) -> Supervisor:
+        return Supervisor(
+            self._name,
+            role,
+            self._endpoints,
+            connect=self._connect,
+            prepare=prepare,
+            on_up=self._refresh_state,
+            on_down=self._on_publishing_down if role == "publish" else self._refresh_state,
+            # the publishing side is up first: what it may, the consuming one may too
+            refusal_is_final=role == "publish",
+            backoff=Backoff(self._random),
+        )
+
+    async def _connect(self, endpoint: Endpoint, role: str) -> BrokerConnection:
+        return await open_connection(
+            endpoint,
+            ssl_context=self._ssl if endpoint.tls else None,
+            server_hostname=self._server_hostname,
+            heartbeat=self._heartbeat if endpoint.heartbeat is None else endpoint.heartbeat,
+            connection_name=f"{self._name}:{role}",
+            timeout=self._connect_timeout,
+            write_buffer_bytes=self._write_buffer_bytes,
+        )
+
+    async def _prepare_publishing(self, connection: BrokerConnection) -> None:
+        self._capabilities = _capabilities_of(connection.server_properties)
+        await self._redeclare_shared(connection)
+        connection.on_blocked = self._on_blocked
+        await self._publisher.attach(connection)
+        if self._publishing.was_up:
+            self._statistics.reconnects += 1
+
+    async def _prepare_consuming(self, connection: BrokerConnection) -> None:
+        await self._redeclare_all(connection)
+        if self._consuming.was_up:
+            self._statistics.reconnects += 1
+
+    def _on_publishing_down(self) -> None:
+        self._count_blocked(False)
+        self._publisher.detach()
+        self._refresh_state()
+
+    def _on_blocked(self, blocked: bool) -> None:
+        _log.warning(
+            "publishing_%s link=%s broker=%s",
+            "blocked" if blocked else "unblocked",
+            self._name,
+            self._publishing.connection and self._publishing.connection.endpoint,
+        )
+        self._count_blocked(blocked)
+        self._refresh_state()
+        if not blocked:
+            self._publisher.on_unblocked()
+            self._wake_writable()
+
+    def _count_blocked(self, blocked: bool) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._blocked_since is not None:
+            self._statistics.blocked_s += now - self._blocked_since
+        self._blocked_since = now if blocked else None
+
+    async def ready(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                while not self.writable:
+                    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                    self._writable_waiters.add(waiter)
+                    try:
+                        await waiter
+                    finally:
+                        self._writable_waiters.discard(waiter)
+                    if not self._is_open:
+                        raise BrokerUnavailable(f"link {self._name} is closed")
+        except TimeoutError:
+            if self._publisher.is_blocked:
+                raise BrokerBlocked(
+                    f"link {self._name}: the broker took no publishings for {timeout:g} s"
+                ) from None
+            raise BrokerUnavailable(
+                f"link {self._name}: no connection to {self._uri} for {timeout:g} s"
+            ) from None
+
+    def _wake_writable(self) -> None:
+        if self._writable_waiters and (self.writable or not self._is_open):
+            for waiter in self._writable_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    # --- topology ---
+
+    async def declare(
+        self, *parts: Exchange | Queue | Binding, timeout: float | None = None
+    ) -> None:
+        self._require_open("declare()")
+        shared, own = self._topology.split(parts)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._declare_on(self._publishing, shared)
+                await self._declare_on(self._consuming, own)
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"declaring {len(parts)} parts: no answer from {self._uri} within {timeout:g} s"
+            ) from None
+
+    async def _declare_on(self, side: Supervisor, parts: list[Part]) -> None:
+        while parts:
+            connection = await side.connected()
+            try:
+                await self._declarer.declare(connection, parts)
+            except BrokerUnavailable:
+                if connection.lost.done():
+                    continue  # connected() waits for the next one
+                raise
+            self._topology.remember(parts)
+            return
+
+    def forget(self, *parts: Exchange | Queue | Binding) -> None:
+        self._topology.forget(parts)
+
+    async def _redeclare_shared(self, connection: BrokerConnection) -> None:
+        await self._declarer.redeclare(connection, self._topology.split()[0])
+
+    async def _redeclare_all(self, connection: BrokerConnection) -> None:
+        shared, own = self._topology.split()
+        await self._declarer.redeclare(connection, [*shared, *own])
+
+    async def message_count(self, queue: str, timeout: float = 5.0) -> int:
+        self._require_open("message_count()")
+        async with _bounded(f'counting queue "{queue}"', timeout):
+            connection = await self._side_of(queue).connected()
+            return await self._declarer.message_count(connection, queue, timeout)
+
+    async def delete_queue(self, queue: str, timeout: float = 5.0) -> None:
+        self._require_open("delete_queue()")
+        async with _bounded(f'deleting queue "{queue}"', timeout):
+            connection = await self._side_of(queue).connected()
+            await self._declarer.delete_queue(connection, queue, timeout)
+        self._topology.forget_queue(queue)
+
+    def _side_of(self, queue: str) -> Supervisor:
+        return self._consuming if self._topology.is_exclusive(queue) else self._publishing
+
+    # --- publish and consume ---
+
+    def publish_nowait(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool = False,
+    ) -> None:
+        self._publisher.publish_nowait(exchange, routing_key, body, properties, mandatory)
+
+    async def publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: Properties,
+        *,
+        mandatory: bool = False,
+        timeout: float = 30.0,
+    ) -> None:
+        self._require_open("publish()")
+        await self._publisher.publish(exchange, routing_key, body, properties, mandatory, timeout)
+
+    async def consume(
+        self,
+        queue: str,
+        on_deliveries: OnDeliveries,
+        *,
+        prefetch: int = 100,
+        no_ack: bool = False,
+        exclusive: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> Consumer:
+        self._require_open("consume()")
+        consumer = RabbitConsumer(
+            ConsumeOptions(queue, prefetch, no_ack, exclusive, dict(arguments or {})),
+            on_deliveries,
+            self._statistics,
+            connected=self._consuming.connected,
+            redeclare=self._redeclare_all,
+            backoff=Backoff(self._random),
+            step_timeout=self._step_timeout,
+            on_closed=self._consumers.discard,
+        )
+        self._consumers.add(consumer)
+        await consumer.start(timeout)
+        return consumer
+
+    def _require_open(self, what: str) -> None:
+        if not self._is_open:
+            raise RuntimeStateError(f"{what}: link {self._name} is not open. Await open() first.")
+
+
+@asynccontextmanager
+async def _bounded(what: str, timeout: float) -> AsyncIterator[None]:
+    """`asyncio.timeout()` that ends in `BrokerUnavailable`, naming what was being done."""
+    try:
+        async with asyncio.timeout(timeout):
+            yield
+    except TimeoutError:
+        raise BrokerUnavailable(f"{what}: no answer from the broker within {timeout:g} s") from None
+
+
+def _subscribe(listeners: list[F], listener: F) -> Callable[[], None]:
+    listeners.append(listener)
+
+    def remove() -> None:
+        if listener in listeners:
+            listeners.remove(listener)
+
+    return remove
+
+
+def _capabilities_of(server_properties: Mapping[str, Any]) -> Capabilities:
+    product = str(server_properties.get("product", "unknown"))
+    version = tuple(
+        int(digits)
+        for part in str(server_properties.get("version", "")).split(".")[:3]
+        if (digits := "".join(takewhile(str.isdigit, part)))
+    )
+    return Capabilities(
+        product=product,
+        version=version or (0,),
+        quorum_queues=version >= (3, 8),
+        streams=version >= (3, 9),
+        delayed_retry=version >= (4, 3),
+    )

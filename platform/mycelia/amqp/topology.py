@@ -1,0 +1,71 @@
+"""What a link has declared and will declare again after a reconnect. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mycelia.amqp.model import Binding, Exchange, Queue
+
+__all__ = ["Part", "Topology", "in_order"]
+
+Part = Exchange | Queue | Binding
+
+
+def in_order(parts: Iterable[Part]) -> list[Part]:
+    """Exchanges, then queues, then bindings: what a part refers to comes before it."""
+    rank = {Exchange: 0, Queue: 1, Binding: 2}
+    return sorted(parts, key=lambda part: rank[type(part)])
+
+
+class Topology:
+    """Distinct parts, each once, in the order first declared. Passive ones are checks, and are not kept."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self) -> None:
+        self._parts: dict[Part, None] = {}
+
+    def remember(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            if isinstance(part, Binding) or not part.passive:
+                self._parts[part] = None
+
+    def forget(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            self._parts.pop(part, None)
+
+    def forget_queue(self, name: str) -> None:
+        """Drop a queue and the bindings to it."""
+        for part in list(self._parts):
+            if (isinstance(part, Queue) and part.name == name) or (
+                isinstance(part, Binding) and part.queue == name
+            ):
+                del self._parts[part]
+
+    def is_exclusive(self, queue: str, parts: Iterable[Part] = ()) -> bool:
+        """Whether `queue` is exclusive, by `parts` or by what is remembered: only one connection may use it then."""
+        return any(
+            isinstance(part, Queue) and part.exclusive and part.name == queue
+            for known in (parts, self._parts)
+            for part in known
+        )
+
+    def split(self, parts: Iterable[Part] | None = None) -> tuple[list[Part], list[Part]]:
+        """`parts` (all that is remembered, if not given) as (shared, exclusive), each in order of declaration.
+
+        Exclusive queues and their bindings have to be declared on the connection that consumes from them.
+        """
+        chosen = list(self._parts if parts is None else parts)
+        exclusive = {
+            part.name
+            for known in (chosen, self._parts)
+            for part in known
+            if isinstance(part, Queue) and part.exclusive
+        }
+        shared: list[Part] = []
+        own: list[Part] = []
+        for part in in_order(chosen):
+            name = part.queue if isinstance(part, Binding) else part.name
+            is_own = not isinstance(part, Exchange) and name in exclusive
+            (own if is_own else shared).append(part)
+        return shared, own
