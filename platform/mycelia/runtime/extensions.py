@@ -85,7 +85,7 @@ class Extension:
         if not getattr(container, "is_native", False):
             hand_over(f"{type(self).__name__} of service {getattr(container, 'service_name', '?')!r}")
         instance = self._clone(container)
-        for name, extension in inspect.getmembers(self, _is_extension):
+        for name, extension in inspect.getmembers_static(self, _is_extension):
             setattr(instance, name, extension.bind(container))
         container.adopt(instance)
         return instance
