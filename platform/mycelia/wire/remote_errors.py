@@ -223,9 +223,22 @@ def nameko_twin(cls: _C) -> _C:
         return cls
     twin = _twins.get(cls)
     if twin is None or not issubclass(twin, theirs):
-        twin = type(
-            cls.__name__, (cls, theirs), {"__module__": cls.__module__, "__doc__": cls.__doc__}
-        )
-        _twins[cls] = twin
+        twin = _twins[cls] = _twin_of(cls, theirs)
         _twinned[twin] = cls
     return twin  # type: ignore[return-value]
+
+
+def _twin_of(cls: type[Exception], theirs: type[Exception]) -> type[Exception]:
+    def init(self: Exception, *args: Any, **kwargs: Any) -> None:
+        # Not `super().__init__`, which would also run their constructor, on our message.
+        plain = cls(*args, **kwargs)
+        self.args = plain.args
+        self.__dict__.update(plain.__dict__)
+
+    namespace = {
+        "__init__": init,
+        "__str__": cls.__str__,
+        "__module__": cls.__module__,
+        "__doc__": cls.__doc__,
+    }
+    return type(cls.__name__, (cls, theirs), namespace)

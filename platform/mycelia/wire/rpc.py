@@ -90,17 +90,19 @@ def decode_request(value: Any) -> tuple[list[Any], dict[str, Any]]:
         kwargs = value["kwargs"]
     except (KeyError, TypeError, IndexError) as exc:
         raise _malformed(value) from exc
-    if type(args) is not list or type(kwargs) is not dict:
-        return _checked_arguments(args, kwargs)
-    return args, kwargs
-
-
-def _checked_arguments(args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
-    if not isinstance(args, (list, tuple)):
-        raise MalformedRequest(f"`args` must be a list, got {type(args).__name__}")
+    if type(args) is not list:
+        if not isinstance(args, tuple):
+            raise MalformedRequest(f"`args` must be a list, got {type(args).__name__}")
+        args = list(args)
     if not isinstance(kwargs, dict):
         raise MalformedRequest(f"`kwargs` must be a map, got {type(kwargs).__name__}")
-    return list(args), kwargs
+    for key in kwargs:
+        if type(key) is not str:
+            kind = type(key).__name__
+            raise MalformedRequest(
+                f"`kwargs` must be a map with text keys, got a key of type {kind}"
+            )
+    return args, kwargs
 
 
 def _malformed(value: Any) -> MalformedRequest:

@@ -324,10 +324,10 @@ def _custom(name: str, spec: Any) -> Serializer:
 
 
 def _imported(name: str, role: str, dotted_path: Any) -> Callable[[Any], Any]:
-    found = locate(dotted_path) if isinstance(dotted_path, str) else dotted_path
-    if not callable(found):
-        raise ConfigError(
-            f'SERIALIZERS.{name}.{role}: "{dotted_path}" cannot be imported or called. '
-            "Write a dotted path such as mypackage.module.function, and check that it is installed."
-        )
-    return found
+    found: object = locate(dotted_path) if isinstance(dotted_path, str) else dotted_path
+    if callable(found):
+        return found
+    raise ConfigError(
+        f'SERIALIZERS.{name}.{role}: "{dotted_path}" cannot be imported or called. '
+        "Write a dotted path such as mypackage.module.function, and check that it is installed."
+    )

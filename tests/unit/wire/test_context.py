@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.wire import stock
+
+from mycelia.wire import (
+    ATTEMPT_HEADER,
+    CALL_ID_STACK,
+    DEADLINE_MS,
+    TRACEPARENT,
+    TRACESTATE,
+    decode_context,
+    encode_context,
+    read_attempt,
+    read_deadline_ms,
+)
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+ONE_MESSAGE_HEADERS = [
+    "x-death",
+    "x-first-death-exchange",
+    "x-first-death-queue",
+    "x-first-death-reason",
+    "x-last-death-reason",
+    "x-delivery-count",
+    "x-acquired-count",
+    "x-stream-offset",
+    "x-stream-filter-value",
+    "x-opt-partition",
+    "x-delay",
+    "x-received-from",
+    "x-shovelled",
+    "x-mycelia-attempt",
+    "x-mycelia-anything",
+    "CC",
+    "BCC",
+    "compression",
+]
+
+text = st.text("abcxyz_.-é漢")
+keys = text.map(lambda key: f"k{key}")
+contexts = st.dictionaries(keys, st.one_of(text, st.integers(), st.lists(text)))
+
+
+@given(contexts)
+def test_context_survives_the_way(context: dict[str, Any]) -> None:
+    assert decode_context(encode_context(context)) == context
+
+
+@given(contexts)
+def test_context_is_read_and_written_as_stock_nameko_does(context: dict[str, Any]) -> None:
+    assert encode_context(context) == stock.encode_headers(context)
+    assert stock.decode_headers(encode_context(context)) == context
+
+
+def test_items_that_are_none_are_left_out() -> None:
+    assert encode_context({"language": None, "user_id": 0}) == {"nameko.user_id": 0}
+
+
+def test_headers_without_the_prefix_are_kept() -> None:
+    assert decode_context({"tenant": "a", "nameko.language": "de"}) == {
+        "tenant": "a",
+        "language": "de",
+    }
+
+
+@pytest.mark.parametrize("headers", [None, {}])
+def test_no_headers_give_an_empty_context(headers: dict[str, Any] | None) -> None:
+    assert decode_context(headers) == {}
+
+
+@pytest.mark.parametrize("header", ONE_MESSAGE_HEADERS)
+def test_header_of_one_message_is_not_inherited(header: str) -> None:
+    assert decode_context({header: 1, "nameko.language": "de"}) == {"language": "de"}
+
+
+@pytest.mark.parametrize("header", ONE_MESSAGE_HEADERS)
+def test_header_of_one_message_is_not_inherited_through_a_stock_hop(header: str) -> None:
+    echoed = stock.hop({header: 1})
+    assert echoed == {f"nameko.{header}": 1}  # the fault that we must live with
+
+    assert decode_context(echoed) == {}
+
+
+def test_names_that_only_begin_alike_are_kept() -> None:
+    context = {"x-deathly": 1, "x-tenant": 2, "x-delays": 3, "cc": 4}
+
+    assert decode_context(context) == context
+
+
+def test_trace_context_travels_as_w3c_says() -> None:
+    headers = encode_context({TRACEPARENT: PARENT, TRACESTATE: "a=1"})
+
+    assert headers == {"traceparent": PARENT, "tracestate": "a=1"}
+
+
+def test_trace_context_survives_a_stock_hop() -> None:
+    echoed = stock.hop(encode_context({TRACEPARENT: PARENT}))
+
+    assert echoed == {"nameko.traceparent": PARENT}
+    assert decode_context(echoed) == {TRACEPARENT: PARENT}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_nearest_sender_wins_where_trace_context_comes_twice(order: int) -> None:
+    both = [("traceparent", "near"), ("nameko.traceparent", "far")][::order]
+
+    assert decode_context(dict(both)) == {TRACEPARENT: "near"}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_prefixed_header_wins_over_a_bare_one_of_the_same_name(order: int) -> None:
+    both = [("language", "bare"), ("nameko.language", "prefixed")][::order]
+
+    assert decode_context(dict(both)) == {"language": "prefixed"}
+
+
+def test_deadline_and_call_stack_survive_a_stock_hop() -> None:
+    context = {DEADLINE_MS: 1_767_225_600_123, CALL_ID_STACK: ["a.b.1"]}
+
+    echoed = decode_context(stock.hop(encode_context(context)))
+
+    assert echoed == context
+    assert read_deadline_ms(echoed) == 1_767_225_600_123
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (5, 5),
+        (5.9, 5),
+        ("17", 17),
+        (None, None),
+        (True, None),
+        ("soon", None),
+        ([1], None),
+        (float("nan"), None),
+        (float("inf"), None),
+    ],
+)
+def test_deadline_that_makes_no_sense_is_absent(value: Any, expected: int | None) -> None:
+    assert read_deadline_ms({DEADLINE_MS: value}) == expected
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (None, 1),
+        ({}, 1),
+        ({ATTEMPT_HEADER: 3}, 3),
+        ({ATTEMPT_HEADER: 0}, 1),
+        ({ATTEMPT_HEADER: -2}, 1),
+        ({ATTEMPT_HEADER: "x"}, 1),
+    ],
+)
+def test_attempt_counts_from_one(headers: dict[str, Any] | None, expected: int) -> None:
+    assert read_attempt(headers) == expected
