@@ -1,7 +1,7 @@
 """The board: one page that shows the replay live, and the same as JSON.
 
-    nameko run --config services/config.yaml services.flights.board
-    # then open http://127.0.0.1:8000/
+nameko run --config services/config.yaml services.flights.board
+# then open http://127.0.0.1:8000/
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ class Live(DependencyProvider):
         """Ends the viewers' streams: they would keep the service from stopping."""
         self.view.close()
 
-    def get_dependency(self, worker_ctx: object) -> LiveView:
+    def get_dependency(self, worker_ctx: object) -> Live:
         """Workers share the view."""
-        return self.view
+        return self
 
 
 class Board:
     """Serves the page. Asks `delays` twice a second while somebody looks, and not at all otherwise."""
 
     name = "board"
-    delays = RpcProxy("delays", timeout=5)
-    feed = RpcProxy("feed", timeout=5)
+    delays: Any = RpcProxy("delays", timeout=5)
+    feed: Any = RpcProxy("feed", timeout=5)
     live = Live()
     log = Logger()
 
     @timer(interval=REFRESH_S)
     async def refresh(self) -> None:
         """Brings the view up to date."""
-        view = self.live
+        view = self.live.view
         if not view.viewers:
             return
         try:
@@ -82,7 +82,7 @@ class Board:
     @http("GET", "/api/live")
     async def stream(self, request: Request) -> ServerSentEvents:
         """The state of the page as server-sent events."""
-        return ServerSentEvents(self.live.stream())
+        return ServerSentEvents(self.live.view.stream())
 
     @http("GET", "/api/summary")
     async def summary(self, request: Request) -> Any:

@@ -72,7 +72,10 @@ def load() -> Tables:
 def read_slice(folder: Path = SLICE) -> Tables:
     """The tables that stand in `folder` as gzip CSV."""
     return Tables(
-        *(_rows(gzip.decompress((folder / f"{name}.csv.gz").read_bytes())) for name in Tables._fields)
+        *(
+            _rows(gzip.decompress((folder / f"{name}.csv.gz").read_bytes()))
+            for name in Tables._fields
+        )
     )
 
 

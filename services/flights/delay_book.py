@@ -23,6 +23,7 @@ LATE_MIN = 15
 """Late is what is more than 15 minutes behind schedule."""
 WORST_KEPT = 100
 RECENT_KEPT = 6
+RECENT_COLUMNS = "flight_id kind event_time carrier number origin dest dep_delay arr_delay".split()
 _BIT = {kind: 1 << place for place, kind in enumerate(KINDS)}
 NOTABLE_DELAY_MIN = 90
 
@@ -229,13 +230,7 @@ class DelayBook:
             self.first_emitted_at = emitted_at
         self.event_time = max(self.event_time, event["event_time"])
         if event["kind"] == "cancelled" or event.get("dep_delay", 0) >= NOTABLE_DELAY_MIN:
-            self._recent.append(
-                {
-                    key: event.get(key)
-                    for key in ("flight_id", "kind", "event_time", "carrier", "number")
-                    + ("origin", "dest", "dep_delay", "arr_delay")
-                }
-            )
+            self._recent.append({key: event.get(key) for key in RECENT_COLUMNS})
 
     # --- asking -------------------------------------------------------------------------------------
 
@@ -254,7 +249,9 @@ class DelayBook:
             "latency": self.latency.as_ms(),
             "total": self._total.figures(),
             "origins": {key: self._origins[key].figures() for key in sorted(self._origins)},
-            "visibility": {key: self._visibility[key].figures() for key in sorted(self._visibility)},
+            "visibility": {
+                key: self._visibility[key].figures() for key in sorted(self._visibility)
+            },
             "carriers": {
                 key: {"name": self._carrier_names.get(key), **self._carriers[key].figures()}
                 for key in sorted(self._carriers)
@@ -284,7 +281,9 @@ class DelayBook:
     def legs(self) -> list[dict[str, Any]]:
         """The legs of all aircraft, by tail number."""
         return [
-            leg for tail in sorted(self._by_tail) for leg in _with_running_delay(self._by_tail[tail])
+            leg
+            for tail in sorted(self._by_tail)
+            for leg in _with_running_delay(self._by_tail[tail])
         ]
 
     def changes(self, since: int = 0) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Delays: exact statistics of what is delayed, kept up to the event.
 
-    nameko run --config services/config.yaml services.flights.delays
-    n.rpc.delays.worst(5)             # in nameko shell
+nameko run --config services/config.yaml services.flights.delays
+n.rpc.delays.worst(5)             # in nameko shell
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Ledger(DependencyProvider):
     def __init__(self) -> None:
         self.books = Books()
 
-    def get_dependency(self, worker_ctx: object) -> Books:
+    def get_dependency(self, worker_ctx: object) -> Ledger:
         """Workers share the books; all of them run on the event loop, one at a time."""
-        return self.books
+        return self
 
 
 class Delays:
@@ -34,39 +34,39 @@ class Delays:
     """
 
     name = "delays"
-    books = Ledger()
+    ledger = Ledger()
 
     @event_handler("enrich", "flight_enriched", concurrency=256)
     async def count(self, event: Enriched) -> None:
         """Counts one event."""
-        self.books.count(event, time.time())
+        self.ledger.books.count(event, time.time())
 
     @rpc
     async def summary(self, run: str | None = None) -> dict[str, Any]:
         """Totals by carrier, origin and visibility; how many events were counted, and how long they took to arrive."""
-        return self.books.get(run).summary() | {"stale": self.books.stale}
+        return self.ledger.books.get(run).summary() | {"stale": self.ledger.books.stale}
 
     @rpc
     async def hourly(
         self, origin: str | None = None, carrier: str | None = None, run: str | None = None
     ) -> list[dict[str, Any]]:
         """The figures of each hour, origin and carrier, of those asked for."""
-        return self.books.get(run).hourly(origin, carrier)
+        return self.ledger.books.get(run).hourly(origin, carrier)
 
     @rpc
     async def worst(self, n: int = 5, run: str | None = None) -> list[dict[str, Any]]:
         """The `n` (at most 100) longest departure delays."""
-        return self.books.get(run).worst(n)
+        return self.ledger.books.get(run).worst(n)
 
     @rpc
     async def aircraft(self, tail_number: str, run: str | None = None) -> dict[str, Any]:
         """An aircraft's legs, and the delay it gathered through each day."""
-        return self.books.get(run).aircraft(tail_number)
+        return self.ledger.books.get(run).aircraft(tail_number)
 
     @rpc
     async def changes(self, since: int = 0, run: str | None = None) -> dict[str, Any]:
         """The summary, the worst and newest delays, and the hours that changed after version `since`."""
-        return self.books.get(run).changes(since)
+        return self.ledger.books.get(run).changes(since)
 
     @rpc
     async def snapshot(
@@ -76,7 +76,7 @@ class Delays:
 
         `next` is the offset of the next page, or `None`. Pages belong together if their `version` is the same.
         """
-        book = self.books.get(run)
+        book = self.ledger.books.get(run)
         hourly, legs, end = book.hourly(), book.legs(), offset + limit
         return {
             "run": book.run,

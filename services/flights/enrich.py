@@ -1,6 +1,6 @@
 """Enrich: joins what the registry knows to what the feed says.
 
-    nameko run --config services/config.yaml services.flights.enrich
+nameko run --config services/config.yaml services.flights.enrich
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ class Cache(DependencyProvider):
     def __init__(self) -> None:
         self.answers: SingleFlightCache[Any] = SingleFlightCache(max_entries=20_000)
 
-    def get_dependency(self, worker_ctx: object) -> SingleFlightCache[Any]:
+    def get_dependency(self, worker_ctx: object) -> Cache:
         """Workers share the cache."""
-        return self.answers
+        return self
 
 
 class Enrich:
     """Emits a `flight_enriched` event for each event of the feed."""
 
     name = "enrich"
-    registry = RpcProxy("registry", timeout=10)
+    registry: Any = RpcProxy("registry", timeout=10)
     cache = Cache()
-    emit = EventDispatcher()
+    emit: Any = EventDispatcher(mandatory=True)
 
-    @event_handler("feed", "scheduled", concurrency=CONCURRENCY)
+    @event_handler("feed", "scheduled", concurrency=CONCURRENCY, requeue_on_error=True)
     async def scheduled(self, event: FlightEvent) -> None:
         """A flight was announced."""
         await self._enrich(event)
 
-    @event_handler("feed", "departed", concurrency=CONCURRENCY)
+    @event_handler("feed", "departed", concurrency=CONCURRENCY, requeue_on_error=True)
     async def departed(self, event: FlightEvent) -> None:
         """A flight left the gate."""
         await self._enrich(event)
 
-    @event_handler("feed", "arrived", concurrency=CONCURRENCY)
+    @event_handler("feed", "arrived", concurrency=CONCURRENCY, requeue_on_error=True)
     async def arrived(self, event: FlightEvent) -> None:
         """A flight reached its gate."""
         await self._enrich(event)
 
-    @event_handler("feed", "cancelled", concurrency=CONCURRENCY)
+    @event_handler("feed", "cancelled", concurrency=CONCURRENCY, requeue_on_error=True)
     async def cancelled(self, event: FlightEvent) -> None:
         """A flight will not leave."""
         await self._enrich(event)
@@ -59,9 +59,9 @@ class Enrich:
     @rpc
     async def cache_statistics(self) -> dict[str, int]:
         """How the cache has served: hits, shared misses, calls to the registry."""
-        counts = self.cache.statistics
+        counts = self.cache.answers.statistics
         return {
-            "entries": len(self.cache),
+            "entries": len(self.cache.answers),
             "hits": counts.hits,
             "shared": counts.shared,
             "loads": counts.loads,
@@ -84,4 +84,6 @@ class Enrich:
 
     async def _known(self, what: str, *key: str) -> Any:
         """The registry's answer, which is asked for once for each key."""
-        return await self.cache.get((what, *key), lambda: getattr(self.registry, what)(*key))
+        return await self.cache.answers.get(
+            (what, *key), lambda: getattr(self.registry, what)(*key)
+        )

@@ -1,7 +1,7 @@
 """The feed: says what happens to flights, at the pace it happened or faster.
 
-    nameko run --config services/config.yaml services.flights.feed
-    n.rpc.feed.start(speed=3600)      # in nameko shell: one hour of 2013 in each second
+nameko run --config services/config.yaml services.flights.feed
+n.rpc.feed.start(speed=3600)      # in nameko shell: one hour of 2013 in each second
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mycelia import Config, DependencyProvider, EventDispatcher, Logger, rpc
-from services.flights import dataset
+from services.flights.dataset import flights_of, load
 from services.flights.messages import Due, due_events
 from services.flights.replay import Emit, Replay
 
@@ -30,9 +30,9 @@ class Stage(DependencyProvider):
         self._player: asyncio.Task[None] | None = None
         self._playing: asyncio.Task[None] | None = None
 
-    def setup(self) -> None:
-        """Reads the flights, before any call can ask for them."""
-        self.events = due_events(dataset.flights_of(dataset.load()))
+    async def setup(self) -> None:
+        """Reads the flights, before any call can ask for them; in a thread, since the year takes some seconds."""
+        self.events = await asyncio.to_thread(lambda: due_events(flights_of(load())))
 
     async def start(self) -> None:
         """Starts the task that plays: it must not belong to a call, whose deadline would end it."""
@@ -80,7 +80,9 @@ class Feed:
 
     name = "feed"
     stage = Stage()
-    emit = EventDispatcher()
+    emit: Any = EventDispatcher(
+        mandatory=True
+    )  # without `enrich` the replay fails, instead of going nowhere
     config = Config()
     log = Logger()
 
@@ -129,8 +131,4 @@ def new_run_id() -> str:
 
 def between(events: Sequence[Due], first_day: str | None, last_day: str | None) -> list[Due]:
     """The events of the flights of the days from `first_day` to `last_day`."""
-    return [
-        due
-        for due in events
-        if (first_day or "") <= due.flight.date <= (last_day or "9999")
-    ]
+    return [due for due in events if (first_day or "") <= due.flight.date <= (last_day or "9999")]

@@ -1,17 +1,17 @@
 """The registry: what is known of planes, airports, carriers and the weather.
 
-    nameko run --config services/config.yaml services.flights.registry
-    n.rpc.registry.plane("N14228")    # in nameko shell
+nameko run --config services/config.yaml services.flights.registry
+n.rpc.registry.plane("N14228")    # in nameko shell
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from mycelia import DependencyProvider, rpc
-from services.flights import dataset
-from services.flights.dataset import Tables
+from services.flights.dataset import Tables, load
 from services.flights.messages import Airport, Plane, Weather
 
 __all__ = ["Records", "Registry", "airports_of", "carriers_of", "planes_of", "weather_of"]
@@ -79,9 +79,9 @@ class Records(DependencyProvider):
     carriers: Mapping[str, str] = {}
     weather: Mapping[tuple[str, str], Weather] = {}
 
-    def setup(self) -> None:
+    async def setup(self) -> None:
         """Reads the tables before the first call arrives."""
-        tables = dataset.load()
+        tables = await asyncio.to_thread(load)
         self.planes = planes_of(tables)
         self.airports = airports_of(tables)
         self.carriers = carriers_of(tables)

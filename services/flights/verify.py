@@ -64,7 +64,11 @@ class Batch:
     def __init__(self, tables: Tables) -> None:
         self._db = sqlite3.connect(":memory:")
         self._db.row_factory = sqlite3.Row
-        for name, rows in zip(("flights", "planes", "weather"), (tables.flights, tables.planes, tables.weather), strict=True):
+        for name, rows in zip(
+            ("flights", "planes", "weather"),
+            (tables.flights, tables.planes, tables.weather),
+            strict=True,
+        ):
             self._load(name, rows)
         self._db.execute("CREATE INDEX planes_tail ON planes (tailnum)")
         self._db.execute("CREATE INDEX weather_hour ON weather (origin, time_hour)")

@@ -89,11 +89,10 @@ class Page:
         }})"""
         assert await self.evaluate(script), f"not within {within:g} s: {condition}"
 
-    async def picture(self, path: Path) -> bytes:
-        """Saves the whole page, beyond the viewport too, as a PNG, and returns it."""
+    async def picture(self) -> bytes:
+        """The whole page, beyond the viewport too, as a PNG."""
         shot = await self.command("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(raw := base64.b64decode(shot["data"]))
-        return raw
+        return base64.b64decode(shot["data"])
 
     async def listen(self) -> None:
         """Reads replies and events until the socket closes."""

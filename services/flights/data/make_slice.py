@@ -40,9 +40,7 @@ def write(folder: Path, name: str, columns: str, rows: Sequence[Row]) -> None:
 def main(folder: Path = SLICE) -> None:
     """Writes the five tables into `folder`."""
     year = read_year()
-    flights = [
-        row for row in year.flights if row["month"] == MONTH and int(row["day"]) <= LAST_DAY
-    ]
+    flights = [row for row in year.flights if row["month"] == MONTH and int(row["day"]) <= LAST_DAY]
     tails = {row["tailnum"] for row in flights}
     codes = {row["origin"] for row in flights} | {row["dest"] for row in flights}
     carriers = {row["carrier"] for row in flights}

@@ -1,0 +1,279 @@
+"""The flights pipeline, run and checked: `python -m services.demo`.
+
+Finds or starts a broker, starts the five services with `nameko run`, replays the flights as fast as they go, compares every figure
+of `delays` with a batch query over the same rows, and stops what it started. `--stay` leaves it running, with the live page.
+`BROKER=memory` runs all of it in this process, without a broker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from mycelia import Client
+from mycelia.errors import CallError, MyceliaError, RemoteError
+from services.fleet import ROOT, Fleet, ServiceDied, child_fleet, in_process_fleet
+from services.flights.dataset import load
+from services.flights.verify import Batch, Comparison, compare
+
+__all__ = ["DemoFailed", "main"]
+
+STATE = ROOT / ".mycelia"
+START_S = 60.0
+STALLED_S = 30.0
+POLL_S = 0.1
+LIVE_DAY, LIVE_SPEED = "2013-02-08", 7200.0
+PAGE_ROWS = 2000
+
+
+class DemoFailed(RuntimeError):
+    """The demonstration did not come out as promised; the message says how."""
+
+
+def say(step: str, text: str) -> None:
+    """One line of the story."""
+    sys.stdout.write(f"{step:<10} {text}\n")
+    sys.stdout.flush()
+
+
+class ProgressLine:
+    """A line that is written over on a terminal, and at each tenth of the way elsewhere."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+        self._tenth = -1
+        self._terminal = sys.stdout.isatty()
+
+    def show(self, done: int, total: int, more: str) -> None:
+        """`done` of `total`."""
+        share = done / total if total else 1.0
+        if self._terminal:
+            bar = "█" * int(24 * share) + "░" * (24 - int(24 * share))
+            sys.stdout.write(f"\r{self._step:<10} {bar} {share:4.0%}  {more}\x1b[K")
+            sys.stdout.flush()
+        elif int(10 * share) > self._tenth:
+            self._tenth = int(10 * share)
+            say(self._step, f"{share:4.0%}  {more}")
+
+    def end(self) -> None:
+        """Leaves the line as it stands."""
+        if self._terminal:
+            sys.stdout.write("\n")
+
+
+class Demo:
+    """What happens once the services run."""
+
+    def __init__(self, client: Client, fleet: Fleet, board_url: str) -> None:
+        self.client = client
+        self.fleet = fleet
+        self.board_url = board_url
+
+    async def ask(self, service: str, method: str, **arguments: Any) -> Any:
+        """Calls a service; fails at once, and with its log, if one has ended."""
+        self.fleet.check()
+        return await self.client.call(service, method, timeout=30, **arguments)
+
+    async def wait_until_all_answer(self) -> float:
+        """Seconds it took until every service answered."""
+        began = time.monotonic()
+        probes: dict[str, Callable[[], Awaitable[Any]]] = {
+            "registry": lambda: self.client.call("registry", "carrier", "UA", timeout=2),
+            "delays": lambda: self.client.call("delays", "summary", timeout=2),
+            "enrich": lambda: self.client.call("enrich", "cache_statistics", timeout=2),
+            "feed": lambda: self.client.call("feed", "status", timeout=2),
+            "board": lambda: asyncio.to_thread(_fetch, f"{self.board_url}/api/summary"),
+        }
+        for service, probe in probes.items():
+            while True:
+                self.fleet.check()
+                try:
+                    await probe()
+                    break
+                except RemoteError:
+                    raise
+                except (CallError, OSError) as exc:
+                    if time.monotonic() - began > START_S:
+                        raise DemoFailed(
+                            f"{service} does not answer within {START_S:.0f} s: {exc}"
+                        ) from exc
+                    await asyncio.sleep(POLL_S)
+        return time.monotonic() - began
+
+    async def replay(self, step: str, **arguments: Any) -> dict[str, Any]:
+        """Runs a replay until `delays` has counted all of it; returns its summary."""
+        status = await self.ask("feed", "start", **arguments)
+        run, total = status["run"], status["total"]
+        line = ProgressLine(step)
+        counted, moved_at = -1, time.monotonic()
+        while True:
+            status = await self.ask("feed", "status")
+            summary: dict[str, Any] = await self.ask("delays", "summary", run=run)
+            if status["state"] == "failed":
+                raise DemoFailed(f"the feed failed: {status['error']}")
+            if summary["counted"] != counted:
+                counted, moved_at = summary["counted"], time.monotonic()
+            line.show(counted, total, f"{counted:,} of {total:,} events counted")
+            if counted >= total:
+                line.end()
+                return summary
+            if time.monotonic() - moved_at > STALLED_S:
+                raise DemoFailed(
+                    f"nothing was counted for {STALLED_S:.0f} s: {counted:,} of {total:,} events counted, "
+                    f"{status['confirmed']:,} confirmed by the broker. See the logs in {STATE / 'logs'}."
+                )
+            await asyncio.sleep(POLL_S)
+
+    async def verify(self, run: str) -> Comparison:
+        """Compares every figure with the batch query's."""
+        hourly: list[dict[str, Any]] = []
+        legs: list[dict[str, Any]] = []
+        offset: int | None = 0
+        while offset is not None:
+            page = await self.ask("delays", "snapshot", offset=offset, limit=PAGE_ROWS, run=run)
+            hourly += page["hourly"]
+            legs += page["legs"]
+            offset = page["next"]
+        changes = await self.ask("delays", "changes", run=run)
+        worst = await self.ask("delays", "worst", n=100, run=run)
+        return await asyncio.to_thread(_compare, changes, hourly, legs, worst)
+
+
+def _compare(
+    changes: dict[str, Any],
+    hourly: list[dict[str, Any]],
+    legs: list[dict[str, Any]],
+    worst: list[dict[str, Any]],
+) -> Comparison:
+    batch = Batch(load())
+    try:
+        return compare(batch, changes, hourly, legs, worst)
+    finally:
+        batch.close()
+
+
+def _fetch(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def free_address(port: int = 8000) -> str:
+    """`127.0.0.1:8000`, or another port where this one is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return free_address(0)
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def latency(summary: dict[str, Any]) -> str:
+    """`p50 3.1 ms, p95 9.0 ms, p99 14.2 ms`."""
+    measured = summary["latency"]
+    return ", ".join(f"{name} {measured[f'{name}_ms']:,.1f} ms" for name in ("p50", "p95", "p99"))
+
+
+async def story(stay: bool) -> None:
+    """The demonstration from beginning to end.
+
+    Raises:
+        DemoFailed, ServiceDied, MyceliaError: it did not come out.
+    """
+    async with AsyncExitStack() as stack:
+        address = free_address()
+        if os.environ.get("BROKER") == "memory":
+            uri = "memory://flights"
+            say("broker", "embedded: all services in this process, nothing else needed")
+            fleet = await stack.enter_async_context(in_process_fleet(uri, address))
+        else:
+            uri = await stack.enter_async_context(running_broker())
+            fleet = await stack.enter_async_context(child_fleet(uri, address, STATE / "logs"))
+        client = await stack.enter_async_context(Client(uri))
+        demo = Demo(client, fleet, f"http://{address}")
+
+        took = await demo.wait_until_all_answer()
+        say("services", f"registry, delays, enrich, feed and board answer after {took:.1f} s")
+
+        summary = await demo.replay("replay", speed=0)
+        seconds = summary["last_counted_at"] - summary["first_emitted_at"]
+        say(
+            "",
+            f"{summary['counted'] / seconds:,.0f} events a second end to end, in {seconds:.1f} s",
+        )
+        say("", f"at full speed: {latency(summary)} from emitted to counted, queueing included")
+        if summary["duplicates"]:
+            say("", f"{summary['duplicates']:,} events were delivered twice and counted once")
+
+        result = await demo.verify(summary["run"])
+        if result.differences:
+            shown = "\n".join(f"    {difference}" for difference in result.differences[:10])
+            raise DemoFailed(
+                f"{len(result.differences):,} of {result.figures:,} figures differ from the batch query:\n{shown}"
+            )
+        say("verified:", f"{result.figures:,} figures, 0 differences")
+
+        day = await demo.replay(
+            "live pace", speed=LIVE_SPEED, first_day=LIVE_DAY, last_day=LIVE_DAY
+        )
+        say("", f"8 February at {LIVE_SPEED / 3600:.0f} hours a second: {latency(day)}")
+
+        if stay:
+            await demo.ask("feed", "start", speed=3600)
+            say("board", f"{demo.board_url}/   (Ctrl-C stops everything)")
+            while True:
+                fleet.check()
+                await asyncio.sleep(1)
+        say("done", "stopping the services")
+
+
+@asynccontextmanager
+async def running_broker() -> AsyncIterator[str]:
+    """The URI of a broker: the one `AMQP_URI` names, or a private node, which is stopped afterwards if it was started here."""
+    from mycelia.cli.broker import find_or_start_broker
+
+    broker = await asyncio.to_thread(find_or_start_broker)
+    say("broker", str(broker))
+    try:
+        yield broker.uri
+    finally:
+        await asyncio.to_thread(broker.stop_if_started)
+
+
+async def run(stay: bool) -> int:
+    """Tells the story; the exit code. SIGTERM and Ctrl-C stop it cleanly."""
+    loop = asyncio.get_running_loop()
+    telling = asyncio.create_task(story(stay), name="demo")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, telling.cancel)
+    try:
+        await telling
+    except asyncio.CancelledError:
+        say("stopped", "everything that was started is stopped")
+        return 0 if stay else 130
+    except (DemoFailed, ServiceDied, MyceliaError) as exc:
+        sys.stdout.flush()
+        sys.stderr.write(f"\nFAILED: {exc}\n")
+        return 1
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m services.demo", description=__doc__)
+    parser.add_argument("--stay", action="store_true", help="keep it running, with the live page")
+    return asyncio.run(run(parser.parse_args(argv).stay))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
