@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from mycelia.errors import ConfigError, UndecodableMessage
+from mycelia.errors import ConfigError, UndecodableMessage, UnserializableValueError
 from mycelia.wire.json_codec import JSON_CONTENT_TYPE, decode_json, encode_json
 from mycelia.wire.msgpack_codec import MSGPACK_CONTENT_TYPE, decode_msgpack, encode_msgpack
 from mycelia.wire.unserializable import unserializable
@@ -117,13 +117,16 @@ def _encode_raw(value: Any) -> bytes:
         return value.encode()
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
-    raise TypeError("raw carries only text and bytes")
+    raise UnserializableValueError(
+        f"$: object of type {type(value).__name__} cannot be carried by {_NO_CONTENT_TYPE}, "
+        "only text and bytes can. Use another serializer, such as json."
+    )
 
 
 JSON = Serializer("json", JSON_CONTENT_TYPE, "utf-8", encode_json, decode_json)
 MSGPACK = Serializer("msgpack", MSGPACK_CONTENT_TYPE, "binary", encode_msgpack, decode_msgpack)
 _YAML = _guarded("yaml", "application/x-yaml", "utf-8", yaml.safe_dump, yaml.safe_load)
-_RAW = _guarded("raw", _NO_CONTENT_TYPE, "binary", _encode_raw, bytes)
+_RAW = Serializer("raw", _NO_CONTENT_TYPE, "binary", _encode_raw, bytes)
 _PICKLE = _guarded(
     "pickle",
     "application/x-python-serialize",
@@ -161,10 +164,9 @@ class SerializerRegistry:
         by_type = {s.content_type: s for s in by_name.values()}
         accepted = [default] if accept is None else list(accept)
         # Unpickling runs whatever code the sender likes, so pickle exists only for those who ask for it by name.
-        if by_name["pickle"] is _PICKLE and not {"pickle", _PICKLE.content_type} & {
-            default,
-            *accepted,
-        }:
+        asked_for = [default, *accepted]
+        pickle_is_ours = by_name["pickle"] is _PICKLE
+        if pickle_is_ours and "pickle" not in asked_for and _PICKLE.content_type not in asked_for:
             del by_name["pickle"], by_type[_PICKLE.content_type]
         self._by_name = by_name
         self._by_type = by_type
