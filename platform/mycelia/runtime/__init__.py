@@ -1,7 +1,7 @@
 """The runtime: containers, workers, life cycle, and the hand-over from `nameko run`."""
 
 from mycelia.runtime.config import load_config, parse_config
-from mycelia.runtime.container import Container
+from mycelia.runtime.container import Container, find_entrypoints
 from mycelia.runtime.counterparts import counterpart_of
 from mycelia.runtime.extensions import (
     DependencyProvider,
@@ -30,6 +30,7 @@ __all__ = [
     "SignatureCheck",
     "WorkerContext",
     "counterpart_of",
+    "find_entrypoints",
     "load_config",
     "parse_config",
     "register_entrypoint",

@@ -22,7 +22,7 @@ from mycelia.runtime.process import Process
 from mycelia.runtime.threads import ThreadPool
 from mycelia.runtime.worker import Invocation
 
-__all__ = ["Container", "get_service_name"]
+__all__ = ["Container", "find_entrypoints", "get_service_name"]
 
 log = logging.getLogger("mycelia.runtime")
 
@@ -47,6 +47,15 @@ def get_service_name(service_cls: type) -> str:
             f"service class {service_cls.__qualname__}: `name` must be text, got {name!r}."
         )
     return name
+
+
+def find_entrypoints(service_cls: type) -> list[tuple[str, Any]]:
+    """The entrypoints that a class declares, ours and Nameko's, as `(method name, declaration)`."""
+    return [
+        (name, declared)
+        for name, method in inspect.getmembers(service_cls, inspect.isfunction)
+        for declared in getattr(method, ENTRYPOINTS_ATTRIBUTE, ())
+    ]
 
 
 class Container:
@@ -94,10 +103,8 @@ class Container:
             provider = dependency_counterpart(member)
             if provider is not None:
                 self.dependencies.append(provider.bind(self, name))
-        for name, member in inspect.getmembers(self.service_cls, inspect.isfunction):
-            for declared in getattr(member, ENTRYPOINTS_ATTRIBUTE, ()):
-                entrypoint = entrypoint_counterpart(declared)
-                self.entrypoints.append(entrypoint.bind(self, name))
+        for name, declared in find_entrypoints(self.service_cls):
+            self.entrypoints.append(entrypoint_counterpart(declared).bind(self, name))
 
     def adopt(self, extension: Extension) -> None:
         """Take part in `extension`'s life cycle; called by `Extension.bind()`."""

@@ -1,0 +1,117 @@
+"""`--backdoor-port`: a Python console inside the running process, as Nameko's, for `nameko backdoor` or netcat.
+
+Whoever can connect can do anything the process can; so it listens on localhost only, and only when asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import code
+import contextlib
+import logging
+import socket
+import threading
+from types import TracebackType
+from typing import Any
+
+from mycelia.errors import ConfigError
+
+__all__ = ["Backdoor"]
+
+log = logging.getLogger("mycelia.cli")
+
+BANNER = """Mycelia backdoor. `runner` is the running ServiceRunner; `run(coroutine)` runs one on its event loop.
+Leave with quit() or Ctrl-D."""
+
+
+class Backdoor:
+    """Serves consoles on localhost while it is open; nothing at all when `port` is `None`.
+
+    Each console runs in a thread of its own, because it waits for typing. `run(coroutine)` crosses to the loop.
+    """
+
+    def __init__(self, port: int | None, scope: dict[str, Any]) -> None:
+        self._port = port
+        self._scope = scope
+        self._sockets: set[socket.socket] = set()
+
+    async def __aenter__(self) -> Backdoor:
+        if self._port is None:
+            return self
+        loop = asyncio.get_running_loop()
+        try:
+            listener = socket.create_server(("localhost", self._port))
+        except OSError as exc:
+            raise ConfigError(
+                f"--backdoor-port {self._port}: cannot listen there: {exc.strerror}. Choose another port."
+            ) from exc
+        listener.setblocking(False)
+        self._listener = listener
+        self._accepting = loop.create_task(self._accept(loop, listener), name="mycelia:backdoor")
+        log.info("backdoor_open address=localhost:%d", self._port)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._port is None:
+            return
+        self._accepting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._accepting
+        self._listener.close()
+        for connection in list(self._sockets):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    async def _accept(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
+        while True:
+            connection, _ = await loop.sock_accept(listener)
+            connection.setblocking(True)
+            self._sockets.add(connection)
+            threading.Thread(
+                target=self._console, args=(connection, loop), name="mycelia-backdoor", daemon=True
+            ).start()
+
+    def _console(self, connection: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        def run(coroutine: Any) -> Any:
+            return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+        stream = connection.makefile("rw", encoding="utf-8", newline="\n")
+        try:
+            console = _SocketConsole(stream, {**self._scope, "run": run})
+            console.interact(banner=BANNER, exitmsg="")
+        except (OSError, SystemExit, ValueError):
+            pass  # the other end left
+        finally:
+            self._sockets.discard(connection)
+            connection.close()
+
+
+class _SocketConsole(code.InteractiveConsole):
+    """A console that reads from and writes to a stream instead of the process's own terminal."""
+
+    def __init__(self, stream: Any, scope: dict[str, Any]) -> None:
+        super().__init__(scope)
+        self._stream = stream
+
+    def raw_input(self, prompt: str = "") -> str:
+        self.write(prompt)
+        line = self._stream.readline()
+        if not line:
+            raise EOFError
+        return str(line).rstrip("\r\n")
+
+    def write(self, data: str) -> None:
+        self._stream.write(data)
+        self._stream.flush()
+
+    def runcode(self, compiled: Any) -> None:
+        # `print()` and the value of an expression go to this console, not to the process's output. Output of other
+        # threads meanwhile does too; that is Nameko's behaviour as well.
+        with contextlib.redirect_stdout(self._stream):
+            super().runcode(compiled)
+        self._stream.flush()

@@ -1,0 +1,75 @@
+"""The `mycelia` command: what Nameko has no word for, and its own `run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import version
+
+from mycelia.cli.broker import add_broker_commands
+from mycelia.cli.completion import SHELLS, completion_script
+from mycelia.cli.run import add_run_arguments, run_command
+from mycelia.cli.talk import (
+    add_call_arguments,
+    add_publish_arguments,
+    call_command,
+    publish_command,
+)
+
+__all__ = ["build_parser", "main"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="mycelia",
+        description="Message-driven services and real-time pipelines on RabbitMQ.",
+        epilog="`nameko run` and `nameko shell` work beside it: the programming model and the wire are Nameko's.",
+    )
+    parser.add_argument("-v", "--version", action="version", version=f"mycelia {version('mycelia')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    run = commands.add_parser(
+        "run", help="run services", description="Run services until SIGTERM or Ctrl-C."
+    )
+    add_run_arguments(run)
+    run.set_defaults(main=run_command)
+
+    call = commands.add_parser(
+        "call", help="call a method of a service", description="Call a method and print its result as JSON."
+    )
+    add_call_arguments(call)
+    call.set_defaults(main=call_command)
+
+    publish = commands.add_parser(
+        "publish", help="publish an event", description="Publish an event; done when the broker has it."
+    )
+    add_publish_arguments(publish)
+    publish.set_defaults(main=publish_command)
+
+    add_broker_commands(commands)
+
+    completion = commands.add_parser(
+        "completion",
+        help="print a shell completion script",
+        description="Print a completion script: source <(mycelia completion bash)",
+    )
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(main=lambda args: _print(completion_script(args.shell, parser)))
+    return parser
+
+
+def _print(text: str) -> int:
+    sys.stdout.write(text)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `mycelia` command. Returns the exit code."""
+    args = build_parser().parse_args(argv)
+    code: int = args.main(args)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Run services until a signal: what `nameko run` becomes after the hand-over, and `mycelia run`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mycelia.cli.backdoor import Backdoor
+from mycelia.cli.loading import load_services
+from mycelia.errors import MyceliaError
+from mycelia.providers import configure_logging
+from mycelia.runtime import Runner, load_config
+from mycelia.runtime.settings import DEFAULT_BROKER
+
+__all__ = ["add_run_arguments", "event_loop_factory", "read_config", "run_command"]
+
+log = logging.getLogger("mycelia.cli")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `nameko run`, with their meaning."""
+    parser.add_argument(
+        "services",
+        nargs="+",
+        metavar="module[:Class]",
+        help="a Python module with services, or one class of it",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file, with ${VAR:default} from the environment"
+    )
+    parser.add_argument(
+        "--broker",
+        metavar="URI",
+        help=f"the broker's URI; --config overrides it (default: {DEFAULT_BROKER})",
+    )
+    parser.add_argument(
+        "--backdoor-port",
+        type=int,
+        metavar="PORT",
+        help="serve a Python console on localhost:PORT (`runner` is in scope)",
+    )
+
+
+def read_config(config_file: str | None, broker: str | None) -> dict[str, Any]:
+    """As `nameko run` does: the file if there is one, else only the broker."""
+    if config_file is not None:
+        return load_config(config_file)
+    return {"AMQP_URI": broker or os.environ.get("AMQP_URI") or DEFAULT_BROKER}
+
+
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's event loop where it is installed; asyncio's with `MYCELIA_LOOP=asyncio`."""
+    if os.environ.get("MYCELIA_LOOP", "uvloop") == "uvloop":
+        try:
+            import uvloop
+        except ImportError:
+            pass
+        else:
+            return uvloop.new_event_loop
+    return asyncio.new_event_loop
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """Run services until SIGTERM or Ctrl-C. Returns the exit code; problems are one clear line on stderr."""
+    try:
+        config = read_config(args.config, args.broker)
+        configure_logging(config)
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        services = load_services(args.services)
+        with asyncio.Runner(loop_factory=event_loop_factory()) as loop_runner:
+            return loop_runner.run(_serve(config, services, args.backdoor_port))
+    except MyceliaError as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        return 1
+
+
+async def _serve(config: dict[str, Any], services: list[type], backdoor_port: int | None) -> int:
+    runner = Runner(config, services)
+    stopper = _Stopper(runner)
+    stopper.listen()
+    async with Backdoor(backdoor_port, {"runner": runner}):
+        if await stopper.start():
+            log.info("ready services=%s", ",".join(runner.service_names))
+            await runner.wait()
+        await stopper.finish()
+    return 0
+
+
+class _Stopper:
+    """What signals do: the first stops gracefully, the second at once. Before the start has ended, it is given up."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._starting: asyncio.Task[None] | None = None
+        self._stopping: set[asyncio.Task[None]] = set()
+        self._signals = 0
+
+    def listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number.name)
+
+    async def start(self) -> bool:
+        """Start the services. False when a signal came first."""
+        self._starting = asyncio.create_task(self._runner.start(), name="mycelia:start")
+        try:
+            await self._starting
+        except asyncio.CancelledError:
+            if self._signals:
+                return False
+            raise
+        finally:
+            self._starting = None
+        return True
+
+    async def finish(self) -> None:
+        """Wait for what the signals began."""
+        await asyncio.gather(*self._stopping)
+
+    def _on_signal(self, name: str) -> None:
+        self._signals += 1
+        if self._starting is not None:
+            log.info("stopping signal=%s: the start is given up", name)
+            self._starting.cancel()
+            return
+        if self._signals == 1:
+            log.info("stopping signal=%s: running work may finish; a second signal stops at once", name)
+            self._spawn(self._runner.stop())
+        else:
+            log.warning("killing signal=%s: unfinished work goes back to its queues", name)
+            self._spawn(self._runner.kill())
+
+    def _spawn(self, action: Any) -> None:
+        self._stopping.add(asyncio.ensure_future(action))

@@ -1,0 +1,156 @@
+"""`mycelia call` and `mycelia publish`: services from the shell. JSON in, JSON out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from typing import Any
+
+import msgspec
+
+from mycelia.cli.run import event_loop_factory, read_config
+from mycelia.clients import Client
+from mycelia.errors import ConfigError, MyceliaError, RemoteError
+from mycelia.wire import JSON
+
+__all__ = ["add_call_arguments", "add_publish_arguments", "call_command", "publish_command"]
+
+CALL_EXAMPLES = """\
+examples:
+  mycelia call delays.worst                        no arguments
+  mycelia call delays.worst 5                      one
+  mycelia call registry.plane '"N14228"'           text is quoted as in JSON
+  mycelia call delays.worst '{"n": 5}'             an object: by name
+  mycelia call maths.add '[1, 2]'                  an array: by position
+  mycelia call delays.worst 5 | jq '.[0]'          the result is JSON
+
+exit codes: 0 a result; 1 an error, told on stderr; 2 the command is wrong
+"""
+
+PUBLISH_EXAMPLES = """\
+examples:
+  mycelia publish tower runway_closed '{"runway": "31L"}'
+  mycelia publish tower all_clear                  no payload: null
+  echo '{"runway": "31L"}' | mycelia publish tower runway_closed -
+
+exit codes: 0 the broker has it; 1 an error, told on stderr; 2 the command is wrong
+"""
+
+
+def _add_connection_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--broker", metavar="URI", help="the broker's URI (default: $AMQP_URI, or localhost)")
+    parser.add_argument("--config", metavar="FILE", help="take the broker and serializer from a YAML file")
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, metavar="SECONDS", help="give up after this (default: 30)"
+    )
+
+
+def add_call_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = CALL_EXAMPLES
+    parser.add_argument("target", metavar="service.method", help="what to call")
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="JSON",
+        help="one array (by position), one object (by name), or one value for each argument; - reads stdin",
+    )
+    _add_connection_arguments(parser)
+
+
+def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = PUBLISH_EXAMPLES
+    parser.add_argument("source", help="the service that the event comes from")
+    parser.add_argument("event", help="the event's type")
+    parser.add_argument("payload", nargs="?", default="null", metavar="JSON", help="- reads stdin")
+    parser.add_argument(
+        "--mandatory", action="store_true", help="fail when no handler has ever subscribed to the event"
+    )
+    _add_connection_arguments(parser)
+
+
+def call_command(args: argparse.Namespace) -> int:
+    """`mycelia call`."""
+    service, _, method = args.target.rpartition(".")
+    if not service or not method:
+        return _usage(f'"{args.target}": write service.method, for instance delays.worst')
+    try:
+        positional, named = read_arguments(args.arguments)
+    except ValueError as exc:
+        return _usage(str(exc))
+
+    async def call() -> Any:
+        async with _client(args) as client:
+            return await client.call(service, method, *positional, timeout=args.timeout, **named)
+
+    return _run(call(), print_result=True)
+
+
+def publish_command(args: argparse.Namespace) -> int:
+    """`mycelia publish`."""
+    try:
+        payload = _read_json(args.payload)
+    except ValueError as exc:
+        return _usage(str(exc))
+
+    async def publish() -> None:
+        async with _client(args) as client:
+            await client.publish(args.source, args.event, payload, mandatory=args.mandatory)
+
+    return _run(publish(), print_result=False)
+
+
+def read_arguments(texts: list[str]) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and named arguments from the command line.
+
+    Raises:
+        ValueError: not JSON; the message shows the text and how to quote it.
+    """
+    values = [_read_json(text) for text in texts]
+    if len(values) == 1 and isinstance(values[0], list):
+        return values[0], {}
+    if len(values) == 1 and isinstance(values[0], dict):
+        return [], values[0]
+    return values, {}
+
+
+def _read_json(text: str) -> Any:
+    if text == "-":
+        text = sys.stdin.read()
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as exc:
+        raise ValueError(f"{text!r} is not JSON ({exc}). Text needs quotes: '\"{text}\"'") from None
+
+
+def _client(args: argparse.Namespace) -> Client:
+    config = read_config(args.config, args.broker)
+    return Client(config["AMQP_URI"], timeout=args.timeout, name="mycelia_cli", config=config)
+
+
+def _run(coroutine: Any, *, print_result: bool) -> int:
+    try:
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            result = runner.run(coroutine)
+    except KeyboardInterrupt:
+        return 130
+    except ConfigError as exc:
+        return _usage(str(exc))
+    except RemoteError as exc:
+        print(f"{exc.exc_type}: {exc.value}", file=sys.stderr)
+        if exc.remote_traceback:
+            print(f"\n{exc.remote_traceback.rstrip()}", file=sys.stderr)
+        return 1
+    except MyceliaError as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        return 1
+    if print_result:
+        print(msgspec.json.format(JSON.encode(result)).decode())
+    return 0
+
+
+def _usage(message: str) -> int:
+    print(f"mycelia: {message}", file=sys.stderr)
+    return 2
