@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import time
@@ -53,7 +54,7 @@ class Broker:
 
     def has_consumer(self, queue: str) -> bool:
         """Whether anybody consumes from this queue now; False where there is no such queue."""
-        with self.connection() as connection:
+        with self.connection() as connection, _quiet_pika():
             try:
                 declared = connection.channel().queue_declare(queue, passive=True)
             except ChannelClosedByBroker:
@@ -73,6 +74,18 @@ class Broker:
             if time.monotonic() > deadline:
                 raise while_running.failure(f"no consumer on {queue!r} within {timeout:g} s")
             time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _quiet_pika() -> Iterator[None]:
+    """pika warns of a channel closed by the broker, which asking for a missing queue does."""
+    log = logging.getLogger("pika")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -103,6 +103,7 @@ def _show(
         f"{settings['rounds']} rounds, {settings['seconds']:g} s each; figures are medians (min-max)"
     )
     print(", ".join(f"{name} {version}" for name, version in found["versions"].items()))
+    print(f"{found['go'] or 'no Go'}, {found['amqp091-go']}")
 
 
 def _write(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.process import ROOT
-from benchmarks.registry import Peer
+from benchmarks.registry import Peer, go_library
 
 
 def describe(broker_version: str, peers: Iterable[Peer]) -> dict[str, Any]:
@@ -27,6 +27,7 @@ def describe(broker_version: str, peers: Iterable[Peer]) -> dict[str, Any]:
         "cores": _cores(),
         "load_average_1_min": round(os.getloadavg()[0], 2),
         "go": _output("go", "version"),
+        "amqp091-go": go_library(),
         "commit": commit(),
         "uncommitted_changes": bool(
             _output("git", "status", "--porcelain", "platform", "benchmarks")

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -108,28 +109,52 @@ def _imports(statement: str) -> Callable[[], str | None]:
 
 @lru_cache(maxsize=1)
 def go_binary() -> Path | str:
-    """Build the Go peer, against the system's Go libraries where they hold amqp091-go, else by
-    its go.mod. A string is the reason why there is none."""
+    """Build the Go peer; a string is the reason why it cannot be built."""
     go = shutil.which("go")
     if go is None:
         return "no Go tool chain: `go` is not on the PATH"
     binary = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mycelia-bench-go"
-    env = dict(os.environ)
-    if Path(_GO_SYSTEM_PATH, "src/github.com/rabbitmq/amqp091-go").is_dir():
-        env |= {"GOPATH": _GO_SYSTEM_PATH, "GO111MODULE": "off"}
     binary.parent.mkdir(parents=True, exist_ok=True)
-    built = subprocess.run(
-        [go, "build", "-o", str(binary), "."],
-        cwd=_GO_SOURCE,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="mycelia-bench-go-") as directory:
+        # A copy, because a build by go.mod writes a go.sum beside it.
+        source = shutil.copytree(_GO_SOURCE, Path(directory) / "gopeer")
+        if _has_system_library():
+            env, options = {"GOPATH": _GO_SYSTEM_PATH, "GO111MODULE": "off"}, []
+        else:
+            env, options = {}, ["-mod=mod"]
+        built = subprocess.run(
+            [go, "build", *options, "-o", str(binary), "."],
+            cwd=source,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
     if built.returncode:
         return f"go build failed: {(built.stderr.strip().splitlines() or ['no output'])[-1]}"
     return binary
+
+
+def go_library() -> str:
+    """Where the Go peer's amqp091-go comes from, with its version."""
+    if not _has_system_library():
+        return next(
+            line.removeprefix("require ").strip()
+            for line in (_GO_SOURCE / "go.mod").read_text().splitlines()
+            if line.startswith("require ")
+        )
+    package = "golang-github-rabbitmq-amqp091-go-dev"
+    if shutil.which("dpkg-query") is None:
+        return f"{_GO_SYSTEM_PATH}, version unknown"
+    asked = subprocess.run(
+        ["dpkg-query", "--show", package], capture_output=True, text=True, timeout=30, check=False
+    )
+    return " ".join(asked.stdout.split()) or f"{_GO_SYSTEM_PATH}, version unknown"
+
+
+def _has_system_library() -> bool:
+    return Path(_GO_SYSTEM_PATH, "src/github.com/rabbitmq/amqp091-go").is_dir()
 
 
 def _go_absent() -> str | None:

@@ -76,7 +76,10 @@ TARGETS: tuple[Target, ...] = (
         theirs=("go", "go-quorum"),
         at_least=1.2,
     ),
-    Target(case="start-up", metric="loaded_rss_mb", ours="mycelia-async", at_most=80.0),
+    *(
+        Target(case="start-up", metric="loaded_rss_mb", ours=ours, at_most=80.0)
+        for ours in ("mycelia-async", "mycelia-def")
+    ),
 )
 
 

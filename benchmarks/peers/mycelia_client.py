@@ -29,8 +29,8 @@ def event_publisher(service: str) -> Role:
     async def role() -> None:
         async with Client(amqp_uri()) as client:
 
-            async def publish(event: Event) -> object:
-                return await client.publish(f"{service}_feed", "departed", event)
+            async def publish(event: Event) -> None:
+                await client.publish(f"{service}_feed", "departed", event)
 
             await event_load.publish_bursts(publish)
 
