@@ -167,28 +167,44 @@ async def test_consumer_of_higher_priority_is_served_first(link: Link, any_queue
     assert high.bodies == [b"0", b"1"]
 
 
-async def test_exclusive_consumer_keeps_others_out(
-    link: Link, link_factory: LinkFactory, any_queue: str
+async def test_exclusive_consumer_keeps_others_out_of_a_classic_queue(
+    link: Link, link_factory: LinkFactory
 ) -> None:
+    await link.declare(Queue("work", arguments={"x-queue-type": "classic"}))
     other = await link_factory()
-    consumer = await link.consume(any_queue, Inbox(), exclusive=True)
+    consumer = await link.consume("work", Inbox(), exclusive=True)
 
     with pytest.raises(TopologyError, match="exclusive"):
-        await other.consume(any_queue, Inbox(), timeout=5)
+        await other.consume("work", Inbox(), timeout=5)
 
     await consumer.aclose()
     inbox = Inbox(acks=True)
 
     async def may_consume() -> bool:
         try:
-            await other.consume(any_queue, inbox, timeout=5)
+            await other.consume("work", inbox, timeout=5)
         except TopologyError:
             return False
         return True
 
     await eventually(may_consume)
-    await publish(link, any_queue, 1)
+    await publish(link, "work", 1)
     await inbox.wait(1)
+
+
+async def test_exclusive_consumer_keeps_nobody_out_of_a_quorum_queue(
+    link: Link, link_factory: LinkFactory, queue: str
+) -> None:
+    """A fact about RabbitMQ 3.10 that whoever builds a lease on it must know: take single active consumer."""
+    other = await link_factory()
+    mine, theirs = Inbox(acks=True), Inbox(acks=True)
+    await link.consume(queue, mine, prefetch=1, exclusive=True)
+    await other.consume(queue, theirs, prefetch=1)
+
+    await publish(link, queue, 20)
+
+    await eventually(lambda: len(mine.bodies) + len(theirs.bodies) == 20)
+    assert theirs.bodies
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])

@@ -10,7 +10,7 @@ import pytest
 from tests.link.inbox import Inbox
 
 from mycelia.amqp import Binding, Exchange, Link, Properties, Queue, Returned
-from mycelia.errors import ProtocolError, PublishRejected, Unroutable
+from mycelia.errors import AccessRefused, ProtocolError, PublishRejected, TopologyError, Unroutable
 from mycelia.testing.eventually import eventually
 
 EVERY_HEADER_TYPE = {
@@ -262,6 +262,39 @@ async def test_full_queue_that_rejects_is_told_to_the_publisher(link: Link) -> N
         await link.publish("", "small", b"2", Properties())
 
     assert await link.message_count("small") == 1
+
+
+async def test_confirmed_publishing_to_an_absent_exchange_names_it(link: Link, queue: str) -> None:
+    with pytest.raises(TopologyError, match="absent"):
+        await link.publish("absent", "key", b"", Properties(), timeout=10)
+
+    await link.publish("", queue, b"", Properties(), mandatory=True)
+
+
+async def test_one_wrong_publishing_does_not_fail_those_beside_it(link: Link, queue: str) -> None:
+    async def publish(number: int) -> str:
+        exchange = "absent" if number == 7 else ""
+        try:
+            await link.publish(exchange, queue, b"%d" % number, Properties(), timeout=10)
+        except TopologyError:
+            return "refused"
+        return "confirmed"
+
+    outcomes = await asyncio.gather(*(publish(number) for number in range(20)))
+
+    assert outcomes == ["refused" if number == 7 else "confirmed" for number in range(20)]
+
+
+async def test_expiration_that_is_no_number_is_rejected(link: Link, queue: str) -> None:
+    with pytest.raises(PublishRejected, match="expiration"):
+        await link.publish("", queue, b"", Properties(expiration="soon"), timeout=10)
+
+
+async def test_publishing_to_an_internal_exchange_is_refused(link: Link) -> None:
+    await link.declare(Exchange("inside", internal=True))
+
+    with pytest.raises(AccessRefused, match="inside"):
+        await link.publish("inside", "key", b"", Properties(), timeout=10)
 
 
 @pytest.mark.parametrize(

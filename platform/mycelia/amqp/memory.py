@@ -36,6 +36,7 @@ from mycelia.amqp.memory_queue import Entry
 from mycelia.amqp.model import Binding, Delivery, Exchange, Properties, Queue, Returned
 from mycelia.amqp.topology import Part, Topology, in_order
 from mycelia.errors import (
+    AccessRefused,
     BrokerBlocked,
     BrokerUnavailable,
     LinkError,
@@ -67,7 +68,7 @@ class MemoryLink:
         self._statistics = LinkStatistics()
         self._blocked_since: float | None = None
         self._topology = Topology()
-        self._adopted: set[str] = set()
+        self._adopted: set[Part] = set()
         self._consumers: list[MemoryConsumer] = []
         self._state_listeners: list[OnStateChange] = []
         self._return_listeners: list[OnReturn] = []
@@ -131,7 +132,6 @@ class MemoryLink:
             consumer.detach()
         self._consumers.clear()
         self.broker.disconnect(self)
-        self._topology = Topology()
         self._set_state(LinkState.CLOSED)
 
     async def ready(self, timeout: float) -> None:
@@ -160,6 +160,7 @@ class MemoryLink:
         await self._connected_within(timeout, f'delete queue "{queue}"')
         with _as_topology_error():
             self.broker.delete_queue(self, queue)
+        self._topology.forget_queue(queue)
         await asyncio.sleep(0)
 
     # --- messages --------------------------------------------------------------------------------
@@ -211,8 +212,10 @@ class MemoryLink:
             if not writable:
                 raise self._not_writable(f"for {timeout:g} s")
         self._statistics.published += 1
-        with _as_topology_error():
+        try:
             outcome = self.broker.publish(exchange, routing_key, body, properties, uuid.uuid4().hex)
+        except Refused as refusal:
+            raise _publishing_error(exchange, routing_key, refusal) from refusal
         # The confirm comes with a later turn of the loop, as from a socket; else a publisher in a loop would starve
         # the consumers.
         await asyncio.sleep(0)
@@ -338,26 +341,31 @@ class MemoryLink:
 
     def _declare(self, part: Part) -> None:
         with _as_topology_error():
-            if isinstance(part, Exchange):
-                self.broker.declare_exchange(part)
-            elif isinstance(part, Binding):
-                self.broker.bind(self, part)
-            else:
-                self._declare_queue(part)
-
-    def _declare_queue(self, queue: Queue) -> None:
-        try:
-            self.broker.declare_queue(self, queue)
-        except Refused as refusal:
-            if refusal.code != 406 or queue.passive:
-                raise
             try:
-                self.broker.declare_queue(self, replace(queue, passive=True))
-            except Refused:
-                raise refusal from None  # it does not exist: the arguments themselves are wrong
-            if queue.name not in self._adopted:
-                self._adopted.add(queue.name)
-                log.warning("queue_adopted queue=%r difference=%r", queue.name, refusal.text)
+                self._declare_one(part)
+            except Refused as refusal:
+                self._adopt(part, refusal)
+
+    def _declare_one(self, part: Part) -> None:
+        if isinstance(part, Exchange):
+            self.broker.declare_exchange(part)
+        elif isinstance(part, Binding):
+            self.broker.bind(self, part)
+        else:
+            self.broker.declare_queue(self, part)
+
+    def _adopt(self, part: Part, refusal: Refused) -> None:
+        """Take what exists under the name of `part`, where it differs only in its arguments."""
+        is_other_type = isinstance(part, Exchange) and "inequivalent arg 'type'" in refusal.text
+        if refusal.code != 406 or isinstance(part, Binding) or part.passive or is_other_type:
+            raise refusal
+        try:
+            self._declare_one(replace(part, passive=True))
+        except Refused:
+            raise refusal from None  # it does not exist: the arguments themselves are wrong
+        if part not in self._adopted:
+            self._adopted.add(part)
+            log.warning("declared_differently part=%r adopted=True broker=%r", part, refusal.text)
 
     def _set_state(self, state: LinkState) -> None:
         if state is self._state:
@@ -598,6 +606,15 @@ def _as_topology_error() -> Iterator[None]:
         yield
     except Refused as refusal:
         raise TopologyError(f"{refusal.code} {refusal.text}") from refusal
+
+
+def _publishing_error(exchange: str, routing_key: str, refusal: Refused) -> LinkError:
+    text = f'exchange "{exchange}", routing key "{routing_key}": {refusal.code} {refusal.text}'
+    if refusal.code == 404:
+        return TopologyError(f"{text}. Declare the exchange, or check its name.")
+    if refusal.code == 403:
+        return AccessRefused(f"{text}. Publish to another exchange.")
+    return PublishRejected(text)
 
 
 def _discard(items: list[Any], item: object) -> None:

@@ -7,6 +7,7 @@ Rules that shape the code:
   delivered before all others, in the order of their return (RabbitMQ 3.10's quorum queue guide, "Repeated Requeues").
 - Messages expire at the head only: one with a short TTL behind one without stays (RabbitMQ's TTL guide, "Caveats").
 - `x-delivery-count` counts returns on quorum queues; past `x-delivery-limit` the message is dead-lettered.
+- An exclusive consumer of a quorum queue keeps nobody out (3.10.8; use `x-single-active-consumer`).
 - A stream carries no header that is a list or a table (3.10 drops them on the way into the log).
 - A stream keeps everything. Each consumer has a cursor of its own, and settling a delivery is credit for another.
   Retention (`x-max-age`, `x-max-length-bytes`) is accepted and not applied: RabbitMQ drops whole segments of
@@ -231,6 +232,9 @@ class _Consumers:
 class BaseQueue(ABC):
     """What all queue types share: consumers, exclusivity, and the life time of an unused queue."""
 
+    honours_exclusive = True
+    """Whether an exclusive consumer keeps others out."""
+
     def __init__(self, host: QueueHost, declared: Queue, owner: object | None) -> None:
         self.declared = declared
         self.name = declared.name
@@ -265,11 +269,8 @@ class BaseQueue(ABC):
         return timer is not None and timer.when <= self._host.clock.monotonic()
 
     def subscribe(self, subscription: Subscription) -> None:
-        if subscription.exclusive and len(self._consumers):
-            raise Refused(
-                403, f"ACCESS_REFUSED - queue '{self.name}' in vhost '/' in exclusive use"
-            )
-        if any(other.exclusive for other in self._consumers):
+        exclusive = subscription.exclusive and len(self._consumers)
+        if self.honours_exclusive and (exclusive or any(one.exclusive for one in self._consumers)):
             raise Refused(
                 403, f"ACCESS_REFUSED - queue '{self.name}' in vhost '/' in exclusive use"
             )
@@ -346,6 +347,7 @@ class QueueModel(BaseQueue):
     def __init__(self, host: QueueHost, declared: Queue, owner: object | None) -> None:
         arguments = declared.arguments
         self.is_quorum = arguments.get("x-queue-type") == "quorum"
+        self.honours_exclusive = not self.is_quorum
         self._ttl_ms: int | None = arguments.get("x-message-ttl")
         self._max_length: int | None = arguments.get("x-max-length")
         self._max_length_bytes: int | None = arguments.get("x-max-length-bytes")

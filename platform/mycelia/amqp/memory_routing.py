@@ -23,8 +23,13 @@ def matches(
     if exchange_type == "fanout":
         return True
     if exchange_type == "topic":
-        return _topic_matches(binding_key.split("."), routing_key.split("."))
+        return _topic_matches(_words(binding_key), _words(routing_key))
     return _headers_match(arguments, headers)
+
+
+def _words(key: str) -> list[str]:
+    """The words between the dots; an empty key has none, as RabbitMQ reads it."""
+    return key.split(".") if key else []
 
 
 def _topic_matches(pattern: list[str], words: list[str]) -> bool:
