@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +65,8 @@ class _Intake:
         self.settler: Any = _NoSettler() if options.no_ack else self
         self.ledger = AckLedger()
         self.ended: asyncio.Future[str] = channel.connection.loop.create_future()
-        self.consumer_tag = ""
+        self.consumer_tag = f"{options.queue[:120]}.{os.urandom(8).hex()}"
+        self._is_consuming = False
         self._connection = channel.connection
         self._number = channel.number
         self._options = options
@@ -155,23 +157,24 @@ class _Intake:
         self.channel.closed.add_done_callback(self._on_closed)
         if not self._options.no_ack:
             await self.channel.call("basic_qos", timeout, prefetch_count=self._options.prefetch)
-        answer = await self.channel.call(
+        await self.channel.call(
             "basic_consume",
             timeout,
             queue=self._options.queue,
             on_message_callback=_never_called,
             auto_ack=self._options.no_ack,
             exclusive=self._options.exclusive,
+            consumer_tag=self.consumer_tag,
             arguments=dict(self._options.arguments),
         )
-        self.consumer_tag = answer.consumer_tag
+        self._is_consuming = True
 
     async def cancel(self, timeout: float) -> None:
         """Stop deliveries; what was handed out can still be settled."""
         if self._is_cancelled:
             return
         self._is_cancelled = True
-        if self.consumer_tag and not self.channel.closed.done() and not self.ended.done():
+        if self._is_consuming and not self.channel.closed.done() and not self.ended.done():
             try:
                 await self.channel.call("basic_cancel", timeout, consumer_tag=self.consumer_tag)
             except LinkError as exc:
@@ -298,7 +301,8 @@ class RabbitConsumer:
                 if not self._started.done():
                     self._started.set_result(None)
                 started_at = connection.loop.time()
-                reason = await intake.ended
+                # shielded: `cancel()` cancels this task, and must not leave the intake looking ended
+                reason = await asyncio.shield(intake.ended)
                 intake.channel.close_nowait()
                 if connection.loop.time() - started_at > 5.0:
                     self._backoff.reset()

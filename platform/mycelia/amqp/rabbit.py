@@ -39,11 +39,7 @@ from mycelia.amqp.publisher import Publisher
 from mycelia.amqp.supervisor import Supervisor
 from mycelia.amqp.topology import Part, Topology
 from mycelia.amqp.uri import Endpoint, parse_uri, redact, ssl_context
-from mycelia.errors import (
-    BrokerBlocked,
-    BrokerUnavailable,
-    RuntimeStateError,
-)
+from mycelia.errors import BrokerBlocked, BrokerUnavailable
 
 __all__ = ["RabbitLink"]
 
@@ -418,7 +414,7 @@ class RabbitLink:
 
     def _require_open(self, what: str) -> None:
         if not self._is_open:
-            raise RuntimeStateError(f"{what}: link {self._name} is not open. Await open() first.")
+            raise BrokerUnavailable(f"{what}: link {self._name} is not open. Await open() first.")
 
 
 @asynccontextmanager
