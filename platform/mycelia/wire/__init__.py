@@ -9,8 +9,6 @@ remote_errors  errors ⇄ the error in a reply
 events         names of exchanges and queues
 """
 
-# Values and bodies
-# Calls
 from mycelia.wire.call_ids import (
     DEFAULT_PARENT_CALLS_TRACKED,
     call_id,
@@ -18,8 +16,6 @@ from mycelia.wire.call_ids import (
     new_uuid,
 )
 from mycelia.wire.compression import COMPRESSION_HEADER, decompress
-
-# Context and headers
 from mycelia.wire.context import (
     ATTEMPT_HEADER,
     AUTH_TOKEN,
@@ -36,8 +32,6 @@ from mycelia.wire.context import (
     read_attempt,
     read_deadline_ms,
 )
-
-# Events
 from mycelia.wire.events import (
     BROADCAST,
     EVENT_EXCHANGE_TYPE,
@@ -48,8 +42,6 @@ from mycelia.wire.events import (
     handler_queue_life,
     handler_queue_name,
 )
-
-# Errors
 from mycelia.wire.remote_errors import (
     MAX_TRACEBACK_BYTES,
     deserialize_exception,
@@ -57,8 +49,6 @@ from mycelia.wire.remote_errors import (
     register_remote_error,
     serialize_exception,
 )
-
-# RPC
 from mycelia.wire.rpc import (
     REPLY_QUEUE_ARGUMENTS,
     RPC_EXCHANGE,
@@ -75,8 +65,6 @@ from mycelia.wire.rpc import (
     service_binding_key,
     service_queue_name,
 )
-
-# Bodies
 from mycelia.wire.serializers import (
     DEFAULT_MAX_BODY_BYTES,
     JSON,

@@ -28,7 +28,7 @@ import msgspec
 
 from mycelia.errors import UndecodableMessage
 from mycelia.wire.plain import plain_value
-from mycelia.wire.tagged import tag_bytes, untag
+from mycelia.wire.tagged import TAG_MARK, tag_bytes, untag
 from mycelia.wire.unserializable import unserializable
 
 __all__ = ["JSON_CONTENT_TYPE", "decode_json", "encode_json"]
@@ -44,6 +44,8 @@ _probe = msgspec.msgpack.Encoder(enc_hook=plain_value).encode
 # cannot occur in UTF-8 text.
 _NON_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 
+_QUOTED_TAG_MARK = b'"' + TAG_MARK + b'"'
+
 _LEAVES = frozenset({str, int, float, bool, type(None), datetime, date, time, Decimal, UUID})
 
 
@@ -56,7 +58,7 @@ def encode_json(value: Any) -> bytes:
     try:
         body = _encode(value)
         # msgspec writes NaN and the infinities as `null`; a body without that word holds none.
-        if (b"null" in body and _may_hold_non_finite(value)) or _holds_bytes(value):
+        if (body.find(b"null") >= 0 and _may_hold_non_finite(value)) or _holds_bytes(value):
             body = _encode_slowly(value)
     except Exception:  # noqa: BLE001  # the application's hooks may raise anything
         try:
@@ -81,7 +83,7 @@ def _holds_bytes(value: Any) -> bool:
         parts = value.values()
     elif kind is list or kind is tuple:
         parts = value
-    elif kind in _LEAVES:
+    elif kind in _LEAVES or isinstance(value, msgspec.Struct):
         return False
     elif isinstance(value, (bytes, bytearray, memoryview)):
         return True
@@ -132,7 +134,8 @@ def decode_json(body: bytes) -> Any:
     Raises:
         UndecodableMessage: saying where the bytes stop being JSON.
     """
-    if b'"__type__"' not in body:
+    # `find`, because `in` on bytes first tries its left side as a number, which costs 0.4 µs.
+    if body.find(_QUOTED_TAG_MARK) < 0:
         try:
             return _decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -66,7 +66,7 @@ def decode_msgpack(body: bytes) -> Any:
     Raises:
         UndecodableMessage: saying why the bytes are not msgpack.
     """
-    hook = untag if TAG_MARK in body else None
+    hook = untag if body.find(TAG_MARK) >= 0 else None
     try:
         return msgpack.unpackb(
             body,

@@ -6,6 +6,7 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
+import kombu.compression
 import kombu.serialization
 
 with warnings.catch_warnings():
@@ -18,10 +19,31 @@ with warnings.catch_warnings():
     import nameko.serialization
     import nameko.standalone.events
 
+__all__ = [
+    "call_id_stack",
+    "compress",
+    "decode",
+    "decode_headers",
+    "dumps",
+    "encode",
+    "encode_headers",
+    "event_queue",
+    "hop",
+    "loads",
+    "nameko",
+    "prepare_accept_content",
+]
+
+# Untyped, hence `Any`.
+dumps: Any = kombu.serialization.dumps
+loads: Any = kombu.serialization.loads
+prepare_accept_content: Any = kombu.serialization.prepare_accept_content
+compress: Any = kombu.compression.compress
+
 
 def encode(value: Any, serializer: str = "json") -> tuple[str, str, bytes]:
     """Content type, content encoding and body, as a stock publisher makes them."""
-    content_type, content_encoding, body = kombu.serialization.dumps(value, serializer)
+    content_type, content_encoding, body = dumps(value, serializer)
     if isinstance(body, str):
         body = body.encode(content_encoding)
     return content_type, content_encoding, body
@@ -29,7 +51,7 @@ def encode(value: Any, serializer: str = "json") -> tuple[str, str, bytes]:
 
 def decode(body: bytes, content_type: str, content_encoding: str) -> Any:
     """A body as a stock consumer that accepts its type decodes it."""
-    return kombu.serialization.loads(body, content_type, content_encoding, accept=[content_type])
+    return loads(body, content_type, content_encoding, accept=[content_type])
 
 
 def decode_headers(headers: dict[str, Any]) -> dict[str, Any]:

@@ -244,7 +244,7 @@ class NoSuchPlane(Exception):
 
 @pytest.mark.usefixtures("without_nameko")
 def test_registered_class_is_rebuilt() -> None:
-    rebuilt = deserialize_exception(serialize_exception(NoSuchPlane("N1"), traceback=False))
+    rebuilt: Any = deserialize_exception(serialize_exception(NoSuchPlane("N1"), traceback=False))
 
     assert type(rebuilt) is NoSuchPlane
     assert rebuilt.tail_number == "N1"
@@ -278,9 +278,9 @@ def test_traceback_is_attached_to_rebuilt_errors() -> None:
 
     rebuilt: Any = deserialize_exception(error)
 
-    assert type(rebuilt) is NoSuchPlane
     assert rebuilt.remote_traceback == error["traceback"]
     assert rebuilt.__notes__ == [f"Remote traceback:\n{error['traceback']}"]
+    assert type(rebuilt) is NoSuchPlane
 
 
 texts = st.none() | st.booleans() | st.integers() | st.text("aN.é") | st.lists(st.integers())
