@@ -39,6 +39,7 @@ class _Children:
     """One `nameko run` for each service."""
 
     def __init__(self, log_folder: Path) -> None:
+        log_folder.mkdir(parents=True, exist_ok=True)
         self._log_folder = log_folder
         self._processes: dict[str, asyncio.subprocess.Process] = {}
 
@@ -101,7 +102,6 @@ async def child_fleet(
     amqp_uri: str, board_address: str, log_folder: Path, services: Sequence[str] = SERVICES
 ) -> AsyncIterator[Fleet]:
     """Runs each service by `nameko run` in a process of its own, its output in `log_folder/<service>.log`."""
-    log_folder.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "AMQP_URI": amqp_uri,
         "BOARD_ADDRESS": board_address,

@@ -23,7 +23,17 @@ LATE_MIN = 15
 """Late is what is more than 15 minutes behind schedule."""
 WORST_KEPT = 100
 RECENT_KEPT = 6
-RECENT_COLUMNS = "flight_id kind event_time carrier number origin dest dep_delay arr_delay".split()
+RECENT_COLUMNS = [
+    "flight_id",
+    "kind",
+    "event_time",
+    "carrier",
+    "number",
+    "origin",
+    "dest",
+    "dep_delay",
+    "arr_delay",
+]
 _BIT = {kind: 1 << place for place, kind in enumerate(KINDS)}
 NOTABLE_DELAY_MIN = 90
 
