@@ -55,7 +55,8 @@ class AckLedger:
 
     def delivered_through(self, delivery_tag: int) -> None:
         """Every tag up to this one has been handed out."""
-        self._last = delivery_tag
+        if delivery_tag > self._last:
+            self._last = delivery_tag
 
     def ack(self, delivery_tag: int) -> bool:
         """Settle as handled. Return whether it was unsettled until now (if not, nothing happens)."""

@@ -16,7 +16,7 @@ it goes out again as it came in.
 from __future__ import annotations
 
 import calendar
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from struct import Struct
@@ -56,6 +56,7 @@ _PACK_TYPE_F64 = Struct(">cd").pack
 _PACK_TYPE_DECIMAL = Struct(">cBi").pack
 
 _OCTETS: Final = tuple(bytes((n,)) for n in range(256))
+_TEXT_HEADS: Final = tuple(b"S" + n.to_bytes(4, "big") for n in range(1024))  # type and length
 _MAX_NESTING: Final = 64
 """Tables and lists in one another. Arbitrary; it keeps hostile headers from exhausting the stack."""
 _CACHE_SIZE: Final = 2048
@@ -131,18 +132,34 @@ def _encode_table(table: Mapping[str, Any], depth: int) -> bytes:
     for name, value in table.items():
         key = _encoded.get(name)
         add(_encode_name(name) if key is None else key)
-        kind = type(value)
-        if kind is str:
-            try:
-                raw = value.encode()
-            except UnicodeEncodeError:
-                raw = _encode_escaped(value)
-            add(_PACK_TYPE_U32(b"S", len(raw)))
-            add(raw)
+        if type(value) is str:
+            _add_text(add, value)
         else:
             add(_encode_value(value, name, depth))
     body = b"".join(parts)
     return _PACK_U32(len(body)) + body
+
+
+def _add_text(add: Callable[[bytes], None], text: str) -> None:
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError:
+        raw = _encode_escaped(text)
+    size = len(raw)
+    add(_TEXT_HEADS[size] if size < 1024 else _PACK_TYPE_U32(b"S", size))
+    add(raw)
+
+
+def _encode_list(items: Sequence[Any], name: str, depth: int) -> bytes:
+    parts: list[bytes] = []
+    add = parts.append
+    for item in items:
+        if type(item) is str:
+            _add_text(add, item)
+        else:
+            add(_encode_value(item, name, depth))
+    body = b"".join(parts)
+    return _PACK_TYPE_U32(b"A", len(body)) + body
 
 
 def _encode_name(name: str) -> bytes:
@@ -154,9 +171,8 @@ def _encode_name(name: str) -> bytes:
 def _encode_value(value: Any, name: str, depth: int) -> bytes:
     if depth > _MAX_NESTING:
         raise ProtocolError(f"header {name!r} is nested more than {_MAX_NESTING} deep.")
-    if isinstance(value, str):
-        raw = _encode_escaped(value)
-        return _PACK_TYPE_U32(b"S", len(raw)) + raw
+    if isinstance(value, list | tuple):
+        return _encode_list(value, name, depth + 1)
     if value is None:
         return b"V"
     if value is True:
@@ -169,9 +185,9 @@ def _encode_value(value: Any, name: str, depth: int) -> bytes:
         if -0x8000000000000000 <= value <= 0x7FFFFFFFFFFFFFFF:
             return _PACK_TYPE_I64(b"l", value)
         raise ProtocolError(f"header {name!r}: {value} does not fit 64 bits. Send it as text.")
-    if isinstance(value, list | tuple):
-        body = b"".join([_encode_value(item, name, depth + 1) for item in value])
-        return _PACK_TYPE_U32(b"A", len(body)) + body
+    if isinstance(value, str):  # of a subclass, for instance an enumeration
+        raw = _encode_escaped(value)
+        return _PACK_TYPE_U32(b"S", len(raw)) + raw
     if isinstance(value, Mapping):
         return b"F" + _encode_table(value, depth + 1)
     if isinstance(value, float):
@@ -252,6 +268,8 @@ def _decode_table(data: bytes, position: int, depth: int) -> tuple[dict[str, Any
                 table[name] = raw.decode()
             except UnicodeDecodeError:
                 table[name] = raw
+        elif kind == 65 and depth < _MAX_NESTING:  # A
+            table[name], position = _decode_list(data, position, depth + 1)
         else:
             table[name], position = _decode_value(kind, data, position, depth)
     if position != end:
@@ -265,8 +283,18 @@ def _decode_list(data: bytes, position: int, depth: int) -> tuple[list[Any], int
     end = position + size
     items: list[Any] = []
     while position < end:
-        item, position = _decode_value(data[position], data, position + 1, depth)
-        items.append(item)
+        if data[position] == 83:  # S
+            (size,) = _U32(data, position + 1)
+            start = position + 5
+            position = start + size
+            raw = data[start:position]
+            try:
+                items.append(raw.decode())
+            except UnicodeDecodeError:
+                items.append(raw)
+        else:
+            item, position = _decode_value(data[position], data, position + 1, depth)
+            items.append(item)
     if position != end:
         raise ValueError(f"a value runs {position - end} bytes over the end of its list")
     return items, end
@@ -426,17 +454,12 @@ def decode_properties(data: bytes, position: int, end: int) -> Properties:
         ProtocolError: the bytes are not a `basic` property list that ends at `end`.
     """
     try:
-        properties, stop = _decode_properties(data, position)
+        return _decode_properties(data, position, end)
     except _BROKEN as exc:
         raise ProtocolError(f"broken properties: {exc}") from exc
-    if stop != end:
-        raise ProtocolError(
-            f"broken properties: the values take {stop - end:+d} bytes more than there are"
-        )
-    return properties
 
 
-def _decode_properties(data: bytes, position: int) -> tuple[Properties, int]:
+def _decode_properties(data: bytes, position: int, end: int) -> Properties:
     content_type = content_encoding = headers = delivery_mode = priority = correlation_id = None
     reply_to = expiration = message_id = timestamp = type_ = user_id = app_id = cluster_id = None
     (flags,) = _U16(data, position)
@@ -488,7 +511,9 @@ def _decode_properties(data: bytes, position: int) -> tuple[Properties, int]:
             raise ValueError(
                 f"flags {flags:#06x} announce properties that class basic does not have"
             )
-    properties = Properties(
+    if position != end:
+        raise ValueError(f"the values end {position - end:+d} bytes from where they must")
+    return Properties(
         content_type,
         content_encoding,
         headers,
@@ -504,7 +529,6 @@ def _decode_properties(data: bytes, position: int) -> tuple[Properties, int]:
         app_id,
         cluster_id,
     )
-    return properties, position
 
 
 def _decode_short_string(data: bytes, position: int) -> tuple[str, int]:

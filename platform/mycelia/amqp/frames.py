@@ -27,10 +27,12 @@ from mycelia.errors import ProtocolError
 __all__ = ["ChannelSink", "FrameReader", "PublishEncoder", "encode_ack", "encode_nack"]
 
 _HEAD = Struct(">BHI").unpack_from
+_METHOD_HEAD = Struct(">BHII").unpack_from
+_CONTENT_HEAD = Struct(">BHIHHQ").unpack_from
 _U16 = Struct(">H").unpack_from
 _U32 = Struct(">I").unpack_from
 _U64 = Struct(">Q").unpack_from
-_TAG_REDELIVERED = Struct(">QB").unpack_from
+_TAG_AND_BITS = Struct(">QB").unpack_from
 
 _PACK_HEAD = Struct(">BHI").pack
 _PACK_CONTENT_HEADER = Struct(">BHIHHQ").pack
@@ -46,10 +48,12 @@ _RETURN: Final = (60 << 16) | 50
 _ACK: Final = (60 << 16) | 80
 _NACK: Final = (60 << 16) | 120
 
-_CONFIRMS: Final = frozenset((_ACK, _NACK))
+_FRAME_TYPES: Final = frozenset((_METHOD, _HEADER, _BODY, _HEARTBEAT))
 
 _FRAME_END: Final = 0xCE
 _FRAME_OVERHEAD: Final = 8  # seven octets before the payload and one behind it
+_LEAST_MESSAGE: Final = 40
+"""Octets: no whole message is shorter, and neither are the fixed parts that the first way reads blindly."""
 _MAX_ROUTES: Final = 4096
 """Distinct (exchange, routing key) pairs kept in encoded or decoded form. Arbitrary; cleared when full."""
 
@@ -145,6 +149,8 @@ class ChannelSink(Protocol):
 
     settler: Settler
     """Given to every delivery."""
+    consumer_tag: str
+    """Of the channel's one consumer: chosen by us, so the reader need not read it from every delivery."""
     batch: list[Delivery]
     """Filled by the reader, which calls `on_batch()` when the portion it was fed is through."""
 
@@ -190,7 +196,6 @@ class FrameReader:
         self._need = 0  # … and how many make it worth looking again
         self._contents: dict[int, _Content] = {}
         self._routes: dict[bytes, tuple[str, str]] = {}
-        self._tags: dict[bytes, str] = {}
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the stream and hand on what they complete.
@@ -223,119 +228,133 @@ class FrameReader:
         sinks = self.sinks
         contents = self._contents
         routes = self._routes
-        tags = self._tags
         payload_max = self.frame_max - _FRAME_OVERHEAD
         position = 0
         total = len(data)
-        while total - position >= 7:
-            kind, channel, size = _HEAD(data, position)
-            if size > payload_max or kind not in (1, 2, 3, 8):
-                raise self._not_a_frame(data, position, kind, size)
-            end = position + 7 + size
-            if end >= total:
-                self._need = size + _FRAME_OVERHEAD
-                return position
-            if data[end] != 0xCE:
-                raise ProtocolError(
-                    f"frame of type {kind} on channel {channel} ends in {data[end]:#04x}, not 0xce"
-                )
-            sink = sinks.get(channel)
-            if sink is None or kind == 8:
-                self._on_frame(data[position : end + 1])
-                position = end + 1
-                continue
-            if kind == 1:
-                if size < 4:
-                    raise ProtocolError(f"method frame of {size} bytes on channel {channel}")
-                (method,) = _U32(data, position + 7)
-                if contents and channel in contents:
-                    raise ProtocolError(
-                        f"method {method >> 16}.{method & 0xFFFF} on channel {channel} in the middle of a message"
-                    )
-                if method == _DELIVER:
-                    # The way of nearly every message: header and body lie whole behind the method.
-                    start = end + 1
-                    if total - start > 22:
-                        kind, other, header_size = _HEAD(data, start)
-                        header_end = start + 7 + header_size
+        while True:
+            if total - position > _LEAST_MESSAGE:
+                kind, channel, size, method = _METHOD_HEAD(data, position)
+                if (
+                    method == _DELIVER
+                    and kind == 1
+                    and (sink := sinks.get(channel)) is not None
+                    and not (contents and channel in contents)
+                ):
+                    header = position + size + 8
+                    if header + 22 < total:
+                        kind, other, header_size, class_id, _, body_size = _CONTENT_HEAD(
+                            data, header
+                        )
+                        header_end = header + 7 + header_size
+                        if body_size:
+                            end = header_end + 8 + body_size
+                            whole = (
+                                end < total
+                                and _HEAD(data, header_end + 1) == (3, channel, body_size)
+                                and data[end] == 0xCE
+                                and body_size <= payload_max
+                            )
+                        else:
+                            end = header_end
+                            whole = end < total
                         if (
-                            kind == 2
+                            whole
+                            and kind == 2
                             and other == channel
-                            and header_size >= 14
-                            and header_end < total
+                            and class_id == _BASIC
+                            and data[header - 1] == 0xCE
+                            and data[header_end] == 0xCE
+                            and size <= payload_max
+                            and header_size <= payload_max
                         ):
-                            (body_size,) = _U64(data, start + 11)
-                            body_start = header_end + 8
-                            body_end = body_start + body_size
-                            if body_size == 0:
-                                stop = header_end + 1
-                                whole = data[header_end] == 0xCE
-                            else:
-                                stop = body_end + 1
-                                whole = (
-                                    stop <= total
-                                    and body_size <= payload_max
-                                    and header_size <= payload_max
-                                    and _HEAD(data, header_end + 1) == (3, channel, body_size)
-                                    and data[header_end] == 0xCE
-                                    and data[body_end] == 0xCE
-                                )
-                            if whole and _U16(data, start + 7)[0] == _BASIC:
-                                # consumer tag, delivery tag, redelivered, exchange and routing key
-                                tag_end = position + 12 + data[position + 11]
-                                raw = data[position + 12 : tag_end]
-                                consumer_tag = tags.get(raw) or self._decode_tag(raw)
-                                delivery_tag, redelivered = _TAG_REDELIVERED(data, tag_end)
-                                raw = data[tag_end + 9 : end]
-                                route = routes.get(raw) or self._decode_route(raw)
-                                try:
-                                    properties = decode_properties(data, start + 19, header_end)
-                                except ProtocolError as error:
-                                    sink.on_undecodable(delivery_tag, error)
-                                    position = stop
-                                    continue
-                                batch = sink.batch
-                                if not batch:
-                                    touched.append(sink)
-                                batch.append(
-                                    Delivery(
-                                        sink.settler,
-                                        consumer_tag,
-                                        delivery_tag,
-                                        redelivered != 0,
-                                        route[0],
-                                        route[1],
-                                        properties,
-                                        data[body_start:body_end] if body_size else b"",
-                                    )
-                                )
-                                position = stop
+                            # consumer tag, delivery tag, redelivered, exchange and routing key
+                            start = position + 12 + data[position + 11]
+                            delivery_tag, redelivered = _TAG_AND_BITS(data, start)
+                            raw = data[start + 9 : header - 1]
+                            route = routes.get(raw) or self._decode_route(raw)
+                            position = end + 1
+                            try:
+                                properties = decode_properties(data, header + 19, header_end)
+                            except ProtocolError as error:
+                                sink.on_undecodable(delivery_tag, error)
                                 continue
-                    contents[channel] = _Content(data[position + 11 : end], False)
-                elif method in _CONFIRMS:
-                    if size != 13:
-                        raise ProtocolError(f"confirm of {size} bytes on channel {channel}, not 13")
-                    delivery_tag, bits = _TAG_REDELIVERED(data, position + 11)
-                    sink.on_confirm(delivery_tag, bits & 1 == 1, method == _ACK)
-                elif method == _RETURN:
-                    contents[channel] = _Content(data[position + 11 : end], True)
-                else:
-                    self._on_frame(data[position : end + 1])
-            else:
-                content = contents.get(channel)
-                if content is None:
-                    raise ProtocolError(
-                        f"{_frame_name(kind)} frame on channel {channel} without a message it belongs to"
-                    )
-                payload = data[position + 7 : end]
-                if self._take(content, kind, channel, payload):
-                    del contents[channel]
-                    self._finish(content, channel, sink, touched)
+                            batch = sink.batch
+                            if not batch:
+                                touched.append(sink)
+                            batch.append(
+                                Delivery(
+                                    sink.settler,
+                                    sink.consumer_tag,
+                                    delivery_tag,
+                                    redelivered != 0,
+                                    route[0],
+                                    route[1],
+                                    properties,
+                                    data[header_end + 8 : end] if body_size else b"",
+                                )
+                            )
+                            continue
+            end = self._frame_end(data, position, total)
+            if end < 0:
+                return position
+            self._take_frame(data, position, end, touched)
             position = end + 1
-        self._need = 7
-        return position
 
-    def _take(self, content: _Content, kind: int, channel: int, payload: bytes) -> bool:
+    # --- the second way: one frame at a time ---
+
+    def _frame_end(self, data: bytes, position: int, total: int) -> int:
+        """The position of the last octet of the frame at `position`; -1 if it is not whole."""
+        if total - position < 7:
+            self._need = 7
+            return -1
+        size: int
+        kind, channel, size = _HEAD(data, position)
+        if size > self.frame_max - _FRAME_OVERHEAD or kind not in _FRAME_TYPES:
+            raise self._not_a_frame(data, position, kind, size)
+        end = position + 7 + size
+        if end >= total:
+            self._need = size + _FRAME_OVERHEAD
+            return -1
+        if data[end] != _FRAME_END:
+            raise ProtocolError(
+                f"frame of type {kind} on channel {channel} ends in {data[end]:#04x}, not 0xce"
+            )
+        return end
+
+    def _take_frame(self, data: bytes, position: int, end: int, touched: list[ChannelSink]) -> None:
+        kind, channel, size = _HEAD(data, position)
+        sink = self.sinks.get(channel)
+        if sink is None or kind == _HEARTBEAT:
+            self._on_frame(data[position : end + 1])
+            return
+        content = self._contents.get(channel)
+        if kind != _METHOD:
+            if content is None:
+                raise ProtocolError(
+                    f"{_frame_name(kind)} frame on channel {channel} without a message it belongs to"
+                )
+            if self._add(content, kind, channel, data[position + 7 : end]):
+                del self._contents[channel]
+                self._finish(content, sink, touched)
+            return
+        if size < 4:
+            raise ProtocolError(f"method frame of {size} bytes on channel {channel}")
+        (method,) = _U32(data, position + 7)
+        if content is not None:
+            raise ProtocolError(
+                f"method {method >> 16}.{method & 0xFFFF} on channel {channel} in the middle of a message"
+            )
+        if method in (_DELIVER, _RETURN):
+            self._contents[channel] = _Content(data[position + 11 : end], method == _RETURN)
+        elif method in (_ACK, _NACK):
+            if size != 13:
+                raise ProtocolError(f"confirm of {size} bytes on channel {channel}, not 13")
+            delivery_tag, bits = _TAG_AND_BITS(data, position + 11)
+            sink.on_confirm(delivery_tag, bits & 1 == 1, method == _ACK)
+        else:
+            self._on_frame(data[position : end + 1])
+
+    def _add(self, content: _Content, kind: int, channel: int, payload: bytes) -> bool:
         """Add a header or body frame to its message; return whether the message is whole now."""
         if (kind == _HEADER) != (content.header is None):
             raise ProtocolError(
@@ -358,9 +377,7 @@ class FrameReader:
             content.chunks.append(payload)
         return content.missing == 0
 
-    def _finish(
-        self, content: _Content, channel: int, sink: ChannelSink, touched: list[ChannelSink]
-    ) -> None:
+    def _finish(self, content: _Content, sink: ChannelSink, touched: list[ChannelSink]) -> None:
         method = content.method
         header = content.header or b""
         body = b"".join(content.chunks)
@@ -372,8 +389,7 @@ class FrameReader:
             sink.on_return(returned)
             return
         tag_end = 1 + method[0]
-        consumer_tag = self._decode_tag(method[1:tag_end])
-        delivery_tag, redelivered = _TAG_REDELIVERED(method, tag_end)
+        delivery_tag, redelivered = _TAG_AND_BITS(method, tag_end)
         exchange, routing_key = self._decode_route(method[tag_end + 9 :])
         try:
             properties = decode_properties(header, 12, len(header))
@@ -385,7 +401,7 @@ class FrameReader:
         sink.batch.append(
             Delivery(
                 sink.settler,
-                consumer_tag,
+                sink.consumer_tag,
                 delivery_tag,
                 redelivered != 0,
                 exchange,
@@ -394,12 +410,6 @@ class FrameReader:
                 body,
             )
         )
-
-    def _decode_tag(self, raw: bytes) -> str:
-        if len(self._tags) >= _MAX_ROUTES:
-            self._tags.clear()
-        tag = self._tags[raw] = raw.decode("utf-8", "surrogateescape")
-        return tag
 
     def _decode_route(self, raw: bytes) -> tuple[str, str]:
         """Exchange and routing key: the two short strings that `raw` consists of."""
@@ -414,7 +424,7 @@ class FrameReader:
 
     def _not_a_frame(self, data: bytes, position: int, kind: int, size: int) -> ProtocolError:
         start = data[position : position + 16]
-        if kind in (_METHOD, _HEADER, _BODY, _HEARTBEAT):
+        if kind in _FRAME_TYPES:
             return ProtocolError(
                 f"frame of {size + _FRAME_OVERHEAD} bytes, and frame_max is {self.frame_max}: {start!r}"
             )

@@ -90,6 +90,7 @@ class _Sink:
         on_confirm: Callable[[int, bool, bool], None],
     ) -> None:
         self.settler: Any = None
+        self.consumer_tag = ""
         self.batch: list[Delivery] = []
         self.on_return = on_return
         self.on_confirm = on_confirm
