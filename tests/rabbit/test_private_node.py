@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import pika
 import pytest
 
+from mycelia.cli.broker import find_or_start_broker
 from mycelia.cli.broker_node import PrivateNode, probe_amqp
 from mycelia.cli.management_api import ManagementApi, ManagementApiError
+from mycelia.errors import BrokerUnavailable, ConfigError
 
 
 def _open(uri: str) -> pika.BlockingConnection:
@@ -61,8 +70,10 @@ def test_killed_node_comes_back_on_the_same_port_with_its_messages(
     with _open(uri) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
-        channel.queue_declare("kept", durable=True, arguments={"x-queue-type": "quorum"})
-        channel.basic_publish("", "kept", b"survivor", mandatory=True)
+        # A classic queue, because a quorum queue does not outlive a kill right after its declaration: see kill().
+        channel.queue_declare("kept", durable=True, arguments={"x-queue-type": "classic"})
+        persistent = pika.BasicProperties(delivery_mode=2)
+        channel.basic_publish("", "kept", b"survivor", persistent, mandatory=True)
     own_rabbit_node.kill()
     assert probe_amqp("127.0.0.1", own_rabbit_node.port) is None
 
@@ -70,8 +81,113 @@ def test_killed_node_comes_back_on_the_same_port_with_its_messages(
 
     assert own_rabbit_node.uri() == uri
     with _open(uri) as connection:
-        # Consuming waits for the queue's leader, which a count read right after the start does not.
-        for method, _, body in connection.channel().consume("kept", inactivity_timeout=10):
-            assert method is not None
-            assert body == b"survivor"
-            break
+        method, _, body = connection.channel().basic_get("kept")
+        assert method is not None
+        assert body == b"survivor"
+
+
+def test_running_node_is_found_again_and_another_port_is_refused(
+    rabbit_node: PrivateNode,
+) -> None:
+    same = PrivateNode(rabbit_node.directory)
+    same.start()
+
+    assert same.status() == rabbit_node.status()
+    with pytest.raises(ConfigError, match="already runs on port"):
+        PrivateNode(rabbit_node.directory, port=rabbit_node.port + 1).start()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8")
+def test_node_listens_on_one_loopback_address_only(rabbit_node: PrivateNode) -> None:
+    identity = json.loads((rabbit_node.directory / "node.json").read_text())
+    ports = [port for key, port in identity.items() if key != "name" and key != "epmd_port"]
+    assert len(ports) == 3
+
+    for port in ports:
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        with pytest.raises(
+            ConnectionRefusedError
+        ):  # which a listener on all interfaces would not do
+            socket.create_connection(("127.0.0.2", port), 5)
+
+
+def test_rabbitmqctl_reaches_the_node(rabbit_node: PrivateNode, rabbit_vhost: str) -> None:
+    assert rabbit_vhost in rabbit_node.ctl("list_vhosts")
+
+    with pytest.raises(BrokerUnavailable, match="no_such_command"):
+        rabbit_node.ctl("no_such_command")
+
+
+def test_taken_port_is_refused_in_words(rabbit_node: PrivateNode, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"port {rabbit_node.port} on 127.0.0.1 is taken"):
+        PrivateNode(tmp_path, port=rabbit_node.port).start()
+
+
+def test_node_that_cannot_start_shows_the_end_of_its_log_and_leaves_nothing_running(
+    rabbit_node: PrivateNode, tmp_path: Path
+) -> None:
+    node = PrivateNode(tmp_path, config=["no_such_setting = 1"])
+
+    with pytest.raises(BrokerUnavailable, match=r"(?s)ended while starting.*set no_such_setting"):
+        node.start()
+
+    assert not node.status().running
+
+
+def test_named_broker_is_used_and_left_running(rabbit_node: PrivateNode, tmp_path: Path) -> None:
+    found = find_or_start_broker(tmp_path, environment={"AMQP_URI": rabbit_node.uri()})
+    found.stop_if_started()
+
+    assert found.uri == rabbit_node.uri()
+    assert rabbit_node.status().running
+    assert not list(tmp_path.iterdir())
+
+
+def test_named_broker_that_does_not_answer_is_an_error_without_its_password(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        uri = f"amqp://someone:secret@127.0.0.1:{silent.getsockname()[1]}/there"
+
+        with pytest.raises(BrokerUnavailable, match="no broker answers") as caught:
+            find_or_start_broker(tmp_path, environment={"AMQP_URI": uri})
+
+    assert "secret" not in str(caught.value)
+
+
+def test_running_private_node_is_used_again_and_left_running(rabbit_node: PrivateNode) -> None:
+    lines: list[str] = []
+
+    found = find_or_start_broker(rabbit_node.directory, say=lines.append, environment={})
+    found.stop_if_started()
+
+    assert found.uri == rabbit_node.uri()
+    assert lines == []
+    assert rabbit_node.status().running
+
+
+def test_leashed_node_dies_with_the_process_that_started_it(
+    own_rabbit_node: PrivateNode,
+) -> None:
+    own_rabbit_node.stop()
+    starter = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from mycelia.cli.broker_node import PrivateNode\n"
+            "PrivateNode(Path(sys.argv[1])).start(leash=True); print('up', flush=True); sys.stdin.read()",
+            str(own_rabbit_node.directory),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": "platform"},
+    )
+    with starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == b"up\n"
+        assert own_rabbit_node.status().running
+
+        starter.kill()
+
+    while own_rabbit_node.status().running:  # bounded by the test's timeout
+        pass
+    assert probe_amqp("127.0.0.1", own_rabbit_node.port) is None
