@@ -85,4 +85,3 @@ class DeadlineWheel(Generic[K]):
         if not self._slots:
             return None
         return min(self._slots) * self._resolution
-

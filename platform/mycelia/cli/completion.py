@@ -52,7 +52,10 @@ def completion_script(shell: str, parser: argparse.ArgumentParser) -> str:
 complete -F _mycelia mycelia
 """
     if shell == "zsh":
-        return "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n" + function
+        return (
+            "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
+            + function
+        )
     return function
 
 

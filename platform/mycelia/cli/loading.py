@@ -63,7 +63,9 @@ def _named_class(module: ModuleType, name: str) -> type:
     if value is None:
         classes = [n for n, _ in inspect.getmembers(module, inspect.isclass)]
         close = difflib.get_close_matches(name, classes, n=1)
-        hint = f'Did you mean "{close[0]}"?' if close else f"It has: {', '.join(classes) or 'none'}."
+        hint = (
+            f'Did you mean "{close[0]}"?' if close else f"It has: {', '.join(classes) or 'none'}."
+        )
         raise ConfigError(f'module "{module.__name__}" has no class "{name}". {hint}')
     if not isinstance(value, type):
         raise ConfigError(f'"{module.__name__}:{name}" is a {type(value).__name__}, not a class.')

@@ -26,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Message-driven services and real-time pipelines on RabbitMQ.",
         epilog="`nameko run` and `nameko shell` work beside it: the programming model and the wire are Nameko's.",
     )
-    parser.add_argument("-v", "--version", action="version", version=f"mycelia {version('mycelia')}")
+    parser.add_argument(
+        "-v", "--version", action="version", version=f"mycelia {version('mycelia')}"
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     run = commands.add_parser(
@@ -36,13 +38,17 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(main=run_command)
 
     call = commands.add_parser(
-        "call", help="call a method of a service", description="Call a method and print its result as JSON."
+        "call",
+        help="call a method of a service",
+        description="Call a method and print its result as JSON.",
     )
     add_call_arguments(call)
     call.set_defaults(main=call_command)
 
     publish = commands.add_parser(
-        "publish", help="publish an event", description="Publish an event; done when the broker has it."
+        "publish",
+        help="publish an event",
+        description="Publish an event; done when the broker has it.",
     )
     add_publish_arguments(publish)
     publish.set_defaults(main=publish_command)

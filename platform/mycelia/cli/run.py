@@ -131,7 +131,9 @@ class _Stopper:
             self._starting.cancel()
             return
         if self._signals == 1:
-            log.info("stopping signal=%s: running work may finish; a second signal stops at once", name)
+            log.info(
+                "stopping signal=%s: running work may finish; a second signal stops at once", name
+            )
             self._spawn(self._runner.stop())
         else:
             log.warning("killing signal=%s: unfinished work goes back to its queues", name)

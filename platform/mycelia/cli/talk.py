@@ -39,10 +39,18 @@ exit codes: 0 the broker has it; 1 an error, told on stderr; 2 the command is wr
 
 
 def _add_connection_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--broker", metavar="URI", help="the broker's URI (default: $AMQP_URI, or localhost)")
-    parser.add_argument("--config", metavar="FILE", help="take the broker and serializer from a YAML file")
     parser.add_argument(
-        "--timeout", type=float, default=30.0, metavar="SECONDS", help="give up after this (default: 30)"
+        "--broker", metavar="URI", help="the broker's URI (default: $AMQP_URI, or localhost)"
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="take the broker and serializer from a YAML file"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="give up after this (default: 30)",
     )
 
 
@@ -66,7 +74,9 @@ def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("event", help="the event's type")
     parser.add_argument("payload", nargs="?", default="null", metavar="JSON", help="- reads stdin")
     parser.add_argument(
-        "--mandatory", action="store_true", help="fail when no handler has ever subscribed to the event"
+        "--mandatory",
+        action="store_true",
+        help="fail when no handler has ever subscribed to the event",
     )
     _add_connection_arguments(parser)
 

@@ -69,7 +69,9 @@ class Client:
             RuntimeStateError: the client is not open.
         """
         if self._link is None:
-            raise RuntimeStateError("the client is not open: use `async with Client(uri) as client:`.")
+            raise RuntimeStateError(
+                "the client is not open: use `async with Client(uri) as client:`."
+            )
         return self._link
 
     async def open(self, timeout: float | None = None) -> None:
@@ -184,8 +186,8 @@ class Client:
 class BlockingClient:
     """`Client` for programs without an event loop; safe to share among threads. Its loop runs in a thread of its own.
 
-        with BlockingClient("amqp://localhost") as client:
-            client.call("delays", "worst", n=5, timeout=2)
+    with BlockingClient("amqp://localhost") as client:
+        client.call("delays", "worst", n=5, timeout=2)
     """
 
     def __init__(self, uri: str, **options: Any) -> None:

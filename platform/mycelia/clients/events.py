@@ -26,7 +26,9 @@ class Dispatch:
         self._loop = loop
         self._exchange = event_exchange_name(provider.container.service_name)
         self._options = read_options(
-            PublishOptions(), provider.options, f"EventDispatcher of {provider.container.service_name}"
+            PublishOptions(),
+            provider.options,
+            f"EventDispatcher of {provider.container.service_name}",
         )
 
     def __call__(self, event_type: str, event_data: Any = None, **options: Any) -> Any:
@@ -37,7 +39,11 @@ class Dispatch:
         """
         container = self._provider.container
         process = container.process
-        chosen = read_options(self._options, options, f'event "{event_type}"') if options else self._options
+        chosen = (
+            read_options(self._options, options, f'event "{event_type}"')
+            if options
+            else self._options
+        )
         timeout = container.settings.mycelia.publish_timeout
         coroutine = publish_message(
             process.link,

@@ -84,7 +84,9 @@ async def publish_message(
         UnserializableValueError: the payload cannot be carried.
     """
     serializer = (
-        serializers.default if options.serializer is None else serializers.by_name(options.serializer)
+        serializers.default
+        if options.serializer is None
+        else serializers.by_name(options.serializer)
     )
     headers = event_headers(parent, caller)
     if options.headers:

@@ -16,7 +16,13 @@ from typing import Any
 
 from mycelia.amqp import Binding, Consumer, Delivery, Exchange, Link, Properties, Queue, Returned
 from mycelia.call import DeadlineWheel, deadline_to_wire
-from mycelia.errors import BrokerBlocked, BrokerUnavailable, MyceliaError, RpcTimeout, UnknownService
+from mycelia.errors import (
+    BrokerBlocked,
+    BrokerUnavailable,
+    MyceliaError,
+    RpcTimeout,
+    UnknownService,
+)
 from mycelia.wire import (
     DEADLINE_MS,
     HEADER_PREFIX,
@@ -24,7 +30,9 @@ from mycelia.wire import (
     Serializer,
     SerializerRegistry,
     decode_reply,
+    decompress,
     encode_request,
+    nameko_twin,
     new_uuid,
     reply_queue_name,
     rpc_routing_key,
@@ -48,9 +56,7 @@ class _Pending:
 
     __slots__ = ("future", "slot", "target", "timeout")
 
-    def __init__(
-        self, future: asyncio.Future[Any], target: str, timeout: float, slot: int
-    ) -> None:
+    def __init__(self, future: asyncio.Future[Any], target: str, timeout: float, slot: int) -> None:
         self.future = future
         self.target = target
         self.timeout = timeout
@@ -127,7 +133,9 @@ class ReplyRouter:
             try:
                 await self._link.delete_queue(self.queue, timeout=1.0)
             except MyceliaError as exc:
-                log.debug("reply_queue_left queue=%s error=%s: it expires by itself", self.queue, exc)
+                log.debug(
+                    "reply_queue_left queue=%s error=%s: it expires by itself", self.queue, exc
+                )
 
     async def call(
         self,
@@ -161,7 +169,9 @@ class ReplyRouter:
         """
         now = time.monotonic()
         if deadline - now < NO_TIME_LEFT:
-            raise RpcTimeout(f"{service}.{method}", timeout, "Not sent: the time was used up before.")
+            raise nameko_twin(RpcTimeout)(
+                f"{service}.{method}", timeout, "Not sent: the time was used up before."
+            )
         serializer = serializer or self._serializers.default
         body = encode_request(args, kwargs, serializer)
         if not self._link.writable:
@@ -216,8 +226,11 @@ class ReplyRouter:
                 log.debug("reply_unmatched correlation_id=%s", properties.correlation_id)
                 continue
             try:
+                body = delivery.body
+                if properties.headers:
+                    body = decompress(body, properties.headers, self._serializers.max_body_bytes)
                 value = self._serializers.decode(
-                    delivery.body, properties.content_type, properties.content_encoding
+                    body, properties.content_type, properties.content_encoding
                 )
                 result = decode_reply(value)
             except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the one who waits
@@ -228,7 +241,9 @@ class ReplyRouter:
     def _on_return(self, returned: Returned) -> None:
         pending = self._take(returned.properties.correlation_id)
         if pending is not None and not pending.future.done():
-            pending.future.set_exception(UnknownService(pending.target.partition(".")[0]))
+            pending.future.set_exception(
+                nameko_twin(UnknownService)(pending.target.partition(".")[0])
+            )
 
     def _arm_timer(self) -> None:
         """Wake up for the earliest deadline. Calls that were answered meanwhile make an early, idle wake-up."""
@@ -246,5 +261,7 @@ class ReplyRouter:
         for correlation_id in self._wheel.expire(time.monotonic()):
             pending = self._pending.pop(correlation_id, None)
             if pending is not None and not pending.future.done():
-                pending.future.set_exception(RpcTimeout(pending.target, pending.timeout))
+                pending.future.set_exception(
+                    nameko_twin(RpcTimeout)(pending.target, pending.timeout)
+                )
         self._arm_timer()

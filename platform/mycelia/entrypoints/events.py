@@ -22,7 +22,14 @@ from mycelia.wire import (
     handler_queue_name,
 )
 
-__all__ = ["BROADCAST", "SERVICE_POOL", "SINGLETON", "EventHandler", "event_exchange", "event_handler"]
+__all__ = [
+    "BROADCAST",
+    "SERVICE_POOL",
+    "SINGLETON",
+    "EventHandler",
+    "event_exchange",
+    "event_handler",
+]
 
 HANDLER_TYPES = (SERVICE_POOL, SINGLETON, BROADCAST)
 
@@ -86,7 +93,11 @@ class EventHandler(Subscription):
         return type(self).broadcast_identifier is not EventHandler.broadcast_identifier
 
     def topology(self) -> tuple[Queue, list[Exchange | Queue | Binding]]:
-        if self.handler_type == BROADCAST and self.reliable_delivery and not self._has_own_identifier():
+        if (
+            self.handler_type == BROADCAST
+            and self.reliable_delivery
+            and not self._has_own_identifier()
+        ):
             raise ConfigError(
                 f"{self.container.service_name}.{self.method_name}: BROADCAST with reliable_delivery needs an "
                 "identifier that outlives the process. Override EventHandler.broadcast_identifier, or set "
@@ -125,10 +136,12 @@ event_handler = EventHandler.decorator
 @counterpart_of("nameko.events.EventHandler")
 def _from_nameko(declared: Any) -> EventHandler:
     """Existing services keep Nameko's own queue declaration: stock instances may consume beside this one."""
-    handler_cls = EventHandler
+    handler_cls: Any = EventHandler
     own_identifier = _own_broadcast_identifier(declared)
     if own_identifier is not None:
-        handler_cls = type("EventHandler", (EventHandler,), {"broadcast_identifier": own_identifier})
+        handler_cls = type(
+            "EventHandler", (EventHandler,), {"broadcast_identifier": own_identifier}
+        )
     return handler_cls(
         declared.source_service,
         declared.event_type,

@@ -67,7 +67,9 @@ def queue_topology(declared: Any) -> tuple[Queue, list[Exchange | Queue | Bindin
     for exchange, routing_key, binding_arguments in links:
         ours = exchange_from(exchange)
         if ours is not None:
-            binding = Binding(queue.name, ours.name, routing_key or "", dict(binding_arguments or {}))
+            binding = Binding(
+                queue.name, ours.name, routing_key or "", dict(binding_arguments or {})
+            )
             parts += [ours, binding]
     # Bindings last: they need both ends.
     parts.sort(key=lambda part: isinstance(part, Binding))

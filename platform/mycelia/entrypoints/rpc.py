@@ -14,13 +14,28 @@ from typing import Any
 from mycelia.amqp import Binding, Consumer, Delivery, Exchange, Properties, Queue
 from mycelia.call import Call, CallKind, Outcome, Settle, deadline_from_wire
 from mycelia.entrypoints.dead_letters import DeadLetters, attempt_of
-from mycelia.errors import LinkError, MalformedRequest, MethodNotFound, MyceliaError, UndecodableMessage
-from mycelia.runtime import Container, Entrypoint, Lane, SharedExtension, SignatureCheck, counterpart_of
+from mycelia.errors import (
+    LinkError,
+    MalformedRequest,
+    MethodNotFound,
+    MyceliaError,
+    UndecodableMessage,
+)
+from mycelia.runtime import (
+    Container,
+    Entrypoint,
+    Lane,
+    SharedExtension,
+    SignatureCheck,
+    counterpart_of,
+)
 from mycelia.wire import (
+    COMPRESSION_HEADER,
     DEADLINE_MS,
     HEADER_PREFIX,
     Serializer,
     decode_request,
+    decompress,
     encode_error,
     encode_result,
     serialize_exception,
@@ -130,9 +145,13 @@ class RpcConsumer(SharedExtension):
 
     def _accept(self, delivery: Delivery) -> None:
         properties = delivery.properties
+        headers = properties.headers
+        body = delivery.body
         try:
+            if headers is not None and COMPRESSION_HEADER in headers:
+                body = decompress(body, headers, self._serializers.max_body_bytes)
             value = self._serializers.decode(
-                delivery.body, properties.content_type, properties.content_encoding
+                body, properties.content_type, properties.content_encoding
             )
         except UndecodableMessage as exc:
             raise MalformedRequest(str(exc)) from exc
@@ -141,7 +160,6 @@ class RpcConsumer(SharedExtension):
         if method is None:
             raise MethodNotFound(delivery.routing_key.partition(".")[2])
         method.signature.check(args, kwargs)
-        headers = properties.headers
         deadline = None
         if headers is not None and DEADLINE_HEADER in headers:
             deadline = deadline_from_wire(
@@ -191,7 +209,9 @@ class RpcConsumer(SharedExtension):
     def _log_error(self, call: Call, error: BaseException) -> None:
         method = self._methods[f"{self._service}.{call.method}"]
         if isinstance(error, method.entrypoint.expected_exceptions):
-            log.warning("worker_raised call=%s error=%s: %s", call.target, type(error).__name__, error)
+            log.warning(
+                "worker_raised call=%s error=%s: %s", call.target, type(error).__name__, error
+            )
         else:
             log.error("worker_failed call=%s", call.target, exc_info=error)
 

@@ -21,7 +21,7 @@ from mycelia.call import Call, CallKind, Outcome, Settle
 from mycelia.entrypoints.dead_letters import DeadLetters, attempt_of
 from mycelia.errors import LinkError, MyceliaError
 from mycelia.runtime import Container, Entrypoint
-from mycelia.wire import ATTEMPT_HEADER
+from mycelia.wire import ATTEMPT_HEADER, decompress
 
 __all__ = ["Subscription", "requeue_delay"]
 
@@ -88,8 +88,9 @@ class Subscription(Entrypoint, ABC):
 
     def _accept(self, delivery: Delivery) -> None:
         properties = delivery.properties
+        body = decompress(delivery.body, properties.headers, self._serializers.max_body_bytes)
         payload = self._serializers.decode(
-            delivery.body, properties.content_type, properties.content_encoding
+            body, properties.content_type, properties.content_encoding
         )
         self._lane.submit(
             Call(
@@ -124,7 +125,9 @@ class Subscription(Entrypoint, ABC):
 
     def _log_error(self, call: Call, error: BaseException) -> None:
         if isinstance(error, self.expected_exceptions):
-            log.warning("worker_raised call=%s error=%s: %s", call.target, type(error).__name__, error)
+            log.warning(
+                "worker_raised call=%s error=%s: %s", call.target, type(error).__name__, error
+            )
         else:
             log.error("worker_failed call=%s attempt=%d", call.target, call.attempt, exc_info=error)
 

@@ -96,9 +96,9 @@ def parse_config(
         ConfigError: not YAML (with line and column), or not a mapping at the top.
     """
     try:
-        value = yaml.load(text, Loader=_make_loader(os.environ if environ is None else environ))  # noqa: S506  a SafeLoader
+        value = yaml.load(text, Loader=_make_loader(os.environ if environ is None else environ))
     except yaml.YAMLError as exc:
-        raise ConfigError(f"{source} is not valid YAML: {exc}") from exc
+        raise ConfigError(f"{source} is not valid YAML: {_one_line(exc)}") from exc
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -106,6 +106,15 @@ def parse_config(
             f"{source}: expected a mapping of keys to values at the top, got {type(value).__name__}."
         )
     return value
+
+
+def _one_line(exc: yaml.YAMLError) -> str:
+    """What is wrong and where, without PyYAML's drawing of the place."""
+    mark = getattr(exc, "problem_mark", None)
+    problem = getattr(exc, "problem", None)
+    if mark is None or problem is None:
+        return str(exc).replace("\n", " ")
+    return f"{problem} at line {mark.line + 1}, column {mark.column + 1}."
 
 
 def load_config(path: str | Path) -> dict[str, Any]:

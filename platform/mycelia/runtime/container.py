@@ -169,7 +169,9 @@ class Container:
             for entrypoint in self.entrypoints
             if not inspect.iscoroutinefunction(entrypoint.method)
         ]
-        total = sum(wanted) if any(e.concurrency for e in self.entrypoints) else max(wanted, default=1)
+        total = (
+            sum(wanted) if any(e.concurrency for e in self.entrypoints) else max(wanted, default=1)
+        )
         return min(total, self.settings.max_workers or total)
 
     def spawn_worker(
@@ -271,7 +273,10 @@ class Container:
                     await maybe_await(getattr(extension, hook)())
             except Exception:
                 log.exception(
-                    "extension_%s_failed service=%s extension=%r", hook, self.service_name, extension
+                    "extension_%s_failed service=%s extension=%r",
+                    hook,
+                    self.service_name,
+                    extension,
                 )
 
         await asyncio.gather(*map(run, extensions))
@@ -320,4 +325,3 @@ class _first_error_wins:
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             raise error from None
-

@@ -13,7 +13,12 @@ from typing import Any, TypeVar
 from mycelia.errors import ConfigError
 from mycelia.runtime.extensions import DependencyProvider, Entrypoint
 
-__all__ = ["counterpart_of", "dependency_counterpart", "entrypoint_counterpart", "set_foreign_adapter"]
+__all__ = [
+    "counterpart_of",
+    "dependency_counterpart",
+    "entrypoint_counterpart",
+    "set_foreign_adapter",
+]
 
 Factory = TypeVar("Factory", bound=Callable[[Any], Any])
 

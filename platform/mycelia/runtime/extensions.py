@@ -59,7 +59,7 @@ class Extension:
     needs_broker: ClassVar[bool] = False
     """Whether the process must have a broker link before `setup()`."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Extension:  # noqa: PYI034
+    def __new__(cls, *args: Any, **kwargs: Any) -> Extension:
         instance = super().__new__(cls)
         instance.__params = (args, kwargs)
         return instance
@@ -83,7 +83,9 @@ class Extension:
         to the native runtime.
         """
         if not getattr(container, "is_native", False):
-            hand_over(f"{type(self).__name__} of service {getattr(container, 'service_name', '?')!r}")
+            hand_over(
+                f"{type(self).__name__} of service {getattr(container, 'service_name', '?')!r}"
+            )
         instance = self._clone(container)
         for name, extension in inspect.getmembers_static(self, _is_extension):
             setattr(instance, name, extension.bind(container))
@@ -93,7 +95,9 @@ class Extension:
     def _clone(self, container: Any) -> Any:
         args, kwargs = self.__params
         instance = type(self)(*args, **kwargs)
-        instance.container = weakref.proxy(container)
+        # Weak, because the container holds its extensions.
+        proxy: Any = weakref.proxy(container)
+        instance.container = proxy
         return instance
 
     def is_bound(self) -> bool:

@@ -90,7 +90,9 @@ class Lane:
         self.limit = limit
         self.active = 0
         self.statistics = LaneStatistics()
-        self._name = f"mycelia:work:{invocation.container.service_name}.{invocation.entrypoint.method_name}"
+        self._name = (
+            f"mycelia:work:{invocation.container.service_name}.{invocation.entrypoint.method_name}"
+        )
         self._settle = settle
         self._slots = slots
         self._threads = threads
@@ -132,11 +134,7 @@ class Lane:
 
     def _start(self, call: Call) -> None:
         deadline = call.deadline
-        if (
-            deadline is not None
-            and self._on_expired is not None
-            and deadline <= time.monotonic()
-        ):
+        if deadline is not None and self._on_expired is not None and deadline <= time.monotonic():
             self.statistics.expired += 1
             self._on_expired(call)
             return

@@ -159,7 +159,9 @@ class Invocation:
             for hook in self._setups:
                 await _call_hook(hook, context)
             value = await self.method(service, *call.args, **call.kwargs)
-            outcome = Outcome(value, body=None if self._encode is None else self._encode(call, value))
+            outcome = Outcome(
+                value, body=None if self._encode is None else self._encode(call, value)
+            )
         except BaseException as exc:  # noqa: BLE001  the worker boundary
             outcome = Outcome(error=exc)
         if not injected:
@@ -199,7 +201,9 @@ class Invocation:
             for hook in self._setups:
                 self._resolve(hook(context))
             value = self.method(service, *call.args, **call.kwargs)
-            outcome = Outcome(value, body=None if self._encode is None else self._encode(call, value))
+            outcome = Outcome(
+                value, body=None if self._encode is None else self._encode(call, value)
+            )
         except BaseException as exc:  # noqa: BLE001  the worker boundary
             outcome = Outcome(error=exc)
         if not injected:
