@@ -1,0 +1,65 @@
+# `make` alone lists what there is. Everything happens in .venv; nothing is installed into the system's Python.
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.setup-done
+BROKER := platform/mycelia/cli/debian_packages.py
+# What the checks read; a folder that does not exist yet is left out.
+CODE   := $(wildcard platform services tests benchmarks)
+PYTEST := $(PY) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup rabbit demo up test test-rabbit lint fmt check bench docs clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)  ## make .venv with all that development takes; again only when pyproject.toml changes
+
+$(STAMP): pyproject.toml scripts/setup
+	@scripts/setup $(VENV)
+	@touch $@
+
+rabbit:
+	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || command -v rabbitmq-server >/dev/null \
+		|| python3 -I $(BROKER) rabbitmq-server \
+		|| echo "RabbitMQ is not installed: the tests that need it will be reported as NOT RUN"
+
+demo: setup  ## the flights pipeline, run on a broker that is found or started, and verified
+	@$(PY) -m services.demo
+
+up: setup  ## the same, and left running with its live page
+	@$(PY) -m services.demo --stay
+
+test: setup rabbit  ## all tests; for some: make test ARGS="tests/unit -k frames"
+	@$(PYTEST) $(ARGS)
+
+test-rabbit: setup rabbit  ## only the tests that need a broker
+	@$(PYTEST) -m rabbit $(ARGS)
+
+lint: setup  ## ruff, mypy, the layers, spelling
+	$(VENV)/bin/ruff check $(CODE)
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/mypy
+	PYTHONPATH=platform $(VENV)/bin/lint-imports
+	git ls-files | grep -vE '\.(gz|svg|png|json|lock)$$' | xargs $(VENV)/bin/codespell
+
+fmt: setup  ## format the code and sort its imports
+	$(VENV)/bin/ruff check --fix $(CODE)
+	$(VENV)/bin/ruff format $(CODE)
+
+check: lint test  ## lint and test: what must be green before a push
+
+bench: setup  ## the benchmarks, on a broker of their own
+	@$(PY) -c 'import aio_pika, fastapi, faststream' 2>/dev/null \
+		|| $(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@$(PY) -m benchmarks
+
+docs: setup  ## run the code in the documents
+	@if [ -n "$$(ls tests/docs/test_*.py 2>/dev/null)" ]; then $(PYTEST) tests/docs; \
+	else echo "no documents with code to run yet"; fi
+
+clean:  ## stop the private broker; remove caches and what was built (.venv stays)
+	@if [ -x $(PY) ] && [ -d .mycelia/broker ]; then $(PY) -m mycelia.cli.broker stop; fi
+	@rm -rf .mycelia build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find platform services tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
