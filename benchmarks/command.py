@@ -39,6 +39,9 @@ def main(*names: str) -> NoReturn:
             answers = [run(question, peers, broker, given.rounds) for question in questions]
     except NoBroker as exc:
         sys.exit(f"NOT RUN: {exc}")
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        sys.exit(130)
     settings = {
         "rounds": given.rounds,
         "seconds": given.seconds,

@@ -1,7 +1,6 @@
 """aio-pika, by hand: an echo with direct reply-to, and durable events.
 
-Its own `patterns.RPC` does more for each call (a dead-letter exchange, pickled bodies) and is
-slower; the hand-made echo is what serves aio-pika best.
+Its own `patterns.JsonRPC` measured no faster; the hand-made echo has Go's short cuts at the broker.
 """
 
 from __future__ import annotations
