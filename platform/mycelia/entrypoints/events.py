@@ -133,15 +133,10 @@ event_handler = EventHandler.decorator
 """Make a method handle events: `@event_handler("source_service", "event_type")`."""
 
 
-@counterpart_of("nameko.events.EventHandler")
+@counterpart_of("nameko.events.EventHandler", honours=["broadcast_identifier"])
 def _from_nameko(declared: Any) -> EventHandler:
     """Existing services keep Nameko's own queue declaration: stock instances may consume beside this one."""
-    handler_cls: Any = EventHandler
-    own_identifier = _own_broadcast_identifier(declared)
-    if own_identifier is not None:
-        handler_cls = type(
-            "EventHandler", (EventHandler,), {"broadcast_identifier": own_identifier}
-        )
+    handler_cls = _with_identifier(_own_broadcast_identifier(declared))
     return handler_cls(
         declared.source_service,
         declared.event_type,
@@ -152,6 +147,17 @@ def _from_nameko(declared: Any) -> EventHandler:
         expected_exceptions=declared.expected_exceptions,
         sensitive_arguments=declared.sensitive_arguments,
     )
+
+
+def _with_identifier(identifier: Any) -> type[EventHandler]:
+    """The handler class whose instances are told apart by `identifier`, a user's property; `None` for the usual."""
+    if identifier is None:
+        return EventHandler
+
+    class IdentifiedEventHandler(EventHandler):
+        broadcast_identifier = identifier
+
+    return IdentifiedEventHandler
 
 
 def _own_broadcast_identifier(declared: Any) -> Any:

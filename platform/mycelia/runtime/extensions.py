@@ -243,10 +243,8 @@ class SignatureCheck:
     __slots__ = ("_maximum", "_minimum", "_plain", "_signature")
 
     def __init__(self, method: Callable[..., Any]) -> None:
-        parameters = list(inspect.signature(method).parameters.values())[1:]  # without self
-        self._signature = inspect.Signature(
-            [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
-        )
+        self._signature = inspect.signature(method)
+        parameters = list(self._signature.parameters.values())[1:]  # without self
         self._plain = all(
             p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters
         )
@@ -258,6 +256,6 @@ class SignatureCheck:
         if not kwargs and self._plain and self._minimum <= len(args) <= self._maximum:
             return
         try:
-            self._signature.bind(*args, **kwargs)
+            self._signature.bind(None, *args, **kwargs)
         except TypeError as exc:
             raise IncorrectSignature(str(exc)) from None
