@@ -29,7 +29,9 @@ from mycelia.entrypoints import (
     consume,
     event_handler,
     rpc,
+    timer,
 )
+from mycelia.providers import Config, ConfigView, Logger, configure_logging
 from mycelia.runtime import (
     Container,
     DependencyProvider,
@@ -50,12 +52,15 @@ __all__ = [
     "Call",
     "CallKind",
     "Client",
+    "Config",
+    "ConfigView",
     "Container",
     "DependencyProvider",
     "Entrypoint",
     "EventDispatcher",
     "Exchange",
     "Extension",
+    "Logger",
     "Middleware",
     "Next",
     "Outcome",
@@ -66,12 +71,14 @@ __all__ = [
     "Settle",
     "SharedExtension",
     "WorkerContext",
+    "configure_logging",
     "consume",
     "errors",
     "event_handler",
     "get_current_call",
     "register_remote_error",
     "rpc",
+    "timer",
 ]
 
 __version__ = "0.1.0"

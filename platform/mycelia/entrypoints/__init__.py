@@ -12,6 +12,7 @@ from mycelia.entrypoints.events import (
 from mycelia.entrypoints.messaging import Consumer, consume, exchange_from, queue_topology
 from mycelia.entrypoints.rpc import Rpc, rpc
 from mycelia.entrypoints.subscription import Subscription
+from mycelia.entrypoints.timer import Timer, timer
 
 __all__ = [
     "BROADCAST",
@@ -22,6 +23,7 @@ __all__ = [
     "EventHandler",
     "Rpc",
     "Subscription",
+    "Timer",
     "consume",
     "dead_letter_queue_name",
     "event_exchange",
@@ -29,4 +31,5 @@ __all__ = [
     "exchange_from",
     "queue_topology",
     "rpc",
+    "timer",
 ]

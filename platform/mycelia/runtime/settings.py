@@ -20,6 +20,8 @@ __all__ = ["DEFAULT_BROKER", "MyceliaSection", "Settings"]
 DEFAULT_BROKER = "pyamqp://guest:guest@localhost"
 """Where the broker is when nobody says (nameko/cli/commands.py; `pyamqp` is kombu's name for `amqp`)."""
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 
 class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The section `mycelia:` of the configuration. Times are in seconds."""
@@ -38,16 +40,33 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Largest body that is decoded; RabbitMQ 3.x takes up to 128 MiB by default."""
     requeue_attempts: int = 20
     """Deliveries after which a message with `requeue_on_error` is dead-lettered; RabbitMQ 4's delivery limit."""
+    log_level: str = "INFO"
+    """The least level that is logged, where `LOGGING` does not say."""
+    log_format: str = "auto"
+    """What log lines look like: "console", "json", or "auto", the console's on a terminal and JSON anywhere else."""
+    http_max_body_bytes: int = 16 * 1024 * 1024
+    """Largest request body that `@http` methods read. Arbitrary; it keeps one client from filling the memory."""
+    http_access_log: bool = False
+    """Whether each HTTP request is logged."""
 
     def __post_init__(self) -> None:
         for name in ("rpc_timeout", "publish_timeout"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than 0")
-        for name in ("async_concurrency", "requeue_attempts", "max_body_bytes"):
+        for name in (
+            "async_concurrency",
+            "requeue_attempts",
+            "max_body_bytes",
+            "http_max_body_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
         if self.event_queue_type not in ("quorum", "classic"):
             raise ValueError('event_queue_type must be "quorum" or "classic"')
+        if self.log_level not in LOG_LEVELS:
+            raise ValueError(f"log_level must be one of {', '.join(LOG_LEVELS)}")
+        if self.log_format not in ("auto", "console", "json"):
+            raise ValueError('log_format must be "auto", "console" or "json"')
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,7 @@
+"""The dependency-provider layer: what services have injected."""
+
+from mycelia.providers.config import Config, ConfigView
+from mycelia.providers.logger import Logger
+from mycelia.providers.logging_setup import configure_logging
+
+__all__ = ["Config", "ConfigView", "Logger", "configure_logging"]

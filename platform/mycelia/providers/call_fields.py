@@ -1,0 +1,34 @@
+"""What every log line says of the call being handled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mycelia.call import get_current_call
+from mycelia.wire import TRACEPARENT
+
+__all__ = ["call_fields", "trace_id_of"]
+
+
+def call_fields() -> dict[str, Any]:
+    """Service, method and call id of the call being handled here, and its trace id; nothing outside a worker."""
+    call = get_current_call()
+    if call is None:
+        return {}
+    fields: dict[str, Any] = {
+        "service": call.service,
+        "method": call.method,
+        "call_id": call.call_id,
+    }
+    trace_id = trace_id_of(call.context.get(TRACEPARENT))
+    if trace_id is not None:
+        fields["trace_id"] = trace_id
+    return fields
+
+
+def trace_id_of(traceparent: Any) -> str | None:
+    """The trace id in a W3C `traceparent` (`00-{32 hex digits}-{16}-{2}`); `None` where there is none."""
+    if not isinstance(traceparent, str):
+        return None
+    parts = traceparent.split("-")
+    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else None

@@ -1,0 +1,116 @@
+"""What a log line says, as data: an event's name and its fields, whichever way it came in.
+
+Three kinds of records meet in one process: those of `Logger()` (structured from the start), those of our own layers
+(`log.info("service_started service=%s", name)`: a name and `key=%s` pairs), and everybody else's (prose). Pure.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+__all__ = ["LogEvent", "event_of"]
+
+OWN_LOGGERS = "mycelia"
+
+_PAIR = re.compile(r"(?:^|\s)([A-Za-z_][\w.]*)=")
+_SPEC = re.compile(r"%(?:%|[-#0 +]*\d*(?:\.\d+)?[a-zA-Z])")
+_LEADING_NUMBER = re.compile(r"(%[-#0 +]*\d*(?:\.\d+)?[dgfi])[:;,]\s+(.*)", re.DOTALL)
+
+
+class LogEvent:
+    """The message of a record that is structured: a name and fields.
+
+    As text it reads like the records of our own layers, `flight_late tail_number=N123 delay_s=40`, so that any handler
+    and any formatter (a user's own `LOGGING`) shows it whole.
+    """
+
+    __slots__ = ("fields", "name")
+
+    def __init__(self, name: str, fields: Mapping[str, Any]) -> None:
+        self.name = name
+        self.fields = fields
+
+    def __str__(self) -> str:
+        return " ".join(
+            (self.name, *(f"{key}={_text(value)}" for key, value in self.fields.items()))
+        )
+
+
+def _text(value: Any) -> str:
+    text = str(value)
+    return repr(text) if not text or any(c.isspace() or c in "\"'=" for c in text) else text
+
+
+def event_of(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+    """The event and the fields of any record; prose is an event without fields."""
+    if isinstance(record.msg, LogEvent):
+        return record.msg.name, dict(record.msg.fields)
+    is_own = record.name == OWN_LOGGERS or record.name.startswith(OWN_LOGGERS + ".")
+    if is_own and isinstance(record.msg, str):
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        template = parse_template(record.msg)
+        if template is not None and template.taken == len(arguments):
+            return template.event, template.fill(arguments)
+    return record.getMessage(), {}
+
+
+class _Field(NamedTuple):
+    key: str
+    text: str
+    """What is formatted with the field's arguments; empty where the value is one argument as it is."""
+    taken: int
+    """How many of the record's arguments are its own."""
+
+
+def _value(field: _Field, own: tuple[Any, ...], formats: bool) -> Any:
+    if not field.text:
+        return own[0]
+    return (
+        field.text % own if formats else field.text
+    )  # without arguments, logging leaves "%" alone
+
+
+class Template(NamedTuple):
+    """A format string of one of our own layers, taken apart."""
+
+    event: str
+    fields: tuple[_Field, ...]
+    taken: int
+
+    def fill(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
+        """The fields for the arguments of one record; numbers stay numbers."""
+        filled: dict[str, Any] = {}
+        position = 0
+        for field in self.fields:
+            own = arguments[position : position + field.taken]
+            position += field.taken
+            filled[field.key] = _value(field, own, bool(arguments))
+        return filled
+
+
+@lru_cache(maxsize=1024)
+def parse_template(message: str) -> Template | None:
+    """Take `"grace_over service=%s unfinished=%d: cancelled"` apart; `None` for anything of another form.
+
+    The pairs are found in the format string, not in the formatted text, so a value cannot forge a field.
+    """
+    pairs = list(_PAIR.finditer(message))
+    event = (message[: pairs[0].start()] if pairs else message).strip()
+    if not event.isidentifier():
+        return None
+    fields: list[_Field] = []
+    ends = [pair.start() for pair in pairs[1:]] + [len(message)]
+    for pair, end in zip(pairs, ends, strict=True):
+        key, text = pair.group(1), message[pair.end() : end].strip()
+        numbered = _LEADING_NUMBER.fullmatch(text)
+        if numbered is not None and "%" not in numbered.group(2):
+            fields += (_Field(key, "", 1), _Field("detail", numbered.group(2), 0))
+        else:
+            count = len(_SPEC.findall(text)) - text.count("%%")
+            is_bare = count == 1 and _SPEC.fullmatch(text) is not None
+            fields.append(_Field(key, "" if is_bare else text, count))
+    return Template(event, tuple(fields), sum(field.taken for field in fields))
