@@ -37,12 +37,15 @@ test: setup rabbit  ## all tests; for some: make test ARGS="tests/unit -k frames
 test-rabbit: setup rabbit  ## only the tests that need a broker
 	@$(PYTEST) -m rabbit $(ARGS)
 
+lint: export PYTHONPATH := platform
 lint: setup  ## ruff, mypy, the layers, spelling
-	$(VENV)/bin/ruff check $(CODE)
-	$(VENV)/bin/ruff format --check $(CODE)
-	$(VENV)/bin/mypy
-	PYTHONPATH=platform $(VENV)/bin/lint-imports
-	git ls-files | grep -vE '\.(gz|svg|png|json|lock)$$' | xargs $(VENV)/bin/codespell
+	@failed=; run() { echo "lint: $$*" | cut -c1-60; "$$@" || failed=1; }; \
+	run $(VENV)/bin/ruff check $(CODE); \
+	run $(VENV)/bin/ruff format --check $(CODE); \
+	run $(VENV)/bin/mypy -p mycelia -p services; \
+	run $(VENV)/bin/lint-imports; \
+	run $(VENV)/bin/codespell $$(git ls-files | grep -vE '\.(gz|svg|png|json|lock)$$'); \
+	test -z "$$failed"
 
 fmt: setup  ## format the code and sort its imports
 	$(VENV)/bin/ruff check --fix $(CODE)
@@ -52,7 +55,7 @@ check: lint test  ## lint and test: what must be green before a push
 
 bench: setup  ## the benchmarks, on a broker of their own
 	@$(PY) -c 'import aio_pika, fastapi, faststream' 2>/dev/null \
-		|| $(PY) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+		|| $(PY) -m pip install -qq --disable-pip-version-check -e '.[bench]'
 	@$(PY) -m benchmarks
 
 docs: setup  ## run the code in the documents
