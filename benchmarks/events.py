@@ -35,6 +35,7 @@ def question(seconds: float, warm_up: float = 0.5) -> Question:
                 before = cpu_seconds(handler.pid)
                 published, handled = _burst(f"seconds {seconds}", publisher, handler)
                 after = cpu_seconds(handler.pid)
+                publisher.finish()
         count = published["count"]
         metrics = {
             "rate_per_s": count / (handled["at"] - published["first_at"]),

@@ -94,6 +94,22 @@ class PeerProcess:
         except BrokenPipeError:
             raise self.failure(f"ended before it could be told {line!r}") from None
 
+    def finish(self) -> None:
+        """Let the process end by itself, with nothing more to read on its standard input.
+
+        Raises:
+            PeerFailed: it did not within 15 s, or ended with an error.
+        """
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            code = self._process.wait(_STOP_WITHIN)
+        except subprocess.TimeoutExpired:
+            raise self.failure(f"had not ended {_STOP_WITHIN:g} s after its work") from None
+        if code != 0:
+            raise self.failure("failed as it closed down")
+
     def failure(self, what: str) -> PeerFailed:
         """An error about this process, with the end of what it wrote to standard error."""
         self._stderr.seek(0)

@@ -58,6 +58,7 @@ def question(
                     if before is not None and after is not None:
                         metrics["server_cpu_us"] = (after - before) / count * 1e6
                     measured[case_of(level)] = metrics
+                client.finish()
         return measured
 
     return Question("rpc", tuple(map(case_of, in_flight)), lambda peer: peer.rpc is not None, ask)

@@ -44,6 +44,7 @@ def question(seconds: float) -> Question:
                     f"{peer.name} client", site, *options, "--warm-up", "0"
                 ) as client:
                     client.expect("sample", START_WITHIN + seconds + _SLACK)
+                    client.finish()
                 metrics |= {f"loaded_{key}_mb": mb for key, mb in memory_mb(server.pid).items()}
         return {CASE: metrics}
 
