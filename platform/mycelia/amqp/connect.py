@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mycelia.amqp.link import Link
+from mycelia.amqp.memory import MemoryLink
 from mycelia.amqp.rabbit import RabbitLink
 from mycelia.amqp.uri import redact
 from mycelia.errors import ConfigError
@@ -24,6 +25,8 @@ def connect(uri: str, **options: Any) -> Link:
     scheme = uri.partition("://")[0]
     if scheme in ("amqp", "amqps", "pyamqp"):
         return RabbitLink(uri, **options)
+    if scheme == "memory":
+        return MemoryLink(uri, **options)
     raise ConfigError(
         f'"{redact(uri)}": no link speaks "{scheme}". Use amqp://, amqps://, pyamqp:// or memory://.'
     )

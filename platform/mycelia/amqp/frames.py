@@ -382,11 +382,7 @@ class FrameReader:
         header = content.header or b""
         body = b"".join(content.chunks)
         if content.is_return:
-            returned = _decode_return(method, header, body)
-            if sink.batch:  # what came before it on the channel is told before it
-                sink.on_batch()
-                touched.remove(sink)
-            sink.on_return(returned)
+            sink.on_return(_decode_return(method, header, body))
             return
         tag_end = 1 + method[0]
         delivery_tag, redelivered = _TAG_AND_BITS(method, tag_end)

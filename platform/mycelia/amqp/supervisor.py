@@ -75,7 +75,10 @@ class Supervisor:
             AccessRefused: there never will be one.
             BrokerUnavailable: closed meanwhile.
         """
-        while self.connection is None:
+        while self.connection is None or self.connection.lost.done():
+            # Lost, and `_run()` has not had its turn yet. Handing it out again would make a caller that tries
+            # until it works spin, and `_run()` would never get its turn.
+            self._set_down()
             if self._is_closed:
                 raise BrokerUnavailable(f"link {self._name} is closed")
             task = self._task

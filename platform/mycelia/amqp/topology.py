@@ -42,12 +42,11 @@ class Topology:
             ):
                 del self._parts[part]
 
-    def is_exclusive(self, queue: str, parts: Iterable[Part] = ()) -> bool:
-        """Whether `queue` is exclusive, by `parts` or by what is remembered: only one connection may use it then."""
+    def is_exclusive(self, queue: str) -> bool:
+        """Whether `queue` is remembered as exclusive: only the connection that declared it may use it."""
         return any(
             isinstance(part, Queue) and part.exclusive and part.name == queue
-            for known in (parts, self._parts)
-            for part in known
+            for part in self._parts
         )
 
     def split(self, parts: Iterable[Part] | None = None) -> tuple[list[Part], list[Part]]:

@@ -1,0 +1,60 @@
+"""What a link declares again."""
+
+from __future__ import annotations
+
+from mycelia.amqp.model import Binding, Exchange, Queue
+from mycelia.amqp.topology import Topology, in_order
+
+
+def test_distinct_parts_are_remembered_once() -> None:
+    topology = Topology()
+    topology.remember([Queue("q", arguments={"x": 1}), Queue("q", arguments={"x": 1})])
+    topology.remember([Queue("q", arguments={"x": 2})])
+
+    assert topology.split()[0] == [
+        Queue("q", arguments={"x": 1}),
+        Queue("q", arguments={"x": 2}),
+    ]
+
+
+def test_parts_come_after_what_they_refer_to() -> None:
+    binding, queue, exchange = Binding("q", "e", "k"), Queue("q"), Exchange("e")
+
+    assert in_order([binding, queue, exchange]) == [exchange, queue, binding]
+
+
+def test_passive_parts_are_not_kept() -> None:
+    topology = Topology()
+    topology.remember([Queue("q", passive=True), Exchange("e", passive=True)])
+
+    assert topology.split() == ([], [])
+
+
+def test_exclusive_queues_and_their_bindings_are_set_apart() -> None:
+    topology = Topology()
+    own = Queue("own", exclusive=True)
+    topology.remember([Exchange("e"), Queue("q"), own, Binding("own", "e", "k")])
+
+    shared, exclusive = topology.split()
+
+    assert shared == [Exchange("e"), Queue("q")]
+    assert exclusive == [own, Binding("own", "e", "k")]
+    assert topology.is_exclusive("own")
+    assert not topology.is_exclusive("q")
+
+
+def test_binding_to_an_exclusive_queue_declared_earlier_is_set_apart() -> None:
+    topology = Topology()
+    topology.remember([Queue("own", exclusive=True)])
+
+    assert topology.split([Binding("own", "e", "k")]) == ([], [Binding("own", "e", "k")])
+
+
+def test_forgotten_parts_are_gone() -> None:
+    topology = Topology()
+    topology.remember([Exchange("e"), Queue("q"), Binding("q", "e", "k"), Queue("r")])
+
+    topology.forget([Exchange("e"), Exchange("never")])
+    topology.forget_queue("q")
+
+    assert topology.split() == ([Queue("r")], [])
