@@ -1,5 +1,6 @@
 """The runtime: containers, workers, life cycle, and the hand-over from `nameko run`."""
 
+import mycelia.runtime.bridge  # noqa: F401  it registers itself for extensions written for Nameko
 from mycelia.runtime.config import load_config, parse_config
 from mycelia.runtime.container import Container, find_entrypoints
 from mycelia.runtime.counterparts import counterpart_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mycelia.errors import ConfigError
@@ -18,9 +19,10 @@ from mycelia.runtime.extensions import (
 )
 from mycelia.runtime.handover import hand_over
 from mycelia.runtime.lane import Lane, OnExpired, OnSettle, ServiceSlots
+from mycelia.runtime.managed_thread import ManagedThread
 from mycelia.runtime.process import Process
 from mycelia.runtime.threads import ThreadPool
-from mycelia.runtime.worker import Invocation
+from mycelia.runtime.worker import Invocation, WorkerContext
 
 __all__ = ["Container", "find_entrypoints", "get_service_name"]
 
@@ -96,6 +98,13 @@ class Container:
         self._slots = ServiceSlots(process.settings.max_workers)
         self._lanes: list[Lane] = []
         self._threads: ThreadPool | None = None
+        self.on_failure: Callable[[BaseException], None] | None = None
+        """Told, on the loop, of an error after which the service cannot go on; set by the runner."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop_thread: int | None = None
+        """The event loop's thread, where nothing may block; `None` before the start."""
+        self._spawners: dict[int, Callable[..., Any]] = {}
+        self._managed_threads: set[ManagedThread] = set()
         self._bind()
 
     def _bind(self) -> None:
@@ -174,28 +183,59 @@ class Container:
         )
         return min(total, self.settings.max_workers or total)
 
+    def set_spawner(self, entrypoint: Any, spawn: Callable[..., Any]) -> None:
+        """From now on `spawn_worker(entrypoint, …)` is `spawn(…)`; called by the bridge when it binds `entrypoint`."""
+        self._spawners[id(entrypoint)] = spawn
+
     def spawn_worker(
         self,
-        entrypoint: Entrypoint,
+        entrypoint: Any,
         args: Iterable[Any],
         kwargs: dict[str, Any],
         context_data: dict[str, Any] | None = None,
         handle_result: Any = None,
-    ) -> asyncio.Future[Any]:
-        """Run a worker from an entrypoint written by a third party, as Nameko's container does.
+    ) -> WorkerContext:
+        """Run a worker for an entrypoint written for Nameko, as Nameko's container does; from any thread.
 
-        Returns a future of the method's result. `handle_result(worker_ctx, result, exc_info)`, if given, sees the
-        outcome first and returns the `(result, exc_info)` to use.
+        Blocks the calling thread until the worker has begun, so an entrypoint is slowed down when the service is
+        full. `handle_result(worker_ctx, result, exc_info)`, if given, sees the outcome in the worker and returns the
+        `(result, exc_info)` that dependencies see.
+
+        Raises:
+            ConfigError: `entrypoint` is not one of this container's Nameko entrypoints.
+            nameko.exceptions.ContainerBeingKilled: the service stops and the worker will not run.
         """
-        raise ConfigError(
-            f"{type(entrypoint).__name__}: entrypoints of this kind are not supported; derive from mycelia.Entrypoint."
-        )
+        spawn = self._spawners.get(id(entrypoint))
+        if spawn is None:
+            raise ConfigError(
+                f"{type(entrypoint).__name__} of service {self.service_name}: spawn_worker() serves entrypoints "
+                "written for Nameko. Derive from mycelia.Entrypoint and use make_lane()."
+            )
+        context: WorkerContext = spawn(args, kwargs, context_data, handle_result)
+        return context
 
-    def spawn_managed_thread(self, function: Any, identifier: str | None = None) -> ManagedThread:
-        """Run `function()` in a thread that belongs to this container, as third-party extensions ask for."""
-        loop = asyncio.get_running_loop()
-        name = identifier or getattr(function, "__name__", "managed")
-        return ManagedThread(loop.run_in_executor(None, function), name)
+    def spawn_managed_thread(
+        self, fn: Callable[[], Any], identifier: str | None = None
+    ) -> ManagedThread:
+        """Run `fn()` in a daemon thread of this container, for extensions written for Nameko; from any thread.
+
+        An `Exception` that leaves `fn` ends the service, as in Nameko: what it did, nobody does any more. Threads
+        that still run when every extension has stopped are killed.
+        """
+        name = identifier or getattr(fn, "__name__", "managed")
+        thread = ManagedThread(fn, f"{self.service_name}:{name}", self._on_thread_exit)
+        self._managed_threads.add(thread)
+        if thread.dead:
+            self._managed_threads.discard(thread)
+        return thread
+
+    def _on_thread_exit(self, thread: ManagedThread) -> None:
+        self._managed_threads.discard(thread)
+        error = thread.error
+        if isinstance(error, Exception):
+            log.critical("managed_thread_failed thread=%s", thread.name, exc_info=error)
+            if self._loop is not None and self.on_failure is not None and self._begun:
+                self._loop.call_soon_threadsafe(self.on_failure, error)
 
     # --- life cycle ---------------------------------------------------------------------------
 
@@ -203,6 +243,8 @@ class Container:
         """Set up all extensions, then start them all. Raises the first error, after the others have ended."""
         log.debug("service_starting service=%s", self.service_name)
         self._begun = True
+        self._loop = asyncio.get_running_loop()
+        self.loop_thread = threading.get_ident()
         await self._each(self.extensions, "setup")
         await self._each(self.extensions, "start")
         self.started = True
@@ -234,6 +276,8 @@ class Container:
         await self._each_quietly(
             [e for e in self.extensions if id(e) not in entrypoints | dependencies], "stop"
         )
+        for thread in list(self._managed_threads):
+            thread.kill()
         if self._threads is not None:
             self._threads.close()
         log.info("service_stopped service=%s", self.service_name)
@@ -287,25 +331,6 @@ class Container:
 
 HOOK_TIMEOUT = 10.0
 """Seconds an extension's `stop()` or `kill()` may take; a stuck one must not keep the process alive."""
-
-
-class ManagedThread:
-    """What `spawn_managed_thread()` returns; the shape Nameko's extensions expect."""
-
-    def __init__(self, future: asyncio.Future[Any], name: str) -> None:
-        self._future = future
-        self.name = name
-
-    @property
-    def dead(self) -> bool:
-        return self._future.done()
-
-    def link(self, callback: Any, *args: Any) -> None:
-        self._future.add_done_callback(lambda _: callback(self, *args))
-
-    def kill(self) -> None:
-        """A thread cannot be stopped from outside; its result is dropped."""
-        self._future.cancel()
 
 
 class _first_error_wins:

@@ -47,12 +47,14 @@ class Runner:
         self.containers: list[Container] = []
         self._stopped: asyncio.Event | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
         for service_cls in services:
             container = Container(service_cls, self.config, self.process)
             if container.service_name in self.service_names:
                 raise ConfigError(
                     f'two services are named "{container.service_name}"; a name may run once in a process.'
                 )
+            container.on_failure = self._fail
             self.containers.append(container)
         if not self.containers:
             raise ConfigError("no service to run.")
@@ -87,10 +89,21 @@ class Runner:
             raise
 
     async def wait(self) -> None:
-        """Wait until the services have stopped."""
+        """Wait until the services have stopped.
+
+        Raises the error of an extension's managed thread, if one of those ended the services.
+        """
         if self._stopped is None:
             raise RuntimeStateError("this runner has not been started.")
         await self._stopped.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, error: BaseException) -> None:
+        """A service cannot go on: stop them all, so that a supervisor sees the process end with an error."""
+        if self._failure is None and self._stopping is None:
+            self._failure = error
+            self._stopping = asyncio.create_task(self._shut_down(None), name="mycelia:stop")
 
     async def stop(self, grace: float | None = None) -> None:
         """Stop all services gracefully, then close the link. May be called again; waits for the same stop."""

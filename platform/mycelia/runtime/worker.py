@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mycelia.call import Call, Outcome, current_call
 from mycelia.runtime.extensions import DependencyProvider, Entrypoint
+from mycelia.wire import CALL_ID_STACK
 
 if TYPE_CHECKING:
     from mycelia.runtime.container import Container
@@ -23,11 +24,15 @@ __all__ = ["Invocation", "WorkerContext"]
 
 
 class WorkerContext:
-    """What a dependency provider may know of a worker. Attribute names are Nameko's (nameko/containers.py:61)."""
+    """What a dependency provider may know of a worker. Attribute names are Nameko's (nameko/containers.py:61).
+
+    Contexts of one call are equal, so a provider may keep what belongs to a worker in a dict with the context as key.
+    """
 
     def __init__(self, container: Container, entrypoint: Entrypoint, call: Call, is_async: bool):
         self.container = container
-        self.entrypoint = entrypoint
+        # Providers look at the class of an entrypoint; one written for Nameko is inside its adapter (bridge.py).
+        self.entrypoint = getattr(entrypoint, "foreign", entrypoint)
         self.call = call
         self.is_async = is_async
         """Whether the worker is an `async def` on the event loop, or a `def` in a thread."""
@@ -52,11 +57,13 @@ class WorkerContext:
 
     @property
     def data(self) -> dict[str, Any]:
+        """The call's context data; what is put here goes on with every call the worker makes."""
         return self.call.context
 
     @property
     def context_data(self) -> dict[str, Any]:
-        return self.call.context
+        """A copy of `data` as the next call would send it: its call ids end with this worker's own."""
+        return {**self.call.context, CALL_ID_STACK: self.call.call_id_stack}
 
     @property
     def call_id(self) -> str:
@@ -67,13 +74,21 @@ class WorkerContext:
         return self.call.call_id_stack
 
     @property
-    def origin_call_id(self) -> str:
-        return self.call.call_id_stack[0]
+    def origin_call_id(self) -> str | None:
+        """The first of the calls that led here; `None` when this is the first."""
+        stack = self.call.call_id_stack
+        return stack[0] if len(stack) > 1 else None
 
     @property
     def immediate_parent_call_id(self) -> str | None:
         stack = self.call.call_id_stack
         return stack[-2] if len(stack) > 1 else None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WorkerContext) and other.call is self.call
+
+    def __hash__(self) -> int:
+        return id(self.call)
 
     def __repr__(self) -> str:
         return f"<WorkerContext [{self.service_name}.{self.entrypoint.method_name}]>"
