@@ -17,7 +17,7 @@ def connect(uri: str, **options: Any) -> Link:
     """The link for `uri`, not open yet: `RabbitLink` for `amqp`, `amqps` and `pyamqp`, `MemoryLink` for `memory`.
 
     Args:
-        options: of that link's constructor.
+        options: of `RabbitLink`; a link in memory has no network for them to apply to.
 
     Raises:
         ConfigError: another scheme.
@@ -26,7 +26,7 @@ def connect(uri: str, **options: Any) -> Link:
     if scheme in ("amqp", "amqps", "pyamqp"):
         return RabbitLink(uri, **options)
     if scheme == "memory":
-        return MemoryLink(uri, **options)
+        return MemoryLink(uri)
     raise ConfigError(
         f'"{redact(uri)}": no link speaks "{scheme}". Use amqp://, amqps://, pyamqp:// or memory://.'
     )
