@@ -235,7 +235,7 @@ class Invocation:
         """What a hook returned; an awaitable is awaited on the loop while this thread waits."""
         if not inspect.isawaitable(value):
             return value
-        return asyncio.run_coroutine_threadsafe(_as_coroutine(value), self._loop).result()
+        return asyncio.run_coroutine_threadsafe(_outcome_of(value), self._loop).result().unwrap()
 
     def _guarded_in_thread(self, outcome: Outcome, hook: Hook, *args: Any) -> Outcome:
         try:
@@ -275,8 +275,12 @@ def _exc_info(error: BaseException | None) -> Any:
     return None if error is None else (type(error), error, error.__traceback__)
 
 
-async def _as_coroutine(value: Awaitable[Any]) -> Any:
-    return await value
+async def _outcome_of(value: Awaitable[Any]) -> Outcome:
+    """What `value` comes to. A SystemExit or KeyboardInterrupt that left the task would end the event loop."""
+    try:
+        return Outcome(await value)
+    except BaseException as exc:  # noqa: BLE001  the worker boundary
+        return Outcome(error=exc)
 
 
 def _overrides(extension: object, base: type, name: str) -> bool:

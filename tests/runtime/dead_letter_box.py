@@ -1,0 +1,26 @@
+"""Reading what a service has dead-lettered."""
+
+from __future__ import annotations
+
+from mycelia import Queue
+from mycelia.amqp import Delivery, Link
+from mycelia.testing import eventually
+
+__all__ = ["read_dead_letters"]
+
+
+async def read_dead_letters(
+    link: Link, queue: str, count: int, timeout: float = 8.0
+) -> list[Delivery]:
+    """The first `count` dead letters of `queue`, as soon as there are that many; taken out of the queue."""
+    found: list[Delivery] = []
+    dead = f"{queue}.dead"
+    await link.declare(Queue(dead, arguments={"x-queue-type": "quorum"}))
+    consumer = await link.consume(dead, found.extend, no_ack=True)
+    try:
+        await eventually(
+            lambda: len(found) >= count, timeout, what=f"{count} dead letters of {queue}"
+        )
+    finally:
+        await consumer.aclose()
+    return found[:count]
