@@ -156,13 +156,16 @@ def install_rabbitmq(log_file: Path, *, say: Say = print) -> bool:
 
 
 def _has_docker() -> bool:
+    """Whether an engine answers and `docker compose` is there, with this project's file to give it."""
     if shutil.which("docker") is None or not _COMPOSE_FILE.exists():
         return False
     try:
-        asked = subprocess.run(["docker", "info"], capture_output=True, timeout=15, check=False)
+        return all(
+            subprocess.run(command, capture_output=True, timeout=15, check=False).returncode == 0
+            for command in (["docker", "info"], ["docker", "compose", "version"])
+        )
     except subprocess.TimeoutExpired:
         return False
-    return asked.returncode == 0
 
 
 def _docker(say: Say) -> FoundBroker:

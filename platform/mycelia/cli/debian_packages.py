@@ -17,8 +17,8 @@ from pathlib import Path
 
 __all__ = ["install", "main", "may_install"]
 
-# Packages ask /usr/sbin/policy-rc.d whether they may start their service; 101 is "no". `disable` keeps RabbitMQ from
-# coming up at the next boot. The package lists are fetched only when the install fails without.
+# Packages ask /usr/sbin/policy-rc.d whether they may start their service; 101 is "no". `disable` keeps a RabbitMQ that
+# was not there before from coming up at the next boot. The package lists are fetched only when the install fails without.
 _SCRIPT = """
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
@@ -26,15 +26,14 @@ if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\\nexit 101\\n' >"$policy"
     chmod 755 "$policy"
 fi
+had_rabbitmq=$(dpkg-query --show --showformat '${db:Status-Status}' rabbitmq-server 2>/dev/null)
 export DEBIAN_FRONTEND=noninteractive
 apt-get install -y --no-install-recommends "$@" || {
     apt-get update && apt-get install -y --no-install-recommends "$@"
 } || exit 1
-for package in "$@"; do
-    if [ "$package" = rabbitmq-server ] && command -v systemctl >/dev/null; then
-        systemctl disable rabbitmq-server || true
-    fi
-done
+if [ "$had_rabbitmq" != installed ] && command -v systemctl >/dev/null; then
+    systemctl disable rabbitmq-server 2>/dev/null || true
+fi
 """
 
 

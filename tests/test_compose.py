@@ -1,0 +1,38 @@
+"""The compose file names what exists."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from services.fleet import SERVICES
+
+ROOT = Path(__file__).parent.parent
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose" / "compose.yaml").read_text())
+
+
+def test_every_service_has_its_container_beside_the_broker() -> None:
+    assert set(COMPOSE["services"]) == {"broker", *SERVICES}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_container_runs_its_service_by_nameko_run(service: str) -> None:
+    *command, config, module = COMPOSE["services"][service]["command"]
+
+    assert command == ["nameko", "run", "--config"]
+    assert (ROOT / Path(config).relative_to("/app")).is_file()
+    assert module == f"services.flights.{service}"
+
+
+@pytest.mark.parametrize("service", [name for name in SERVICES if name != "board"])
+def test_health_check_calls_a_method_that_exists(service: str) -> None:
+    test = COMPOSE["services"][service]["healthcheck"]["test"]
+    target, method = test[test.index("call") + 1].split(".")
+    module = importlib.import_module(f"services.flights.{service}")
+    [cls] = [each for each in vars(module).values() if getattr(each, "name", None) == service]
+
+    assert target == service
+    assert callable(getattr(cls, method))
