@@ -1,6 +1,7 @@
 """What makes workers run: RPC requests, events, messages, time, HTTP."""
 
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
+from mycelia.entrypoints.event_stream import ServerSentEvent, ServerSentEvents
 from mycelia.entrypoints.events import (
     BROADCAST,
     SERVICE_POOL,
@@ -9,6 +10,7 @@ from mycelia.entrypoints.events import (
     event_exchange,
     event_handler,
 )
+from mycelia.entrypoints.http import Http, http
 from mycelia.entrypoints.messaging import Consumer, consume, exchange_from, queue_topology
 from mycelia.entrypoints.rpc import Rpc, rpc
 from mycelia.entrypoints.subscription import Subscription
@@ -21,7 +23,10 @@ __all__ = [
     "Consumer",
     "DeadLetters",
     "EventHandler",
+    "Http",
     "Rpc",
+    "ServerSentEvent",
+    "ServerSentEvents",
     "Subscription",
     "Timer",
     "consume",
@@ -29,6 +34,7 @@ __all__ = [
     "event_exchange",
     "event_handler",
     "exchange_from",
+    "http",
     "queue_topology",
     "rpc",
     "timer",

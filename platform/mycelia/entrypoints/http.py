@@ -1,0 +1,139 @@
+"""`@http`: a method that answers HTTP requests.
+
+    @http("GET", "/delays/{origin}")
+    async def delays(self, request: Request, origin: str) -> dict[str, float]: ...
+
+This module stays light: Starlette and uvicorn are imported when a service with such a method is set up.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, Any
+
+from mycelia.call import Call
+from mycelia.entrypoints.http_paths import parameters_of, translate_path
+from mycelia.errors import ConfigError, IncorrectSignature
+from mycelia.runtime import Container, Entrypoint, SharedExtension, SignatureCheck
+
+if TYPE_CHECKING:
+    from mycelia.entrypoints.http_endpoint import Endpoint
+    from mycelia.entrypoints.http_server import HttpServer
+
+__all__ = ["Http", "HttpListener", "http"]
+
+_METHOD = re.compile(r"[A-Z]+")
+
+
+class HttpListener(SharedExtension):
+    """A service's part in the HTTP server of its process: there from `setup()` until the last worker has ended."""
+
+    container: Container
+
+    def __init__(self) -> None:
+        self._server: HttpServer | None = None
+
+    @property
+    def server(self) -> HttpServer:
+        """The server of the process."""
+        if self._server is None:
+            from mycelia.entrypoints.http_server import HttpServer  # uvicorn: only with `@http`
+
+            self._server = HttpServer.of(self.container.process)
+        return self._server
+
+    async def setup(self) -> None:
+        await self.server.join(self.container.service_name)
+
+    async def stop(self) -> None:
+        """Responses have a moment to leave. Called after the workers have ended."""
+        if self._server is not None:
+            await self._server.leave(self.container.service_name)
+
+
+class Http(Entrypoint):
+    """The entrypoint behind `@http`.
+
+    The method is called with the request and the path's parameters by name. An `async def` method gets Starlette's
+    `Request` and may read the body as it comes. A `def` method gets a `BlockingRequest`, whose body has been read:
+    the same names without `await`.
+
+    It may return: a str (`text/plain`), bytes, anything that has a form in JSON; `(status, body)` or
+    `(status, headers, body)`; any Starlette response; an iterator of text or bytes, which is streamed;
+    `ServerSentEvents(...)`. Errors become `application/problem+json`: 400 for `expected_exceptions`, the error's own
+    status for Starlette's `HTTPException`, 503 and 504 where a service or the broker is away, 500 for the rest.
+
+    Paths are tried from the particular to the general (fixed text, `{n:int}`, `{name}`, `{rest:path}`), whatever
+    the order of the methods. HEAD is answered wherever GET is; OPTIONS with the methods there are.
+
+    Args:
+        method: one HTTP method, or several as in `"GET,POST"`.
+        path: Starlette's `/flights/{number:int}` or werkzeug's `/flights/<int:number>`.
+        options: those of every entrypoint (`Entrypoint`).
+
+    Raises:
+        ValueError: a method or a path that cannot be.
+    """
+
+    container: Container
+    listener = HttpListener()
+
+    def __init__(self, method: str, path: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.methods = tuple(dict.fromkeys(name.strip().upper() for name in method.split(",")))
+        for name in self.methods:
+            if _METHOD.fullmatch(name) is None:
+                raise ValueError(
+                    f'@http({method!r}, …): expected HTTP methods, such as "GET" or "GET,POST".'
+                )
+        self.path = translate_path(path)
+        self._endpoint: Endpoint | None = None
+
+    @property
+    def address(self) -> str:
+        """`host:port` where the service answers; the bound port once it is set up."""
+        return self.listener.server.address
+
+    def setup(self) -> None:
+        from mycelia.entrypoints.http_endpoint import Endpoint  # Starlette: only with `@http`
+
+        self._check_signature()
+        self._endpoint = Endpoint(
+            self,
+            is_async=inspect.iscoroutinefunction(self.method),
+            max_body_bytes=self.container.settings.mycelia.http_max_body_bytes,
+        )
+        self.listener.server.add(self._endpoint)
+
+    def _check_signature(self) -> None:
+        """A method that cannot take its path's parameters fails here, not at its first request."""
+        names = parameters_of(self.path)
+        try:
+            SignatureCheck(self.method).check((None,), dict.fromkeys(names))
+        except IncorrectSignature as exc:
+            wanted = ", ".join(("self", "request", *names))
+            raise ConfigError(
+                f'{self.container.service_name}.{self.method_name} cannot answer "{self.path}": {exc}. '
+                f"Declare it as {self.method_name}({wanted})."
+            ) from None
+
+    async def start(self) -> None:
+        assert self._endpoint is not None
+        self._endpoint.start(self.container.make_lane(self, self._endpoint.settle))
+        await self.listener.server.start()
+
+    def stop(self) -> None:
+        """No more requests; those with a worker are finished."""
+        if self._endpoint is not None:
+            self.listener.server.retire(self._endpoint)
+
+    def encode_result(self, call: Call, value: Any) -> bytes | None:
+        """The response's body, made in the worker, so that what cannot be encoded is the worker's error."""
+        from mycelia.entrypoints.http_responses import encode_body
+
+        return encode_body(value)
+
+
+http = Http.decorator
+"""Answer HTTP requests: `@http("GET", "/delays/{origin}")`."""

@@ -1,0 +1,212 @@
+"""One `@http` method, ready to answer requests: a request becomes a call, its outcome a response."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from mycelia.call import Call, CallKind, Outcome, Settle, current_call
+from mycelia.entrypoints.http_requests import BlockingRequest, BodyReader, HttpRequest
+from mycelia.entrypoints.http_responses import (
+    encode_body,
+    problem,
+    problem_of,
+    response_of,
+    stopping_problem,
+)
+from mycelia.errors import Overloaded
+from mycelia.runtime import Lane
+from mycelia.wire import TRACEPARENT, TRACESTATE
+
+if TYPE_CHECKING:
+    from mycelia.entrypoints.http import Http
+
+__all__ = ["Endpoint", "Exchange", "Sender"]
+
+log = logging.getLogger("mycelia.entrypoints")
+
+MAX_WAITING = 1000
+"""Requests that may wait for a worker of one method; more are answered 503. Arbitrary: a queue needs an end."""
+
+MAX_TRACESTATE = 512
+"""Characters; W3C Trace Context, 3.3.1.5."""
+
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-.{0,64})?")
+
+
+class Sender:
+    """The ASGI `send` of one request: adds the call's id, and knows how far the response is."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+        """Of the response; 0 while it has not begun."""
+        self.call_id = ""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.call_id:
+                headers = [
+                    *message.get("headers", ()),
+                    (b"x-call-id", self.call_id.encode("latin-1", "replace")),
+                ]
+                message = {**message, "headers": headers}
+        await self._send(message)
+
+
+class Exchange:
+    """What carries an HTTP call (`Call.message`): the request, and who waits for its outcome."""
+
+    __slots__ = ("outcome", "request")
+
+    def __init__(self, request: Any, outcome: asyncio.Future[Outcome]) -> None:
+        self.request = request
+        self.outcome = outcome
+
+
+class Endpoint:
+    """Answers the requests for one `@http` method.
+
+    Args:
+        entrypoint: its declaration, bound.
+        is_async: whether the method is `async def`.
+        max_body_bytes: of a request.
+    """
+
+    def __init__(self, entrypoint: Http, *, is_async: bool, max_body_bytes: int) -> None:
+        container = entrypoint.container
+        self.path = entrypoint.path
+        self.methods = entrypoint.methods
+        self.service = container.service_name
+        self.method = entrypoint.method_name
+        self.expected_exceptions = entrypoint.expected_exceptions
+        self.stopping = asyncio.Event()
+        """Set when the service takes no more requests; ends event streams."""
+        self._is_async = is_async
+        self._max_body_bytes = max_body_bytes
+        self._parent_calls_tracked = container.settings.parent_calls_tracked
+        self._lane: Lane | None = None
+
+    @property
+    def target(self) -> str:
+        return f"{self.service}.{self.method}"
+
+    def start(self, lane: Lane) -> None:
+        """Answer from now on, with workers of `lane`."""
+        self._lane = lane
+
+    def retire(self) -> None:
+        """Take no more requests. Those that run are finished; those that wait for a worker are answered 503."""
+        self.stopping.set()
+        if self._lane is not None:
+            for call in self._lane.take_backlog():
+                self.settle(call, Outcome(error=asyncio.CancelledError(), settle=Settle.REQUEUE))
+
+    def settle(self, call: Call, outcome: Outcome) -> None:
+        """Hand a worker's outcome to who waits for it; the lane calls it once for each call."""
+        if outcome.error is not None and outcome.settle is not Settle.REQUEUE:
+            self._log_error(call, outcome.error)
+        future = call.message.outcome
+        if not future.done():  # else nobody waits any more: the client's connection was cut
+            future.set_result(outcome)
+
+    async def answer(self, scope: Scope, receive: Receive, sender: Sender) -> None:
+        """Answer one request."""
+        lane = self._lane
+        if lane is None or self.stopping.is_set():
+            await stopping_problem()(scope, receive, sender)
+            return
+        try:
+            reader = BodyReader(scope, receive, self._max_body_bytes)
+            request = (
+                HttpRequest(scope, reader)
+                if self._is_async
+                else BlockingRequest(scope, await reader.read_all())
+            )
+        except HTTPException as exc:
+            await problem(exc.status_code, exc.detail)(scope, receive, sender)
+            return
+        call = Call(
+            CallKind.HTTP,
+            self.service,
+            self.method,
+            (request,),
+            scope["path_params"],
+            headers=_trace_headers(scope),
+            message=Exchange(request, asyncio.get_running_loop().create_future()),
+            parent_calls_tracked=self._parent_calls_tracked,
+        )
+        sender.call_id = call.call_id
+        response = await self._respond(lane, call)
+        # A stream goes on as part of this call: what it calls inherits the trace.
+        current_call.set(call)
+        if scope["method"] == "HEAD" and isinstance(response, StreamingResponse):
+            await _send_head(response, sender)
+        else:
+            await response(scope, reader, sender)
+
+    async def _respond(self, lane: Lane, call: Call) -> Response:
+        if lane.waiting >= MAX_WAITING:
+            error = Overloaded(f"{call.target}: {lane.waiting} requests wait for a worker already.")
+            log.warning("request_refused call=%s error=%s", call.target, error)
+            return problem_of(error, (), call.call_id)
+        lane.submit(call)
+        outcome: Outcome = await call.message.outcome
+        if outcome.error is not None:
+            return problem_of(
+                outcome.error,
+                self.expected_exceptions,
+                call.call_id,
+                is_stopping=outcome.settle is Settle.REQUEUE,
+            )
+        try:
+            body = outcome.body
+            if body is None:  # no plain body, or a middleware answered in the method's place
+                body = encode_body(outcome.value)
+            return response_of(outcome.value, body, self.stopping)
+        except Exception as exc:  # noqa: BLE001  the method returned something that is no response: its error
+            self._log_error(call, exc)
+            return problem_of(exc, (), call.call_id)
+
+    def _log_error(self, call: Call, error: BaseException) -> None:
+        if isinstance(error, HTTPException) and error.status_code < 500:
+            return  # an answer like any other
+        if isinstance(error, self.expected_exceptions):
+            log.warning(
+                "worker_raised call=%s error=%s: %s", call.target, type(error).__name__, error
+            )
+        else:
+            log.error("worker_failed call=%s call_id=%s", call.target, call.call_id, exc_info=error)
+
+
+def _trace_headers(scope: Scope) -> dict[str, Any] | None:
+    """The W3C trace context of a request. Anything else a client sends stays out of the calls' context."""
+    found: dict[str, Any] | None = None
+    for name, value in scope["headers"]:
+        if name == b"traceparent" and _TRACEPARENT.fullmatch(value):
+            found = {**(found or {}), TRACEPARENT: value.decode("latin-1")}
+        elif name == b"tracestate" and len(value) <= MAX_TRACESTATE:
+            found = {**(found or {}), TRACESTATE: value.decode("latin-1")}
+    return found if found and TRACEPARENT in found else None
+
+
+async def _send_head(response: StreamingResponse, send: Send) -> None:
+    """The head of a streaming response, whose body is not made at all."""
+    aclose = getattr(response.body_iterator, "aclose", None)
+    if aclose is not None:
+        await aclose()
+    await send(
+        {
+            "type": "http.response.start",
+            "status": response.status_code,
+            "headers": response.raw_headers,
+        }
+    )
+    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,0 +1,319 @@
+"""The HTTP server of a process: one address, shared by its services; uvicorn below, on the services' own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import re
+import socket
+import time
+from collections.abc import Iterator
+from weakref import WeakKeyDictionary
+
+import uvicorn
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+
+from mycelia.entrypoints.http_endpoint import Endpoint, Sender
+from mycelia.entrypoints.http_paths import shape_of, specificity
+from mycelia.entrypoints.http_responses import problem
+from mycelia.errors import ConfigError
+from mycelia.runtime import Process
+
+__all__ = ["HttpServer", "parse_address"]
+
+log = logging.getLogger("mycelia.entrypoints")
+
+BACKLOG = 2048
+"""Connections the operating system keeps until they are accepted; uvicorn's default."""
+
+DRAIN_TIMEOUT = 5.0
+"""Seconds responses may take to leave once the last worker has ended; below the container's 10 s for a `stop()`."""
+
+_ADDRESS = re.compile(r"(?:(?P<host>\[[^\]]+\]|[^:]*):)?(?P<port>\d{1,5})")
+
+_servers: WeakKeyDictionary[Process, HttpServer] = WeakKeyDictionary()
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of `WEB_SERVER_ADDRESS`: `host:port`, `:port` or `port`; no host means all interfaces.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    match = _ADDRESS.fullmatch(text.strip())
+    if match is None or int(match["port"]) > 65535:
+        raise ConfigError(
+            f'configuration key "WEB_SERVER_ADDRESS": expected "host:port", such as "0.0.0.0:8000", got {text!r}.'
+        )
+    return (match["host"] or "0.0.0.0").strip("[]"), int(match["port"])
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without hands on the process: signals belong to the runtime."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.accepting.set()
+
+    def stop_accepting(self) -> None:
+        """Accept no more connections; end those that are idle now, and each other one after its response."""
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+
+
+class HttpServer:
+    """Serves the endpoints of all services of one process. Lives on one event loop.
+
+    A service adds its endpoints and joins, retires the endpoints when it stops, and leaves when its workers have ended.
+    The address is given up when the last endpoint has retired; the server is gone when the last service has left.
+
+    Args:
+        address: as `WEB_SERVER_ADDRESS`; port 0 takes a free one.
+        access_log: whether each request is logged.
+    """
+
+    def __init__(self, address: str, *, access_log: bool = False) -> None:
+        self.host, self.port = parse_address(address)
+        """Where it listens; the port is the bound one after `bind()`."""
+        self._access_log = access_log
+        self._routes: list[tuple[Route, Endpoint]] = []
+        self._socket: socket.socket | None = None
+        self._binding = asyncio.Lock()
+        self._uvicorn: _Uvicorn | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._services: set[str] = set()
+
+    @classmethod
+    def of(cls, process: Process) -> HttpServer:
+        """The server of a process, made when first asked for."""
+        server = _servers.get(process)
+        if server is None or server.has_ended:
+            settings = process.settings
+            server = _servers[process] = cls(
+                settings.WEB_SERVER_ADDRESS, access_log=settings.mycelia.http_access_log
+            )
+        return server
+
+    @property
+    def address(self) -> str:
+        """`host:port`, the port being the one that is bound."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def has_ended(self) -> bool:
+        return self._serving is not None and self._serving.done()
+
+    # --- life cycle ---------------------------------------------------------------------------
+
+    def add(self, endpoint: Endpoint) -> None:
+        """Route requests to `endpoint`.
+
+        Raises:
+            ConfigError: another method has the same path and HTTP method, or the path names an unknown converter.
+        """
+        for _, other in self._routes:
+            both = set(endpoint.methods) & set(other.methods)
+            if both and shape_of(endpoint.path) == shape_of(other.path):
+                raise ConfigError(
+                    f'{endpoint.target} and {other.target} both answer {"/".join(sorted(both))} "{endpoint.path}". '
+                    "Give one of them another path."
+                )
+        try:
+            route = Route(endpoint.path, _never_called, methods=list(endpoint.methods))
+        except AssertionError as exc:
+            raise ConfigError(f'@http("{endpoint.path}") of {endpoint.target}: {exc}.') from None
+        self._routes.append((route, endpoint))
+        self._routes.sort(key=lambda pair: specificity(pair[1].path))
+
+    async def join(self, service: str) -> None:
+        """Take part; binds the address for the first service.
+
+        Raises:
+            ConfigError: the address cannot be had.
+        """
+        self._services.add(service)
+        async with self._binding:
+            if self._socket is None:
+                self._socket = await _bind(self.host, self.port)
+                self.port = self._socket.getsockname()[1]
+
+    async def start(self) -> None:
+        """Answer requests. May be called again."""
+        assert self._socket is not None
+        if self._uvicorn is None:
+            _quieten_uvicorn()
+            config = uvicorn.Config(
+                self,
+                lifespan="off",
+                ws="none",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+            self._uvicorn = _Uvicorn(config)
+            self._serving = asyncio.create_task(
+                self._uvicorn.serve(sockets=[self._socket]), name="mycelia:http:server"
+            )
+            await self._uvicorn.accepting.wait()
+            log.info("http_listening address=%s", self.address)
+
+    def retire(self, endpoint: Endpoint) -> None:
+        """Take no more requests for `endpoint`; the last one gives up the address."""
+        endpoint.retire()
+        if self._uvicorn is not None and all(e.stopping.is_set() for _, e in self._routes):
+            self._uvicorn.stop_accepting()
+
+    async def leave(self, service: str) -> None:
+        """A service's workers have ended: forget its endpoints; the last service ends the server."""
+        self._services.discard(service)
+        if self._services:
+            self._routes = [pair for pair in self._routes if pair[1].service != service]
+            return
+        if self._uvicorn is not None and self._serving is not None:
+            await self._drain(self._uvicorn)
+            self._uvicorn.should_exit = True
+            await self._serving
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _drain(self, server: _Uvicorn) -> None:
+        """Let responses leave, for a while; then cut."""
+        server.stop_accepting()
+        tasks = set(server.server_state.tasks)
+        if tasks:
+            _, unfinished = await asyncio.wait(tasks, timeout=DRAIN_TIMEOUT)
+            if unfinished:
+                log.warning("responses_cut address=%s responses=%d", self.address, len(unfinished))
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+
+    # --- the ASGI application -----------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Never raises but for cancellation."""
+        sender = Sender(send)
+        started = time.monotonic()
+        try:
+            await self._answer(scope, receive, sender)
+        except ClientDisconnect:
+            log.debug("client_gone verb=%s path=%s", scope["method"], scope["path"])
+        except Exception:
+            # A stream's iterator, or a fault of ours. What has begun is cut off by uvicorn: the client must not take
+            # it for the whole.
+            log.exception(
+                "response_failed verb=%s path=%s call_id=%s",
+                scope["method"],
+                scope["path"],
+                sender.call_id,
+            )
+            if not sender.status:
+                await problem(500, "The request failed inside the service.")(scope, receive, sender)
+        if self._access_log:
+            log.info(
+                "http_request verb=%s path=%s status=%d duration_ms=%g call_id=%s",
+                scope["method"],
+                scope["path"],
+                sender.status,
+                round((time.monotonic() - started) * 1000, 1),
+                sender.call_id,
+            )
+
+    async def _answer(self, scope: Scope, receive: Receive, sender: Sender) -> None:
+        allowed: set[str] = set()
+        for route, endpoint in self._routes:
+            match, child_scope = route.matches(scope)
+            if match is Match.FULL:
+                scope.update(child_scope)
+                await endpoint.answer(scope, receive, sender)
+                return
+            if match is Match.PARTIAL:
+                allowed |= route.methods or set()
+        await _unanswered(scope, allowed)(scope, receive, sender)
+
+
+def _unanswered(scope: Scope, allowed: set[str]) -> Response:
+    """The response where no method answers: `allowed` are the HTTP methods that the path has."""
+    if not allowed:
+        return problem(404, "There is nothing at this path.", instance=scope["path"])
+    headers = {"Allow": ", ".join(sorted(allowed | {"OPTIONS"}))}
+    if scope["method"] == "OPTIONS":
+        return Response(None, 204, headers)
+    return problem(
+        405,
+        f"This path does not answer {scope['method']}.",
+        headers=headers,
+        instance=scope["path"],
+    )
+
+
+async def _never_called(request: object) -> Response:
+    """What a route needs to have; `Route` is used to match paths only."""
+    return Response(None, 500)
+
+
+async def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: the address cannot be had, and what to do.
+    """
+    address = f"{host}:{port}"
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as exc:
+        raise ConfigError(
+            f'configuration key "WEB_SERVER_ADDRESS": no such host {host!r} ({exc.strerror}).'
+        ) from exc
+    family, kind, protocol, _, place = min(found, key=lambda info: info[0] != socket.AF_INET)
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+        # Listening from now on, because two sockets may be bound to one address as long as neither listens.
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as exc:
+        listener.close()
+        raise ConfigError(_refusal(address, exc)) from exc
+    return listener
+
+
+def _refusal(address: str, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f'cannot listen on {address} (configuration key "WEB_SERVER_ADDRESS"): another program does. '
+            "Stop it, or choose another port; port 0 takes a free one."
+        )
+    if error.errno == errno.EACCES:
+        return (
+            f'cannot listen on {address} (configuration key "WEB_SERVER_ADDRESS"): not permitted. '
+            "Choose a port of 1024 or above."
+        )
+    return f'cannot listen on {address} (configuration key "WEB_SERVER_ADDRESS"): {error.strerror}.'
+
+
+def _quieten_uvicorn() -> None:
+    """uvicorn's own INFO lines repeat what the runtime says; a level that somebody has set stays."""
+    logger = logging.getLogger("uvicorn.error")
+    if logger.level == logging.NOTSET and logging.getLogger("uvicorn").level == logging.NOTSET:
+        logger.setLevel(logging.WARNING)
