@@ -80,10 +80,10 @@ class Feed:
 
     name = "feed"
     stage = Stage()
-    emit: Any = EventDispatcher(
-        mandatory=True
-    )  # without `enrich` the replay fails, instead of going nowhere
-    config = Config()
+    # Mandatory: without `enrich` the replay fails, instead of going nowhere.
+    emit: Any = EventDispatcher(mandatory=True)
+    default_speed = Config("feed.speed", float, default=3600.0)
+    in_flight = Config("feed.in_flight", int, default=512)
     log = Logger()
 
     @rpc
@@ -100,12 +100,11 @@ class Feed:
             first_day: the first day to replay, `2013-02-08`, by scheduled departure in New York. Default: the first there is.
             last_day: the last day, itself included.
         """
-        settings = self.config.get("feed", {})
         replay = Replay(
             run=new_run_id(),
             events=between(self.stage.events, first_day, last_day),
-            speed=float(settings.get("speed", 0) if speed is None else speed),
-            in_flight=int(settings.get("in_flight", 512)),
+            speed=self.default_speed if speed is None else float(speed),
+            in_flight=self.in_flight,
         )
         self.stage.begin(replay, self.emit)
         self.log.info("replay_started", run=replay.run, speed=replay.speed, events=len(replay))
