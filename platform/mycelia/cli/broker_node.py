@@ -202,7 +202,10 @@ class PrivateNode:
             raise
 
     def stop(self, timeout: float = 30.0) -> None:
-        """Stop the node in order, as `rabbitmqctl stop` does; kill it when `timeout` seconds do not suffice."""
+        """Stop the node in order, as `rabbitmqctl stop` does; kill it when `timeout` seconds do not suffice.
+
+        Usual are 1 to 7 s: in RabbitMQ 3.10 the management plugin waits 5 s for a part of itself that has already ended.
+        """
         pid = self._running_pid()
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
