@@ -1,0 +1,228 @@
+"""The board: its JSON, its stream, and its page in Chromium."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from services.flights.board import Board
+from services.flights.dataset import read_slice
+from services.flights.delays import Delays
+from services.flights.enrich import Enrich
+from services.flights.feed import Feed, new_run_id
+from services.flights.registry import Registry
+from tests.services.chromium import Page, browser, find_chromium
+from tests.services.pipeline_by_hand import enriched_events
+from tests.tools import require_tool
+
+from mycelia import Client, Runner
+
+pytestmark = pytest.mark.timeout(120)
+
+FORTNIGHT = read_slice()
+EIGHTH = FORTNIGHT._replace(flights=[row for row in FORTNIGHT.flights if row["day"] == "8"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Running:
+    """Services with a board, and ways to talk to both."""
+
+    url: str
+    client: Client
+    http: httpx.AsyncClient
+
+
+async def _running(name: str, *services: type) -> AsyncIterator[Running]:
+    address = f"127.0.0.1:{free_port()}"
+    config = {
+        "AMQP_URI": f"memory://{name}",
+        "WEB_SERVER_ADDRESS": address,
+        "feed": {"speed": 3600},
+    }
+    async with Runner(config, services):
+        async with Client(config["AMQP_URI"]) as client:
+            async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as http:
+                yield Running(f"http://{address}", client, http)
+
+
+@pytest.fixture
+async def counted(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    """A board over statistics of the blizzard's first day, all counted."""
+    events = enriched_events(EIGHTH, run=new_run_id())
+    async for running in _running(request.node.name, Delays, Feed, Board):
+        async with asyncio.TaskGroup() as group:
+            for event in events:
+                group.create_task(running.client.publish("enrich", "flight_enriched", event))
+        async with asyncio.timeout(30):
+            while (await running.client.call("delays", "summary"))["counted"] < len(events):  # noqa: ASYNC110  it is counted elsewhere
+                await asyncio.sleep(0.05)
+        yield running
+
+
+@pytest.fixture
+async def pipeline(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    """All five services, nothing replayed yet."""
+    async for running in _running(request.node.name, Registry, Delays, Enrich, Feed, Board):
+        yield running
+
+
+@pytest.fixture
+async def page(tmp_path: Path) -> AsyncIterator[Page]:
+    require_tool("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    assert find_chromium()
+    async with browser(tmp_path / "profile") as tab:
+        await tab.size(1280, 900)
+        yield tab
+
+
+async def test_json_is_what_delays_says(counted: Running) -> None:
+    answers = {
+        path: (await counted.http.get(f"/api/{path}")).raise_for_status().json()
+        for path in (
+            "summary",
+            "worst",
+            "worst?n=2",
+            "hourly?origin=JFK&carrier=B6",
+            "aircraft/n15980",
+        )
+    }
+    call = counted.client.call
+
+    assert answers["summary"] == await call("delays", "summary")
+    assert answers["worst"] == await call("delays", "worst", 5)
+    assert answers["worst?n=2"] == await call("delays", "worst", 2)
+    assert answers["hourly?origin=JFK&carrier=B6"] == await call("delays", "hourly", "JFK", "B6")
+    assert answers["aircraft/n15980"] == await call("delays", "aircraft", "N15980")
+    assert len(answers["aircraft/n15980"]["legs"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "says"),
+    [
+        ("GET", "/api/worst?n=all", None, 400, "n must be a whole number"),
+        ("GET", "/api/aircraft/NONE", None, 404, "no flight of NONE"),
+        ("POST", "/api/replay", {"speed": -1}, 400, "speed must be a number"),
+        ("POST", "/api/replay", {"speed": "fast"}, 400, "speed must be a number"),
+        ("POST", "/api/replay", None, 415, "application/json"),
+    ],
+)
+async def test_a_wrong_request_is_told_what_is_wrong(
+    counted: Running, method: str, path: str, body: Any, status: int, says: str
+) -> None:
+    answer = await counted.http.request(method, path, json=body)
+
+    assert answer.status_code == status
+    assert says in answer.json()["error"]
+
+
+async def test_the_stream_begins_with_everything(counted: Running) -> None:
+    async with counted.http.stream("GET", "/api/live") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines: list[str] = []
+        async for line in answer.aiter_lines():
+            lines.append(line)
+            if lines[-1] == "" and any(line.startswith("data: ") for line in lines):
+                break
+
+    assert "event: state" in lines
+    state = json.loads("".join(line[6:] for line in lines if line.startswith("data: ")))
+    assert state["reset"]
+    assert state["total"]["scheduled"] == 930
+    assert sum(figures["cancelled"] for figures in state["hours"].values()) == 472
+
+
+async def test_the_page_shows_the_figures(counted: Running, page: Page) -> None:
+    await page.open(counted.url)
+    await page.until("document.querySelectorAll('#figures div').length === 6")
+    summary = await counted.client.call("delays", "summary")
+
+    shown = await page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('#figures div')].map("
+        "d => [d.children[0].textContent, d.children[1].firstChild.textContent]))"
+    )
+    carriers = await page.evaluate("document.querySelectorAll('#carriers tr').length")
+    assert shown["Scheduled"] == "930"
+    assert shown["Cancelled"] == str(summary["total"]["cancelled"]) == "472"
+    assert shown["Departed"] == str(summary["total"]["departed"])
+    assert carriers == len(summary["carriers"])
+    assert page.errors == []
+
+
+async def test_the_page_asks_for_nothing_elsewhere(counted: Running, page: Page) -> None:
+    await page.open(counted.url)
+    await page.until("document.querySelector('#chart svg') !== null")
+
+    assert {
+        request.split("?")[0] for request in page.requests if not request.startswith("data:")
+    } == {
+        f"{counted.url}/",
+        f"{counted.url}/api/live",
+    }
+
+
+async def test_an_aircraft_is_shown_when_its_number_is_clicked(
+    counted: Running, page: Page
+) -> None:
+    await page.open(counted.url)
+    await page.until("document.querySelector('#worst a') !== null")
+    tail = await page.evaluate("document.querySelector('#worst a').textContent")
+    await page.evaluate("document.querySelector('#worst a').click()")
+    await page.until("document.querySelector('#aircraft table') !== null")
+
+    legs = await page.evaluate("document.querySelectorAll('#aircraft tbody tr').length")
+    aircraft = await counted.client.call("delays", "aircraft", tail)
+    assert legs == len(aircraft["legs"])
+    assert page.errors == []
+
+
+async def test_the_page_fits_a_phone_and_both_colour_schemes(
+    counted: Running, page: Page, tmp_path: Path
+) -> None:
+    await page.size(390, 844, phone=True)
+    await page.open(counted.url)
+    await page.until("document.querySelector('#chart svg')?.viewBox.baseVal.width < 400")
+    pictures = {}
+    backgrounds = {}
+    for scheme in ("light", "dark"):
+        await page.colours(scheme)
+        backgrounds[scheme] = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+        pictures[scheme] = await page.picture()
+
+    assert await page.evaluate("document.documentElement.scrollWidth") == 390
+    assert backgrounds["light"] != backgrounds["dark"]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures.values())
+    assert pictures["light"] != pictures["dark"]
+
+
+async def test_the_page_follows_a_replay_that_it_starts(pipeline: Running, page: Page) -> None:
+    await page.open(pipeline.url)
+    await page.until("document.getElementById('status').textContent.trim() !== 'connecting'")
+    await page.evaluate("document.querySelector('[data-speed=\"21600\"]').click()")
+    await page.until("document.getElementById('status').dataset.state === 'running'")
+    await page.until("Number(document.querySelector('#figures dd')?.firstChild.textContent) > 20")
+
+    await page.evaluate("document.querySelector('[data-stop]').click()")
+    await page.until("document.getElementById('status').dataset.state === 'stopped'")
+
+    assert "Feb" in await page.evaluate("document.getElementById('clock').textContent")
+    assert page.errors == []
+
+
+async def test_the_browser_is_told_to_load_nothing_from_elsewhere(counted: Running) -> None:
+    answer = await counted.http.get("/")
+
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
