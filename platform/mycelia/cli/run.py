@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -87,10 +88,22 @@ async def _serve(config: dict[str, Any], services: list[type], backdoor_port: in
     stopper.listen()
     async with Backdoor(backdoor_port, {"runner": runner}):
         if await stopper.start():
+            _spare_the_collector()
             log.info("ready services=%s", ",".join(runner.service_names))
             await runner.wait()
         await stopper.finish()
     return 0
+
+
+def _spare_the_collector() -> None:
+    """Keep what the start has made out of garbage collection, and collect the young less often.
+
+    A service holds some hundred thousand objects for life (modules, classes, schemas); a full collection that walks
+    them stops the loop for tens of milliseconds. Messages leave few cycles behind.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 class _Stopper:
@@ -127,16 +140,14 @@ class _Stopper:
     def _on_signal(self, name: str) -> None:
         self._signals += 1
         if self._starting is not None:
-            log.info("stopping signal=%s: the start is given up", name)
+            log.info("stopping signal=%s start=given_up", name)
             self._starting.cancel()
             return
         if self._signals == 1:
-            log.info(
-                "stopping signal=%s: running work may finish; a second signal stops at once", name
-            )
+            log.info("stopping signal=%s second_signal=kills", name)
             self._spawn(self._runner.stop())
         else:
-            log.warning("killing signal=%s: unfinished work goes back to its queues", name)
+            log.warning("killing signal=%s unfinished_work=requeued", name)
             self._spawn(self._runner.kill())
 
     def _spawn(self, action: Any) -> None:
