@@ -68,7 +68,9 @@ class _Field(NamedTuple):
 
 def _value(field: _Field, own: tuple[Any, ...], formats: bool) -> Any:
     if not field.text:
-        return own[0]
+        # As the layer wrote it: `%s` of an object is its text. Its attributes are nobody's business (a broker's
+        # endpoint knows the password, and shows itself without).
+        return own[0] if isinstance(own[0], str | int | float | None) else str(own[0])
     return (
         field.text % own if formats else field.text
     )  # without arguments, logging leaves "%" alone
