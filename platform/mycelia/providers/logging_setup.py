@@ -7,7 +7,6 @@ in the configuration its `dictConfig` rules alone, as in Nameko; a structured ev
 from __future__ import annotations
 
 import logging
-import logging.config
 import os
 import sys
 import traceback
@@ -117,8 +116,10 @@ def configure_logging(config: Mapping[str, Any], stream: TextIO | None = None) -
     for handler in [h for h in root.handlers if isinstance(h, _Handler)]:
         root.removeHandler(handler)
     if settings.LOGGING is not None:
+        from logging.config import dictConfig  # brings a socket server along: only for those who use it
+
         try:
-            logging.config.dictConfig(settings.LOGGING)
+            dictConfig(settings.LOGGING)
         except (ValueError, TypeError, AttributeError, ImportError) as exc:
             cause = f" ({exc.__cause__})" if exc.__cause__ else ""
             raise ConfigError(

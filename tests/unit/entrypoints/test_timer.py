@@ -1,0 +1,326 @@
+"""The timer: its grid as arithmetic, and its life in a running service."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import selectors
+import threading
+import time
+import warnings
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mycelia import Runner, timer
+from mycelia.entrypoints.timer import Timer, next_tick
+from mycelia.runtime.counterparts import entrypoint_counterpart
+from mycelia.testing import eventually
+
+CONFIG = {"AMQP_URI": "memory://timer"}
+
+starts = st.floats(0, 1e7)
+intervals = st.floats(0.001, 1e5)
+
+
+# --- the grid ----------------------------------------------------------------------------------------
+
+
+@given(started=starts, interval=intervals, elapsed=st.floats(0, 1e6))
+def test_next_tick_is_the_first_one_that_is_not_due_yet(
+    started: float, interval: float, elapsed: float
+) -> None:
+    now = started + elapsed
+
+    number = next_tick(started, interval, now)
+
+    assert started + number * interval > now
+    # One tick earlier is due, but for what rounding of such sums can hide.
+    assert number == 1 or started + (number - 1) * interval <= now + 1e-8 * max(now, 1.0)
+
+
+@given(started=starts, interval=intervals, number=st.integers(1, 10_000), early=st.floats(0, 1e-3))
+def test_a_wake_up_before_its_time_does_not_run_the_same_tick_twice(
+    started: float, interval: float, number: int, early: float
+) -> None:
+    woken = started + number * interval - early * interval
+
+    assert next_tick(started, interval, woken, number) == number + 1
+
+
+@given(interval=st.floats(0.01, 10), durations=st.lists(st.floats(0, 50), min_size=1, max_size=50))
+def test_ticks_stay_on_the_grid_whatever_the_workers_take(
+    interval: float, durations: list[float]
+) -> None:
+    started, number, ran, skipped = 100.0, 1, [], 0
+    for duration in durations:
+        due = started + number * interval
+        ran.append(number)
+        following = next_tick(started, interval, due + duration, number)
+        skipped += following - number - 1
+        number = following
+
+        assert started + number * interval > due + duration  # never while the worker runs
+
+    assert ran == sorted(set(ran))
+    assert len(ran) + skipped == number - 1  # every tick has either run or been counted
+
+
+@pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf"), True, "5", None])
+def test_an_interval_that_cannot_be_is_refused_where_it_is_written(interval: Any) -> None:
+    with pytest.raises(ValueError, match=r"seconds between ticks, a number above 0"):
+        timer(interval=interval)
+
+
+# --- in a service -------------------------------------------------------------------------------------
+
+
+def timer_of(runner: Runner, number: int = 0) -> Timer:
+    entrypoint = runner.containers[0].entrypoints[number]
+    assert isinstance(entrypoint, Timer)
+    return entrypoint
+
+
+class DrivenLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock jumps to the next timer instead of waiting for it."""
+
+    def __init__(self) -> None:
+        loop = self
+        self.now = 1000.0
+
+        class Jumping(selectors.SelectSelector):
+            def select(self, timeout: float | None = None) -> Any:
+                if timeout is None:
+                    return super().select(None)
+                loop.now += max(timeout, 0)
+                return super().select(0)
+
+        super().__init__(Jumping())
+
+    def time(self) -> float:
+        return self.now
+
+
+def run_driven(service: type, until: float) -> tuple[Timer, float]:
+    """Run `service` for `until` driven seconds. Gives its timer and when it started."""
+
+    async def run() -> tuple[Timer, float]:
+        loop = asyncio.get_running_loop()
+        async with Runner(CONFIG, [service]) as runner:
+            started = loop.time()
+            await asyncio.sleep(until)
+            return timer_of(runner), started
+
+    with asyncio.Runner(loop_factory=DrivenLoop) as driver:
+        return driver.run(run())
+
+
+def test_ticks_come_on_the_grid_of_the_start_and_missed_ones_are_left_out() -> None:
+    times: list[float] = []
+    work = iter([0.0, 0.9, 1.0, 2.5, 0.1, 0.0, 0.0])
+
+    class Service:
+        name = "service"
+
+        @timer(interval=1)
+        async def tick(self) -> None:
+            times.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(next(work))
+
+    ticker, started = run_driven(Service, 10.5)
+
+    # The worker of tick 3 ends with tick 4, that of tick 5 in the middle of tick 7.
+    assert [round(t - started, 3) for t in times] == [1, 2, 3, 5, 8, 9, 10]
+    assert (ticker.ticks, ticker.skipped) == (7, 3)
+
+
+def test_a_timer_does_not_drift_in_a_day() -> None:
+    times: list[float] = []
+
+    class Service:
+        name = "service"
+
+        @timer(interval=60)
+        async def tick(self) -> None:
+            await asyncio.sleep(0.7)
+            times.append(asyncio.get_running_loop().time())
+
+    _, started = run_driven(Service, 24 * 3600 + 30)
+
+    assert len(times) == 24 * 60
+    assert times[-1] - started == pytest.approx(24 * 3600 + 0.7, abs=1e-3)
+
+
+async def test_an_eager_timer_runs_at_once_and_another_after_its_interval() -> None:
+    ran: list[str] = []
+
+    class Service:
+        name = "service"
+
+        @timer(interval=3600, eager=True)
+        async def eager(self) -> None:
+            ran.append("eager")
+
+        @timer(3600)
+        async def patient(self) -> None:
+            ran.append("patient")
+
+        @timer(0.05)
+        async def later(self) -> None:
+            ran.append("later")
+
+    async with Runner(CONFIG, [Service]):
+        await eventually(lambda: "later" in ran)
+
+    assert ran[0] == "eager"
+    assert "patient" not in ran
+
+
+async def test_a_slow_def_method_is_not_run_twice_at_once_and_its_ticks_are_counted() -> None:
+    release = threading.Event()
+    running, at_most = 0, 0
+
+    class Service:
+        name = "service"
+
+        @timer(0.01)
+        def tick(self) -> None:
+            nonlocal running, at_most
+            running += 1
+            at_most = max(at_most, running)
+            release.wait(5)
+            running -= 1
+
+    async with Runner(CONFIG, [Service]) as runner:
+        ticker = timer_of(runner)
+        await eventually(lambda: running == 1)
+        begun = time.monotonic()
+        await eventually(lambda: time.monotonic() > begun + 0.1)  # ten ticks come due
+        ticks_while_running = ticker.ticks
+        release.set()
+        await eventually(lambda: ticker.ticks >= 3)
+
+    assert ticks_while_running == 1
+    assert at_most == 1
+    assert ticker.skipped >= 8
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()]
+)
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_timer_survives_whatever_its_method_raises(
+    error: BaseException, is_async: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran = 0
+
+    class Async:
+        name = "service"
+
+        @timer(0.01)
+        async def tick(self) -> None:
+            nonlocal ran
+            ran += 1
+            raise error
+
+    class Thread:
+        name = "service"
+
+        @timer(0.01)
+        def tick(self) -> None:
+            nonlocal ran
+            ran += 1
+            raise error
+
+    async with Runner(CONFIG, [Async if is_async else Thread]):
+        await eventually(lambda: ran >= 3)
+
+    failed = [r for r in caplog.records if r.getMessage() == "worker_failed call=service.tick"]
+    assert len(failed) >= 2
+    assert failed[0].exc_info is not None
+    assert failed[0].exc_info[1] is error
+
+
+async def test_an_expected_error_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    class Service:
+        name = "service"
+
+        @timer(0.01, expected_exceptions=(ConnectionError,))
+        async def tick(self) -> None:
+            raise ConnectionError("away")
+
+    async with Runner(CONFIG, [Service]) as runner:
+        await eventually(lambda: timer_of(runner).ticks >= 2)
+
+    levels = {r.levelname for r in caplog.records if "service.tick" in r.getMessage()}
+    assert levels == {"WARNING"}
+
+
+async def test_a_stop_lets_the_running_worker_finish_and_starts_no_other() -> None:
+    begun, release = asyncio.Event(), asyncio.Event()
+    finished = 0
+
+    class Service:
+        name = "service"
+
+        @timer(0.01, eager=True)
+        async def tick(self) -> None:
+            nonlocal finished
+            begun.set()
+            await release.wait()
+            finished += 1
+
+    runner = Runner(CONFIG, [Service])
+    await runner.start()
+    await begun.wait()
+    stopping = asyncio.create_task(runner.stop())
+    await eventually(lambda: timer_of(runner)._stopped)
+    release.set()
+    await stopping
+
+    assert finished == 1
+    assert timer_of(runner).ticks == 1
+
+
+async def test_ticks_share_the_service_wide_limit() -> None:
+    """With one worker for the whole service two timers take turns, and a stop forgets the one that waits."""
+    running, at_most = 0, 0
+
+    async def work() -> None:
+        nonlocal running, at_most
+        running += 1
+        at_most = max(at_most, running)
+        await asyncio.sleep(0.005)
+        running -= 1
+
+    class Service:
+        name = "service"
+
+        @timer(0.01)
+        async def one(self) -> None:
+            await work()
+
+        @timer(0.01)
+        async def two(self) -> None:
+            await work()
+
+    async with Runner({**CONFIG, "max_workers": 1}, [Service]) as runner:
+        await eventually(lambda: timer_of(runner, 0).ticks >= 3 and timer_of(runner, 1).ticks >= 3)
+
+    assert at_most == 1
+
+
+def test_a_nameko_timer_has_its_counterpart() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # eventlet announces its own end
+        nameko_timer = importlib.import_module("nameko.timer")
+
+    counterpart = entrypoint_counterpart(
+        nameko_timer.Timer(interval=7, eager=True, expected_exceptions=(KeyError,))
+    )
+
+    assert isinstance(counterpart, Timer)
+    assert (counterpart.interval, counterpart.eager) == (7.0, True)
+    assert counterpart.expected_exceptions == (KeyError,)
