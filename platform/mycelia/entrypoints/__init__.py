@@ -1,5 +1,6 @@
 """What makes workers run: RPC requests, events, messages, time, HTTP."""
 
+import mycelia.entrypoints.nameko_web  # noqa: F401  it registers itself for `nameko.web`
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
 from mycelia.entrypoints.event_stream import ServerSentEvent, ServerSentEvents
 from mycelia.entrypoints.events import (

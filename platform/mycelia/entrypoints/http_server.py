@@ -10,6 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from typing import Protocol
 from weakref import WeakKeyDictionary
 
 import uvicorn
@@ -76,6 +77,23 @@ class _Uvicorn(uvicorn.Server):
             connection.shutdown()
 
 
+class Site(Protocol):
+    """An ASGI application for the paths that no endpoint has, and for websockets (`nameko_web.py`)."""
+
+    @property
+    def service(self) -> str: ...
+
+    @property
+    def stopping(self) -> asyncio.Event: ...
+
+    def retire(self) -> None: ...
+
+    def answers(self, scope: Scope) -> bool:
+        """Whether it has this path; one that does not is asked last."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
 class HttpServer:
     """Serves the endpoints of all services of one process. Lives on one event loop.
 
@@ -92,6 +110,7 @@ class HttpServer:
         """Where it listens; the port is the bound one after `bind()`."""
         self._access_log = access_log
         self._routes: list[tuple[Route, Endpoint]] = []
+        self._sites: list[Site] = []
         self._socket: socket.socket | None = None
         self._binding = asyncio.Lock()
         self._uvicorn: _Uvicorn | None = None
@@ -140,6 +159,10 @@ class HttpServer:
         self._routes.append((route, endpoint))
         self._routes.sort(key=lambda pair: specificity(pair[1].path))
 
+    def mount(self, site: Site) -> None:
+        """Give `site` the requests that no endpoint answers, and the websockets."""
+        self._sites.append(site)
+
     async def join(self, service: str) -> None:
         """Take part; binds the address for the first service.
 
@@ -160,7 +183,7 @@ class HttpServer:
             config = uvicorn.Config(
                 self,
                 lifespan="off",
-                ws="none",
+                ws="websockets-sansio" if self._sites else "none",
                 interface="asgi3",
                 log_config=None,
                 access_log=False,
@@ -174,10 +197,11 @@ class HttpServer:
             await self._uvicorn.accepting.wait()
             log.info("http_listening address=%s", self.address)
 
-    def retire(self, endpoint: Endpoint) -> None:
+    def retire(self, endpoint: Endpoint | Site) -> None:
         """Take no more requests for `endpoint`; the last one gives up the address."""
         endpoint.retire()
-        if self._uvicorn is not None and all(e.stopping.is_set() for _, e in self._routes):
+        stopping = [e.stopping for _, e in self._routes] + [site.stopping for site in self._sites]
+        if self._uvicorn is not None and all(event.is_set() for event in stopping):
             self._uvicorn.stop_accepting()
 
     async def leave(self, service: str) -> None:
@@ -185,6 +209,7 @@ class HttpServer:
         self._services.discard(service)
         if self._services:
             self._routes = [pair for pair in self._routes if pair[1].service != service]
+            self._sites = [site for site in self._sites if site.service != service]
             return
         if self._uvicorn is not None and self._serving is not None:
             await self._drain(self._uvicorn)
@@ -209,6 +234,9 @@ class HttpServer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Never raises but for cancellation."""
+        if scope["type"] == "websocket":
+            await self._connect(scope, receive, send)
+            return
         sender = Sender(send)
         started = time.monotonic()
         try:
@@ -246,7 +274,20 @@ class HttpServer:
                 return
             if match is Match.PARTIAL:
                 allowed |= route.methods or set()
+        for site in self._sites:
+            if site.answers(scope) or (not allowed and site is self._sites[-1]):
+                await site(scope, receive, sender)
+                return
         await _unanswered(scope, allowed)(scope, receive, sender)
+
+    async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for site in self._sites:
+            if site.answers(scope):
+                await site(scope, receive, send)
+                return
+        await send(
+            {"type": "websocket.close"}
+        )  # before it is accepted: the handshake is answered 403
 
 
 def _unanswered(scope: Scope, allowed: set[str]) -> Response:

@@ -27,7 +27,7 @@ from functools import cache, wraps
 from typing import Any
 
 from mycelia.call import Call, CallKind, Outcome, current_call
-from mycelia.errors import ConfigError, RuntimeStateError
+from mycelia.errors import ConfigError, MyceliaError, RuntimeStateError
 from mycelia.runtime.container import Container
 from mycelia.runtime.counterparts import extension_counterpart, set_foreign_adapters
 from mycelia.runtime.extensions import DependencyProvider, Entrypoint, Extension
@@ -36,7 +36,7 @@ from mycelia.runtime.managed_thread import run_in_daemon_thread
 from mycelia.runtime.thread_event import thread_event_methods
 from mycelia.runtime.worker import WorkerContext
 
-__all__ = ["ForeignDependency", "ForeignEntrypoint", "ForeignExtension"]
+__all__ = ["ForeignDependency", "ForeignEntrypoint", "ForeignExtension", "WorkerAborted"]
 
 log = logging.getLogger("mycelia.runtime")
 
@@ -83,13 +83,15 @@ def _use_thread_events() -> None:
 # --- binding ---------------------------------------------------------------------------------------
 
 
-def _adopt_sub_extensions(foreign: Any, container: Container) -> None:
-    """Give each extension that `foreign` holds its life cycle, once a container."""
+def _adopt_sub_extensions(foreign: Any, container: Container) -> list[Any]:
+    """Give each extension that `foreign` holds its life cycle, once a container; return what runs them."""
     from nameko.extensions import iter_extensions
 
+    adopted: list[Any] = []
     for sub_extension in iter_extensions(foreign):
         key = ("mycelia.bridge", id(sub_extension))
         if key in container.shared_extensions:
+            adopted.append(container.shared_extensions[key])
             continue
         refused = NEEDS_EVENTLET.intersection(_class_names(sub_extension))
         if refused:
@@ -100,6 +102,8 @@ def _adopt_sub_extensions(foreign: Any, container: Container) -> None:
             )
         counterpart = extension_counterpart(sub_extension) or ForeignExtension(sub_extension)
         container.shared_extensions[key] = counterpart.bind(container)
+        adopted.append(container.shared_extensions[key])
+    return adopted
 
 
 def _refuse_nested_dependencies(declared: Any) -> None:
@@ -235,6 +239,22 @@ def _stand_in_class(user_cls: type[Any], stock_cls: type[Any]) -> type[Any]:
 # --- entrypoints -----------------------------------------------------------------------------------
 
 
+class WorkerAborted(MyceliaError):
+    """A method ended with something that is no `Exception` (`SystemExit`, a cancellation); its cause says what.
+
+    Nameko's entrypoints catch `Exception`, and would leave whoever waits without an answer.
+    """
+
+
+def _exc_info(error: BaseException | None) -> Any:
+    """`sys.exc_info()` for an entrypoint's `handle_result`."""
+    if error is not None and not isinstance(error, Exception):
+        aborted = WorkerAborted(f"{type(error).__name__}: {error}")
+        aborted.__cause__ = error
+        error = aborted
+    return None if error is None else (type(error), error, error.__traceback__)
+
+
 class _Spawned:
     """A worker that an entrypoint asked for: what its thread waits for, and what it wants to hear."""
 
@@ -254,9 +274,11 @@ class _Spawned:
         with self._lock:
             first, self.is_handled = not self.is_handled, True
         if self.handle_result is not None and first:
-            exc_info = None if error is None else (type(error), error, error.__traceback__)
-            value, exc_info = self.handle_result(self.context, value, exc_info)
-            error = None if exc_info is None else exc_info[1]
+            value, exc_info = self.handle_result(self.context, value, _exc_info(error))
+            if exc_info is None:
+                error = None
+            elif not isinstance(exc_info[1], WorkerAborted):
+                error = exc_info[1]
         if error is not None:
             raise error
         return value
@@ -328,6 +350,8 @@ class ForeignEntrypoint(ForeignExtension, Entrypoint):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_stopping = False
         self._method: Callable[..., Any] | None = None
+        self._sources: list[Any] = []
+        """What brings this entrypoint its work; told to bring no more before the workers end."""
 
     def bind(self, container: Any, method_name: str = "") -> Any:
         _use_thread_events()
@@ -335,7 +359,11 @@ class ForeignEntrypoint(ForeignExtension, Entrypoint):
         instance.method_name = method_name
         instance.foreign = self.foreign.bind(container, method_name)
         container.set_spawner(instance.foreign, instance.spawn)
-        _adopt_sub_extensions(instance.foreign, container)
+        instance._sources = [
+            extension
+            for extension in _adopt_sub_extensions(instance.foreign, container)
+            if hasattr(extension, "stop_consuming")
+        ]
         container.adopt(instance)
         return instance
 
@@ -352,6 +380,8 @@ class ForeignEntrypoint(ForeignExtension, Entrypoint):
         await super().start()
 
     async def stop(self) -> None:
+        for source in self._sources:
+            source.stop_consuming()
         await super().stop()
         self._refuse_waiting()
 
@@ -385,7 +415,8 @@ class ForeignEntrypoint(ForeignExtension, Entrypoint):
             self.method_name,
             tuple(args),
             kwargs,
-            context=dict(context_data or {}),
+            # The same dict, as in Nameko: what a worker puts in is there for the next one on a websocket.
+            context={} if context_data is None else context_data,
             message=spawned,
             parent_calls_tracked=self.container.settings.parent_calls_tracked,
         )

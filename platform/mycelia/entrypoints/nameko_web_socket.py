@@ -1,0 +1,157 @@
+"""Nameko's websocket protocol (`nameko.web.websocket`) on ASGI.
+
+Nameko's own `WebSocketServer` reads requests, finds methods and forms replies, in JSON text frames:
+
+    ← {"type": "event", "event": "connected", "data": {"socket_id": "…"}}
+    → {"method": "subscribe", "data": {"channel": "delays"}, "correlation_id": "1"}
+    ← {"type": "result", "success": true, "data": null, "correlation_id": "1"}
+    ← {"type": "result", "success": false, "error": {"exc_type": …, "value": …}, "correlation_id": "2"}
+    ← {"type": "event", "event": "delayed", "data": …}
+
+This module gives it a socket, and makes its hub fit for workers that are threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from mycelia.entrypoints.nameko_web_wsgi import Receive, Scope, Send, make_environ
+from mycelia.runtime import counterpart_of
+from mycelia.runtime.bridge import ForeignDependency
+from mycelia.runtime.managed_thread import run_in_daemon_thread
+
+__all__ = ["HubProvider", "serve_websocket"]
+
+log = logging.getLogger("mycelia.entrypoints")
+
+MAX_WAITING = 1000
+"""Frames that may wait for a slow client. One more, and it is disconnected: a hub must not fill up with them."""
+
+TRY_AGAIN_LATER = 1013
+"""The close code for a client that is too slow (RFC 6455 §7.4, IANA registry)."""
+
+
+class _Socket:
+    """What Nameko's server and hub send to; from any thread, without waiting."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._frames: asyncio.Queue[str | None] = asyncio.Queue()
+        self.is_too_slow = False
+
+    def send(self, frame: str) -> None:
+        """Put `frame` behind those that wait. What is sent to a socket that has closed goes nowhere."""
+        try:
+            self._loop.call_soon_threadsafe(self.send_nowait, frame)
+        except RuntimeError:
+            log.debug("websocket_frame_dropped: the event loop is closed")
+
+    def send_nowait(self, frame: str | None) -> None:
+        if self.is_too_slow:
+            return
+        if self._frames.qsize() >= MAX_WAITING:
+            self.is_too_slow = True
+            frame = None
+        self._frames.put_nowait(frame)
+
+    async def write(self, send: Send) -> None:
+        """Send what is put in, until `None` comes or the client turns out to be too slow."""
+        while (frame := await self._frames.get()) is not None and not self.is_too_slow:
+            await send({"type": "websocket.send", "text": frame})
+
+
+async def serve_websocket(server: Any, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve one websocket with a bound `nameko.web.websocket.WebSocketServer`, until either side ends it."""
+    from werkzeug.wrappers import Request
+
+    await receive()  # websocket.connect
+    await send({"type": "websocket.accept"})
+    request = Request(make_environ(scope), shallow=True)
+    socket = _Socket(asyncio.get_running_loop())
+    context_data = server.wsgi_server.context_data_from_headers(request)
+    socket_id, context_data = server.add_websocket(socket, context_data)
+    socket.send_nowait(server.serialize_event("connected", {"socket_id": socket_id}))
+    try:
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(
+                _read(server, socket, socket_id, context_data, receive),
+                name=f"mycelia:websocket:{socket_id}",
+            )
+            await socket.write(send)
+            reader.cancel()
+            if socket.is_too_slow:
+                log.warning("websocket_too_slow socket=%s waiting=%d", socket_id, MAX_WAITING)
+                await send({"type": "websocket.close", "code": TRY_AGAIN_LATER})
+    finally:
+        # Users' hubs may do more here than forget the socket.
+        await asyncio.shield(
+            run_in_daemon_thread(lambda: server.remove_socket(socket_id), "websocket_closed")
+        )
+
+
+async def _read(
+    server: Any, socket: _Socket, socket_id: str, context_data: dict[str, Any], receive: Receive
+) -> None:
+    """Answer a client's requests one after the other, as Nameko does, until it goes away."""
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            socket.send_nowait(None)
+            return
+        text = message.get("text")
+        frame = message.get("bytes") if text is None else text
+        socket.send_nowait(await _answer(server, socket_id, context_data, frame))
+
+
+async def _answer(server: Any, socket_id: str, context_data: dict[str, Any], frame: Any) -> str:
+    answer: str = await run_in_daemon_thread(
+        lambda: server.handle_websocket_request(socket_id, context_data, frame), "websocket"
+    )
+    return answer
+
+
+# --- the hub ---------------------------------------------------------------------------------------
+
+
+class _Members(set[str]):
+    """Sockets on a channel; may change while a broadcast goes through them."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(frozenset(self))
+
+
+class _Channels(dict[str, Any]):
+    """A hub's channels, each with its own `_Members`."""
+
+    def setdefault(self, channel: str, default: Any = ()) -> Any:
+        return super().setdefault(channel, _Members(default))
+
+
+class HubProvider(ForeignDependency):
+    """Runs Nameko's `WebSocketHubProvider`, or a subclass, with a hub that many threads may use at once."""
+
+    async def setup(self) -> None:
+        await super().setup()
+        hub: Any = getattr(self.foreign, "hub", None)
+        if hasattr(hub, "subscriptions"):
+            hub.subscriptions = _Channels(hub.subscriptions)
+
+
+@counterpart_of(
+    "nameko.web.websocket.WebSocketHubProvider",
+    honours=[
+        *("setup", "start", "stop", "kill", "bind", "sharing_key", "hub", "server"),
+        *(
+            "get_dependency",
+            "worker_setup",
+            "worker_result",
+            "worker_teardown",
+            "cleanup_websocket",
+        ),
+    ],
+)
+def _from_nameko(declared: Any) -> HubProvider:
+    return HubProvider(declared)
