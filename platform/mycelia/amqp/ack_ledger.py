@@ -49,6 +49,11 @@ class AckLedger:
         return self._last + 1 - self._low - len(self._beyond)
 
     @property
+    def lowest_unsettled(self) -> int:
+        """The lowest tag that is handed out (or next to be) and not settled."""
+        return self._low
+
+    @property
     def has_news(self) -> bool:
         """Whether `take()` would have something to tell."""
         return self._through != 0 or bool(self._untold) or bool(self._rejected)

@@ -144,7 +144,7 @@ class BrokerConnection(asyncio.Protocol):
 
     @property
     def has_room(self) -> bool:
-        """Whether the write buffer is below its bound."""
+        """Whether the write buffer is below its bound (and leads anywhere)."""
         return not self._paused and self._out_bytes < self._write_buffer_bytes
 
     def write(self, data: bytes) -> None:
@@ -303,6 +303,7 @@ class BrokerConnection(asyncio.Protocol):
     def _finish(self, reason: Exception | None) -> None:
         if self.lost.done():
             return
+        self._paused = True  # what is written now would vanish
         error = self._explain(self._fault or reason)
         self.lost.set_result(
             error if isinstance(error, ConnectionLost) else ConnectionLost(str(error))
@@ -342,7 +343,10 @@ class BrokerChannel:
         number: of the channel on its connection.
         opened: done when the broker has opened it.
         closed: done when it is gone; its result is `ChannelClosed` or `ConnectionLost`.
+        is_open: whether it may be written to. After the closing handshake RabbitMQ answers a frame on a closed
+            channel by closing the whole connection (504 CHANNEL_ERROR), so this turns false with the closing frame.
         on_cancelled: called when the broker cancels the consumer on this channel.
+        on_closed: called at once when `closed` is done.
     """
 
     def __init__(self, connection: BrokerConnection) -> None:
@@ -350,13 +354,16 @@ class BrokerChannel:
         self.number = 0
         self.opened: asyncio.Future[None] = connection.loop.create_future()
         self.closed: asyncio.Future[LinkError] = connection.loop.create_future()
+        self.is_open = False
         self.on_cancelled: Callable[[], None] = _ignore
+        self.on_closed: Callable[[LinkError], None] = _ignore
         self._pika: Any = None
         self._waiting: set[asyncio.Future[Any]] = set()
 
     def attach(self, channel: Any) -> None:
         self._pika = channel
         self.number = channel.channel_number
+        self.is_open = True
         channel.add_on_close_callback(self._on_close)
         channel.add_on_cancel_callback(lambda _frame: self.on_cancelled())
 
@@ -406,6 +413,7 @@ class BrokerChannel:
         """Have it closed, after what has been written."""
         if not (self.closed.done() or self._pika.is_closing or self._pika.is_closed):
             self.connection.write_settlements()
+            self.is_open = False
             if self._pika.is_open:
                 self._pika.close()
 
@@ -422,8 +430,10 @@ class BrokerChannel:
         else:
             error = self.connection._explain(self.connection._fault or reason)
         self.connection.remove_sink(self.number)
+        self.is_open = False
         if not self.closed.done():
             self.closed.set_result(error)
+            self.on_closed(error)
         for waiting in (self.opened, *self._waiting):
             if not waiting.done():
                 waiting.set_exception(self._closed_error())
@@ -459,7 +469,7 @@ async def open_connection(
         port=endpoint.port,
         virtual_host=endpoint.vhost,
         credentials=pika.credentials.PlainCredentials(endpoint.user, endpoint.password),
-        heartbeat=round(heartbeat) if heartbeat < 1 else max(1, round(heartbeat)),
+        heartbeat=max(1, round(heartbeat)) if heartbeat > 0 else 0,  # AMQP has whole seconds
         frame_max=_FRAME_MAX,
         client_properties={"product": "mycelia", "connection_name": connection_name},
     )

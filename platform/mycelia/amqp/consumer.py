@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from mycelia.amqp.ack_ledger import AckLedger
 from mycelia.amqp.backoff import Backoff
@@ -29,7 +30,8 @@ __all__ = ["ConsumeOptions", "RabbitConsumer"]
 _log = logging.getLogger("mycelia.amqp")
 
 
-_ACK_DELAY = 0.004
+_OFFSET: Final = "x-stream-offset"
+_ACK_DELAY: Final = 0.004
 """Seconds an acknowledgement may wait for others. Bounds what is handled twice when the process dies right then."""
 
 
@@ -80,6 +82,9 @@ class _Intake:
         self._untold = 0
         self._tell_at = max(1, options.prefetch // 4) if options.prefetch else 64
         self._telling_later: asyncio.TimerHandle | None = None
+        self._offsets: deque[tuple[int, int]] = (
+            deque()
+        )  # (tag, offset), from about the lowest unsettled tag
         self._is_cancelled = False
 
     # --- in: called by the frame reader ---
@@ -87,10 +92,12 @@ class _Intake:
     def on_batch(self) -> None:
         batch = self.batch
         self.batch = []
-        if self.channel.closed.done():
+        if not self.channel.is_open:
             return
         if not self._options.no_ack:
             self.ledger.delivered_through(batch[-1].delivery_tag)
+            if batch[0].properties.headers and _OFFSET in batch[0].properties.headers:
+                self._note_offsets(batch)
         if self._is_cancelled:  # still on the way when the cancellation was sent
             for delivery in batch:
                 delivery.nack(requeue=True)
@@ -159,7 +166,7 @@ class _Intake:
         self._is_dirty = False
         self._untold = 0
         news = self.ledger.take()
-        if self.channel.closed.done():
+        if not self.channel.is_open:
             return
         number = self._number
         out.extend(encode_nack(number, tag, requeue) for tag, requeue in news.rejected)
@@ -203,6 +210,26 @@ class _Intake:
                 await self.channel.call("basic_cancel", timeout, consumer_tag=self.consumer_tag)
             except LinkError as exc:
                 _log.debug("cancel_unanswered queue=%s reason=%s", self._options.queue, exc)
+
+    # --- streams: where to go on ---
+
+    def _note_offsets(self, batch: list[Delivery]) -> None:
+        offsets = self._offsets
+        for delivery in batch:
+            offset = (delivery.properties.headers or {}).get(_OFFSET)
+            if isinstance(offset, int):
+                offsets.append((delivery.delivery_tag, offset))
+        low = self.ledger.lowest_unsettled
+        while len(offsets) > 1 and offsets[0][0] < low and offsets[1][0] <= low:
+            offsets.popleft()
+
+    def next_offset(self) -> int | None:
+        """Of a stream: the offset to go on from, so that nothing unsettled is left out. `None`: no stream, or nothing came."""
+        low = self.ledger.lowest_unsettled
+        for tag, offset in self._offsets:
+            if tag >= low:
+                return offset
+        return self._offsets[-1][1] + 1 if self._offsets else None
 
     def _on_cancelled_by_broker(self) -> None:
         self._end("cancelled by the broker: was the queue deleted, or has its node gone?")
@@ -255,7 +282,7 @@ class RabbitConsumer:
     @property
     def unsettled(self) -> int:
         intake = self._intake
-        return 0 if intake is None or intake.channel.closed.done() else intake.ledger.unsettled
+        return intake.ledger.unsettled if intake is not None and intake.channel.is_open else 0
 
     def __repr__(self) -> str:
         return f"<RabbitConsumer {self.queue!r} unsettled={self.unsettled}>"
@@ -291,14 +318,13 @@ class RabbitConsumer:
         await self._end_task()
         intake, self._intake = self._intake, None
         if intake is not None:
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + timeout
             try:
-                async with asyncio.timeout(timeout):
-                    await intake.cancel(timeout)
-            except TimeoutError:
-                _log.debug("cancel_unanswered queue=%s timeout_s=%g", self.queue, timeout)
+                await intake.cancel(timeout)
             finally:
                 intake.settle_soon()
-                await intake.channel.close(timeout)
+                await intake.channel.close(max(0.0, deadline - loop.time()))
         self._on_closed(self)
 
     async def _end_task(self) -> None:
@@ -329,6 +355,7 @@ class RabbitConsumer:
                 # shielded: `cancel()` cancels this task, and must not leave the intake looking ended
                 reason = await asyncio.shield(intake.ended)
                 intake.channel.close_nowait()
+                self._go_on_behind(intake)
                 if connection.loop.time() - started_at > 5.0:
                     self._backoff.reset()
             if connection.lost.done():
@@ -343,6 +370,13 @@ class RabbitConsumer:
                     await self._redeclare(connection)
                 except LinkError as exc:
                     _log.warning('redeclare_failed queue="%s" reason=%s', self.queue, exc)
+
+    def _go_on_behind(self, intake: _Intake) -> None:
+        """A stream hands out from where it is asked to, so ask for what was not settled, not for the beginning again."""
+        offset = intake.next_offset()
+        if offset is not None:
+            arguments = {**self._options.arguments, _OFFSET: offset}
+            self._options = replace(self._options, arguments=arguments)
 
     async def _start_intake(self, connection: BrokerConnection) -> _Intake:
         channel = await connection.open_channel(self._step_timeout)

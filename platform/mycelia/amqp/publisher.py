@@ -20,7 +20,7 @@ from itertools import count
 from typing import Any
 
 from mycelia.amqp.confirm_window import ConfirmWindow
-from mycelia.amqp.connection import BrokerChannel, BrokerConnection, ChannelClosed
+from mycelia.amqp.connection import BrokerConnection, ChannelClosed
 from mycelia.amqp.frames import PublishEncoder
 from mycelia.amqp.link import LinkStatistics
 from mycelia.amqp.model import Delivery, Properties, Returned
@@ -136,7 +136,6 @@ class Publisher:
         self._suspects = 0  # while there are any, one publishing is on the wire at a time
         self._connection: BrokerConnection | None = None
         self._plain: PublishEncoder | None = None
-        self._plain_channel: BrokerChannel | None = None
         self._confirmed: PublishEncoder | None = None
         self._reopening: asyncio.Task[None] | None = None
         self._id_prefix = os.urandom(8).hex()
@@ -153,7 +152,8 @@ class Publisher:
     @property
     def is_blocked(self) -> bool:
         """Connected, but not taking publishings."""
-        return self._connection is not None and not self.writable
+        connection = self._connection
+        return connection is not None and not connection.lost.done() and not self.writable
 
     @property
     def unconfirmed(self) -> int:
@@ -165,16 +165,17 @@ class Publisher:
         Raises:
             LinkError: the channels cannot be opened.
         """
+        self._take_back()
         await self._open_confirmed(connection)
-        self._connection = connection
         self._open_plain(connection)
+        self._connection = connection  # last: from here on publishings go out
         connection.on_writable = self._on_room
         self._on_room()
 
     def detach(self) -> None:
         """The connection is gone."""
         self._connection = None
-        self._plain = self._plain_channel = None
+        self._plain = None
         self._take_back()
 
     def _on_room(self) -> None:
@@ -234,7 +235,7 @@ class Publisher:
 
     def not_writable(self, what: str) -> LinkError:
         """Why a publishing cannot go now."""
-        if self._connection is None:
+        if self._connection is None or self._connection.lost.done():
             return BrokerUnavailable(f"{what}: not sent, no connection to the broker")
         if self._connection.blocked:
             return BrokerBlocked(
@@ -249,18 +250,20 @@ class Publisher:
         # Without waiting for the answer: what is written to the channel arrives behind its opening.
         channel = connection.open_channel_nowait()
         connection.set_sink(channel.number, _Sink(self._on_plain_return, _no_confirm))
-        channel.closed.add_done_callback(lambda _: self._on_plain_closed(connection, channel))
-        self._plain_channel = channel
+        channel.on_closed = lambda reason: self._on_plain_closed(connection, reason)
         self._plain = PublishEncoder(channel.number, connection.frame_max)
 
-    def _on_plain_closed(self, connection: BrokerConnection, channel: BrokerChannel) -> None:
+    def _on_plain_closed(self, connection: BrokerConnection, reason: LinkError) -> None:
         if self._connection is not connection or connection.lost.done():
             return
         _log.warning(
             "publishing_refused confirmed=False broker=%s; publishings just before it may be lost too",
-            channel.closed.result(),
+            reason,
         )
-        self._open_plain(connection)
+        try:
+            self._open_plain(connection)
+        except LinkError as exc:
+            connection.abort(exc)
 
     def _on_plain_return(self, returned: Returned) -> None:
         self._statistics.returned += 1
@@ -381,7 +384,7 @@ class Publisher:
             return
         what = f"{_target(publishing)}: not confirmed within {publishing.timeout:g} s"
         error: LinkError
-        if self._connection is None:
+        if self._connection is None or self._connection.lost.done():
             error = BrokerUnavailable(f"{what}, no connection to the broker")
         elif self.is_blocked:
             error = BrokerBlocked(f"{what}, the broker takes no publishings")
@@ -397,12 +400,11 @@ class Publisher:
         # pika calls `ack_nack_callback` only for frames the reader does not take
         await channel.call("confirm_delivery", self._step_timeout, ack_nack_callback=_never_called)
         self._confirmed = PublishEncoder(channel.number, connection.frame_max)
-        channel.closed.add_done_callback(lambda _: self._on_confirmed_closed(connection, channel))
+        channel.on_closed = lambda reason: self._on_confirmed_closed(connection, reason)
 
-    def _on_confirmed_closed(self, connection: BrokerConnection, channel: BrokerChannel) -> None:
+    def _on_confirmed_closed(self, connection: BrokerConnection, reason: LinkError) -> None:
         if self._connection is not connection or connection.lost.done():
             return  # detach() takes back what is unconfirmed
-        reason = channel.closed.result()
         _log.warning(
             "publishing_refused confirmed=True unconfirmed=%d broker=%s", len(self._window), reason
         )

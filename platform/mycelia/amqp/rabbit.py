@@ -204,9 +204,11 @@ class RabbitLink:
         def remaining() -> float:
             return max(0.0, deadline - asyncio.get_running_loop().time())
 
-        await self._publisher.drain(remaining())
-        for consumer in list(self._consumers):
-            await consumer.aclose(remaining())
+        # side by side, so that a blocked publisher does not keep acknowledgements from leaving
+        await asyncio.gather(
+            self._publisher.drain(timeout),
+            *(consumer.aclose(timeout) for consumer in list(self._consumers)),
+        )
         self._is_open = False
         await self._consuming.aclose(remaining())
         await self._publisher.aclose()
