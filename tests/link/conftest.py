@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from mycelia.amqp import Link, Queue
+from mycelia.amqp import Link, Queue, connect
 from mycelia.amqp.memory import MemoryLink
+from mycelia.cli.management_api import ManagementApi
 from mycelia.testing.eventually import eventually
 
 LinkFactory = Callable[[], Awaitable[Link]]
@@ -19,10 +21,34 @@ def make_link(request: pytest.FixtureRequest) -> Callable[[], Link]:
     """Makes links, not yet open, to one broker that is this test's own."""
     if request.param == "memory":
         uri = f"memory://{secrets.token_hex(6)}"
-        return lambda: MemoryLink(uri)
-    rabbit = pytest.importorskip("mycelia.amqp.rabbit")
-    rabbit_uri = request.getfixturevalue("rabbit_uri")
-    return lambda: rabbit.RabbitLink(rabbit_uri)
+    else:
+        uri = request.getfixturevalue("rabbit_uri")
+    return lambda: connect(uri)
+
+
+@pytest.fixture
+def cut(request: pytest.FixtureRequest, link: Link) -> Callable[[], Awaitable[None]]:
+    """Cuts every connection to this test's broker, from the broker's side, and returns when the link has noticed."""
+
+    async def cut_connections() -> None:
+        noticed = asyncio.Event()
+        remove = link.on_state_change(lambda state: noticed.set())
+        if isinstance(link, MemoryLink):
+            link.broker.drop_connections()
+        else:
+            api: ManagementApi = request.getfixturevalue("rabbit_api")
+            vhost: str = request.getfixturevalue("rabbit_vhost")
+
+            def has_cut() -> bool:
+                return api.close_connections(vhost) > 0
+
+            # The broker lists a connection some time after it was opened.
+            await eventually(lambda: asyncio.to_thread(has_cut), 10, interval=0.1)
+        async with asyncio.timeout(10):
+            await noticed.wait()
+        remove()
+
+    return cut_connections
 
 
 @pytest.fixture

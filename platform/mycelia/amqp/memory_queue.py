@@ -362,7 +362,7 @@ class QueueModel(BaseQueue):
 
     @property
     def message_count(self) -> int:
-        self.drain()
+        self._expire_head()
         return len(self._ready)
 
     def publish(self, message: Message) -> bool:
