@@ -106,7 +106,7 @@ class RpcConsumer(SharedExtension):
         self._consumer = await self._link.consume(
             self.queue,
             self._on_deliveries,
-            prefetch=max(map(container.prefetch_of, self._entrypoints)),
+            prefetch=container.shared_prefetch_of(self._entrypoints),
         )
 
     async def stop_consuming(self) -> None:

@@ -171,17 +171,26 @@ class Container:
             return entrypoint.prefetch
         return min(2 * self.concurrency_of(entrypoint), 65535)
 
+    def shared_prefetch_of(self, entrypoints: Iterable[Entrypoint]) -> int:
+        """As `prefetch_of()`, for entrypoints that share one queue.
+
+        Their sum, or a busy one would keep the others from their own workers; no more than one's where `max_workers`
+        bounds them together.
+        """
+        each = [self.prefetch_of(entrypoint) for entrypoint in entrypoints]
+        return min(sum(each) if self.settings.max_workers is None else max(each), 65535)
+
     def _thread_count(self) -> int:
-        """Enough threads that no lane of `def` methods waits for one beyond its own limit."""
-        wanted = [
+        """Enough threads that no lane of `def` methods waits for one beyond its own limit.
+
+        So methods of one service that call each other cannot take all threads and wait for ever. They start when first needed.
+        """
+        total = sum(
             self.concurrency_of(entrypoint)
             for entrypoint in self.entrypoints
             if not inspect.iscoroutinefunction(entrypoint.method)
-        ]
-        total = (
-            sum(wanted) if any(e.concurrency for e in self.entrypoints) else max(wanted, default=1)
         )
-        return min(total, self.settings.max_workers or total)
+        return min(total or 1, self.settings.max_workers or total or 1)
 
     def set_spawner(self, entrypoint: Any, spawn: Callable[..., Any]) -> None:
         """From now on `spawn_worker(entrypoint, …)` is `spawn(…)`; called by the bridge when it binds `entrypoint`."""

@@ -1,0 +1,264 @@
+"""Middleware around workers and around calls that leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.runtime.conftest import Invoke, Serve
+from tests.runtime.dead_letter_box import read_dead_letters
+
+from mycelia import (
+    Call,
+    CallKind,
+    Client,
+    Middleware,
+    Next,
+    Outcome,
+    RpcProxy,
+    Settle,
+    event_handler,
+    rpc,
+)
+from mycelia.amqp import Link
+from mycelia.errors import RemoteError
+from mycelia.testing import eventually
+
+
+class Flaky(Exception):
+    """Raised by the first attempts."""
+
+
+class Echo:
+    name = "echo"
+    tries = 0
+
+    @rpc
+    def threaded(self, value: Any) -> Any:
+        return value
+
+    @rpc
+    async def on_loop(self, value: Any) -> Any:
+        return value
+
+    @rpc
+    def flaky_threaded(self, fails: int) -> int:
+        return self.fail(fails)
+
+    @rpc
+    async def flaky_on_loop(self, fails: int) -> int:
+        return self.fail(fails)
+
+    @classmethod
+    def fail(cls, fails: int) -> int:
+        cls.tries += 1
+        if cls.tries <= fails:
+            raise Flaky(f"try {cls.tries}")
+        return cls.tries
+
+
+class Front:
+    name = "front"
+    echo = RpcProxy("echo")
+
+    @rpc
+    def threaded(self, method: str, value: Any) -> Any:
+        return self.echo[method](value)
+
+    @rpc
+    async def on_loop(self, method: str, value: Any) -> Any:
+        return await self.echo[method](value)
+
+
+@pytest.fixture(autouse=True)
+def _no_tries() -> None:
+    Echo.tries = 0
+
+
+KINDS = ["threaded", "on_loop"]
+
+
+def noting(log: list[str], name: str) -> Middleware:
+    async def note(call: Call, next: Next) -> Outcome:
+        log.append(f"{name} before {call.target}")
+        outcome = await next(call)
+        log.append(f"{name} after {outcome.value}")
+        return outcome
+
+    return note
+
+
+async def retrying(call: Call, next: Next) -> Outcome:
+    for _ in range(3):
+        outcome = await next(call)
+        if outcome.error is None:
+            break
+    return outcome
+
+
+async def raising(call: Call, next: Next) -> Outcome:
+    raise Flaky("in the middle")
+
+
+async def answering(call: Call, next: Next) -> Outcome:
+    return Outcome("short-circuited")
+
+
+async def doubling(call: Call, next: Next) -> Outcome:
+    call.args = [call.args[0] * 2]
+    return await next(call)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_first_inbound_middleware_is_the_outermost(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    log: list[str] = []
+    await serve(Echo, inbound=(noting(log, "outer"), noting(log, "inner")))
+
+    await invoke("echo", kind, 1)
+
+    target = f"echo.{kind}"
+    before = [f"outer before {target}", f"inner before {target}"]
+    assert log == [*before, "inner after 1", "outer after 1"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_inbound_middleware_may_answer_in_the_method_s_place(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    await serve(Echo, inbound=(answering,))
+
+    assert await invoke("echo", kind, 1) == "short-circuited"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_inbound_middleware_may_change_the_call(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    await serve(Echo, inbound=(doubling,))
+
+    assert await invoke("echo", kind, 21) == 42
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_raising_inbound_middleware_is_the_call_s_error(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    runner = await serve(Echo, inbound=(raising,), config={"max_workers": 1})
+
+    for _ in range(3):
+        with pytest.raises(RemoteError, match="Flaky in the middle"):
+            await invoke("echo", kind, 1, timeout=3)
+    assert runner.containers[0].started
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_inbound_middleware_may_go_on_several_times(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    await serve(Echo, inbound=(retrying,))
+
+    assert await invoke("echo", f"flaky_{kind}", 2) == 3
+    Echo.tries = 0
+    with pytest.raises(RemoteError, match="Flaky try 3"):
+        await invoke("echo", f"flaky_{kind}", 9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_outbound_middleware_sees_the_call_and_its_result(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    log: list[str] = []
+    await serve(Front, Echo, outbound=(noting(log, "outer"), noting(log, "inner")))
+
+    assert await invoke("front", kind, "on_loop", 1) == 1
+
+    before = ["outer before echo.on_loop", "inner before echo.on_loop"]
+    assert log == [*before, "inner after 1", "outer after 1"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_outbound_middleware_may_answer_change_raise_and_retry(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    chosen: list[Middleware] = [answering]
+
+    async def switch(call: Call, next: Next) -> Outcome:
+        return await chosen[0](call, next)
+
+    await serve(Front, Echo, outbound=(switch,))
+
+    assert await invoke("front", kind, "on_loop", 1) == "short-circuited"
+    chosen[:] = [doubling]
+    assert await invoke("front", kind, "on_loop", 4) == 8
+    chosen[:] = [raising]
+    with pytest.raises(RemoteError, match="Flaky in the middle"):
+        await invoke("front", kind, "on_loop", 1)
+    chosen[:] = [retrying]
+    assert await invoke("front", kind, "flaky_on_loop", 2) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_outbound_middleware_s_context_travels(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    from mycelia import get_current_call
+
+    class Tells:
+        name = "echo"
+
+        @rpc
+        async def on_loop(self, value: Any) -> Any:
+            call = get_current_call()
+            assert call is not None
+            return call.context.get("tenant")
+
+    async def tags(call: Call, next: Next) -> Outcome:
+        call.context["tenant"] = "blue"
+        return await next(call)
+
+    await serve(Front, Tells, outbound=(tags,))
+
+    assert await invoke("front", kind, "on_loop", 1) == "blue"
+
+
+@pytest.mark.parametrize("settle", [Settle.ACK, Settle.REQUEUE, Settle.DEAD_LETTER])
+async def test_inbound_middleware_may_decide_what_becomes_of_an_event(
+    serve: Serve, client: Client, link: Link, settle: Settle
+) -> None:
+    handled: list[tuple[str, int]] = []
+    asked = 0
+
+    class Handler:
+        name = "handler"
+
+        @event_handler("source", "happened", concurrency=1)
+        async def happened(self, payload: str) -> None:
+            handled.append((payload, asked))
+
+    async def decides(call: Call, next: Next) -> Outcome:
+        nonlocal asked
+        assert call.kind is CallKind.EVENT
+        asked += 1
+        if asked == 1:
+            return Outcome(error=Flaky("not now"), settle=settle)
+        return await next(call)
+
+    await serve(Handler, inbound=(decides,))
+    queue = "evt-source-happened--handler.happened"
+    await client.publish("source", "happened", "first")
+    await eventually(lambda: asked >= 1)
+    await client.publish("source", "happened", "second")
+    await eventually(lambda: any(payload == "second" for payload, _ in handled))
+
+    if settle is Settle.REQUEUE:
+        await eventually(lambda: sorted(p for p, _ in handled) == ["first", "second"])
+    else:
+        assert [payload for payload, _ in handled] == ["second"]
+    if settle is Settle.DEAD_LETTER:
+        (letter,) = await read_dead_letters(link, queue, 1)
+        assert letter.body == b'"first"'
+        headers = letter.properties.headers or {}
+        assert headers["x-mycelia-reason"] == "rejected"
+        assert headers["x-mycelia-error"] == "not now"
