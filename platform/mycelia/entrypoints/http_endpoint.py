@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
@@ -178,6 +179,9 @@ class Endpoint:
     def _log_error(self, call: Call, error: BaseException) -> None:
         if isinstance(error, HTTPException) and error.status_code < 500:
             return  # an answer like any other
+        if isinstance(error, ClientDisconnect):
+            log.debug("client_gone call=%s call_id=%s", call.target, call.call_id)
+            return
         if isinstance(error, self.expected_exceptions):
             log.warning(
                 "worker_raised call=%s error=%s: %s", call.target, type(error).__name__, error

@@ -121,7 +121,7 @@ def response_of(value: Any, body: bytes | None, stopping: asyncio.Event) -> Resp
         response = Response(body, status)
     if b"content-type" not in names:
         raw.append((b"content-type", _content_type(payload).encode()))
-    response.raw_headers += raw
+    response.raw_headers = [pair for pair in response.raw_headers if pair[0] not in names] + raw
     return response
 
 
