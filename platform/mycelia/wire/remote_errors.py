@@ -22,6 +22,7 @@ from mycelia.errors import (
     IncorrectSignature,
     MalformedRequest,
     MethodNotFound,
+    MyceliaError,
     Overloaded,
     RemoteError,
     UndecodableMessage,
@@ -164,6 +165,9 @@ def deserialize_exception(error: Any) -> Exception:
             value if value is None else _text(value),
             remote_traceback,
         )
+    elif isinstance(exc, MyceliaError) and not exc.args:
+        # Stock Nameko's `UnserializableValueError` sends no arguments; its text is all there is.
+        exc.args = (_text(error.get("value") or ""),)
     if remote_traceback:
         _attach_traceback(exc, remote_traceback)
     return exc
