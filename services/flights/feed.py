@@ -63,6 +63,10 @@ class Stage(DependencyProvider):
         if self._playing is not None:
             self._playing.cancel()
 
+    def status(self) -> dict[str, Any]:
+        """How far the newest replay is; `state` is `idle` before the first."""
+        return self.replay.status() if self.replay else {"state": "idle", "run": None}
+
     async def _play(self, queue: asyncio.Queue[tuple[Replay, Emit]]) -> None:
         while True:
             replay, emit = await queue.get()
@@ -113,14 +117,13 @@ class Feed:
     @rpc
     async def status(self) -> dict[str, Any]:
         """How far the newest replay is; `state` is `idle` before the first."""
-        replay = self.stage.replay
-        return replay.status() if replay else {"state": "idle", "run": None}
+        return self.stage.status()
 
     @rpc
     async def stop(self) -> dict[str, Any]:
         """Stops the replay and returns its status."""
         self.stage.end()
-        return await self.status()
+        return self.stage.status()
 
 
 def new_run_id() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 __all__ = ["LiveView"]
@@ -48,7 +48,7 @@ class LiveView:
         self._closed = True
         self._wake()
 
-    async def stream(self) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self) -> AsyncGenerator[dict[str, Any], None]:
         """The state as server-sent events: first whole, then what changed; `reset` says to forget the hours before."""
         self.viewers += 1
         run, seen = None, 0

@@ -7,7 +7,7 @@ statistics. SQLite does it all, from the tables as they stand.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +122,7 @@ class Comparison:
     differences: list[str] = field(default_factory=list)
 
     def rows(
-        self, what: str, expected: list[dict[str, Any]], actual: list[Mapping[str, Any]]
+        self, what: str, expected: list[dict[str, Any]], actual: Sequence[Mapping[str, Any]]
     ) -> None:
         """Compares two lists of rows, row by row, in every column of `expected`."""
         self.value(f"{what}: rows", len(expected), len(actual))
@@ -151,7 +151,7 @@ def compare(
     changes: Mapping[str, Any],
     hourly: Iterable[Mapping[str, Any]],
     legs: Iterable[Mapping[str, Any]],
-    worst: list[Mapping[str, Any]],
+    worst: Sequence[Mapping[str, Any]],
 ) -> Comparison:
     """Compares every figure of the pipeline with the batch query's.
 

@@ -47,13 +47,14 @@ class Running:
 
 async def _running(name: str, *services: type) -> AsyncIterator[Running]:
     address = f"127.0.0.1:{free_port()}"
+    uri = f"memory://{name}"
     config = {
-        "AMQP_URI": f"memory://{name}",
+        "AMQP_URI": uri,
         "WEB_SERVER_ADDRESS": address,
         "feed": {"speed": 3600},
     }
     async with Runner(config, services):
-        async with Client(config["AMQP_URI"]) as client:
+        async with Client(uri) as client:
             async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as http:
                 yield Running(f"http://{address}", client, http)
 

@@ -90,7 +90,7 @@ def test_late_is_more_than_fifteen_minutes() -> None:
         e for e in enriched_events(some_flights(1, Random(1))) if e["kind"] == "departed"
     )
     for delay in (14, 15, 16, -3):
-        tally.count(departed | {"dep_delay": delay}, 1)  # type: ignore[arg-type]
+        tally.count(departed | {"dep_delay": delay}, 1)
 
     figures = tally.figures()
 
@@ -114,7 +114,7 @@ def test_a_group_that_only_left_early_has_a_maximum_below_zero() -> None:
     departed = next(
         e for e in enriched_events(some_flights(1, Random(1))) if e["kind"] == "departed"
     )
-    tally.count(departed | {"dep_delay": -7}, 1)  # type: ignore[arg-type]
+    tally.count(departed | {"dep_delay": -7}, 1)
 
     assert tally.figures()["dep_delay_max"] == -7
 
@@ -221,9 +221,9 @@ def test_only_the_newest_runs_are_kept() -> None:
     event = enriched_events(some_flights(1, Random(7)))[0]
     books = Books(kept=2)
     for run in ("b", "c", "d"):
-        books.count(event | {"run": run}, 101.0)  # type: ignore[arg-type]
+        books.count(event | {"run": run}, 101.0)
 
-    assert not books.count(event | {"run": "a"}, 101.0)  # type: ignore[arg-type]
+    assert not books.count(event | {"run": "a"}, 101.0)
     assert (books.stale, books.get().run) == (1, "d")
     assert [books.get(run).version for run in "abcd"] == [0, 0, 1, 1]
 

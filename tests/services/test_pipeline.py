@@ -95,7 +95,7 @@ async def test_every_figure_of_a_replayed_day_is_the_batch_query_s(broker_uri: s
 
 async def test_two_replays_are_kept_apart(broker_uri: str) -> None:
     async with running(broker_uri, Registry, Delays, Enrich, Feed) as client:
-        day = {"first_day": BLIZZARD, "last_day": BLIZZARD}
+        day: dict[str, Any] = {"first_day": BLIZZARD, "last_day": BLIZZARD}
         aborted = await client.call("feed", "start", speed=0, **day)
         await counted(client, aborted["run"], 100)
         status = await client.call("feed", "start", speed=0, **day)

@@ -1,0 +1,158 @@
+"""The demonstration, as a user runs it: real `nameko run` processes on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from services.demo import free_address
+from services.fleet import ROOT, ServiceDied, child_fleet
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@asynccontextmanager
+async def demo(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "services.demo", *arguments),
+        cwd=ROOT,
+        env={key: value for key, value in os.environ.items() if key != "FLIGHTS"}
+        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}"}
+        | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def read_until(process: asyncio.subprocess.Process, beginning: str) -> list[str]:
+    """The lines up to the one that begins so, or to the end."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    async with asyncio.timeout(240):
+        async for line in process.stdout:
+            lines.append(line.decode())
+            if lines[-1].startswith(beginning):
+                return lines
+    return lines
+
+
+def processes_with(setting: str) -> list[int]:
+    """The processes of this machine that have `setting` in their environment, without this one."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            settings = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if setting.encode() in settings and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("broker", ["rabbit", "memory"])
+async def test_every_figure_is_verified_and_everything_is_stopped(
+    broker: str, request: pytest.FixtureRequest
+) -> None:
+    if broker == "memory":
+        environment = {"BROKER": "memory"}
+    else:
+        environment = {"AMQP_URI": request.getfixturevalue("rabbit_uri"), "BROKER": ""}
+    async with demo(**environment) as process:
+        said = "".join(await read_until(process, "done"))
+        exit_code = await asyncio.wait_for(process.wait(), 60)
+
+    assert exit_code == 0, said
+    assert "verified:  115,765 figures, 0 differences" in said
+    assert re.search(r"[\d,]+ events a second end to end", said)
+    assert re.search(r"8 February .*p50 [\d,.]+ ms, p95 [\d,.]+ ms, p99 [\d,.]+ ms", said)
+    if broker == "rabbit" and sys.platform == "linux":
+        assert processes_with(f"AMQP_URI={environment['AMQP_URI']}") == []
+
+
+async def test_ctrl_c_stops_the_services_too(rabbit_uri: str) -> None:
+    async with demo(AMQP_URI=rabbit_uri) as process:
+        said = await read_until(process, "replay ")
+        if sys.platform == "linux":
+            assert len(processes_with(f"AMQP_URI={rabbit_uri}")) >= 6
+        process.send_signal(signal.SIGINT)
+        said += await read_until(process, "stopped")
+        exit_code = await asyncio.wait_for(process.wait(), 60)
+
+    assert exit_code == 130, "".join(said)
+    assert said[-1].startswith("stopped")
+    if sys.platform == "linux":
+        assert processes_with(f"AMQP_URI={rabbit_uri}") == []
+
+
+async def test_what_an_aborted_run_left_in_the_queues_corrupts_nothing(rabbit_uri: str) -> None:
+    """Killed in the middle of its replay, with events in all queues; the next run is exact all the same."""
+    async with demo(AMQP_URI=rabbit_uri) as process:
+        await read_until(process, "replay      2")
+        process.kill()
+        await process.wait()
+    if sys.platform == "linux":
+        async with asyncio.timeout(60):
+            while processes_with(f"AMQP_URI={rabbit_uri}"):  # noqa: ASYNC110  other processes end
+                await asyncio.sleep(0.1)
+    async with demo(AMQP_URI=rabbit_uri) as process:
+        said = "".join(await read_until(process, "verified"))
+        process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(process.wait(), 60)
+
+    assert "115,765 figures, 0 differences" in said
+
+
+async def test_a_broker_that_is_not_there_is_named(unused_tcp_port: int) -> None:
+    async with demo(AMQP_URI=f"amqp://guest:guest@127.0.0.1:{unused_tcp_port}/") as process:
+        said = "".join(await read_until(process, "never said"))
+        exit_code = await process.wait()
+
+    assert exit_code == 1
+    assert (
+        f"FAILED: AMQP_URI names amqp://127.0.0.1:{unused_tcp_port}/, where no broker answers"
+        in said
+    )
+    assert "Traceback" not in said
+
+
+async def test_a_service_that_ends_is_reported_with_its_log(tmp_path: Path) -> None:
+    async with child_fleet(
+        "amqp://nowhere", "127.0.0.1:0", tmp_path, services=["no_such_service"]
+    ) as fleet:
+        with pytest.raises(
+            ServiceDied, match=r"no_such_service ended with exit code \d+"
+        ) as caught:
+            async with asyncio.timeout(60):
+                while True:
+                    fleet.check()
+                    await asyncio.sleep(0.05)
+
+    assert "no_such_service" in (tmp_path / "no_such_service.log").read_text()
+    assert "No module named" in str(caught.value)
+
+
+def test_the_board_gets_its_usual_port_or_a_free_one() -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        assert free_address(port) not in (f"127.0.0.1:{port}", "127.0.0.1:0")
+    assert free_address(port) == f"127.0.0.1:{port}"
