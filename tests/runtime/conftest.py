@@ -55,7 +55,7 @@ async def serve(uri: str) -> AsyncIterator[Serve]:
 
     yield start
     for runner in runners:
-        await runner.stop(grace=1)
+        await runner.stop(grace=0.2)
 
 
 @pytest.fixture

@@ -12,7 +12,14 @@ from mycelia.call import Call, tighter
 from mycelia.errors import RuntimeStateError
 from mycelia.wire import CALL_ID_STACK, DEADLINE_MS, call_id, encode_context
 
-__all__ = ["THREAD_MARGIN", "deadline_of", "event_headers", "request_headers", "run_from_thread"]
+__all__ = [
+    "THREAD_MARGIN",
+    "deadline_of",
+    "event_headers",
+    "refuse_to_block",
+    "request_headers",
+    "run_from_thread",
+]
 
 T = TypeVar("T")
 
@@ -48,6 +55,19 @@ def deadline_of(parent: Call | None, timeout: float) -> float:
     return own if inherited is None else inherited
 
 
+def refuse_to_block(loop: asyncio.AbstractEventLoop) -> None:
+    """Raises `RuntimeStateError` on `loop`'s own thread, where waiting for `loop` would never end."""
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if running is loop:
+        raise RuntimeStateError(
+            "a blocking call on the event loop's own thread would wait for itself. "
+            "Await it in an `async def` method, or make the method a `def`."
+        )
+
+
 def run_from_thread(
     coroutine: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop, timeout: float
 ) -> T:
@@ -58,15 +78,10 @@ def run_from_thread(
         TimeoutError: the loop did not come back `THREAD_MARGIN` seconds after `timeout`.
     """
     try:
-        running = asyncio.get_running_loop()
-    except RuntimeError:
-        running = None
-    if running is loop:
+        refuse_to_block(loop)
+    except RuntimeStateError:
         coroutine.close()
-        raise RuntimeStateError(
-            "a blocking call on the event loop's own thread would wait for itself. "
-            "Await it in an `async def` method, or make the method a `def`."
-        )
+        raise
     future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
         return future.result(timeout + THREAD_MARGIN)

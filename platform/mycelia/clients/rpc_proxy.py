@@ -11,7 +11,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mycelia.call import Call, CallKind, Middleware, Next, Outcome, compose, get_current_call
-from mycelia.clients.outbound import THREAD_MARGIN, deadline_of, request_headers, run_from_thread
+from mycelia.clients.outbound import (
+    THREAD_MARGIN,
+    deadline_of,
+    refuse_to_block,
+    request_headers,
+    run_from_thread,
+)
 from mycelia.clients.reply_router import ReplyRouter
 from mycelia.errors import ConfigError
 from mycelia.runtime import Container, DependencyProvider, SharedExtension, counterpart_of
@@ -161,9 +167,15 @@ class MethodProxy:
             # An error that nobody asks for is not worth a line about an unretrieved exception.
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             return RpcReply(lambda: asyncio.shield(task))
-        future = asyncio.run_coroutine_threadsafe(coroutine, proxy.loop)
+        loop = proxy.loop
+        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
         deadline = time.monotonic() + self._effective_timeout() + THREAD_MARGIN
-        return RpcReply(lambda: future.result(max(deadline - time.monotonic(), 0.0)))
+
+        def wait() -> Any:
+            refuse_to_block(loop)
+            return future.result(max(deadline - time.monotonic(), 0.0))
+
+        return RpcReply(wait)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         proxy = self._proxy
