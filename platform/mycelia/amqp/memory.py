@@ -29,11 +29,10 @@ from mycelia.amqp.memory_broker import (
     MemoryBroker,
     PublishOutcome,
     Refused,
-    Subscription,
     broker_at,
 )
-from mycelia.amqp.memory_queue import Entry
-from mycelia.amqp.model import Binding, Delivery, Exchange, Properties, Queue, Returned
+from mycelia.amqp.memory_consumer import MemoryConsumer
+from mycelia.amqp.model import Binding, Exchange, Properties, Queue, Returned
 from mycelia.amqp.topology import Part, Topology, in_order
 from mycelia.errors import (
     AccessRefused,
@@ -45,12 +44,9 @@ from mycelia.errors import (
     Unroutable,
 )
 
-__all__ = ["MemoryConsumer", "MemoryLink"]
+__all__ = ["MemoryLink"]
 
 log = logging.getLogger("mycelia.amqp")
-
-_RESUME_DELAY_S = 0.05
-"""Between attempts to resume a consumer whose queue is not there. Short: nobody else pays for it in memory."""
 
 
 class MemoryLink:
@@ -111,6 +107,7 @@ class MemoryLink:
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
         self._set_state(LinkState.CONNECTING)
+        self.broker.forget_dead()
         self.broker.attach(self)
         self._connect()
         try:
@@ -260,6 +257,10 @@ class MemoryLink:
 
     # --- what the broker tells (Peer) ------------------------------------------------------------
 
+    @property
+    def is_alive(self) -> bool:
+        return self._loop is not None and not self._loop.is_closed()
+
     def on_lost(self) -> None:
         for consumer in self._consumers:
             consumer.lost()
@@ -271,6 +272,34 @@ class MemoryLink:
     def on_blocked(self) -> None:
         if self._is_connected:
             self._set_state(self._connected_state)
+
+    # --- what a consumer asks (ConsumerHost) -----------------------------------------------------
+
+    def redeclare(self, queue: str) -> None:
+        """Declare again what is remembered of `queue`: itself and its bindings. For its consumers.
+
+        Raises:
+            TopologyError: refused.
+        """
+        for part in self._remembered():
+            if (isinstance(part, Queue) and part.name == queue) or (
+                isinstance(part, Binding) and part.queue == queue
+            ):
+                self._declare(part)
+
+    def count(self, *, delivered: int = 0, acknowledged: int = 0, requeued: int = 0) -> None:
+        self._statistics.delivered += delivered
+        self._statistics.acknowledged += acknowledged
+        self._statistics.requeued += requeued
+
+    def remove(self, consumer: MemoryConsumer) -> None:
+        _discard(self._consumers, consumer)
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        self._running_loop().call_later(delay, callback)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._running_loop().call_soon(callback)
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -304,36 +333,6 @@ class MemoryLink:
         self._set_state(self._connected_state)
         for consumer in list(self._consumers):
             consumer.resume()
-
-    def redeclare(self, queue: str) -> None:
-        """Declare again what is remembered of `queue`: itself and its bindings. For its consumers.
-
-        Raises:
-            TopologyError: refused.
-        """
-        for part in self._remembered():
-            if (isinstance(part, Queue) and part.name == queue) or (
-                isinstance(part, Binding) and part.queue == queue
-            ):
-                self._declare(part)
-
-    def count_delivered(self, count: int) -> None:
-        self._statistics.delivered += count
-
-    def count_settled(self, *, requeued: bool) -> None:
-        if requeued:
-            self._statistics.requeued += 1
-        else:
-            self._statistics.acknowledged += 1
-
-    def remove(self, consumer: MemoryConsumer) -> None:
-        _discard(self._consumers, consumer)
-
-    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
-        self._running_loop().call_later(delay, callback)
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self._running_loop().call_soon(callback)
 
     def _remembered(self) -> list[Part]:
         shared, own = self._topology.split()
@@ -379,7 +378,10 @@ class MemoryLink:
             self._changed.set()
             self._changed = asyncio.Event()
         for listener in list(self._state_listeners):
-            listener(state)
+            try:
+                listener(state)
+            except Exception:  # a listener's fault is not the link's
+                log.exception("state_listener_raised link=%s state=%s", self.uri, state.value)
 
     async def _until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait for `condition`, which depends on the state only. `False` at the timeout or on a closed link."""
@@ -412,192 +414,10 @@ class MemoryLink:
 
     def _tell_returned(self, returned: Returned) -> None:
         for listener in list(self._return_listeners):
-            listener(returned)
-
-
-class _Channel:
-    """One incarnation of a consumer's channel: where its deliveries are settled."""
-
-    __slots__ = ("consumer", "outbox", "subscription")
-
-    def __init__(self, consumer: MemoryConsumer, subscription: Subscription) -> None:
-        self.consumer = consumer
-        self.subscription = subscription
-        self.outbox: list[Delivery] = []
-        """Sent by the broker and not yet handed to the consumer: what a socket would hold."""
-
-    def ack(self, delivery_tag: int) -> None:
-        self._settle(delivery_tag, accepted=True, requeue=False)
-
-    def nack(self, delivery_tag: int, requeue: bool) -> None:
-        self._settle(delivery_tag, accepted=False, requeue=requeue)
-
-    def _settle(self, delivery_tag: int, *, accepted: bool, requeue: bool) -> None:
-        if delivery_tag in self.subscription.unsettled:
-            self.consumer.link.count_settled(requeued=requeue)
-            self.consumer.link.broker.settle(
-                self.subscription, delivery_tag, accepted=accepted, requeue=requeue
-            )
-
-
-class MemoryConsumer:
-    """A running consumer of a `MemoryLink`."""
-
-    def __init__(
-        self,
-        link: MemoryLink,
-        tag: str,
-        queue: str,
-        on_deliveries: OnDeliveries,
-        *,
-        prefetch: int,
-        no_ack: bool,
-        exclusive: bool,
-        arguments: dict[str, Any],
-    ) -> None:
-        self.link = link
-        self.tag = tag
-        self._queue = queue
-        self._on_deliveries = on_deliveries
-        self._prefetch = prefetch
-        self._no_ack = no_ack
-        self._exclusive = exclusive
-        self._arguments = arguments
-        self._channel: _Channel | None = None
-        self._is_cancelled = False
-
-    @property
-    def queue(self) -> str:
-        return self._queue
-
-    @property
-    def unsettled(self) -> int:
-        channel = self._channel
-        if channel is None or self._no_ack:
-            return 0
-        return len(channel.subscription.unsettled) - len(channel.outbox)
-
-    async def cancel(self) -> None:
-        if not self._is_cancelled:
-            self._is_cancelled = True
-            if self._channel is not None:
-                self.link.broker.cancel(self._channel.subscription)
-                self._return_outbox(self._channel)
-        await asyncio.sleep(0)
-
-    async def aclose(self, timeout: float = 5.0) -> None:
-        await self.cancel()
-        self.link.remove(self)
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            self.link.broker.close(channel.subscription)
-
-    def start(self) -> None:
-        """Consume on a new channel.
-
-        Raises:
-            Refused: the broker said no.
-        """
-        subscription = Subscription(
-            self.tag,
-            lambda tag, entry, headers: self._queue_delivery(channel, tag, entry, headers),
-            lambda: self._cancelled_by_broker(channel),
-            prefetch=self._prefetch,
-            no_ack=self._no_ack,
-            exclusive=self._exclusive,
-            arguments=self._arguments,
-        )
-        channel = _Channel(self, subscription)
-        self.link.broker.consume(self.link, self._queue, subscription)
-        self._channel = channel
-
-    def resume(self) -> None:
-        """Consume again after a reconnect or a cancellation; tries until it works or the consumer ends."""
-        if self._is_cancelled or self._channel is not None or not self._may_consume:
-            return
-        try:
-            self.link.redeclare(self._queue)
-            self.start()
-        except (Refused, TopologyError) as refusal:
-            log.warning("resume_refused queue=%r reason=%r", self._queue, str(refusal))
-            self.link.call_later(_RESUME_DELAY_S, self.resume)
-
-    def lost(self) -> None:
-        """The connection is gone: what was not settled, or not even handed out, is with the broker again."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.outbox.clear()
-            self._remember_offset(channel)
-
-    def detach(self) -> None:
-        """The link closes."""
-        self._is_cancelled = True
-        if self._channel is not None:
-            self._channel.outbox.clear()
-
-    @property
-    def _may_consume(self) -> bool:
-        return self.link.state in (LinkState.CONNECTED, LinkState.BLOCKED)
-
-    def _queue_delivery(
-        self, channel: _Channel, tag: int, entry: Entry, extra_headers: Mapping[str, Any]
-    ) -> None:
-        message = entry.message
-        properties = message.copy_properties()
-        if extra_headers:
-            properties.headers = {**(properties.headers or {}), **extra_headers}
-        if not channel.outbox:
-            self.link.call_soon(lambda: self._flush(channel))
-        channel.outbox.append(
-            Delivery(
-                channel,
-                self.tag,
-                tag,
-                entry.redelivered,
-                message.exchange,
-                message.routing_key,
-                properties,
-                message.body,
-            )
-        )
-
-    def _flush(self, channel: _Channel) -> None:
-        batch, channel.outbox = channel.outbox, []
-        if not batch:
-            return
-        self.link.count_delivered(len(batch))
-        try:
-            self._on_deliveries(batch)
-        except Exception:  # the callback broke its promise; the other consumers must not suffer
-            log.exception("on_deliveries_raised queue=%r", self._queue)
-
-    def _return_outbox(self, channel: _Channel) -> None:
-        if self._no_ack:
-            self._flush(channel)  # the broker has forgotten them already
-            return
-        outbox, channel.outbox = channel.outbox, []
-        for delivery in outbox:
-            self.link.broker.settle(
-                channel.subscription, delivery.delivery_tag, accepted=False, requeue=True
-            )
-
-    def _cancelled_by_broker(self, channel: _Channel) -> None:
-        # What was handed out dies with the channel: a fresh channel replaces it, and the broker requeues.
-        self.link.call_soon(lambda: self._replace(channel))
-
-    def _replace(self, channel: _Channel) -> None:
-        if self._channel is not channel:
-            return
-        channel.outbox.clear()
-        self.link.broker.close(channel.subscription)
-        self._remember_offset(channel)
-        self._channel = None
-        self.resume()
-
-    def _remember_offset(self, channel: _Channel) -> None:
-        """A stream goes on where it stopped, and does not begin again where `x-stream-offset` first said."""
-        if channel.subscription.cursor:
-            self._arguments = {**self._arguments, "x-stream-offset": channel.subscription.cursor}
+            try:
+                listener(returned)
+            except Exception:  # a listener's fault is not the link's
+                log.exception("return_listener_raised link=%s", self.uri)
 
 
 @contextmanager

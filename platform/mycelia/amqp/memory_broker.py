@@ -31,6 +31,11 @@ __all__ = ["MemoryBroker", "Peer", "PublishOutcome", "Refused", "Subscription", 
 class Peer(Protocol):
     """A connection, as the broker sees it. All are called synchronously and must not raise."""
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its event loop still runs."""
+        ...
+
     def on_lost(self) -> None:
         """The connection is gone: the broker stopped or dropped it. Its subscriptions are closed already."""
         ...
@@ -141,6 +146,12 @@ class MemoryBroker:
     def detach(self, peer: Peer) -> None:
         if peer in self._attached:
             self._attached.remove(peer)
+
+    def forget_dead(self) -> None:
+        """Close the connections whose event loop has ended, as a server does with those of a process that died."""
+        for peer in [one for one in self._attached if not one.is_alive]:
+            self.detach(peer)
+            self.disconnect(peer)
 
     def connect(self, peer: Peer) -> None:
         """Open a connection.

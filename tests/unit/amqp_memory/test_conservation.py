@@ -27,6 +27,8 @@ from mycelia.amqp.model import Properties, Queue
 class SilentPeer:
     """A connection that takes what comes."""
 
+    is_alive = True
+
     def on_lost(self) -> None:
         pass
 

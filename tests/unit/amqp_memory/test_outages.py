@@ -385,3 +385,50 @@ async def test_callback_that_raises_harms_no_other_consumer(
 
     await inbox.wait(1)
     await eventually(lambda: "on_deliveries_raised" in caplog.text)
+
+
+async def test_listener_that_raises_harms_nobody(
+    link: MemoryLink, broker: MemoryBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> None:
+        raise ValueError("a fault in the runtime")
+
+    link.on_state_change(broken)
+
+    broker.drop_connections()
+    await link.ready(timeout=1)
+
+    assert "state_listener_raised" in caplog.text
+
+
+# --- several event loops, one after the other ----------------------------------------------------
+
+
+def test_link_that_was_not_closed_dies_with_its_loop_and_leaves_its_messages() -> None:
+    uri = f"memory://{secrets.token_hex(4)}"
+
+    async def first() -> None:
+        link = MemoryLink(uri)
+        await link.open()
+        await link.declare(Queue("work"))
+        await link.publish("", "work", b"left behind", Properties())
+        inbox = Inbox()
+        await link.consume("work", inbox)
+        await inbox.wait(1)
+
+    async def second() -> Inbox:
+        link = MemoryLink(uri)
+        await link.open()
+        inbox = Inbox(acks=True)
+        await link.consume("work", inbox)
+        await inbox.wait(1)
+        await link.publish("", "work", b"new", Properties())
+        await inbox.wait(2)
+        await link.aclose()
+        return inbox
+
+    asyncio.run(first())
+    inbox = asyncio.run(second())
+
+    assert inbox.bodies == [b"left behind", b"new"]
+    assert inbox.deliveries[0].redelivered
