@@ -315,9 +315,15 @@ class Container:
         await asyncio.gather(*(lane.cancel() for lane in lanes))
 
     async def kill(self) -> None:
-        """Stop without grace: workers are cancelled at once, their messages go back to the queue."""
+        """Stop without grace: workers are cancelled at once, their messages go back to the queue.
+
+        Also while `stop()` is under way, which then does not wait for its grace.
+        """
         await self._each_quietly(self.extensions, "kill")
-        await self.stop(grace=0)
+        if self._begun:
+            await self.stop(grace=0)
+        else:
+            await asyncio.gather(*(lane.cancel() for lane in self._lanes))
 
     async def _each_quietly(self, extensions: Iterable[Any], hook: str) -> None:
         async def run(extension: Any) -> None:

@@ -114,6 +114,9 @@ class Lane:
 
     def submit(self, call: Call) -> None:
         """Start a worker for `call`, now or when a slot is free. Never waits."""
+        if self._cancelled:
+            self._backlog.append(call)
+            return
         if self.active < self.limit and not self._backlog and self._slots.has_room:
             self._start(call)
             return
@@ -122,7 +125,9 @@ class Lane:
             self._slots.wait(self)
 
     def pump(self, at_most: int | None = None) -> None:
-        """Start waiting calls while there are slots."""
+        """Start waiting calls while there are slots; none any more once the lane is cancelled."""
+        if self._cancelled:
+            return
         backlog = self._backlog
         while backlog and self.active < self.limit:
             if not self._slots.has_room or at_most == 0:
@@ -207,7 +212,7 @@ class Lane:
     async def cancel(self, timeout: float = 1.0) -> None:
         """Cancel running workers; what does not end within `timeout` seconds, and threads, is abandoned.
 
-        Abandoned and cancelled calls are settled with `Settle.REQUEUE`.
+        Abandoned and cancelled calls are settled with `Settle.REQUEUE`. Nothing is started any more.
         """
         self._cancelled = True
         tasks = [task for task in self._running.values() if task is not None]

@@ -1,0 +1,174 @@
+"""`Client` and `BlockingClient`: shared, reopened, closed at the wrong moment, used before they are open."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from tests.runtime.conftest import Serve
+
+from mycelia import BlockingClient, Client, event_handler, rpc
+from mycelia.amqp.memory_broker import broker_at
+from mycelia.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    RpcTimeout,
+    RuntimeStateError,
+    UnknownService,
+    Unroutable,
+    UnserializableValueError,
+)
+from mycelia.testing import eventually
+
+
+class Service:
+    name = "service"
+    got: list[Any] = []  # noqa: RUF012  shared on purpose
+
+    @rpc
+    async def echo(self, *args: Any, **kwargs: Any) -> list[Any]:
+        return [list(args), kwargs]
+
+    @rpc
+    async def never(self) -> None:
+        self.got.append("begun")
+        await asyncio.Event().wait()
+
+    @event_handler("tower", "closed")
+    async def closed(self, payload: Any) -> None:
+        self.got.append(payload)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_got() -> None:
+    Service.got.clear()
+
+
+async def test_client_is_shared_among_tasks(serve: Serve, client: Client) -> None:
+    await serve(Service)
+
+    answers = await asyncio.gather(*(client.call("service", "echo", n) for n in range(200)))
+
+    assert answers == [[[n], {}] for n in range(200)]
+
+
+async def test_first_calls_at_once_share_one_reply_queue(serve: Serve, uri: str) -> None:
+    await serve(Service)
+    async with Client(uri, name="program") as client:
+        await asyncio.gather(*(client.call("service", "echo") for _ in range(20)))
+
+        queues = [name for name in broker_at(uri)._queues if name.startswith("rpc.reply-program-")]
+        assert len(queues) == 1
+
+    assert not [name for name in broker_at(uri)._queues if name.startswith("rpc.reply-program-")]
+
+
+async def test_arguments_named_like_the_client_s_own_reach_the_service_through_a_proxy(
+    serve: Serve, client: Client
+) -> None:
+    await serve(Service)
+    service = await client.service("service", timeout=3)
+
+    assert await client.call("service", "echo", service=1, method=2) == [
+        [],
+        {"service": 1, "method": 2},
+    ]
+    assert await service.echo(timeout=9) == [[], {"timeout": 9}]
+    assert await service["echo"].options(timeout=2)(1) == [[1], {}]
+
+
+async def test_client_that_is_not_open_says_so(uri: str) -> None:
+    client = Client(uri)
+
+    for attempt in (client.call("service", "echo"), client.publish("tower", "closed")):
+        with pytest.raises(RuntimeStateError, match="the client is not open"):
+            await attempt
+    with pytest.raises(RuntimeStateError, match="the client is not open"):
+        await client.service("service")
+    await client.aclose()
+
+
+async def test_client_can_be_opened_again_after_closing(serve: Serve, uri: str) -> None:
+    await serve(Service)
+    client = Client(uri)
+
+    for _ in range(2):
+        async with client:
+            assert await client.call("service", "echo", 1) == [[1], {}]
+            await client.publish("tower", "closed", 1, mandatory=True)
+    with pytest.raises(RuntimeStateError, match="the client is not open"):
+        await client.call("service", "echo", 1)
+
+
+async def test_closing_fails_the_calls_under_way(serve: Serve, uri: str) -> None:
+    await serve(Service)
+    client = Client(uri, timeout=5)
+    await client.open()
+    call = asyncio.ensure_future(client.call("service", "never"))
+    await eventually(lambda: Service.got == ["begun"])
+
+    await client.aclose()
+
+    with pytest.raises(BrokerUnavailable, match=r"service\.never: the caller was closed"):
+        await call
+
+
+async def test_client_survives_a_lost_connection(serve: Serve, client: Client, uri: str) -> None:
+    await serve(Service)
+    await client.call("service", "echo")
+    pending = asyncio.ensure_future(client.call("service", "echo", "pending"))
+
+    broker_at(uri).drop_connections()
+
+    assert await client.call("service", "echo", "after") == [["after"], {}]
+    assert await pending == [["pending"], {}]
+
+
+async def test_errors_of_a_client_s_calls_and_events(serve: Serve, client: Client) -> None:
+    await serve(Service)
+
+    with pytest.raises(UnknownService):
+        await client.call("nobody", "echo")
+    with pytest.raises(RpcTimeout):
+        await client.call("service", "never", timeout=0.05)
+    with pytest.raises(UnserializableValueError):
+        await client.call("service", "echo", object())
+    with pytest.raises(Unroutable):
+        await client.publish("tower", "unheard", mandatory=True)
+    with pytest.raises(UnserializableValueError):
+        await client.publish("tower", "closed", object())
+    assert await client.call("service", "echo") == [[], {}]
+
+
+def test_blocking_client_that_is_not_open_says_so(uri: str) -> None:
+    client = BlockingClient(uri)
+
+    with pytest.raises(RuntimeStateError, match="the client is not open"):
+        client.call("service", "echo")
+    with pytest.raises(RuntimeStateError, match="the client is not open"):
+        client.publish("tower", "closed")
+    client.close()
+
+
+def test_blocking_client_opens_and_closes_as_often_as_asked(uri: str) -> None:
+    client = BlockingClient(uri)
+
+    for _ in range(2):
+        client.open()
+        client.open()
+        with pytest.raises(UnknownService):
+            client.call("nobody", "echo", timeout=2)
+        client.publish("tower", "closed", 1)
+        client.close()
+        client.close()
+
+    assert not [t for t in threading.enumerate() if t.name == "mycelia-client"]
+
+
+def test_blocking_client_that_cannot_be_opened_leaves_no_thread() -> None:
+    with pytest.raises(ConfigError, match="no link speaks"):
+        BlockingClient("redis://here").open()
+
+    assert not [t for t in threading.enumerate() if t.name == "mycelia-client"]
