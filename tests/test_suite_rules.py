@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+# Each test starts another pytest, which takes a second on an idle machine and many on a busy one.
+pytestmark = pytest.mark.timeout(120)
+
 ROOT = Path(__file__).parent.parent
 
 
