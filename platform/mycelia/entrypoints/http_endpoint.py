@@ -60,6 +60,10 @@ class Sender:
                 ]
                 message = {**message, "headers": headers}
         await self._send(message)
+        if message.get("more_body"):
+            # uvicorn takes what it sends to a client that has gone without ever waiting; an iterator that never waits
+            # either would then hold the loop for good.
+            await asyncio.sleep(0)
 
 
 class Exchange:

@@ -204,7 +204,7 @@ class HttpServer:
             self._serving = asyncio.create_task(
                 self._uvicorn.serve(sockets=[self._socket]), name="mycelia:http:server"
             )
-            await self._uvicorn.accepting.wait()
+            await _first(self._serving, self._uvicorn.accepting)
             log.info("http_listening address=%s", self.address)
 
     def retire(self, endpoint: Endpoint | Site) -> None:
@@ -300,6 +300,17 @@ class HttpServer:
         await send(
             {"type": "websocket.close"}
         )  # before it is accepted: the handshake is answered 403
+
+
+async def _first(serving: asyncio.Task[None], accepting: asyncio.Event) -> None:
+    """Wait until the server accepts connections; raises what ended it before."""
+    accepts = asyncio.create_task(accepting.wait(), name="mycelia:http:accepting")
+    try:
+        await asyncio.wait((serving, accepts), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        accepts.cancel()
+    if serving.done():
+        serving.result()
 
 
 def _unanswered(scope: Scope, allowed: set[str]) -> Response:
