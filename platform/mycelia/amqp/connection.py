@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
-import pika.connection  # type: ignore[import-untyped]
-import pika.credentials  # type: ignore[import-untyped]
-import pika.exceptions  # type: ignore[import-untyped]
-import pika.frame  # type: ignore[import-untyped]
-from pika.adapters.asyncio_connection import AsyncioConnection  # type: ignore[import-untyped]
+import pika.connection
+import pika.credentials
+import pika.exceptions
+import pika.frame
+from pika.adapters.asyncio_connection import AsyncioConnection
 
 from mycelia.amqp.frames import ChannelSink, FrameReader
 from mycelia.amqp.uri import Endpoint
@@ -498,7 +499,7 @@ async def open_connection(
         raise BrokerUnavailable(f"{endpoint}: {exc}") from exc
     except OSError as exc:  # includes name resolution and TLS
         _give_up(connection)
-        raise BrokerUnavailable(f"{endpoint}: {exc.strerror or exc}") from exc
+        raise BrokerUnavailable(f"{endpoint}: {_reason_of(exc)}") from exc
     except asyncio.CancelledError:
         _give_up(connection)
         raise
@@ -508,6 +509,13 @@ async def open_connection(
 def _give_up(connection: BrokerConnection | None) -> None:
     if connection is not None:
         connection.abort(ConnectionLost(f"{connection.endpoint}: given up while connecting"))
+
+
+def _reason_of(error: OSError) -> str:
+    """What the system says, for instance "Connection refused" (asyncio's own text only repeats the address)."""
+    if isinstance(error, ssl.SSLError) or error.errno is None or error.errno <= 0:
+        return str(error)
+    return os.strerror(error.errno)
 
 
 def _is_refusal(code: int, text: str) -> bool:

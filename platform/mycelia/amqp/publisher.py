@@ -254,8 +254,8 @@ class Publisher:
         self._plain = PublishEncoder(channel.number, connection.frame_max)
 
     def _on_plain_closed(self, connection: BrokerConnection, reason: LinkError) -> None:
-        if self._connection is not connection or connection.lost.done():
-            return
+        if self._connection is not connection or not isinstance(reason, ChannelClosed):
+            return  # the whole connection is going down
         _log.warning(
             "publishing_refused confirmed=False broker=%s; publishings just before it may be lost too",
             reason,
@@ -403,8 +403,8 @@ class Publisher:
         channel.on_closed = lambda reason: self._on_confirmed_closed(connection, reason)
 
     def _on_confirmed_closed(self, connection: BrokerConnection, reason: LinkError) -> None:
-        if self._connection is not connection or connection.lost.done():
-            return  # detach() takes back what is unconfirmed
+        if self._connection is not connection or not isinstance(reason, ChannelClosed):
+            return  # the whole connection is going down; detach() takes back what is unconfirmed
         _log.warning(
             "publishing_refused confirmed=True unconfirmed=%d broker=%s", len(self._window), reason
         )

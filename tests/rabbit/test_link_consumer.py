@@ -1,0 +1,166 @@
+"""Consuming from real RabbitMQ through what goes wrong on a channel, and what is told to the broker when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.link.inbox import Inbox
+
+from mycelia.amqp import Delivery, LinkState, Properties, Queue, RabbitLink
+from mycelia.amqp.fields import decode_properties
+from mycelia.cli.broker_node import PrivateNode
+from mycelia.errors import ProtocolError
+from mycelia.testing import eventually
+
+
+@pytest.fixture
+async def link(rabbit_uri: str) -> AsyncIterator[RabbitLink]:
+    link = RabbitLink(rabbit_uri)
+    await link.open(timeout=15)
+    yield link
+    await link.aclose()
+
+
+async def _deliver(link: RabbitLink, inbox: Inbox, body: bytes) -> Delivery:
+    """Publish until it is routed: the queue may be on its way back."""
+
+    async def arrived() -> bool:
+        await link.publish("", "q", body, Properties())
+        await asyncio.wait([asyncio.ensure_future(inbox.wait_for(body, 1.0))])
+        return body in inbox.bodies
+
+    await eventually(arrived, 20, what=f"{body!r} delivered")
+    return await inbox.wait_for(body)
+
+
+async def test_consumer_of_a_deleted_queue_declares_it_again_and_goes_on(
+    link: RabbitLink, rabbit_uri: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    inbox = Inbox(acks=True)
+    await link.declare(Queue("q"))
+    await link.consume("q", inbox)
+    other = RabbitLink(rabbit_uri, name="deletes")
+    await other.open(timeout=15)
+
+    await other.delete_queue("q")
+    await other.aclose()
+
+    await _deliver(link, inbox, b"after")
+    assert any('consumer_lost queue="q"' in message for message in caplog.messages)
+    assert any("cancelled by the broker" in message for message in caplog.messages)
+
+
+async def test_consumer_whose_channel_is_closed_by_an_error_goes_on(
+    link: RabbitLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    inbox = Inbox()
+    await link.declare(Queue("q"))
+    consumer = await link.consume("q", inbox)
+    await link.publish("", "q", b"held", Properties())
+    held = await inbox.wait_for(b"held")
+
+    held.settler.ledger.delivered_through(1000)  # type: ignore[attr-defined]
+    held.settler.ack(999)  # the broker does not know this tag, and closes the channel
+    again = (await inbox.wait(2, timeout=20))[1]
+
+    assert again.body == b"held"
+    assert again.redelivered
+    held.ack()  # of a channel that is gone: does nothing
+    again.ack()
+    await eventually(lambda: consumer.unsettled == 0)
+    assert link.state is LinkState.CONNECTED
+    assert any("unknown delivery tag" in message for message in caplog.messages)
+
+
+async def test_settling_late_on_a_closed_channel_does_not_cost_the_connection(
+    link: RabbitLink,
+) -> None:
+    inbox = Inbox()
+    await link.declare(Queue("q"))
+    consumer = await link.consume("q", inbox)
+    await link.publish("", "q", b"held", Properties())
+    held = await inbox.wait_for(b"held")
+
+    await consumer.aclose()
+    held.ack()
+    held.nack(requeue=True)
+
+    await eventually(lambda: _is_ready(link, 1), 10, what="requeued by the broker")
+    assert link.statistics().reconnects == 0
+    assert link.state is LinkState.CONNECTED
+
+
+async def _is_ready(link: RabbitLink, count: int) -> bool:
+    return await link.message_count("q") == count
+
+
+async def test_slow_handler_holds_back_nobodys_acknowledgement(
+    link: RabbitLink, rabbit_vhost: str, rabbit_node: PrivateNode
+) -> None:
+    inbox = Inbox()
+    await link.declare(Queue("q"))
+    consumer = await link.consume("q", inbox, prefetch=10)
+    for number in range(10):
+        await link.publish("", "q", b"%d" % number, Properties())
+    held = await inbox.wait(10)
+
+    for delivery in held[1:]:
+        delivery.ack()
+
+    def unacknowledged() -> bool:
+        queue = rabbit_node.api.queue(rabbit_vhost, "q")
+        return bool(queue) and queue.get("messages_unacknowledged") == 1
+
+    await eventually(lambda: asyncio.to_thread(unacknowledged), 15, what="nine acks at the broker")
+    assert consumer.unsettled == 1
+    held[0].ack()
+
+
+async def test_message_with_undecodable_headers_is_dead_lettered_and_the_next_arrives(
+    link: RabbitLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox, dead = Inbox(acks=True), Inbox(acks=True)
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
+    await link.declare(Queue("dead"), Queue("q", arguments=arguments))
+    await link.consume("q", inbox)
+
+    def decode(data: bytes, position: int, end: int) -> Properties:
+        properties = decode_properties(data, position, end)
+        if (
+            properties.correlation_id == "poison"
+        ):  # RabbitMQ itself refuses what really is undecodable
+            raise ProtocolError("broken properties")
+        return properties
+
+    monkeypatch.setattr("mycelia.amqp.frames.decode_properties", decode)
+    await link.publish("", "q", b"poison", Properties(correlation_id="poison"))
+    await link.publish("", "q", b"next", Properties())
+    await inbox.wait_for(b"next")
+    monkeypatch.undo()
+    await link.consume("dead", dead)
+
+    assert (await dead.wait(1))[0].body == b"poison"
+    assert inbox.bodies == [b"next"]
+    assert link.statistics().extra == {"undecodable": 1}
+    assert link.statistics().reconnects == 0
+
+
+async def test_stream_goes_on_behind_what_was_settled(
+    link: RabbitLink, rabbit_uri: str, rabbit_vhost: str, rabbit_node: PrivateNode
+) -> None:
+    inbox = Inbox()
+    await link.declare(Queue("s", arguments={"x-queue-type": "stream"}))
+    await link.consume("s", inbox, prefetch=10, arguments={"x-stream-offset": "first"})
+    for number in range(6):
+        await link.publish("", "s", b"%d" % number, Properties())
+    held = await inbox.wait(6)
+    for delivery in (held[0], held[1], held[3]):
+        delivery.ack()
+
+    # the management lists a connection some time after it was made
+    await eventually(lambda: asyncio.to_thread(rabbit_node.api.close_connections, rabbit_vhost), 20)
+    await eventually(lambda: len(inbox.deliveries) >= 10, 30, what="the unsettled come again")
+
+    assert inbox.bodies[6:10] == [b"2", b"3", b"4", b"5"]
