@@ -55,8 +55,19 @@ async def direct(rabbit_uri: str) -> AsyncIterator[RabbitLink]:
 FAULTS = [fault for fault in Fault if fault is not Fault.NONE]
 
 
-@pytest.fixture(params=FAULTS, ids=lambda fault: fault.value.replace(" ", "-"))
+def _id(fault: Fault) -> str:
+    return fault.value.replace(" ", "-")
+
+
+@pytest.fixture(params=FAULTS, ids=_id)
 def fault(request: pytest.FixtureRequest) -> Fault:
     """Every way the network fails, in turn."""
+    chosen: Fault = request.param
+    return chosen
+
+
+@pytest.fixture(params=[one for one in FAULTS if one is not Fault.UPSTREAM_STALL], ids=_id)
+def cutting_fault(request: pytest.FixtureRequest) -> Fault:
+    """Every way the network fails that costs each connection its life; a stall may end before anyone gives up."""
     chosen: Fault = request.param
     return chosen

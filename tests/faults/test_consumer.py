@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 from tests.faults.conftest import NOTICED_S
@@ -15,7 +16,7 @@ from mycelia.testing import Fault, TcpProxy, eventually
 
 
 async def test_consumer_resumes_and_gets_the_unsettled_again(
-    link: RabbitLink, direct: RabbitLink, proxy: TcpProxy, fault: Fault
+    link: RabbitLink, direct: RabbitLink, proxy: TcpProxy, cutting_fault: Fault
 ) -> None:
     inbox = Inbox()
     consumer = await link.consume("work", inbox, prefetch=5)
@@ -24,7 +25,7 @@ async def test_consumer_resumes_and_gets_the_unsettled_again(
     held = await inbox.wait(5)
     before = link.statistics().reconnects
 
-    await proxy.fail(fault)
+    await proxy.fail(cutting_fault)
     for number in range(3):
         await direct.publish("", "work", b"during-%d" % number, Properties())
     await eventually(
@@ -112,13 +113,37 @@ async def test_acks_lost_with_the_connection_bring_the_message_again(
     assert await direct.message_count("work") == 0
 
 
+async def test_stalled_consumer_goes_on_where_it_stopped(
+    link: RabbitLink, direct: RabbitLink, proxy: TcpProxy
+) -> None:
+    """Its acks wait in the buffer, so the broker stops at the prefetch; nothing is lost and nothing comes twice."""
+    bodies = [b"%d" % number for number in range(20)]
+    inbox = Inbox(acks=True)
+    consumer = await link.consume("work", inbox, prefetch=5)
+    await proxy.fail(Fault.UPSTREAM_STALL)
+    for body in bodies:
+        await direct.publish("", "work", body, Properties())
+    await inbox.wait(5)
+    await eventually(lambda: _is_ready(direct, 15))
+    await proxy.heal()
+
+    await inbox.wait(20)
+    await consumer.aclose()
+    assert inbox.bodies == bodies
+    assert await direct.message_count("work") == 0
+
+
+async def _is_ready(direct: RabbitLink, count: int) -> bool:
+    return await direct.message_count("work") == count
+
+
 @pytest.mark.parametrize("fault_of_step", [Fault.REFUSED, Fault.DOWNSTREAM_BLACKHOLE])
 async def test_every_step_with_a_timeout_ends_in_time_while_the_broker_is_away(
     link: RabbitLink, proxy: TcpProxy, fault_of_step: Fault
 ) -> None:
     await proxy.fail(fault_of_step)
     loop = asyncio.get_running_loop()
-    steps = {
+    steps: dict[str, Callable[[], Awaitable[object]]] = {
         "declare": lambda: link.declare(Exchange("x"), timeout=0.5),
         "consume": lambda: link.consume("work", Inbox(), timeout=0.5),
         "message_count": lambda: link.message_count("work", timeout=0.5),

@@ -130,6 +130,34 @@ async def test_publish_nowait_never_waits_and_works_again_after_the_fault(
     assert inbox.bodies.count(b"after the fault") == 1
 
 
+async def test_stalled_broker_becomes_back_pressure_with_a_bound(
+    link: RabbitLink, direct: RabbitLink, proxy: TcpProxy
+) -> None:
+    """A broker that does not read fills the write buffer up to its bound; then publishers are refused, and told why."""
+    await proxy.fail(Fault.UPSTREAM_STALL)
+    body = bytes(100_000)
+    taken = 0
+    while link.writable and taken < 1000:
+        link.publish_nowait("", "work", body, Properties())
+        taken += 1
+        await asyncio.sleep(0)
+
+    assert 0 < taken < 1000
+    with pytest.raises(BrokerBlocked):
+        link.publish_nowait("", "work", body, Properties())
+    with pytest.raises(BrokerBlocked):
+        await link.publish("", "work", b"", Properties(), timeout=0.3)
+    with pytest.raises(BrokerBlocked):
+        await link.ready(timeout=0.1)
+    await proxy.heal()
+    await link.ready(timeout=5)
+
+    async def all_came() -> bool:
+        return await direct.message_count("work") == taken
+
+    await eventually(all_came, 10, what=f"the {taken} that were taken arrive")
+
+
 async def test_confirms_are_pipelined_over_a_slow_network(
     link: RabbitLink, proxy: TcpProxy
 ) -> None:

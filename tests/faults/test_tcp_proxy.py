@@ -165,6 +165,22 @@ async def test_downstream_blackhole_swallows_what_the_server_sends(
     client.close()
 
 
+async def test_stall_reads_nothing_and_loses_nothing(proxy: TcpProxy, echo: Echo) -> None:
+    client = await Client.connect(proxy)
+    await client.say(b"before")
+
+    await proxy.fail(Fault.UPSTREAM_STALL)
+    client.writer.write(bytes(50_000_000))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.writer.drain(), 0.2)
+    assert bytes(echo.received) == b"before"
+    await proxy.heal()
+
+    await asyncio.wait_for(client.reader.readexactly(50_000_000), 20)
+    assert len(echo.received) == 50_000_006
+    client.close()
+
+
 async def test_connection_with_a_hole_stays_broken_and_a_new_one_is_whole(
     proxy: TcpProxy, echo: Echo
 ) -> None:

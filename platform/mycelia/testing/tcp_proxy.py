@@ -25,6 +25,9 @@ class Fault(Enum):
     """What the client sends vanishes; the connection stays open."""
     DOWNSTREAM_BLACKHOLE = "downstream blackhole"
     """What the server sends vanishes; the connection stays open."""
+    UPSTREAM_STALL = "upstream stall"
+    """Nothing is read from the client, as by a server that cannot keep up: its buffers fill. Nothing is lost: after
+    `heal()` it goes on where it stopped."""
     UPSTREAM_TIMEOUT = "upstream timeout"
     """What the client sends vanishes, and after `timeout_s` the connection is cut."""
     DOWNSTREAM_TIMEOUT = "downstream timeout"
@@ -181,6 +184,8 @@ class _Pipe:
         self._is_open = True
         self._loses_upstream = False
         self._loses_downstream = False
+        self._is_stalled = False
+        self._is_server_full = False
         self._deadline: asyncio.TimerHandle | None = None
         self._due = 0.0
 
@@ -188,10 +193,23 @@ class _Pipe:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        self._is_stalled = fault is Fault.UPSTREAM_STALL
+        self._read_from_client_or_not()
         if fault in _CUT:
             self.cut()
         elif fault in _TIMEOUT:
             self._deadline = self._loop.call_later(self._proxy.timeout_s, self.cut)
+
+    def server_is_full(self, is_full: bool) -> None:
+        """The server reads more slowly than the client writes, or has caught up."""
+        self._is_server_full = is_full
+        self._read_from_client_or_not()
+
+    def _read_from_client_or_not(self) -> None:
+        if self._is_stalled or self._is_server_full:
+            self.client.pause_reading()
+        else:
+            self.client.resume_reading()
 
     def cut(self) -> None:
         if not self._is_open:
@@ -294,10 +312,10 @@ class _ServerSide(asyncio.Protocol):
         self._pipe.downstream(data)
 
     def pause_writing(self) -> None:
-        self._pipe.client.pause_reading()
+        self._pipe.server_is_full(True)
 
     def resume_writing(self) -> None:
-        self._pipe.client.resume_reading()
+        self._pipe.server_is_full(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pipe.end()
