@@ -137,7 +137,11 @@ class RpcTimeout(CallError):
     def __init__(self, target: str, timeout: float, hint: str = "") -> None:
         text = f"{target}: no reply within {timeout:g} s. "
         super().__init__(
-            text + (hint or f"Is the service running, and is it fast enough? Raise timeout= (now {timeout:g}).")
+            text
+            + (
+                hint
+                or f"Is the service running, and is it fast enough? Raise timeout= (now {timeout:g})."
+            )
         )
         self.target = target
         self.timeout = timeout

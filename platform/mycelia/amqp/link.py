@@ -144,7 +144,9 @@ class Link(Protocol):
         """
         ...
 
-    async def declare(self, *parts: Exchange | Queue | Binding, timeout: float | None = None) -> None:
+    async def declare(
+        self, *parts: Exchange | Queue | Binding, timeout: float | None = None
+    ) -> None:
         """Declare now, and again after every reconnect (each distinct part is remembered once).
 
         A queue that exists with other arguments is adopted and the difference logged once.

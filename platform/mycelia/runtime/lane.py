@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mycelia.call import Call, Middleware, Next, Outcome, Settle, compose
@@ -23,6 +24,15 @@ log = logging.getLogger("mycelia.runtime")
 
 OnSettle = Callable[[Call, Outcome], None]
 OnExpired = Callable[[Call], None]
+
+
+def _start_task(
+    work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, name: str
+) -> asyncio.Task[None]:
+    """A task that has run up to its first wait, where Python can do that (3.12); most workers never wait."""
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(work, loop=loop, name=name, eager_start=True)
+    return loop.create_task(work, name=name)
 
 
 class ServiceSlots:
@@ -150,7 +160,10 @@ class Lane:
             self._running[call] = None
             self._threads.submit(self.invocation.run_in_thread, call, self._finished)
         else:
-            self._running[call] = self._loop.create_task(self._run(call), name=self._name)
+            self._running[call] = None
+            task = _start_task(self._run(call), self._loop, self._name)
+            if call in self._running:  # it may have run through already
+                self._running[call] = task
 
     async def _run(self, call: Call) -> None:
         assert self._chain is not None
