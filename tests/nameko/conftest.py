@@ -6,9 +6,9 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+from tests.nameko.processes import NamekoRun, StockClient
 
 from mycelia.cli.broker_node import PrivateNode
-from tests.nameko.processes import NamekoRun, StockClient
 
 
 @pytest.fixture(scope="module")

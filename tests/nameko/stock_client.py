@@ -10,7 +10,6 @@ from nameko.constants import AUTH_TOKEN_CONTEXT_KEY
 from nameko.exceptions import deserialize_to_instance
 from nameko.standalone.events import event_dispatcher
 from nameko.standalone.rpc import ClusterRpcProxy, ServiceRpcProxy
-
 from tests.nameko.shared_errors import PlaneNotFound
 
 deserialize_to_instance(PlaneNotFound)
@@ -47,7 +46,7 @@ def main() -> None:
                         answer(getattr(proxy, method)(*rest, **kwargs))
                 elif operation == "dispatch":
                     answer(dispatch(*args))
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  the caller is told of it
                 answer(described(exc))
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from tests.nameko.processes import NamekoRun, StockClient
+from tests.nameko.raw_rpc import raw_call
+from tests.nameko.shared_errors import PlaneNotFound
 
-from mycelia import Client, EventDispatcher, RpcProxy, event_handler, register_remote_error, rpc
+from mycelia import (
+    Client,
+    EventDispatcher,
+    RpcProxy,
+    event_handler,
+    get_current_call,
+    register_remote_error,
+    rpc,
+)
 from mycelia.errors import (
     IncorrectSignature,
     MethodNotFound,
@@ -16,8 +28,6 @@ from mycelia.errors import (
     UnserializableValueError,
 )
 from mycelia.testing import eventually, run_services
-from tests.nameko.processes import NamekoRun, StockClient
-from tests.nameko.shared_errors import PlaneNotFound
 
 register_remote_error(PlaneNotFound)
 
@@ -43,6 +53,12 @@ class Mycelium:
     @rpc
     async def announce(self, event_type: str, payload: Any) -> None:
         await self.emit(event_type, payload)
+
+    @rpc
+    def context_data(self) -> Any:
+        call = get_current_call()
+        assert call is not None
+        return {**call.context, "call_id_stack": call.call_id_stack}
 
     @rpc
     def fail(self, text: str) -> None:
@@ -123,6 +139,31 @@ async def test_context_passes_unharmed_through_a_stock_hop(mycelium: Client) -> 
     services = [call_id.split(".")[0] for call_id in context["call_id_stack"]]
     assert services[-2:] == ["mycelium", "stock"]
     assert abs(context["deadline_ms"] / 1000 - (time.time() + 5)) < 4
+
+
+async def test_context_passes_unharmed_from_us_over_stock_to_us(
+    mycelium: Client, module_uri: str
+) -> None:
+    """Stock Nameko sends on every header that it got, with its prefix; ours must still be what they were."""
+    deadline_ms = int((time.time() + 60) * 1000)
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    headers = {
+        "traceparent": traceparent,
+        "nameko.auth_token": "secret",
+        "nameko.deadline_ms": deadline_ms,
+        "nameko.call_id_stack": ["web.get.1"],
+        "x-death": [{"count": 1}],
+    }
+    request = {"args": ["context_data"], "kwargs": {}}
+
+    reply = await asyncio.to_thread(raw_call, module_uri, "stock.relay", request, headers=headers)
+
+    context = reply["result"]
+    assert context["auth_token"] == "secret"
+    assert context["traceparent"] == traceparent
+    assert context["deadline_ms"] == deadline_ms
+    assert [i.split(".")[0] for i in context["call_id_stack"]] == ["web", "stock", "mycelium"]
+    assert "x-death" not in context  # a header of one message is not context
 
 
 async def test_errors_of_ours_reach_stock_callers_under_nameko_names(mycelium: Client) -> None:
