@@ -125,10 +125,11 @@ class Publisher(DependencyProvider):
 
 @counterpart_of("nameko.messaging.Publisher")
 def _from_nameko(declared: Any) -> Publisher:
+    # A `queue=` is in `declare` by now, and its exchange in `exchange` (nameko/messaging.py:111-130).
     options = dict(declared.options)
     return Publisher(
         declared.exchange,
-        declared.queue,
+        None,
         list(declared.declare),
         options.pop("routing_key", None),
         **options,
