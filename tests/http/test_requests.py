@@ -246,7 +246,7 @@ async def test_a_client_that_goes_away_in_the_middle_of_its_body_harms_nobody(
 
 class Traced:
     name = "traced"
-    inner = RpcProxy("inner", timeout=5)
+    inner: Any = RpcProxy("inner", timeout=5)
 
     @http("GET", "/")
     async def ask(self, request: Request) -> Any:

@@ -283,8 +283,8 @@ async def test_calls_that_fail_say_whose_turn_it_is() -> None:
 
     class Front:
         name = "front"
-        slow = RpcProxy("slow", timeout=0.1)
-        absent = RpcProxy("absent", timeout=5)
+        slow: Any = RpcProxy("slow", timeout=0.1)
+        absent: Any = RpcProxy("absent", timeout=5)
 
         @http("GET", "/slow")
         async def ask_slow(self, request: Request) -> Any:

@@ -116,7 +116,9 @@ def configure_logging(config: Mapping[str, Any], stream: TextIO | None = None) -
     for handler in [h for h in root.handlers if isinstance(h, _Handler)]:
         root.removeHandler(handler)
     if settings.LOGGING is not None:
-        from logging.config import dictConfig  # brings a socket server along: only for those who use it
+        from logging.config import (
+            dictConfig,
+        )  # brings a socket server along: only for those who use it
 
         try:
             dictConfig(settings.LOGGING)
