@@ -28,7 +28,7 @@ from services.flights.verify import Batch, Comparison, compare
 __all__ = ["DemoFailed", "main"]
 
 STATE = ROOT / ".mycelia"
-START_S = 60.0
+START_S = 120.0
 STALLED_S = 30.0
 POLL_S = 0.1
 LIVE_DAY, LIVE_SPEED = "2013-02-08", 7200.0

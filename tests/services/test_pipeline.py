@@ -177,6 +177,21 @@ def _bare(event: Any) -> dict[str, Any]:
     return {key: value for key, value in event.items() if key not in joined}
 
 
+async def test_a_killed_enrich_loses_nothing_and_counts_nothing_twice(broker_uri: str) -> None:
+    """Killed with events in hand and unconfirmed ones on the way; another instance takes over."""
+    async with running(broker_uri, Registry, Delays, Feed) as client:
+        first = Runner({"AMQP_URI": broker_uri}, [Enrich])
+        await first.start()
+        status = await client.call("feed", "start", speed=0, first_day=BLIZZARD, last_day=BLIZZARD)
+        await counted(client, status["run"], 300)
+        await first.kill()
+        async with Runner({"AMQP_URI": broker_uri}, [Enrich]):
+            await counted(client, status["run"], status["total"])
+            wrong = await differences(client, EIGHTH, status["run"])
+
+    assert wrong == []
+
+
 async def test_registry_answers_one_and_many_and_says_null_for_the_unknown(broker_uri: str) -> None:
     async with running(broker_uri, Registry) as client:
         plane = await client.call("registry", "plane", "N203FR")
