@@ -18,7 +18,7 @@ OWN_LOGGERS = "mycelia"
 
 _PAIR = re.compile(r"(?:^|\s)([A-Za-z_][\w.]*)=")
 _SPEC = re.compile(r"%(?:%|[-#0 +]*\d*(?:\.\d+)?[a-zA-Z])")
-_LEADING_NUMBER = re.compile(r"(%[-#0 +]*\d*(?:\.\d+)?[dgfi])[:;,]\s+(.*)", re.DOTALL)
+_WITH_DETAIL = re.compile(r"(\S+)[:;,]\s+([^%]+)")
 
 
 class LogEvent:
@@ -50,11 +50,11 @@ def event_of(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
     if isinstance(record.msg, LogEvent):
         return record.msg.name, dict(record.msg.fields)
     is_own = record.name == OWN_LOGGERS or record.name.startswith(OWN_LOGGERS + ".")
-    if is_own and isinstance(record.msg, str):
-        arguments = record.args if isinstance(record.args, tuple) else ()
+    if is_own and isinstance(record.msg, str) and isinstance(record.args, tuple | None):
+        arguments = record.args or ()
         template = parse_template(record.msg)
         if template is not None and template.taken == len(arguments):
-            return template.event, template.fill(arguments)
+            return template.fill(arguments)
     return record.getMessage(), {}
 
 
@@ -79,19 +79,20 @@ def _value(field: _Field, own: tuple[Any, ...], formats: bool) -> Any:
 class Template(NamedTuple):
     """A format string of one of our own layers, taken apart."""
 
-    event: str
+    event: _Field
     fields: tuple[_Field, ...]
     taken: int
 
-    def fill(self, arguments: tuple[Any, ...]) -> dict[str, Any]:
-        """The fields for the arguments of one record; numbers stay numbers."""
+    def fill(self, arguments: tuple[Any, ...]) -> tuple[str, dict[str, Any]]:
+        """The event and the fields for the arguments of one record; numbers stay numbers."""
         filled: dict[str, Any] = {}
-        position = 0
+        position = self.event.taken
+        event = str(_value(self.event, arguments[:position], bool(arguments)))
         for field in self.fields:
             own = arguments[position : position + field.taken]
             position += field.taken
             filled[field.key] = _value(field, own, bool(arguments))
-        return filled
+        return event, filled
 
 
 @lru_cache(maxsize=1024)
@@ -101,18 +102,27 @@ def parse_template(message: str) -> Template | None:
     The pairs are found in the format string, not in the formatted text, so a value cannot forge a field.
     """
     pairs = list(_PAIR.finditer(message))
-    event = (message[: pairs[0].start()] if pairs else message).strip()
-    if not event.isidentifier():
+    starts = [pair.start() for pair in pairs] + [len(message)]
+    event, detail = _split(message[: starts[0]].strip())
+    if not _SPEC.sub("x", event).isidentifier():
         return None
     fields: list[_Field] = []
-    ends = [pair.start() for pair in pairs[1:]] + [len(message)]
-    for pair, end in zip(pairs, ends, strict=True):
-        key, text = pair.group(1), message[pair.end() : end].strip()
-        numbered = _LEADING_NUMBER.fullmatch(text)
-        if numbered is not None and "%" not in numbered.group(2):
-            fields += (_Field(key, "", 1), _Field("detail", numbered.group(2), 0))
-        else:
-            count = len(_SPEC.findall(text)) - text.count("%%")
-            is_bare = count == 1 and _SPEC.fullmatch(text) is not None
-            fields.append(_Field(key, "" if is_bare else text, count))
-    return Template(event, tuple(fields), sum(field.taken for field in fields))
+    for pair, end in zip(pairs, starts[1:], strict=True):
+        text, more = _split(message[pair.end() : end].strip())
+        detail = more or detail
+        is_bare = text != "%%" and _SPEC.fullmatch(text) is not None
+        fields.append(_Field(pair.group(1), "" if is_bare else text, _specs(text)))
+    if detail:
+        fields.append(_Field("detail", detail, 0))
+    named = _Field("event", event, _specs(event))
+    return Template(named, tuple(fields), sum(field.taken for field in (named, *fields)))
+
+
+def _split(text: str) -> tuple[str, str]:
+    """A value and the remark behind it: `"%d: cancelled"` is `"%d"` and `"cancelled"`."""
+    match = _WITH_DETAIL.fullmatch(text)
+    return (match[1], match[2]) if match else (text, "")
+
+
+def _specs(text: str) -> int:
+    return sum(spec != "%%" for spec in _SPEC.findall(text))
