@@ -43,6 +43,7 @@ lint: setup  ## ruff, mypy, the layers, spelling
 	run $(VENV)/bin/ruff check $(CODE); \
 	run $(VENV)/bin/ruff format --check $(CODE); \
 	run $(VENV)/bin/mypy -p mycelia -p services; \
+	run $(VENV)/bin/mypy --explicit-package-bases tests/typing/api.py; \
 	run $(VENV)/bin/lint-imports; \
 	run $(VENV)/bin/codespell $$(git ls-files | grep -vE '\.(gz|svg|png|json|lock)$$'); \
 	test -z "$$failed"

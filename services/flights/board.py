@@ -6,6 +6,7 @@ nameko run --config services/config.yaml services.flights.board
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ class Board:
     """Serves the page. Asks `delays` twice a second while somebody looks, and not at all otherwise."""
 
     name = "board"
-    delays: Any = RpcProxy("delays", timeout=5)
-    feed: Any = RpcProxy("feed", timeout=5)
+    delays = RpcProxy("delays", timeout=5)
+    feed = RpcProxy("feed", timeout=5)
     live = Live()
     log = Logger()
 
@@ -114,10 +115,15 @@ class Board:
         """Starts a replay: `{"speed": 3600}`; `{"stop": true}` ends it."""
         if request.headers.get("content-type", "").split(";")[0] != "application/json":
             return 415, {"error": "send application/json"}
-        wish = await request.json()
+        try:
+            wish = await request.json()
+        except ValueError as exc:
+            return 400, {"error": f"the body is not JSON: {exc}"}
+        if not isinstance(wish, dict):
+            return 400, {"error": 'expected an object such as {"speed": 3600}'}
         if wish.get("stop"):
             return await self.feed.stop()
         speed = wish.get("speed", 3600)
-        if not isinstance(speed, int | float) or speed < 0:
+        if type(speed) not in (int, float) or not 0 <= speed < math.inf:
             return 400, {"error": f"speed must be a number, 0 or more, got {speed!r}"}
         return await self.feed.start(speed=speed)

@@ -32,9 +32,9 @@ class Enrich:
     """Emits a `flight_enriched` event for each event of the feed."""
 
     name = "enrich"
-    registry: Any = RpcProxy("registry", timeout=10)
+    registry = RpcProxy("registry", timeout=10)
     cache = Cache()
-    emit: Any = EventDispatcher(mandatory=True)
+    emit = EventDispatcher(mandatory=True)
 
     @event_handler("feed", "scheduled", concurrency=CONCURRENCY, requeue_on_error=True)
     async def scheduled(self, event: FlightEvent) -> None:

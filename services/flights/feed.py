@@ -7,9 +7,10 @@ n.rpc.feed.start(speed=3600)      # in nameko shell: one hour of 2013 in each se
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from mycelia import Config, DependencyProvider, EventDispatcher, Logger, rpc
@@ -85,7 +86,7 @@ class Feed:
     name = "feed"
     stage = Stage()
     # Mandatory: without `enrich` the replay fails, instead of going nowhere.
-    emit: Any = EventDispatcher(mandatory=True)
+    emit = EventDispatcher(mandatory=True)
     default_speed = Config("feed.speed", float, default=3600.0)
     in_flight = Config("feed.in_flight", int, default=512)
     log = Logger()
@@ -103,11 +104,21 @@ class Feed:
             speed: seconds of event time for each second; 0: as fast as the broker takes them. Default: `feed.speed`.
             first_day: the first day to replay, `2013-02-08`, by scheduled departure in New York. Default: the first there is.
             last_day: the last day, itself included.
+
+        Raises:
+            ValueError: a speed below 0, or a day that is no date.
         """
+        if speed is None:
+            speed = self.default_speed
+        if not 0 <= speed < math.inf:
+            raise ValueError(f"speed={speed}: expected seconds of event time a second, 0 or more.")
+        for day in (first_day, last_day):
+            if day is not None:
+                date.fromisoformat(day)
         replay = Replay(
             run=new_run_id(),
             events=between(self.stage.events, first_day, last_day),
-            speed=self.default_speed if speed is None else float(speed),
+            speed=float(speed),
             in_flight=self.in_flight,
         )
         self.stage.begin(replay, self.emit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mycelia.amqp import Exchange
 from mycelia.call import get_current_call
@@ -73,6 +73,10 @@ class EventDispatcher(DependencyProvider):
 
     def __init__(self, **options: Any) -> None:
         self.options = options
+
+    if TYPE_CHECKING:
+        # In a worker the attribute holds what is injected.
+        def __get__(self, instance: object, owner: type | None = None) -> Dispatch: ...
 
     @property
     def exchange(self) -> Exchange:

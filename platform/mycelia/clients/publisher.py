@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import get_current_call
@@ -94,6 +94,10 @@ class Publisher(DependencyProvider):
             self._aim_at_queue(queue, routing_key)
         if exchange is not None:
             self.exchange_name = _name_of(exchange)
+
+    if TYPE_CHECKING:
+        # In a worker the attribute holds what is injected.
+        def __get__(self, instance: object, owner: type | None = None) -> Publish: ...
 
     def _aim_at_queue(self, queue: Any, routing_key: str | None) -> None:
         bound_to = getattr(queue, "exchange", None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mycelia.call import Call, CallKind, Middleware, Next, Outcome, compose, get_current_call
 from mycelia.clients.outbound import (
@@ -292,6 +292,10 @@ class RpcProxy(DependencyProvider):
         self.timeout = timeout
         self.serializer = serializer
         self.priority = priority
+
+    if TYPE_CHECKING:
+        # In a worker the attribute holds what is injected.
+        def __get__(self, instance: object, owner: type | None = None) -> ServiceProxy: ...
 
     def get_shared_dependency(self, is_async: bool) -> ServiceProxy:
         """One proxy serves all workers of an entrypoint: what differs between them is in the current call."""
