@@ -163,6 +163,22 @@ async def test_garbage_from_the_broker_costs_one_connection_and_is_named(
         await link.aclose()
 
 
+async def test_idle_link_stays_connected_by_heartbeats(rabbit_uri: str) -> None:
+    link = RabbitLink(rabbit_uri, heartbeat=1)
+    await link.open(timeout=15)
+    await link.declare(Queue("q"))
+    await link.consume("q", Inbox())
+    loop = asyncio.get_running_loop()
+    # RabbitMQ gives up a silent peer after two heartbeats; pika looks for the broker's after one, plus 5 s
+    until = loop.time() + 7.0
+
+    await eventually(lambda: loop.time() > until, 30, interval=0.5)
+
+    assert link.state is LinkState.CONNECTED
+    assert link.statistics().reconnects == 0
+    await link.aclose()
+
+
 async def test_silent_broker_is_given_up_while_connecting() -> None:
     accepted = asyncio.Event()
 

@@ -369,7 +369,7 @@ class RabbitConsumer:
                 try:
                     await self._redeclare(connection)
                 except LinkError as exc:
-                    _log.warning('redeclare_failed queue="%s" reason=%s', self.queue, exc)
+                    _log.debug('redeclare_given_up queue="%s" reason=%s', self.queue, exc)
 
     def _go_on_behind(self, intake: _Intake) -> None:
         """A stream hands out from where it is asked to, so ask for what was not settled, not for the beginning again."""

@@ -37,10 +37,12 @@ class Declarer:
         await self._declare_all(connection, parts, log_refusals=False)
 
     async def redeclare(self, connection: BrokerConnection, parts: Iterable[Part]) -> None:
-        """Declare what was declared before. A refusal is logged, and the rest goes on.
+        """Declare what was declared before. What fails is logged, and the rest goes on.
+
+        One queue whose node is down must not keep the others from working; its consumer keeps trying.
 
         Raises:
-            BrokerUnavailable: the connection went down, or a queue's node is down.
+            BrokerUnavailable: the connection went down.
         """
         await self._declare_all(connection, parts, log_refusals=True)
 
@@ -54,10 +56,12 @@ class Declarer:
                     channel = await connection.open_channel(self._step_timeout)
                 try:
                     await self._declare(connection, channel, part)
-                except (TopologyError, AccessRefused) as exc:
+                except (TopologyError, AccessRefused, BrokerUnavailable) as exc:
                     if not log_refusals or connection.lost.done():
                         raise
-                    _log.warning("redeclare_refused part=%s reason=%s", _describe(part), exc)
+                    _log.warning("redeclare_failed part=%s reason=%s", _describe(part), exc)
+                    channel.close_nowait()  # where the answer did not come in time, it may come yet
+                    channel = None
         finally:
             if channel is not None:
                 channel.close_nowait()

@@ -1,7 +1,7 @@
 """AMQP 0-9-1 field tables and `basic` properties to bytes and back (§4.2.5, and RabbitMQ's errata of the types).
 
 Pure, and on the hot path: once for each message each way, so the common cases (a short header table of text,
-whole numbers and lists of text) are flat code. Measure before making it prettier (`python -m benchmarks.frames`).
+whole numbers and lists of text) are flat code. Measure before making it prettier.
 
 Field types, read / written as:
 
