@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from mycelia.amqp import Exchange, Link, connect
 from mycelia.call import DEFAULT_TIMEOUT, get_current_call
 from mycelia.clients.outbound import run_from_thread
-from mycelia.clients.publishing import PublishOptions, publish_message, read_options
+from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
 from mycelia.clients.reply_router import ReplyRouter
 from mycelia.clients.rpc_proxy import Caller, ServiceProxy
 from mycelia.errors import RuntimeStateError
@@ -176,7 +176,9 @@ class Client:
             exchange,
             event_type,
             payload,
-            read_options(PublishOptions(), options, f'event "{event_type}"'),
+            read_options(DEFAULT_OPTIONS, options, f'event "{event_type}"')
+            if options
+            else DEFAULT_OPTIONS,
             parent=get_current_call(),
             caller=self.name,
             default_timeout=self.timeout,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mycelia.amqp import Exchange
 from mycelia.call import get_current_call
 from mycelia.clients.outbound import run_from_thread
-from mycelia.clients.publishing import PublishOptions, publish_message, read_options
+from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
 from mycelia.entrypoints import event_exchange
 from mycelia.runtime import Container, DependencyProvider, counterpart_of
 from mycelia.wire import event_exchange_name

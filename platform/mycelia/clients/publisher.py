@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import get_current_call
 from mycelia.clients.outbound import run_from_thread
-from mycelia.clients.publishing import PublishOptions, publish_message, read_options
+from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
 from mycelia.entrypoints import exchange_from, queue_topology
 from mycelia.runtime import Container, DependencyProvider, counterpart_of
 
@@ -24,7 +24,7 @@ class Publish:
         self._provider = provider
         self._loop = loop
         self._options = read_options(
-            PublishOptions(), provider.options, f"Publisher of {provider.container.service_name}"
+            DEFAULT_OPTIONS, provider.options, f"Publisher of {provider.container.service_name}"
         )
 
     def __call__(

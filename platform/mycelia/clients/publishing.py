@@ -14,7 +14,7 @@ from mycelia.clients.outbound import event_headers
 from mycelia.errors import ConfigError
 from mycelia.wire import SerializerRegistry, new_uuid
 
-__all__ = ["PublishOptions", "publish_message", "read_options"]
+__all__ = ["DEFAULT_OPTIONS", "PublishOptions", "publish_message", "read_options"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,8 @@ class PublishOptions:
     timeout: float | None = None
     """Seconds to wait for the broker; the setting `mycelia.publish_timeout` (30) if `None`."""
 
+
+DEFAULT_OPTIONS = PublishOptions()
 
 _KNOWN = frozenset(field.name for field in dataclasses.fields(PublishOptions))
 _NEEDLESS = frozenset({"retry", "retry_policy", "transport_options", "declare", "immediate"})
