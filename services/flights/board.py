@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
@@ -101,29 +102,28 @@ class Board:
         """The longest delays; `?n=20` for more than five."""
         number = request.query_params.get("n", "5")
         if not number.isdecimal():
-            return 400, {"error": f"n must be a whole number, got {number!r}"}
+            raise HTTPException(400, f"n must be a whole number, got {number!r}.")
         return await self.delays.worst(int(number))
 
     @http("GET", "/api/aircraft/{tail_number}")
     async def aircraft(self, request: Request, tail_number: str) -> Any:
         """One aircraft's legs and running delay."""
         found = await self.delays.aircraft(tail_number.upper())
-        return found if found["legs"] else (404, {"error": f"no flight of {tail_number} so far"})
+        if not found["legs"]:
+            raise HTTPException(404, f"No flight of {tail_number} so far.")
+        return found
 
     @http("POST", "/api/replay")
     async def replay(self, request: Request) -> Any:
         """Starts a replay: `{"speed": 3600}`; `{"stop": true}` ends it."""
         if request.headers.get("content-type", "").split(";")[0] != "application/json":
-            return 415, {"error": "send application/json"}
-        try:
-            wish = await request.json()
-        except ValueError as exc:
-            return 400, {"error": f"the body is not JSON: {exc}"}
+            raise HTTPException(415, "Send application/json.")
+        wish = await request.json()
         if not isinstance(wish, dict):
-            return 400, {"error": 'expected an object such as {"speed": 3600}'}
+            raise HTTPException(400, 'Expected an object such as {"speed": 3600}.')
         if wish.get("stop"):
             return await self.feed.stop()
         speed = wish.get("speed", 3600)
         if type(speed) not in (int, float) or not 0 <= speed < math.inf:
-            return 400, {"error": f"speed must be a number, 0 or more, got {speed!r}"}
+            raise HTTPException(400, f"speed must be a number, 0 or more, got {speed!r}.")
         return await self.feed.start(speed=speed)

@@ -114,9 +114,11 @@ async def test_json_is_what_delays_says(counted: Running) -> None:
     ("method", "path", "body", "status", "says"),
     [
         ("GET", "/api/worst?n=all", None, 400, "n must be a whole number"),
-        ("GET", "/api/aircraft/NONE", None, 404, "no flight of NONE"),
+        ("GET", "/api/aircraft/NONE", None, 404, "No flight of NONE"),
         ("POST", "/api/replay", {"speed": -1}, 400, "speed must be a number"),
         ("POST", "/api/replay", {"speed": "fast"}, 400, "speed must be a number"),
+        ("POST", "/api/replay", {"speed": True}, 400, "speed must be a number"),
+        ("POST", "/api/replay", [3600], 400, "Expected an object"),
         ("POST", "/api/replay", None, 415, "application/json"),
     ],
 )
@@ -126,7 +128,16 @@ async def test_a_wrong_request_is_told_what_is_wrong(
     answer = await counted.http.request(method, path, json=body)
 
     assert answer.status_code == status
-    assert says in answer.json()["error"]
+    assert says in answer.json()["detail"]
+
+
+async def test_a_body_that_is_no_json_is_told_so(counted: Running) -> None:
+    headers = {"content-type": "application/json"}
+
+    answer = await counted.http.post("/api/replay", content=b"{speed", headers=headers)
+
+    assert answer.status_code == 400
+    assert "not JSON" in answer.json()["detail"]
 
 
 async def test_the_stream_begins_with_everything(counted: Running) -> None:

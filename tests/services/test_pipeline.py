@@ -18,6 +18,7 @@ from services.flights.verify import Batch, compare
 from tests.services.pipeline_by_hand import enriched_events
 
 from mycelia import Client, Runner
+from mycelia.errors import RemoteError
 
 BLIZZARD = "2013-02-08"
 FORTNIGHT = read_slice()
@@ -143,6 +144,23 @@ async def test_a_replay_at_a_pace_can_be_stopped_and_another_started(broker_uri:
     assert stopped["run"] == slow["run"]
     assert stopped["confirmed"] < slow["total"]
     assert finished["confirmed"] == again["total"] == finished["total"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"speed": -1}, "speed=-1: expected"),
+        ({"first_day": "8 February"}, "Invalid isoformat string"),
+        ({"last_day": "2013-02-30"}, "day is out of range"),
+    ],
+)
+async def test_a_replay_that_cannot_be_is_refused(arguments: dict[str, Any], says: str) -> None:
+    async with running("memory://refused", Feed) as client:
+        with pytest.raises(RemoteError, match=says):
+            await client.call("feed", "start", **arguments)
+        status = await client.call("feed", "status")
+
+    assert status["state"] == "idle"
 
 
 async def test_a_replay_that_nobody_handles_fails_and_says_so(broker_uri: str) -> None:
