@@ -26,7 +26,7 @@ class Dispatch:
         self._loop = loop
         self._exchange = event_exchange_name(provider.container.service_name)
         self._options = read_options(
-            PublishOptions(),
+            DEFAULT_OPTIONS,
             provider.options,
             f"EventDispatcher of {provider.container.service_name}",
         )
