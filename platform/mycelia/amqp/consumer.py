@@ -82,9 +82,8 @@ class _Intake:
         self._untold = 0
         self._tell_at = max(1, options.prefetch // 4) if options.prefetch else 64
         self._telling_later: asyncio.TimerHandle | None = None
-        self._offsets: deque[tuple[int, int]] = (
-            deque()
-        )  # (tag, offset), from about the lowest unsettled tag
+        self._offsets: deque[tuple[int, int]] = deque()
+        """(tag, stream offset), from the lowest unsettled tag or just below it."""
         self._is_cancelled = False
 
     # --- in: called by the frame reader ---
@@ -137,7 +136,7 @@ class _Intake:
         An acknowledgement in a write of its own costs a system call here and another at the broker, about as much as
         the rest of an RPC. The broker needs it only to deliver beyond the prefetch.
         """
-        if self.ledger.ack(delivery_tag):
+        if self.channel.is_open and self.ledger.ack(delivery_tag):
             self._statistics.acknowledged += 1
             self._untold += 1
             if self._untold >= self._tell_at:
@@ -146,7 +145,7 @@ class _Intake:
                 self._telling_later = self._connection.loop.call_later(_ACK_DELAY, self._tell)
 
     def nack(self, delivery_tag: int, requeue: bool) -> None:
-        if self.ledger.nack(delivery_tag, requeue):
+        if self.channel.is_open and self.ledger.nack(delivery_tag, requeue):
             if requeue:
                 self._statistics.requeued += 1
             self.settle_soon()

@@ -158,6 +158,12 @@ class Supervisor:
                 reason: LinkError = exc  # a broker that knew us may know us again once it is set up
             except LinkError as exc:
                 reason = exc
+            except Exception as exc:
+                if not self.was_up:
+                    raise
+                # A fault of ours must not leave a running service without its broker, in silence.
+                _log.exception("connecting_raised link=%s role=%s", self._name, self._role)
+                reason = BrokerUnavailable(repr(exc))
             self.last_error = reason
             failures += 1
             self._next_endpoint += 1
@@ -177,10 +183,7 @@ class Supervisor:
         connection = await self._connect(endpoint, self._role)
         try:
             await self._prepare(connection)
-        except LinkError as exc:
-            connection.abort(exc)
-            raise
-        except asyncio.CancelledError:
+        except BaseException:
             connection.abort(ConnectionLost(f"{endpoint}: given up while connecting"))
             raise
         return connection

@@ -64,6 +64,8 @@ class Topology:
         shared: list[Part] = []
         own: list[Part] = []
         for part in in_order(chosen):
+            if isinstance(part, Exchange) and not part.name:
+                continue  # the default exchange is there, and may not be declared
             name = part.queue if isinstance(part, Binding) else part.name
             is_own = not isinstance(part, Exchange) and name in exclusive
             (own if is_own else shared).append(part)

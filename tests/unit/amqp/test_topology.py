@@ -58,3 +58,7 @@ def test_forgotten_parts_are_gone() -> None:
     topology.forget_queue("q")
 
     assert topology.split() == ([Queue("r")], [])
+
+
+def test_default_exchange_is_never_declared() -> None:
+    assert Topology().split([Exchange("", "direct"), Queue("q")]) == ([Queue("q")], [])
