@@ -39,12 +39,15 @@ class Clock(Protocol):
 
 
 class _LoopTimer:
+    """Fires at `when` and never before: uvloop counts in whole milliseconds, and may wake up a little early."""
+
     def __init__(
         self, loop: asyncio.AbstractEventLoop, when: float, callback: Callable[[], None]
     ) -> None:
         self.when = when
         self._loop = loop
-        self._handle = loop.call_later(max(0.0, when - time.monotonic()), callback)
+        self._callback = callback
+        self._handle = self._sleep()
 
     @property
     def alive(self) -> bool:
@@ -52,6 +55,15 @@ class _LoopTimer:
 
     def cancel(self) -> None:
         self._handle.cancel()
+
+    def _sleep(self) -> asyncio.TimerHandle:
+        return self._loop.call_later(max(0.0, self.when - time.monotonic()), self._wake)
+
+    def _wake(self) -> None:
+        if time.monotonic() < self.when:
+            self._handle = self._sleep()
+        else:
+            self._callback()
 
 
 class LoopClock:

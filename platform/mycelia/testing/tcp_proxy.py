@@ -206,6 +206,8 @@ class _Pipe:
         self._read_from_client_or_not()
 
     def _read_from_client_or_not(self) -> None:
+        if self.client.is_closing():
+            return
         if self._is_stalled or self._is_server_full:
             self.client.pause_reading()
         else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mycelia.amqp.memory_clock import ManualClock
+import asyncio
+
+from mycelia.amqp.memory_clock import LoopClock, ManualClock
 
 
 def test_time_stands_still_until_it_is_advanced() -> None:
@@ -51,3 +53,22 @@ def test_cancelled_timer_does_not_fire() -> None:
     clock.advance(1.0)
 
     assert fired == ["kept"]
+
+
+async def test_timer_of_the_real_clock_never_fires_early() -> None:
+    clock = LoopClock()
+    late_by: list[float] = []
+    done = asyncio.Event()
+    for number in range(50):
+        due = clock.monotonic() + number * 0.000_37
+
+        def fire(due: float = due) -> None:
+            late_by.append(clock.monotonic() - due)
+            if len(late_by) == 50:
+                done.set()
+
+        clock.call_at(due, fire)
+
+    await asyncio.wait_for(done.wait(), 5)
+
+    assert min(late_by) >= 0.0
