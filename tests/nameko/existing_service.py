@@ -293,6 +293,12 @@ class Existing:
     def response(self, request: Request) -> Response:
         return Response(b"\x00\x01", status=202, mimetype="application/octet-stream")
 
+    @http("GET", "/slow")
+    def slow(self, request: Request) -> str:
+        self.seen.append(["slow", None])
+        threading.Event().wait(1.0)
+        return "x" * 1_000_000
+
     @http("GET", "/expected", expected_exceptions=ValueError)
     def expected(self, request: Request) -> None:
         raise ValueError("your fault")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pika
 
-__all__ = ["publish_raw", "raw_call"]
+__all__ = ["publish_raw", "raw_call", "take"]
 
 
 def raw_call(
@@ -71,3 +71,16 @@ def _publish(
         body if isinstance(body, bytes) else json.dumps(body).encode(),
         pika.BasicProperties(headers=headers, **given),
     )
+
+
+def take(uri: str, queue: str) -> tuple[bytes, dict[str, Any]] | None:
+    """Take one message off a queue: its body and headers; `None` if there is none, or no such queue."""
+    connection = pika.BlockingConnection(pika.URLParameters(uri))
+    try:
+        method, properties, body = connection.channel().basic_get(queue, auto_ack=True)
+    except (pika.exceptions.ChannelClosedByBroker, pika.exceptions.ConnectionClosedByBroker):
+        return None  # no such queue, or a quorum queue that is being made at this moment
+    finally:
+        if connection.is_open:
+            connection.close()
+    return None if method is None else (body, properties.headers or {})
