@@ -49,6 +49,9 @@ log = logging.getLogger("mycelia.entrypoints")
 
 DEADLINE_HEADER = HEADER_PREFIX + DEADLINE_MS
 
+TRANSIENT = 1
+"""Delivery mode of replies: one that outlives its broker has nobody waiting for it."""
+
 REPLY_TIMEOUT = 30.0
 """Seconds a reply without a deadline waits for a broker that is away, before it is given up."""
 
@@ -234,10 +237,12 @@ class RpcConsumer(SharedExtension):
             return
         serializer = self._serializer_of(delivery)
         properties = Properties(
-            content_type=serializer.content_type,
-            content_encoding=serializer.content_encoding,
-            delivery_mode=1,
-            correlation_id=request.correlation_id,
+            serializer.content_type,
+            serializer.content_encoding,
+            None,
+            TRANSIENT,
+            None,
+            request.correlation_id,
         )
         try:
             self._link.publish_nowait(self._exchange, reply_to, body, properties)

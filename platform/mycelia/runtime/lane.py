@@ -60,12 +60,11 @@ class ServiceSlots:
 
 
 class LaneStatistics:
-    """Counts of calls since the start, and how many run or wait now."""
+    """Counts of calls since the start."""
 
-    __slots__ = ("expired", "failed", "finished", "started")
+    __slots__ = ("expired", "failed", "finished")
 
     def __init__(self) -> None:
-        self.started = 0
         self.finished = 0
         self.failed = 0
         self.expired = 0
@@ -155,7 +154,6 @@ class Lane:
             return
         self.active += 1
         self._slots.active += 1
-        self.statistics.started += 1
         if self._chain is None:
             self._running[call] = None
             self._threads.submit(self.invocation.run_in_thread, call, self._finished)
@@ -247,7 +245,7 @@ class Lane:
         return {
             "active": self.active,
             "waiting": self.waiting,
-            "started": self.statistics.started,
+            "finished": self.statistics.finished,
             "failed": self.statistics.failed,
             "expired": self.statistics.expired,
         }
