@@ -55,14 +55,15 @@ class Stage(DependencyProvider):
         assert self._queue is not None, "begin() comes after start()"
         self.end()
         self.replay = replay
-        while not self._queue.empty():
-            self._queue.get_nowait()
         self._queue.put_nowait((replay, emit))
 
     def end(self) -> None:
-        """Stops the running replay, if there is one."""
+        """Stops the running replay, and one that has not begun yet."""
         if self._playing is not None:
             self._playing.cancel()
+        if self._queue is not None and not self._queue.empty():
+            waiting, _ = self._queue.get_nowait()
+            waiting.state = "stopped"
 
     def status(self) -> dict[str, Any]:
         """How far the newest replay is; `state` is `idle` before the first."""

@@ -11,9 +11,10 @@ import pytest
 from services.flights.dataset import Tables, flights_of, read_slice
 from services.flights.delays import Delays
 from services.flights.enrich import Enrich
-from services.flights.feed import Feed, between, new_run_id
+from services.flights.feed import Feed, Stage, between, new_run_id
 from services.flights.messages import due_events
 from services.flights.registry import Registry
+from services.flights.replay import Replay
 from services.flights.verify import Batch, compare
 from tests.services.pipeline_by_hand import enriched_events
 
@@ -161,6 +162,33 @@ async def test_a_replay_that_cannot_be_is_refused(arguments: dict[str, Any], say
         status = await client.call("feed", "status")
 
     assert status["state"] == "idle"
+
+
+async def test_a_replay_stopped_before_its_first_event_never_begins() -> None:
+    emitted: list[str] = []
+
+    async def emit(kind: str, event: Any) -> None:
+        emitted.append(kind)
+
+    stage = Stage()
+    await stage.start()
+    events = due_events(flights_of(EIGHTH._replace(flights=EIGHTH.flights[:3])))
+    dropped, played = (Replay(run, events, speed=0, in_flight=2) for run in ("1", "2"))
+    stage.begin(dropped, emit)
+    stage.end()
+    stage.begin(played, emit)
+    await until(_async(stage.status), lambda status: status["state"] == "finished")
+    await stage.stop()
+
+    assert dropped.status()["state"] == "stopped"
+    assert len(emitted) == len(events)
+
+
+def _async(ask: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
+    async def asked() -> Any:
+        return ask()
+
+    return asked
 
 
 async def test_a_replay_that_nobody_handles_fails_and_says_so(broker_uri: str) -> None:
