@@ -151,6 +151,8 @@ class TcpProxy:
         pipe = _Pipe(self, client)
         self._pipes.add(pipe)
         pipe.suffer(self.fault)
+        # And once more: uvloop begins to read after `connection_made()`, whatever was said there.
+        asyncio.get_running_loop().call_soon(lambda: pipe.suffer(self.fault))
         if self.fault not in _CUT:
             task = asyncio.get_running_loop().create_task(
                 self._connect(pipe), name="mycelia:tcp-proxy:connect"
