@@ -73,6 +73,14 @@ async def test_path_parameters_arrive_typed_and_the_particular_path_wins(
     assert (response.status_code, response.json()) == (200, answer)
 
 
+async def test_a_number_too_long_to_be_one_is_not_found(caplog: pytest.LogCaptureFixture) -> None:
+    async with serve(Paths) as served:
+        response = await served.client.get("/number/" + "9" * 5000)
+
+    assert response.status_code == 404
+    assert [r for r in caplog.records if r.levelname == "ERROR"] == []
+
+
 async def test_fixed_text_wins_over_parameters_and_several_methods_share_a_path() -> None:
     async with serve(Paths) as served:
         client = served.client

@@ -279,7 +279,10 @@ class HttpServer:
     async def _answer(self, scope: Scope, receive: Receive, sender: Sender) -> None:
         allowed: set[str] = set()
         for route, endpoint in self._routes:
-            match, child_scope = route.matches(scope)
+            try:
+                match, child_scope = route.matches(scope)
+            except ValueError:
+                continue  # Python converts no number of more than 4300 digits: such a path is none of ours
             if match is Match.FULL:
                 scope.update(child_scope)
                 await endpoint.answer(scope, receive, sender)

@@ -49,7 +49,11 @@ class Logger(DependencyProvider):
         container = self.container
         self._logger = structlog.wrap_logger(
             logging.getLogger(container.service_cls.__module__),
-            processors=[structlog.stdlib.filter_by_level, _to_record],
+            processors=[
+                structlog.stdlib.filter_by_level,
+                structlog.stdlib.PositionalArgumentsFormatter(),
+                _to_record,
+            ],
             wrapper_class=structlog.stdlib.BoundLogger,
             service=container.service_name,
             **self.fields,
@@ -69,6 +73,5 @@ def _to_record(
         for key in ("exc_info", "stack_info", "stacklevel")
         if key in event_dict
     }
-    event_dict.pop("positional_args", None)
     name = str(event_dict.pop("event", ""))
     return (LogEvent(name, call_fields() | dict(event_dict)),), special

@@ -59,7 +59,7 @@ class Inner:
 
     @rpc
     def in_a_thread(self) -> None:
-        self.log.bind(step=2).warning("slow", took_s=1.5)
+        self.log.bind(step=2).warning("slow %s", "plane", took_s=1.5)
         logging.getLogger("library").error("prose of %s", "a library")
 
     @rpc
@@ -95,7 +95,7 @@ async def test_lines_of_threads_and_of_other_loggers_carry_it_too(stream: io.Str
         await client.call("inner", "in_a_thread")
 
     own, library = (line for line in json_lines(stream) if line["level"] in ("warning", "error"))
-    assert (own["event"], own["step"], own["took_s"]) == ("slow", 2, 1.5)
+    assert (own["event"], own["step"], own["took_s"]) == ("slow plane", 2, 1.5)
     assert (library["event"], library["logger"]) == ("prose of a library", "library")
     assert own["call_id"] == library["call_id"]
     assert own["call_id"].startswith("inner.in_a_thread.")
