@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from mycelia.errors import ConfigError
 
@@ -80,38 +80,44 @@ class Backdoor:
         def run(coroutine: Any) -> Any:
             return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
-        stream = connection.makefile("rw", encoding="utf-8", newline="\n")
+        # Two streams: one for both would throw away, with each write, the lines it has read ahead.
+        typed = connection.makefile("r", encoding="utf-8", newline="\n")
+        shown = connection.makefile("w", encoding="utf-8", newline="\n")
         try:
-            console = _SocketConsole(stream, {**self._scope, "run": run})
+            console = _SocketConsole(typed, shown, {**self._scope, "run": run})
             console.interact(banner=BANNER, exitmsg="")
         except (OSError, SystemExit, ValueError):
             pass  # the other end left
         finally:
             self._sockets.discard(connection)
-            connection.close()
+            # The streams hold the socket too: the other end sees the end only when all are closed.
+            for one in (shown, typed, connection):
+                with contextlib.suppress(OSError):
+                    one.close()
 
 
 class _SocketConsole(code.InteractiveConsole):
-    """A console that reads from and writes to a stream instead of the process's own terminal."""
+    """A console that reads from and writes to streams instead of the process's own terminal."""
 
-    def __init__(self, stream: Any, scope: dict[str, Any]) -> None:
+    def __init__(self, typed: TextIO, shown: TextIO, scope: dict[str, Any]) -> None:
         super().__init__(scope)
-        self._stream = stream
+        self._typed = typed
+        self._shown = shown
 
     def raw_input(self, prompt: str = "") -> str:
         self.write(prompt)
-        line = self._stream.readline()
+        line = self._typed.readline()
         if not line:
             raise EOFError
-        return str(line).rstrip("\r\n")
+        return line.rstrip("\r\n")
 
     def write(self, data: str) -> None:
-        self._stream.write(data)
-        self._stream.flush()
+        self._shown.write(data)
+        self._shown.flush()
 
     def runcode(self, compiled: Any) -> None:
         # `print()` and the value of an expression go to this console, not to the process's output. Output of other
         # threads meanwhile does too; that is Nameko's behaviour as well.
-        with contextlib.redirect_stdout(self._stream):
+        with contextlib.redirect_stdout(self._shown):
             super().runcode(compiled)
-        self._stream.flush()
+        self._shown.flush()
