@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 from typing import Any
 
@@ -47,11 +48,22 @@ def _add_connection_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=30.0,
         metavar="SECONDS",
         help="give up after this (default: 30)",
     )
+
+
+def _seconds(text: str) -> float:
+    """A time to wait, as argparse wants it read."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds above 0, for instance 2.5")
+    return seconds
 
 
 def add_call_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,7 +105,9 @@ def call_command(args: argparse.Namespace) -> int:
 
     async def call() -> Any:
         async with _client(args) as client:
-            return await client.call(service, method, *positional, timeout=args.timeout, **named)
+            # Through a proxy: the remote method may have a parameter `timeout` of its own.
+            proxy = await client.service(service, timeout=args.timeout)
+            return await proxy[method](*positional, **named)
 
     return _run(call(), print_result=True)
 

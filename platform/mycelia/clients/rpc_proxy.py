@@ -148,7 +148,7 @@ class MethodProxy:
         """The same method with `timeout` seconds for each call."""
         return MethodProxy(self._proxy, self.name, timeout)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call and wait: returns an awaitable in `async def` methods, the result in `def` methods."""
         coroutine = self._call(args, kwargs)
         proxy = self._proxy
@@ -156,7 +156,7 @@ class MethodProxy:
             return coroutine
         return run_from_thread(coroutine, proxy.loop, self._effective_timeout())
 
-    def call_async(self, *args: Any, **kwargs: Any) -> RpcReply:
+    def call_async(self, /, *args: Any, **kwargs: Any) -> RpcReply:
         """Send now, wait later: `reply.result()`."""
         coroutine = self._call(args, kwargs)
         proxy = self._proxy

@@ -1,0 +1,176 @@
+"""`mycelia call` and `mycelia publish`: JSON in, JSON out, exit codes, errors on stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from tests.cli.processes import Done, MyceliaCommand, Process
+
+from mycelia.testing import eventually
+
+pytestmark = pytest.mark.usefixtures("fleet")
+
+
+class Talk:
+    def __init__(self, mycelia: MyceliaCommand, project: Path, broker: str) -> None:
+        self._mycelia = mycelia
+        self._project = project
+        self._broker = broker
+
+    def __call__(self, *argv: str, stdin: str = "") -> Done:
+        return self._mycelia(*argv, cwd=self._project, stdin=stdin, AMQP_URI=self._broker)
+
+
+@pytest.fixture
+def talk(mycelia: MyceliaCommand, project: Path, broker: str) -> Talk:
+    """Runs `mycelia …` with the broker in the environment."""
+    return Talk(mycelia, project, broker)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "result"),
+    [
+        ([], [[], {}]),
+        (["5"], [[5], {}]),
+        (['"text"'], [["text"], {}]),
+        (["null"], [[None], {}]),
+        (["[1, 2]"], [[1, 2], {}]),
+        (['{"a": 1}'], [[], {"a": 1}]),
+        (["1", "[2]", '{"a": 3}'], [[1, [2], {"a": 3}], {}]),
+        (["[[1, 2]]"], [[[1, 2]], {}]),
+        (['{"timeout": 1}'], [[], {"timeout": 1}]),
+        (['{"service": 1, "method": 2}'], [[], {"service": 1, "method": 2}]),
+    ],
+)
+def test_arguments_and_result_are_json(talk: Talk, arguments: list[str], result: object) -> None:
+    done = talk("call", "greeter.echo", *arguments)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == result
+    assert done.stderr == ""
+
+
+def test_arguments_may_come_from_standard_input(talk: Talk) -> None:
+    done = talk("call", "greeter.add", "-", stdin='{"a": 2, "b": 3}')
+
+    assert (done.returncode, done.stdout) == (0, "5\n")
+
+
+def test_broker_may_come_from_a_flag_or_a_configuration_file(
+    mycelia: MyceliaCommand, project: Path, broker: str, config: str
+) -> None:
+    for flag, value in (("--broker", broker), ("--config", config)):
+        done = mycelia("call", "greeter.add", "1", flag, value, cwd=project)
+        assert (done.returncode, done.stdout) == (0, "2\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (["call", "greeter.hello", "Bob"], 2, "'Bob' is not JSON"),
+        (["call", "greeter.hello", "Bob"], 2, "'\"Bob\"'"),
+        (["call", "greeter.hello", "{"], 2, "is not JSON"),
+        (["call", "greeter"], 2, '"greeter": write service.method'),
+        (["call", ".hello"], 2, "write service.method"),
+        (["call"], 2, "required"),
+        (["call", "greeter.add", "1", "--timeout", "soon"], 2, "'soon': expected seconds above 0"),
+        (["call", "greeter.add", "1", "--broker", "redis://x"], 2, 'no link speaks "redis"'),
+        (["call", "greeter.add", "1", "--config", "nowhere.yaml"], 2, "cannot be read"),
+        (["call", "greeter.nothing"], 1, "MethodNotFound: nothing"),
+        (["call", "greeter.add", '{"self": 1}'], 1, "IncorrectSignature"),
+        (["call", "greeter.add"], 1, "IncorrectSignature: missing a required argument: 'a'"),
+        (["call", "nobody.hello"], 1, 'UnknownService: no service "nobody" on this broker'),
+        (["call", "greeter.never", "--timeout", "0.2"], 1, "no reply within 0.2 s"),
+        (["publish", "tower"], 2, "required"),
+        (["publish", "tower", "closed", "{"], 2, "is not JSON"),
+        (["publish", "tower", "unheard", "--mandatory"], 1, "Unroutable: no queue is bound"),
+        (["no-such-command"], 2, "invalid choice"),
+        ([], 2, "required"),
+    ],
+)
+def test_mistake_is_told_on_stderr_with_its_exit_code(
+    talk: Talk, argv: list[str], status: int, message: str
+) -> None:
+    done = talk(*argv)
+
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("timeout", ["0", "-1", "nan"])
+def test_timeout_that_is_no_time_is_a_wrong_command(talk: Talk, timeout: str) -> None:
+    done = talk("call", "greeter.add", "1", f"--timeout={timeout}")
+
+    assert done.returncode == 2
+    assert "--timeout" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_remote_error_is_shown_with_its_traceback(talk: Talk) -> None:
+    done = talk("call", "greeter.fail", '"plane"')
+
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("LookupError: no plane here\n")
+    assert "greeter.py" in done.stderr
+    assert 'raise LookupError(f"no {what} here")' in done.stderr
+
+
+def test_unreachable_broker_and_wrong_password_are_clear_and_tell_no_password(
+    talk: Talk, broker: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    nowhere = f"amqp://guest:s3cret@127.0.0.1:{port}/"
+    refused = broker.replace("guest:guest@", "guest:s3cret@")
+
+    for uri, error in ((nowhere, "BrokerUnavailable"), (refused, "AccessRefused")):
+        done = talk("call", "greeter.add", "1", "--broker", uri, "--timeout", "0.5")
+        assert done.returncode == 1
+        assert error in done.stderr
+        assert "s3cret" not in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+async def test_published_event_reaches_its_handler(
+    talk: Talk, project: Path, fleet: Process
+) -> None:
+    file = project / "events.txt"
+    published = [
+        ("publish", "tower", "closed", '{"runway": "31L"}', ""),
+        ("publish", "tower", "closed", "-", "[1]"),
+        ("publish", "tower", "closed", "null", ""),
+    ]
+    for *argv, stdin in published:
+        done = await asyncio.to_thread(talk, *argv, "--mandatory", stdin=stdin)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    def arrived() -> bool:
+        lines = file.read_text().splitlines() if file.exists() else []
+        return sorted(lines) == sorted(["{'runway': '31L'}", "[1]", "None"])
+
+    await eventually(arrived, 15)
+
+
+def test_help_and_version_are_there_for_every_command(talk: Talk) -> None:
+    version = talk("--version")
+    assert version.returncode == 0
+    assert version.stdout.startswith("mycelia 0.")
+    for argv in ([], ["run"], ["call"], ["publish"], ["broker"], ["completion"]):
+        done = talk(*argv, "--help")
+        assert done.returncode == 0
+        assert "usage: mycelia" in done.stdout
+        assert done.stderr == ""
+
+
+def test_command_named_alone_shows_how_to_use_it(talk: Talk) -> None:
+    done = talk()
+
+    assert done.returncode == 2
+    assert "usage: mycelia" in done.stderr
