@@ -386,3 +386,19 @@ async def test_consumer_knows_its_queue(link: Link, any_queue: str) -> None:
 
     assert consumer.queue == any_queue
     assert consumer.unsettled == 0
+
+
+async def test_consumer_count_tells_who_consumes_now(link: Link, any_queue: str) -> None:
+    assert await link.consumer_count(any_queue) == 0
+    first = await link.consume(any_queue, Inbox())
+    await link.consume(any_queue, Inbox())
+    assert await link.consumer_count(any_queue) == 2
+
+    await first.cancel()
+
+    assert await link.consumer_count(any_queue) == 1
+
+
+async def test_consumer_count_of_an_absent_queue_is_refused(link: Link) -> None:
+    with pytest.raises(TopologyError, match="absent"):
+        await link.consumer_count("absent")

@@ -82,14 +82,21 @@ class Declarer:
 
     async def message_count(self, connection: BrokerConnection, queue: str, timeout: float) -> int:
         """Messages ready in `queue`."""
+        return int((await self._look_at(connection, queue, timeout)).message_count)
+
+    async def consumer_count(self, connection: BrokerConnection, queue: str, timeout: float) -> int:
+        """Consumers of `queue`."""
+        return int((await self._look_at(connection, queue, timeout)).consumer_count)
+
+    async def _look_at(self, connection: BrokerConnection, queue: str, timeout: float) -> Any:
+        """What a passive declare says of `queue`."""
         channel = await connection.open_channel(timeout)
         try:
-            answer = await channel.call("queue_declare", timeout, queue=queue, passive=True)
+            return await channel.call("queue_declare", timeout, queue=queue, passive=True)
         except ChannelClosed as exc:
             raise refusal(f'queue "{queue}"', exc) from exc
         finally:
             channel.close_nowait()
-        return int(answer.message_count)
 
     async def delete_queue(self, connection: BrokerConnection, queue: str, timeout: float) -> None:
         """Delete `queue`, if it exists."""

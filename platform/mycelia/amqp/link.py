@@ -233,6 +233,14 @@ class Link(Protocol):
         """
         ...
 
+    async def consumer_count(self, queue: str, timeout: float = 5.0) -> int:
+        """Consumers of `queue` (a passive declare).
+
+        Raises:
+            TopologyError: no such queue.
+        """
+        ...
+
     async def delete_queue(self, queue: str, timeout: float = 5.0) -> None:
         """Delete `queue`, whatever it holds. Nothing happens if it does not exist."""
         ...

@@ -153,6 +153,12 @@ class MemoryLink:
         with _as_topology_error():
             return self.broker.message_count(self, queue)
 
+    async def consumer_count(self, queue: str, timeout: float = 5.0) -> int:
+        await self._connected_within(timeout, f'count the consumers of "{queue}"')
+        await asyncio.sleep(0)
+        with _as_topology_error():
+            return self.broker.consumer_count(self, queue)
+
     async def delete_queue(self, queue: str, timeout: float = 5.0) -> None:
         await self._connected_within(timeout, f'delete queue "{queue}"')
         with _as_topology_error():

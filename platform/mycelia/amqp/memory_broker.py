@@ -252,6 +252,12 @@ class MemoryBroker:
         queue.touch()
         return queue.message_count
 
+    def consumer_count(self, peer: Peer, name: str) -> int:
+        queue = self._find_queue(name)
+        self._check_access(peer, queue)
+        queue.touch()
+        return queue.consumer_count
+
     def delete_queue(self, peer: Peer, name: str) -> None:
         """Delete a queue with its messages, which are not dead-lettered. Nothing happens if it does not exist."""
         queue = self._queue(name)

@@ -352,6 +352,12 @@ class RabbitLink:
             connection = await self._side_of(queue).connected()
             return await self._declarer.message_count(connection, queue, timeout)
 
+    async def consumer_count(self, queue: str, timeout: float = 5.0) -> int:
+        self._require_open("consumer_count()")
+        async with _bounded(f'counting consumers of queue "{queue}"', timeout):
+            connection = await self._side_of(queue).connected()
+            return await self._declarer.consumer_count(connection, queue, timeout)
+
     async def delete_queue(self, queue: str, timeout: float = 5.0) -> None:
         self._require_open("delete_queue()")
         async with _bounded(f'deleting queue "{queue}"', timeout):

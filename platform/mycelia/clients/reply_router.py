@@ -36,6 +36,7 @@ from mycelia.wire import (
     new_uuid,
     reply_queue_name,
     rpc_routing_key,
+    service_queue_name,
 )
 
 __all__ = ["ReplyRouter"]
@@ -47,19 +48,25 @@ DEADLINE_HEADER = HEADER_PREFIX + DEADLINE_MS
 REPLY_PREFETCH = 0
 """Replies are taken as fast as they come: each was asked for, so their number is bounded by the callers."""
 
+EXPLAIN_TIMEOUT = 0.25
+"""Seconds that an error of a call without reply may take to find out whether the service runs."""
+
 NO_TIME_LEFT = 0.001
 """Seconds; below this a request is not sent: the broker's expiry counts in whole milliseconds."""
+
+
+class _NoReply(Exception):
+    """The deadline of a pending call has passed; becomes `RpcTimeout` where the call is awaited."""
 
 
 class _Pending:
     """A call that waits for its reply."""
 
-    __slots__ = ("future", "slot", "target", "timeout")
+    __slots__ = ("future", "slot", "target")
 
-    def __init__(self, future: asyncio.Future[Any], target: str, timeout: float, slot: int) -> None:
+    def __init__(self, future: asyncio.Future[Any], target: str, slot: int) -> None:
         self.future = future
         self.target = target
-        self.timeout = timeout
         self.slot = slot
 
 
@@ -202,7 +209,7 @@ class ReplyRouter:
                 await self._link.ready(deadline - time.monotonic())
         future = self._loop.create_future()
         slot = self._wheel.add(correlation_id, deadline)
-        self._pending[correlation_id] = _Pending(future, routing_key, timeout, slot)
+        self._pending[correlation_id] = _Pending(future, routing_key, slot)
         if deadline < self._timer_due:
             self._arm_timer()
         try:
@@ -210,6 +217,19 @@ class ReplyRouter:
         except asyncio.CancelledError:
             self._take(correlation_id)
             raise
+        except _NoReply:
+            raise await self._explain_silence(service, routing_key, timeout) from None
+
+    async def _explain_silence(self, service: str, target: str, timeout: float) -> RpcTimeout:
+        """Why there may have been no reply: whether anybody consumes the service's queue is worth a question."""
+        hint = ""
+        queue = service_queue_name(service)
+        try:
+            if not await self._link.consumer_count(queue, timeout=EXPLAIN_TIMEOUT):
+                hint = f'Queue "{queue}" has 0 consumers: start the service.'
+        except MyceliaError as exc:
+            log.debug("silence_unexplained queue=%s error=%s", queue, exc)
+        return nameko_twin(RpcTimeout)(target, timeout, hint)
 
     def _take(self, correlation_id: str | None) -> _Pending | None:
         pending = self._pending.pop(correlation_id, None)  # type: ignore[arg-type]  # None finds nothing
@@ -261,7 +281,5 @@ class ReplyRouter:
         for correlation_id in self._wheel.expire(time.monotonic()):
             pending = self._pending.pop(correlation_id, None)
             if pending is not None and not pending.future.done():
-                pending.future.set_exception(
-                    nameko_twin(RpcTimeout)(pending.target, pending.timeout)
-                )
+                pending.future.set_exception(_NoReply())
         self._arm_timer()
