@@ -18,6 +18,8 @@ from typing import Any
 import pika
 import yaml
 
+from mycelia.runtime.handover import NATIVE_MODULE
+
 # Asking for a queue that is not there yet is how the tests wait; pika warns each time.
 logging.getLogger("pika.channel").setLevel(logging.ERROR)
 
@@ -65,10 +67,19 @@ class NamekoRun:
         modules: what to run.
         config: the configuration; written to a file.
         directory: for that file and the output.
+        handed_over: start with what `nameko run` becomes; spares the time of Nameko's own start.
     """
 
-    def __init__(self, *modules: str, config: Mapping[str, Any], directory: Path) -> None:
+    def __init__(
+        self,
+        *modules: str,
+        config: Mapping[str, Any],
+        directory: Path,
+        handed_over: bool = False,
+    ) -> None:
         self.modules = modules
+        nameko_run = [str(Path(sys.executable).with_name("nameko")), "run"]
+        self._command = [sys.executable, "-m", NATIVE_MODULE] if handed_over else nameko_run
         self.config = dict(config)
         stamp = f"{time.monotonic_ns()}"
         self._config_file = directory / f"config-{stamp}.yaml"
@@ -77,10 +88,9 @@ class NamekoRun:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> NamekoRun:
-        command = [str(Path(sys.executable).with_name("nameko")), "run"]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--config", str(self._config_file), *self.modules],
+                [*self._command, "--config", str(self._config_file), *self.modules],
                 cwd=ROOT,
                 env=_environment(),
                 stdout=log,

@@ -7,6 +7,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from mycelia.errors import ConfigError
@@ -19,7 +20,7 @@ from mycelia.runtime.extensions import (
 )
 from mycelia.runtime.handover import hand_over
 from mycelia.runtime.lane import Lane, OnExpired, OnSettle, ServiceSlots
-from mycelia.runtime.managed_thread import ManagedThread
+from mycelia.runtime.managed_thread import ManagedThread, run_in_daemon_thread
 from mycelia.runtime.process import Process
 from mycelia.runtime.threads import ThreadPool
 from mycelia.runtime.worker import Invocation, WorkerContext
@@ -285,11 +286,22 @@ class Container:
         await self._each_quietly(
             [e for e in self.extensions if id(e) not in entrypoints | dependencies], "stop"
         )
-        for thread in list(self._managed_threads):
-            thread.kill()
+        await self._end_managed_threads()
         if self._threads is not None:
             self._threads.close()
         log.info("service_stopped service=%s", self.service_name)
+
+    async def _end_managed_threads(self) -> None:
+        threads = list(self._managed_threads)
+        for thread in threads:
+            thread.kill()
+        if threads:  # a moment for their `finally` blocks; they are daemons and keep nothing alive
+            ends = [
+                run_in_daemon_thread(partial(thread.join, THREAD_END_TIMEOUT), f"end-{thread.name}")
+                for thread in threads
+            ]
+            if not all(await asyncio.gather(*ends)):
+                log.warning("managed_threads_left service=%s", self.service_name)
 
     async def _finish_workers(self, grace: float) -> None:
         lanes = self._lanes
@@ -343,6 +355,9 @@ class Container:
     def __repr__(self) -> str:
         return f"<Container [{self.service_name}]>"
 
+
+THREAD_END_TIMEOUT = 1.0
+"""Seconds a managed thread that is killed has for its clean-up."""
 
 HOOK_TIMEOUT = 10.0
 """Seconds an extension's `stop()` or `kill()` may take; a stuck one must not keep the process alive."""

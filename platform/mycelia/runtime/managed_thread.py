@@ -29,7 +29,7 @@ class ManagedThread:
     Args:
         function: called without arguments, in the thread.
         name: for logs.
-        on_exit: called in the thread, when it ends, with this object.
+        on_exit: called in the thread, last of all, with this object.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class ManagedThread:
         self.error: BaseException | None = None
         self._function = function
         self._result: Any = None
-        self._links: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [(on_exit, ())]
+        self._on_exit = on_exit
+        self._links: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"mycelia:{name}", daemon=True)
@@ -81,6 +82,11 @@ class ManagedThread:
                 ctypes.c_ulong(ident), ctypes.py_object(ManagedThreadKilled)
             )
 
+    def join(self, timeout: float) -> bool:
+        """Block until the thread and its links have ended, at most `timeout` seconds; whether they have."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
     def _run(self) -> None:
         try:
             try:
@@ -93,7 +99,7 @@ class ManagedThread:
                 self._ended.set()
         except ManagedThreadKilled:
             self._ended.set()
-        for callback, args in self._links:
+        for callback, args in (*self._links, (self._on_exit, ())):
             try:
                 callback(self, *args)
             except Exception:

@@ -1,0 +1,113 @@
+"""Third-party extensions on Mycelia that reach a limit, in a process of their own; `runtime/bridge.py`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.nameko.processes import NamekoRun
+
+Start = Callable[..., NamekoRun]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a service of `foreign_services` on Mycelia. Nothing here talks to a broker."""
+    runs: list[NamekoRun] = []
+
+    def start(service: str, **config: object) -> NamekoRun:
+        config = {
+            "AMQP_URI": "memory://foreign",
+            "SERVICE_CONTAINER_CLS": "mycelia.Container",
+            **config,
+        }
+        run = NamekoRun(
+            f"tests.nameko.foreign_services:{service}",
+            config=config,
+            directory=tmp_path,
+            handed_over=True,
+        )
+        runs.append(run.start())
+        return run
+
+    yield start
+    for run in runs:
+        run.kill()
+
+
+def test_consumer_over_kombu_is_refused_by_name(start: Start) -> None:
+    run = start("OverridesConsumer")
+
+    assert run.wait() == 1
+    assert "RetryingConsumer of service overrides_consumer builds on nameko.messaging" in run.output
+    assert "Traceback" not in run.output
+
+
+def test_provider_in_a_provider_is_refused_by_name(start: Start) -> None:
+    run = start("HoldsDependency")
+
+    assert run.wait() == 1
+    assert "Holder.proxy: a dependency provider cannot hold another (RpcProxy)" in run.output
+
+
+def test_error_of_a_managed_thread_ends_the_process_with_an_error(start: Start) -> None:
+    """A service whose consume loop has died must not look healthy."""
+    run = start("ThreadFails")
+
+    assert run.wait() == 1
+    assert "managed_thread_failed" in run.output
+    assert "the source is gone" in run.output
+    assert "loop ended, dead=True" in run.output
+
+
+def test_endless_managed_thread_is_killed_at_the_stop(start: Start) -> None:
+    run = start("ThreadIsKilled")
+    run.await_output("loop runs")
+
+    assert run.terminate() == 0
+    assert "loop ended, dead=True" in run.output
+
+
+def test_spawn_worker_blocks_when_the_service_is_full(start: Start) -> None:
+    run = start("Full", max_workers=2)
+    output = run.await_output("flood over")
+    running = [int(number) for number in re.findall(r"with (\d) running", output)]
+
+    assert len(running) == 6
+    assert max(running) <= 2
+    assert running[-1] >= 1  # it did not wait for every worker, one after the other
+
+
+def test_worker_that_could_not_begin_is_given_back_at_the_stop(start: Start) -> None:
+    run = start("Stopping", max_workers=1)
+    run.await_output("0 begins")
+
+    assert run.terminate() == 0
+    assert "1 is given back" in run.output
+    assert "0 ends" in run.output
+    assert "1 begins" not in run.output
+
+
+def test_entrypoint_hears_of_a_worker_whose_dependency_failed(start: Start) -> None:
+    """Nameko would kill the service here; whoever waits for the result must not wait for ever."""
+    run = start("ProviderFails")
+
+    run.await_output("heard ConnectionError: no database")
+    assert run.terminate() == 0
+
+
+def test_entrypoint_hears_of_a_method_that_exits(start: Start) -> None:
+    run = start("MethodExits")
+
+    run.await_output("heard WorkerAborted: SystemExit: 3")
+    assert run.terminate() == 0
+
+
+def test_subclass_of_the_stock_timer_runs_as_it_is(start: Start) -> None:
+    run = start("CustomTimer")
+    output = run.await_output("tock\ntick\ntock\ntick\ntock")
+
+    assert "tick\ntick" not in output
+    assert run.terminate() == 0
