@@ -6,9 +6,11 @@ import argparse
 import asyncio
 import gc
 import logging
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +108,10 @@ def _spare_the_collector() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
+ECHO_S = 0.5
+"""Signals closer together than this are one: `timeout` and some supervisors signal the process and then its group."""
+
+
 class _Stopper:
     """What signals do: the first stops gracefully, the second at once. Before the start has ended, it is given up."""
 
@@ -114,6 +120,7 @@ class _Stopper:
         self._starting: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
         self._signals = 0
+        self._last_signal_at = -math.inf
 
     def listen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -138,6 +145,11 @@ class _Stopper:
         await asyncio.gather(*self._stopping)
 
     def _on_signal(self, name: str) -> None:
+        now = time.monotonic()
+        is_echo = now - self._last_signal_at < ECHO_S
+        self._last_signal_at = now
+        if is_echo:
+            return
         self._signals += 1
         if self._starting is not None:
             log.info("stopping signal=%s start=given_up", name)
