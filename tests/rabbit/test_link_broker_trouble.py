@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -21,6 +22,24 @@ async def link(own_rabbit_node: PrivateNode) -> AsyncIterator[RabbitLink]:
     await link.declare(Queue("q"))
     yield link
     await link.aclose(timeout=2)
+
+
+async def _start_again(node: PrivateNode) -> None:
+    """Start the node on the port it had. A process killed a moment ago may still hold it."""
+    port = node.port
+
+    def is_free() -> bool:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+            return True
+
+    await eventually(is_free, 15, what=f"port {port} is free")
+    await asyncio.to_thread(node.start, leash=True)
+    assert node.port == port
 
 
 async def test_blocked_connection_is_back_pressure_with_a_bound(
@@ -77,7 +96,7 @@ async def test_link_survives_a_restart_of_the_broker(
     with pytest.raises(BrokerUnavailable):
         await link.declare(Queue("later"), timeout=0.2)
     waiting = asyncio.ensure_future(link.publish("e", "k", b"waited", Properties(), timeout=60))
-    await asyncio.to_thread(own_rabbit_node.start, leash=True)
+    await _start_again(own_rabbit_node)
     await waiting
     await link.ready(timeout=30)
 
@@ -112,7 +131,7 @@ async def test_nothing_confirmed_is_lost_when_the_broker_is_killed(
     publishers = [asyncio.ensure_future(publish_on(name)) for name in range(10)]
     await eventually(lambda: len(confirmed) > 50 and loop.time() > on_disk_at, 20)
     await asyncio.to_thread(own_rabbit_node.kill)
-    await asyncio.to_thread(own_rabbit_node.start, leash=True)
+    await _start_again(own_rabbit_node)
     seen = len(confirmed)
     await eventually(lambda: len(confirmed) > seen + 50, 60, what="publishing again")
     stop.set()
@@ -134,7 +153,7 @@ async def test_open_waits_for_a_broker_that_starts_later(
     await eventually(lambda: any("broker_unreachable" in one for one in caplog.messages), 10)
     assert link.state is LinkState.CONNECTING
 
-    await asyncio.to_thread(own_rabbit_node.start, leash=True)
+    await _start_again(own_rabbit_node)
     await asyncio.wait_for(opening, 30)
 
     assert link.state is LinkState.CONNECTED
@@ -158,7 +177,7 @@ async def test_link_closes_in_time_while_the_broker_is_down(
     assert link.state is LinkState.CLOSED
     with pytest.raises(BrokerUnavailable, match="closed before the broker confirmed"):
         await waiting
-    await asyncio.to_thread(own_rabbit_node.start, leash=True)
+    await _start_again(own_rabbit_node)
 
 
 async def test_refusal_while_reconnecting_is_waited_out(
