@@ -14,6 +14,7 @@ from typing import Any
 from mycelia.amqp import Binding, Consumer, Delivery, Exchange, Properties, Queue
 from mycelia.call import Call, CallKind, Outcome, Settle, deadline_from_wire
 from mycelia.entrypoints.dead_letters import DeadLetters, attempt_of
+from mycelia.entrypoints.subscription import stop_deliveries
 from mycelia.errors import (
     LinkError,
     MalformedRequest,
@@ -115,7 +116,7 @@ class RpcConsumer(SharedExtension):
     async def stop_consuming(self) -> None:
         """Take no more requests; those that wait here go back to the queue. Idempotent."""
         if self._consumer is not None:
-            await self._consumer.cancel()
+            await stop_deliveries(self._consumer)
         for method in self._methods.values():
             for call in method.lane.take_backlog():
                 call.message.nack(requeue=True)

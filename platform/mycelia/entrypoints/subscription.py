@@ -23,9 +23,26 @@ from mycelia.errors import LinkError, MyceliaError
 from mycelia.runtime import Container, Entrypoint
 from mycelia.wire import ATTEMPT_HEADER, decompress
 
-__all__ = ["Subscription", "requeue_delay"]
+__all__ = ["Subscription", "requeue_delay", "stop_deliveries"]
 
 log = logging.getLogger("mycelia.entrypoints")
+
+
+CANCEL_TIMEOUT = 3.0
+"""Seconds for the broker's word that it sends no more. It must leave the workers their grace."""
+
+
+async def stop_deliveries(consumer: Consumer) -> None:
+    """Take no more messages. Bounded: a broker that does not answer cannot hold up a stop."""
+    try:
+        async with asyncio.timeout(CANCEL_TIMEOUT):
+            await consumer.cancel()
+    except TimeoutError:
+        log.warning(
+            "cancel_unanswered queue=%s timeout_s=%g: stopping without",
+            consumer.queue,
+            CANCEL_TIMEOUT,
+        )
 
 
 def requeue_delay(attempt: int) -> float:
@@ -69,7 +86,7 @@ class Subscription(Entrypoint, ABC):
     async def stop(self) -> None:
         """Take no more messages; those that wait here go back to the queue."""
         if self._consumer is not None:
-            await self._consumer.cancel()
+            await stop_deliveries(self._consumer)
             for call in self._lane.take_backlog():
                 call.message.nack(requeue=True)
         for task in list(self._retries.values()):
