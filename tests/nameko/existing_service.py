@@ -12,11 +12,12 @@ from kombu import Exchange, Queue
 from nameko.contextdata import AuthToken, Language
 from nameko.dependency_providers import Config
 from nameko.events import BROADCAST, SINGLETON, EventDispatcher, EventHandler, event_handler
-from nameko.exceptions import BadRequest, RemoteError
+from nameko.exceptions import BadRequest, RemoteError, UnknownService
 from nameko.extensions import DependencyProvider, Entrypoint, SharedExtension
 from nameko.messaging import Publisher, consume
-from nameko.rpc import RpcProxy, rpc
+from nameko.rpc import Rpc, RpcProxy, rpc
 from nameko.timer import timer
+from nameko.utils import get_redacted_args
 from nameko.web.handlers import HttpRequestHandler, http
 from nameko.web.websocket import WebSocketHubProvider
 from nameko.web.websocket import rpc as websocket_rpc
@@ -60,7 +61,12 @@ class Recorder(DependencyProvider):
         self.is_setup = True
 
     def get_dependency(self, worker_ctx: Any) -> Any:
-        self.registry.log.append(f"get {worker_ctx.entrypoint.method_name}")
+        entrypoint = worker_ctx.entrypoint
+        self.registry.log.append(f"get {entrypoint.method_name}")
+        # As tracers and metrics do: by class, and with Nameko's own helpers.
+        if isinstance(entrypoint, Rpc):
+            args = get_redacted_args(entrypoint, *worker_ctx.args, **worker_ctx.kwargs)
+            self.registry.log.append(f"rpc {sorted(args)}")
         return self.registry
 
     def worker_setup(self, worker_ctx: Any) -> None:
@@ -157,6 +163,7 @@ class Existing:
     token = AuthToken()
     language = Language()
     myself = RpcProxy("existing")
+    nobody = RpcProxy("nobody")
     shout = Shouting("existing")
     dispatch = EventDispatcher()
     publish = Publisher(exchange=work_exchange)
@@ -197,6 +204,14 @@ class Existing:
             self.myself.fail("caught by Nameko's name")
         except RemoteError as exc:
             return f"{exc.exc_type}: {exc.value}"
+        return "nothing was raised"
+
+    @rpc
+    def catch_unknown_service(self) -> str:
+        try:
+            self.nobody.nothing()
+        except UnknownService as exc:
+            return str(exc)
         return "nothing was raised"
 
     @rpc

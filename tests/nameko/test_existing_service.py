@@ -89,6 +89,7 @@ def test_proxies_and_their_subclasses_call_services(call: Callable[..., Any]) ->
 
 def test_remote_errors_are_caught_by_nameko_class(call: Callable[..., Any]) -> None:
     assert call("catch_remote_error") == "ValueError: caught by Nameko's name"
+    assert "nobody" in call("catch_unknown_service")
 
 
 def test_config_and_context_data_are_injected(call: Callable[..., Any]) -> None:
@@ -150,8 +151,8 @@ def test_third_party_provider_takes_part_in_each_worker(call: Callable[..., Any]
     log = call("recorded")["log"]
 
     text = " ".join(log)
-    assert "get echo setup existing succeeded teardown" in text
-    assert "get fail setup existing failed teardown" in text
+    assert "get echo rpc ['value'] setup existing succeeded teardown" in text
+    assert "get fail rpc ['text'] setup existing failed teardown" in text
 
 
 def test_shared_extension_is_set_up_once(call: Callable[..., Any]) -> None:

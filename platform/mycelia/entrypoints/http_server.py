@@ -193,7 +193,7 @@ class HttpServer:
             config = uvicorn.Config(
                 self,
                 lifespan="off",
-                ws="websockets-sansio" if self._sites else "none",
+                ws="websockets-sansio",  # for sites; they may be mounted by a service that starts later
                 interface="asgi3",
                 log_config=None,
                 access_log=False,

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from mycelia.errors import ConfigError
-from mycelia.runtime.counterparts import dependency_counterpart, entrypoint_counterpart
+from mycelia.runtime.counterparts import bind_entrypoint, dependency_counterpart
 from mycelia.runtime.extensions import (
     ENTRYPOINTS_ATTRIBUTE,
     Entrypoint,
@@ -114,7 +114,7 @@ class Container:
             if provider is not None:
                 self.dependencies.append(provider.bind(self, name))
         for name, declared in find_entrypoints(self.service_cls):
-            self.entrypoints.append(entrypoint_counterpart(declared).bind(self, name))
+            self.entrypoints.append(bind_entrypoint(declared, self, name))
 
     def adopt(self, extension: Extension) -> None:
         """Take part in `extension`'s life cycle; called by `Extension.bind()`."""

@@ -14,6 +14,8 @@ nothing is imported from Nameko, which would bring eventlet into the process.
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -21,9 +23,11 @@ from mycelia.errors import ConfigError
 from mycelia.runtime.extensions import DependencyProvider, Entrypoint
 
 __all__ = [
+    "bind_entrypoint",
     "counterpart_of",
     "dependency_counterpart",
     "entrypoint_counterpart",
+    "entrypoint_is_shown_as",
     "extension_counterpart",
     "set_foreign_adapters",
 ]
@@ -108,6 +112,24 @@ def entrypoint_counterpart(declared: object) -> Entrypoint:
         return entrypoint
     entrypoint = found[1](declared)
     return entrypoint
+
+
+def bind_entrypoint(declared: Any, container: Any, method_name: str) -> Entrypoint:
+    """The entrypoint that serves `declared` in `container`, bound."""
+    entrypoint: Entrypoint = entrypoint_counterpart(declared).bind(container, method_name)
+    if entrypoint_is_shown_as(entrypoint) is entrypoint and not isinstance(declared, Entrypoint):
+        # Third-party providers ask for the class of `worker_ctx.entrypoint`: let them find Nameko's. Not bound by
+        # Nameko's `bind()`, which would make kombu consumers that nobody starts.
+        likeness = copy.copy(declared)
+        likeness.container = weakref.proxy(container)
+        likeness.method_name = method_name
+        entrypoint.foreign = likeness
+    return entrypoint
+
+
+def entrypoint_is_shown_as(entrypoint: Any) -> Any:
+    """What providers see as `worker_ctx.entrypoint`: the entrypoint itself, or Nameko's that it stands for."""
+    return getattr(entrypoint, "foreign", entrypoint)
 
 
 def extension_counterpart(bound: object) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mycelia.call import Call, Outcome, current_call
+from mycelia.runtime.counterparts import entrypoint_is_shown_as
 from mycelia.runtime.extensions import DependencyProvider, Entrypoint
 from mycelia.wire import CALL_ID_STACK
 
@@ -31,8 +32,7 @@ class WorkerContext:
 
     def __init__(self, container: Container, entrypoint: Entrypoint, call: Call, is_async: bool):
         self.container = container
-        # Providers look at the class of an entrypoint; one written for Nameko is inside its adapter (bridge.py).
-        self.entrypoint = getattr(entrypoint, "foreign", entrypoint)
+        self.entrypoint = entrypoint_is_shown_as(entrypoint)
         self.call = call
         self.is_async = is_async
         """Whether the worker is an `async def` on the event loop, or a `def` in a thread."""
