@@ -102,6 +102,10 @@ def _is_debian_wrapper(server: Path) -> bool:
     return server.resolve().name == "rabbitmq-script-wrapper" or "/usr/sbin/" in str(server)
 
 
+PORT_RELEASE_S = 3.0
+"""Seconds to wait for a remembered port, so that clients find a restarted node where it was."""
+
+
 def probe_amqp(host: str, port: int, timeout: float = 1.0) -> str | None:
     """Say hello in AMQP 0-9-1 and return the version the broker names, or `None` when nothing of the kind answers.
 
@@ -347,6 +351,8 @@ class PrivateNode:
 
         def settle(remembered: int | None) -> int:
             port = remembered
+            if port is not None:  # a node killed a moment ago may still be letting go of it
+                _wait_for(lambda: _is_free(port), PORT_RELEASE_S)
             while port is None or port in taken or not _is_free(port):
                 port = random.randint(*_PORT_RANGE)
             taken.add(port)
