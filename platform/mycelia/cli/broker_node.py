@@ -351,8 +351,9 @@ class PrivateNode:
 
         def settle(remembered: int | None) -> int:
             port = remembered
-            if port is not None:  # a node killed a moment ago may still be letting go of it
-                _wait_for(lambda: _is_free(port), PORT_RELEASE_S)
+            if remembered is not None:  # a node killed a moment ago may still be letting go of it
+                with contextlib.suppress(TimeoutError):
+                    _wait_for(lambda: _is_free(remembered), PORT_RELEASE_S)
             while port is None or port in taken or not _is_free(port):
                 port = random.randint(*_PORT_RANGE)
             taken.add(port)
