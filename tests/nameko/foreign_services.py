@@ -47,6 +47,21 @@ class HoldsDependency:
     def method(self) -> None: ...
 
 
+class Binder(DependencyProvider):
+    """Binds one of Nameko's own providers by hand."""
+
+    def setup(self) -> None:
+        self.proxy = RpcProxy("other").bind(self.container, "proxy")
+
+
+class BindsProxy:
+    name = "binds_proxy"
+    binder = Binder()
+
+    @rpc
+    def method(self) -> None: ...
+
+
 class Loop(Entrypoint):
     """A consume loop in a managed thread."""
 

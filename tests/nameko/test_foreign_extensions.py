@@ -52,6 +52,14 @@ def test_provider_in_a_provider_is_refused_by_name(start: Start) -> None:
     assert "Holder.proxy: a dependency provider cannot hold another (RpcProxy)" in run.output
 
 
+def test_proxy_that_a_provider_binds_by_itself_is_refused_by_name(start: Start) -> None:
+    """Its calls would wait for ever: nobody would consume their replies."""
+    run = start("BindsProxy")
+
+    assert run.wait() == 1
+    assert "Binder of service binds_proxy builds on nameko." in run.output
+
+
 def test_error_of_a_managed_thread_ends_the_process_with_an_error(start: Start) -> None:
     """A service whose consume loop has died must not look healthy."""
     run = start("ThreadFails")

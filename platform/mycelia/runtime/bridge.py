@@ -93,17 +93,22 @@ def _adopt_sub_extensions(foreign: Any, container: Container) -> list[Any]:
         if key in container.shared_extensions:
             adopted.append(container.shared_extensions[key])
             continue
-        refused = NEEDS_EVENTLET.intersection(_class_names(sub_extension))
-        if refused:
-            raise ConfigError(
-                f"{type(foreign).__module__}.{type(foreign).__qualname__} of service {container.service_name} builds on "
-                f"{refused.pop()}, whose AMQP connection only works under eventlet. Derive it from Mycelia's own "
-                "extension of the same kind, or run this service on stock Nameko beside the others."
-            )
+        _refuse_what_needs_eventlet(sub_extension, foreign, container)
         counterpart = extension_counterpart(sub_extension) or ForeignExtension(sub_extension)
         container.shared_extensions[key] = counterpart.bind(container)
         adopted.append(container.shared_extensions[key])
     return adopted
+
+
+def _refuse_what_needs_eventlet(extension: Any, foreign: Any, container: Container) -> None:
+    """Raises `ConfigError` for a shared extension of Nameko's that `foreign` builds on and nothing here would serve."""
+    refused = NEEDS_EVENTLET.intersection(_class_names(extension))
+    if refused:
+        raise ConfigError(
+            f"{type(foreign).__module__}.{type(foreign).__qualname__} of service {container.service_name} builds on "
+            f"{refused.pop()}, whose AMQP connection only works under eventlet. Derive it from Mycelia's own "
+            "extension of the same kind, or run this service on stock Nameko beside the others."
+        )
 
 
 def _refuse_nested_dependencies(declared: Any) -> None:
@@ -124,6 +129,8 @@ class ForeignExtension(Extension):
     Args:
         foreign: the bound extension.
     """
+
+    container: Container
 
     def __init__(self, foreign: Any) -> None:
         self.foreign = foreign
@@ -146,6 +153,9 @@ class ForeignExtension(Extension):
         if getattr(type(self.foreign), hook) is not getattr(NamekoExtension, hook):
             name = f"{type(self.foreign).__name__}.{hook}"
             await run_in_daemon_thread(getattr(self.foreign, hook), name)
+            # A hook may bind one of Nameko's proxies by itself; its calls would wait for replies that nobody reads.
+            for shared in list(self.container.shared_extensions.values()):
+                _refuse_what_needs_eventlet(shared, self.foreign, self.container)
 
     def __repr__(self) -> str:
         return f"<{type(self.foreign).__qualname__}, written for Nameko>"
