@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sqlite3
+import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -47,6 +48,9 @@ class Ledger:
         return number
 """
 
+CALL_S = 1.5
+"""What a caller waits before it tries again."""
+
 EVENT_QUEUE = "evt-source-happened--ledger.happened"
 
 
@@ -62,6 +66,7 @@ class Load:
         self.unclear: list[int] = []
         """Events whose confirm did not come in time: they may have arrived."""
         self.retries = 0
+        self.longest_failure_s = 0.0
 
     def stop(self) -> None:
         self._stopping = True
@@ -90,10 +95,12 @@ class Load:
         while not self._stopping:
             number = self._number()
             while True:  # until it is answered: the retry that a caller makes
+                started = time.monotonic()
                 try:
-                    answer = await self._client.call("ledger", "record", number, timeout=1.5)
+                    answer = await self._client.call("ledger", "record", number, timeout=CALL_S)
                 except (CallError, LinkError):
                     self.retries += 1
+                    self.longest_failure_s = max(self.longest_failure_s, time.monotonic() - started)
                 else:
                     assert answer == number
                     self.answered.append(number)
@@ -153,7 +160,7 @@ async def test_every_event_and_call_is_in_the_ledger_after_crashes_and_restarts(
             third = start()
             await progress()
             second.kill()
-            await asyncio.to_thread(node.stop)  # and now nobody is there, nor a broker
+            await asyncio.to_thread(node.kill)  # and now nobody is there, nor a broker
             fourth = start()
             await asyncio.to_thread(node.start, leash=True)
             await asyncio.gather(ready(third), ready(fourth))
@@ -189,5 +196,7 @@ async def test_every_event_and_call_is_in_the_ledger_after_crashes_and_restarts(
     sent = set(load.confirmed) | set(load.unclear)
     assert set(found["event"]) <= sent
     twice = sum(count > 1 for count in found["event"].values())
+    assert load.retries > 0  # the crashes were felt
+    assert load.longest_failure_s < CALL_S + 2  # and no caller waited beyond its deadline
     # Only what was under way in a crash may come twice: two crashes and a restart, 32 prefetched each.
     assert twice <= 3 * 2 * 16
