@@ -132,8 +132,13 @@ def _encode_table(table: Mapping[str, Any], depth: int) -> bytes:
     for name, value in table.items():
         key = _encoded.get(name)
         add(_encode_name(name) if key is None else key)
-        if type(value) is str:
+        kind = type(value)
+        if kind is str:
             _add_text(add, value)
+        elif kind is list and depth <= _MAX_NESTING:
+            add(_encode_list(value, name, depth + 1))
+        elif kind is int and 0x7FFFFFFF < value <= 0x7FFFFFFFFFFFFFFF:  # times in milliseconds
+            add(_PACK_TYPE_I64(b"l", value))
         else:
             add(_encode_value(value, name, depth))
     body = b"".join(parts)

@@ -109,9 +109,9 @@ class Client:
     ) -> None:
         await self.aclose()
 
-    async def call(
+    def call(
         self, service: str, method: str, /, *args: Any, timeout: float | None = None, **kwargs: Any
-    ) -> Any:
+    ) -> Coroutine[Any, Any, Any]:
         """Call a method of a service and return its result.
 
         `timeout` is the call's own; a remote method with a parameter of that name can be reached through
@@ -126,7 +126,20 @@ class Client:
         """
         caller = self._caller
         if caller is None:
-            caller = await self._open_caller()
+            return self._first_call(service, method, args, kwargs, timeout)
+        return caller.call(
+            service, method, args, kwargs, parent=get_current_call(), timeout=timeout
+        )
+
+    async def _first_call(
+        self,
+        service: str,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+    ) -> Any:
+        caller = await self._open_caller()
         return await caller.call(
             service, method, args, kwargs, parent=get_current_call(), timeout=timeout
         )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from mycelia.call import Call, tighter
+from mycelia.call import Call
 from mycelia.errors import RuntimeStateError
 from mycelia.wire import CALL_ID_STACK, DEADLINE_MS, call_id, encode_context
 
@@ -51,8 +51,9 @@ def event_headers(parent: Call | None, caller: str) -> dict[str, Any]:
 def deadline_of(parent: Call | None, timeout: float) -> float:
     """When the call is given up: `timeout` seconds from now, or the parent's deadline if that comes first."""
     own = time.monotonic() + timeout
-    inherited = tighter(None if parent is None else parent.deadline, own)
-    return own if inherited is None else inherited
+    if parent is None or parent.deadline is None:
+        return own
+    return min(own, parent.deadline)
 
 
 def refuse_to_block(loop: asyncio.AbstractEventLoop) -> None:

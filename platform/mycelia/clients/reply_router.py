@@ -45,6 +45,9 @@ log = logging.getLogger("mycelia.clients")
 
 DEADLINE_HEADER = HEADER_PREFIX + DEADLINE_MS
 
+TRANSIENT = 1
+"""Delivery mode of requests: one that outlives its broker has nobody waiting for it."""
+
 REPLY_PREFETCH = 0
 """Replies are taken as fast as they come: each was asked for, so their number is bounded by the callers."""
 
@@ -175,38 +178,32 @@ class ReplyRouter:
             Exception: what the remote method raised.
         """
         now = time.monotonic()
-        if deadline - now < NO_TIME_LEFT:
+        remaining = deadline - now
+        if remaining < NO_TIME_LEFT:
             raise nameko_twin(RpcTimeout)(
                 f"{service}.{method}", timeout, "Not sent: the time was used up before."
             )
-        serializer = serializer or self._serializers.default
+        if serializer is None:
+            serializer = self._serializers.default
         body = encode_request(args, kwargs, serializer)
-        if not self._link.writable:
-            await self._link.ready(deadline - now)
-            now = time.monotonic()
         headers[DEADLINE_HEADER] = deadline_to_wire(deadline, monotonic=now, wall=time.time())
         self._counter += 1
         correlation_id = f"{self._prefix}{self._counter:x}"
         properties = Properties(
-            content_type=serializer.content_type,
-            content_encoding=serializer.content_encoding,
-            headers=headers,
-            delivery_mode=1,
-            priority=priority,
-            correlation_id=correlation_id,
-            reply_to=self._routing_key,
-            expiration=str(int((deadline - now) * 1000) or 1),
+            serializer.content_type,
+            serializer.content_encoding,
+            headers,
+            TRANSIENT,
+            priority,
+            correlation_id,
+            self._routing_key,
+            str(int(remaining * 1000)),
         )
         routing_key = rpc_routing_key(service, method)
-        while True:
-            try:
-                self._link.publish_nowait(
-                    self._exchange, routing_key, body, properties, mandatory=True
-                )
-                break
-            except (BrokerUnavailable, BrokerBlocked):
-                # The link was lost or blocked in this very moment; nothing has been written.
-                await self._link.ready(deadline - time.monotonic())
+        try:
+            self._link.publish_nowait(self._exchange, routing_key, body, properties, mandatory=True)
+        except (BrokerUnavailable, BrokerBlocked):
+            await self._send_when_ready(routing_key, body, properties, deadline)
         future = self._loop.create_future()
         slot = self._wheel.add(correlation_id, deadline)
         self._pending[correlation_id] = _Pending(future, routing_key, slot)
@@ -219,6 +216,22 @@ class ReplyRouter:
             raise
         except _NoReply:
             raise await self._explain_silence(service, routing_key, timeout) from None
+
+    async def _send_when_ready(
+        self, routing_key: str, body: bytes, properties: Properties, deadline: float
+    ) -> None:
+        """The broker is away or blocked: wait for it within the call's deadline. Nothing has been written yet."""
+        while True:
+            await self._link.ready(max(deadline - time.monotonic(), 0.0))
+            remaining_ms = int((deadline - time.monotonic()) * 1000)
+            properties.expiration = str(max(remaining_ms, 1))
+            try:
+                self._link.publish_nowait(
+                    self._exchange, routing_key, body, properties, mandatory=True
+                )
+            except (BrokerUnavailable, BrokerBlocked):
+                continue  # lost again in this very moment; `ready()` bounds the loop
+            return
 
     async def _explain_silence(self, service: str, target: str, timeout: float) -> RpcTimeout:
         """Why there may have been no reply: whether anybody consumes the service's queue is worth a question."""

@@ -49,7 +49,7 @@ class Caller:
         self.timeout = timeout
         self._chain: Next | None = compose(middleware, self._send) if middleware else None
 
-    async def call(
+    def call(
         self,
         service: str,
         method: str,
@@ -60,18 +60,22 @@ class Caller:
         timeout: float | None = None,
         serializer: Serializer | None = None,
         priority: int | None = None,
-    ) -> Any:
-        """Call `service.method` and return its result; errors as `ReplyRouter.call()`."""
+    ) -> Coroutine[Any, Any, Any]:
+        """Call `service.method`; await what this returns. Errors as `ReplyRouter.call()`.
+
+        The deadline counts from here, and the parent's context is read here: the coroutine may run in another task.
+        """
         if timeout is None:
             timeout = self.timeout
         deadline = deadline_of(parent, timeout)
+        headers = request_headers(parent, self.name)
         if self._chain is None:
-            return await self.router.call(
+            return self.router.call(
                 service,
                 method,
                 args,
                 kwargs,
-                headers=request_headers(parent, self.name),
+                headers=headers,
                 deadline=deadline,
                 timeout=timeout,
                 serializer=serializer,
@@ -83,11 +87,14 @@ class Caller:
             method,
             args,
             kwargs,
-            headers=request_headers(parent, self.name),
+            headers=headers,
             deadline=deadline,
             message=_Request(timeout, serializer, priority),
         )
-        return (await self._chain(call)).unwrap()
+        return self._call_through(self._chain, call)
+
+    async def _call_through(self, chain: Next, call: Call) -> Any:
+        return (await chain(call)).unwrap()
 
     async def _send(self, call: Call) -> Outcome:
         """The end of the outbound chain."""
