@@ -50,8 +50,10 @@ class HoldsDependency:
 class Binder(DependencyProvider):
     """Binds one of Nameko's own providers by hand."""
 
-    def setup(self) -> None:
-        self.proxy = RpcProxy("other").bind(self.container, "proxy")
+    def bind(self, container: Any, attr_name: str) -> Any:
+        bound = super().bind(container, attr_name)
+        bound.proxy = RpcProxy("other").bind(container, attr_name)
+        return bound
 
 
 class BindsProxy:

@@ -153,9 +153,6 @@ class ForeignExtension(Extension):
         if getattr(type(self.foreign), hook) is not getattr(NamekoExtension, hook):
             name = f"{type(self.foreign).__name__}.{hook}"
             await run_in_daemon_thread(getattr(self.foreign, hook), name)
-            # A hook may bind one of Nameko's proxies by itself; its calls would wait for replies that nobody reads.
-            for shared in list(self.container.shared_extensions.values()):
-                _refuse_what_needs_eventlet(shared, self.foreign, self.container)
 
     def __repr__(self) -> str:
         return f"<{type(self.foreign).__qualname__}, written for Nameko>"
