@@ -1,0 +1,70 @@
+"""The tables in docs/configuration.md are those of the code."""
+
+from __future__ import annotations
+
+from typing import Any, get_args, get_type_hints
+
+import msgspec
+import pytest
+from tests.docs.documents import ROOT, table_rows
+
+from mycelia.runtime.settings import MyceliaSection, Settings
+
+DOCUMENT = ROOT / "docs" / "configuration.md"
+
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+UNION_WORDS = {
+    bool: "true",
+    str: "text",
+    int: "whole number",
+    float: "number",
+    dict: "map",
+    list: "list",
+}
+
+
+def documented(heading: str) -> dict[str, tuple[str, str]]:
+    """Key to type and default, from the table under a heading."""
+    section = DOCUMENT.read_text("utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = list(table_rows(section))[1:]
+    return {row[0].strip("`"): (row[1], row[2].strip("`")) for row in rows}
+
+
+def told(value: Any) -> str:
+    """A default as the tables write it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def type_in_words(hint: Any) -> str:
+    """`text or null`, as the tables say it; a number counts as such however it is written."""
+    members = [member for member in get_args(hint) if not hasattr(hint, "__origin__")]
+    if not members:
+        return WORDS.get(hint, "list" if getattr(hint, "__origin__", hint) is list else "map")
+    words = []
+    for member in members:
+        if member is type(None):
+            continue
+        plain = getattr(member, "__origin__", member)
+        words.append("true, false" if members == [bool, type(None)] else UNION_WORDS[plain])
+    return " or ".join(([", ".join(words)] if words else []) + ["null"])
+
+
+def in_code(struct: type[msgspec.Struct]) -> dict[str, tuple[str, str]]:
+    hints = get_type_hints(struct)
+    return {
+        field.name: (type_in_words(hints[field.name]), told(field.default))
+        for field in msgspec.structs.fields(struct)
+        if field.name != "mycelia"
+    }
+
+
+@pytest.mark.parametrize(
+    ("heading", "struct"),
+    [("Nameko's keys", Settings), ("The section `mycelia:`", MyceliaSection)],
+)
+def test_tables_have_every_key_with_its_type_and_default(
+    heading: str, struct: type[msgspec.Struct]
+) -> None:
+    assert documented(heading) == in_code(struct)

@@ -1,0 +1,158 @@
+"""What docs/operating.md says of logs, dead letters and permissions is so."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+from tests.docs.documents import ROOT, blocks_of, table_rows
+
+from mycelia import Client, EventDispatcher, Queue, Runner, event_handler, rpc
+from mycelia.amqp import Link
+from mycelia.cli.broker_node import PrivateNode
+from mycelia.errors import AccessRefused
+from mycelia.testing import eventually, run_services
+
+DOCUMENT = ROOT / "docs" / "operating.md"
+LEVELS = {"debug", "info", "warning", "error", "critical", "exception"}
+
+
+def section(heading: str) -> str:
+    return DOCUMENT.read_text("utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+# --- logs ------------------------------------------------------------------------------------------
+
+
+def _logged() -> Iterator[tuple[str, str]]:
+    """Event and level of each line that the platform can log."""
+    for module in (ROOT / "platform" / "mycelia").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="log" | "_log"), attr=level),
+                    args=[ast.Constant(value=str(message)), *_],
+                ) if level in LEVELS:
+                    level = "error" if level == "exception" else level
+                    yield message.split()[0], level
+
+
+def test_documented_events_are_logged_at_their_level() -> None:
+    rows = [row for row in table_rows(section("Logs")) if row[0].startswith("`")]
+    documented = {(event, row[1]) for row in rows for event in re.findall(r"`(\w+)`", row[0])}
+
+    assert len(documented) > 20
+    logged = {(event.replace("%s", r"\w+"), level) for event, level in _logged()}
+    unknown = [
+        (event, level)
+        for event, level in documented
+        if not any(re.fullmatch(known, event) and level == at for known, at in logged)
+    ]
+    assert unknown == []
+
+
+def test_errors_that_users_cause_or_must_mend_are_documented() -> None:
+    ours = {
+        "settle_failed",
+        "on_deliveries_raised",
+        "state_listener_raised",
+    }  # faults of the platform
+    entrypoints = {
+        event
+        for event, level in _logged()
+        if level == "error" and event.startswith(("worker_", "reply_", "dead_letter_"))
+    }
+
+    text = section("Logs")
+    assert {event for event in entrypoints - ours if f"`{event}`" not in text} == set()
+
+
+# --- dead letters ----------------------------------------------------------------------------------
+
+
+class Hello:
+    name = "hello"
+    emit = EventDispatcher()
+
+    @rpc
+    async def greet(self, who: str) -> str:
+        await self.emit("greeted", {"who": who})
+        return f"Hello, {who}!"
+
+    @event_handler("hello", "greeted")
+    def count(self, event: dict[str, str]) -> None:
+        event["who"]
+
+
+DEAD = "evt-hello-greeted--hello.count.dead"
+
+
+async def _await_dead_letter(link: Link) -> None:
+    async def is_there() -> bool:
+        return await link.message_count(DEAD) == 1
+
+    await link.declare(Queue(DEAD, arguments={"x-queue-type": "quorum"}))
+    await eventually(is_there, 10)  # type: ignore[arg-type]  # mypy infers no T for an async predicate
+
+
+async def test_dead_letter_is_seen_as_shown(
+    rabbit_node: PrivateNode, rabbit_vhost: str, rabbit_uri: str
+) -> None:
+    (command,) = [b.text for b in blocks_of(DOCUMENT, "console") if "/api/queues" in b.text]
+    found = re.search(r"(/api/\S+).*-d '(.*)'", command, re.DOTALL)
+    assert found is not None
+    path = found[1].replace("%2F", quote(rabbit_vhost, safe=""), 1)
+
+    async with run_services(Hello, broker=rabbit_uri) as bed:
+        await bed.client.publish("hello", "greeted", {"whom": "Ada"})
+        link = bed.container(Hello).process.link
+        await _await_dead_letter(link)
+        (letter,) = await asyncio.to_thread(
+            rabbit_node.api.request, "POST", path, json.loads(found[2])
+        )
+
+    headers = letter["properties"]["headers"]
+    documented = set(re.findall(r"`(x-mycelia-[\w-]+)`", section("Dead letters").split("**")[0]))
+    assert documented == {name for name in headers if name.startswith("x-mycelia-")}
+    assert letter["payload"] == '{"whom":"Ada"}'
+
+
+# --- permissions -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def restricted_uri(rabbit_node: PrivateNode, rabbit_vhost: str) -> Iterator[str]:
+    """The broker, for a user with the documented permissions and no others."""
+    (command,) = [b.text for b in blocks_of(DOCUMENT, "console") if "set_permissions" in b.text]
+    rights = dict(
+        zip(("configure", "write", "read"), re.findall(r"'([^']+)'", command), strict=True)
+    )
+    user = f"hello-{secrets.token_hex(4)}"
+    api = rabbit_node.api
+    api.request("PUT", f"/api/users/{user}", {"password": "secret", "tags": ""})
+    api.request("PUT", f"/api/permissions/{quote(rabbit_vhost, safe='')}/{user}", rights)
+    yield rabbit_node.uri(rabbit_vhost).replace("guest:guest", f"{user}:secret")
+    api.request("DELETE", f"/api/users/{user}")
+
+
+async def test_documented_permissions_suffice(restricted_uri: str) -> None:
+    async with Runner({"AMQP_URI": restricted_uri}, [Hello]) as runner:
+        async with Client(restricted_uri, name="hello") as client:
+            assert await client.call("hello", "greet", "Ada") == "Hello, Ada!"
+            await client.publish("hello", "greeted", {"whom": "Ada"})
+            link = runner.process.link
+            await _await_dead_letter(link)
+
+
+async def test_other_queues_than_the_documented_are_refused(restricted_uri: str) -> None:
+    class Other(Hello):
+        name = "other"
+
+    with pytest.raises(AccessRefused, match="Give the user the permission"):
+        await Runner({"AMQP_URI": restricted_uri}, [Other]).start(timeout=10)

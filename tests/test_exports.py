@@ -1,0 +1,62 @@
+"""The public names. A name that appears here is a promise; one that goes needs a word in `changes/`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+import mycelia
+from mycelia import errors, testing
+
+MYCELIA = {
+    # the programming model
+    *("rpc", "event_handler", "consume", "timer", "http"),
+    *("BROADCAST", "SERVICE_POOL", "SINGLETON", "ServerSentEvent", "ServerSentEvents"),
+    *("RpcProxy", "EventDispatcher", "Publisher", "Config", "ConfigView", "Logger"),
+    *("Extension", "SharedExtension", "Entrypoint", "DependencyProvider", "WorkerContext"),
+    # running and calling
+    *("Container", "Runner", "Client", "BlockingClient", "configure_logging"),
+    # calls and middleware
+    *("Call", "CallKind", "Outcome", "Settle", "Middleware", "Next", "get_current_call"),
+    # topology
+    *("Exchange", "Queue", "Binding"),
+    # errors
+    *("errors", "register_remote_error"),
+}
+
+TESTING = {
+    *("run_services", "ServiceBed", "make_worker", "eventually"),
+    *("PrivateNode", "TcpProxy", "Fault"),
+}
+
+ERRORS = {
+    *("MyceliaError", "ConfigError", "RuntimeStateError", "FlowError"),
+    *("LinkError", "BrokerUnavailable", "BrokerBlocked", "AccessRefused", "PublishRejected"),
+    *("Unroutable", "TopologyError", "ProtocolError"),
+    *("CallError", "RpcTimeout", "UnknownService", "CircuitOpen", "Overloaded"),
+    *("RemoteError", "MethodNotFound", "IncorrectSignature"),
+    *("ContractError", "MalformedRequest", "UnserializableValueError", "UndecodableMessage"),
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [(mycelia, MYCELIA), (testing, TESTING), (errors, ERRORS)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_public_names_are_these_and_exist(module: ModuleType, names: set[str]) -> None:
+    assert set(module.__all__) == names
+    assert [name for name in names if not hasattr(module, name)] == []
+
+
+def test_every_error_is_in_the_tree() -> None:
+    classes = [getattr(errors, name) for name in ERRORS]
+
+    assert [cls for cls in classes if not issubclass(cls, errors.MyceliaError)] == []
+
+
+def test_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    assert version("mycelia") == mycelia.__version__
