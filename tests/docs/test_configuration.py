@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
 from tests.docs.documents import ROOT, table_rows
 
-from mycelia.runtime.settings import MyceliaSection, Settings
+from mycelia.cli import talk
+from mycelia.cli.main import main
+from mycelia.errors import BrokerUnavailable
+from mycelia.runtime.settings import DEFAULT_BROKER, MyceliaSection, Settings
 
 DOCUMENT = ROOT / "docs" / "configuration.md"
 
@@ -68,3 +72,20 @@ def test_tables_have_every_key_with_its_type_and_default(
     heading: str, struct: type[msgspec.Struct]
 ) -> None:
     assert documented(heading) == in_code(struct)
+
+
+def test_file_without_a_broker_means_the_default_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def client(uri: str, **_: object) -> None:
+        asked.append(uri)
+        raise BrokerUnavailable("none here")
+
+    monkeypatch.setattr(talk, "Client", client)
+    file = tmp_path / "config.yaml"
+    file.write_text("ACCEPT: [json]\n")
+
+    assert main(["call", "--config", str(file), "delays.worst"]) == 1
+    assert asked == [DEFAULT_BROKER]

@@ -13,6 +13,7 @@ import msgspec
 from mycelia.cli.run import event_loop_factory, read_config
 from mycelia.clients import Client
 from mycelia.errors import ConfigError, MyceliaError, RemoteError
+from mycelia.runtime.settings import DEFAULT_BROKER
 from mycelia.wire import JSON
 
 __all__ = ["add_call_arguments", "add_publish_arguments", "call_command", "publish_command"]
@@ -151,7 +152,8 @@ def _read_json(text: str) -> Any:
 
 def _client(args: argparse.Namespace) -> Client:
     config = read_config(args.config, args.broker)
-    return Client(config["AMQP_URI"], timeout=args.timeout, name="mycelia_cli", config=config)
+    uri = config.get("AMQP_URI", DEFAULT_BROKER)
+    return Client(uri, timeout=args.timeout, name="mycelia_cli", config=config)
 
 
 def _run(coroutine: Any, *, print_result: bool) -> int:
