@@ -16,6 +16,7 @@ from tests.runtime.dead_letter_box import read_dead_letters
 
 from mycelia import Client, consume, event_handler, rpc
 from mycelia.amqp import Delivery, Exchange, Link, Properties, Queue
+from mycelia.amqp.memory_broker import broker_at
 from mycelia.errors import MalformedRequest
 from mycelia.testing import eventually
 from mycelia.wire import decode_reply
@@ -327,3 +328,31 @@ async def test_stop_puts_messages_that_wait_for_their_retry_back(
         return await link.message_count("evt-source-happened--impatient.happened") == 1
 
     await eventually(is_back)
+
+
+async def test_message_whose_handlers_die_is_dead_lettered_in_the_end(
+    serve: Serve, client: Client, link: Link, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mycelia.entrypoints.subscription.DELIVERY_LIMIT", 3)
+    begun: list[int] = []
+
+    class Fatal:
+        name = "fatal"
+
+        @event_handler("source", "happened")
+        async def happened(self, payload: int) -> None:
+            begun.append(payload)
+            await asyncio.Event().wait()  # never has an outcome: its process is about to die
+
+    await serve(Fatal)
+    await client.publish("source", "happened", 1)
+    for deaths in range(1, 4):
+        await eventually(lambda deaths=deaths: len(begun) == deaths)
+        broker_at(uri).drop_connections()  # what the broker sees of a process that dies
+
+    (letter,) = await read_dead_letters(link, "evt-source-happened--fatal.happened", 1)
+
+    headers = letter.properties.headers or {}
+    assert headers["x-mycelia-reason"] == "too_many_attempts"
+    assert headers["x-mycelia-attempt"] == 4
+    assert len(begun) == 3

@@ -6,7 +6,7 @@
 | the handler raised | dead-lettered with the reason |
 | … with `requeue_on_error` | published to its queue again after a growing delay, dead-lettered after 20 attempts |
 | undecodable, oversized, not accepted | dead-lettered with the reason |
-| the service stops, or dies | back to the queue; delivered again |
+| the service stops, or dies | back to the queue; delivered again, dead-lettered when it comes back for the 20th time (quorum queues count) |
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ __all__ = ["Subscription", "requeue_delay", "stop_deliveries"]
 
 log = logging.getLogger("mycelia.entrypoints")
 
+
+DELIVERY_LIMIT = 20
+"""Times a message may come back without an outcome, because whoever had it died or was stopped. The next delivery is
+buried instead of handled: a message that kills its process must not go through the fleet for ever. RabbitMQ 4 counts
+to 20 as well, and then drops the message where no dead-letter exchange is set."""
 
 CANCEL_TIMEOUT = 3.0
 """Seconds for the broker's word that it sends no more. It must leave the workers their grace."""
@@ -105,6 +110,10 @@ class Subscription(Entrypoint, ABC):
 
     def _accept(self, delivery: Delivery) -> None:
         properties = delivery.properties
+        returned = (properties.headers or {}).get("x-delivery-count")
+        if type(returned) is int and returned >= DELIVERY_LIMIT:
+            self._bury(delivery, "too_many_attempts", None)
+            return
         body = decompress(delivery.body, properties.headers, self._serializers.max_body_bytes)
         payload = self._serializers.decode(
             body, properties.content_type, properties.content_encoding
