@@ -19,7 +19,7 @@ from tests.docs.documents import (
 )
 
 import mycelia
-from mycelia import errors, testing
+from mycelia import errors, providers, testing
 from mycelia.clients import RpcReply
 from mycelia.runtime.settings import MyceliaSection
 
@@ -95,7 +95,8 @@ def test_class_names_exist(document: Path) -> None:
     named = set(
         re.findall(r"`@?([A-Z][a-z]+[A-Za-z]*)(?:\.\w+)*(?:\([^`]*\))?`", prose_of(document))
     )
-    public = {*mycelia.__all__, *errors.__all__, *testing.__all__, RpcReply.__name__}
+    modules = (mycelia, errors, testing, providers)
+    public = {RpcReply.__name__}.union(*(module.__all__ for module in modules))
     unknown = {name for name in named - public - OTHERS - INNER if not hasattr(builtins, name)}
 
     assert unknown == set()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 from tests.docs.documents import ROOT, Block, blocks_of
 
 from mycelia import Client, rpc
-from mycelia.testing import run_services
+from mycelia.testing import PrivateNode, eventually, run_services
 
 DOCS = ROOT / "docs"
 
@@ -30,6 +32,20 @@ def load(block: Block) -> dict[str, Any]:
     sys.modules[module.__name__] = module
     exec(compile(block.text, str(block), "exec"), vars(module))
     return vars(module)
+
+
+async def test_every_entrypoint_of_the_tower_works() -> None:
+    tower = load(block_with(DOCS / "concepts.md", "class Tower"))["Tower"]
+
+    async with run_services(tower, config={"WEB_SERVER_ADDRESS": "127.0.0.1:0"}) as bed:
+        assert await bed.client.call("tower", "state", "31L") == "open"
+        await bed.client.publish("feed", "departed", {"runway": "31L"}, mandatory=True)
+        await eventually(lambda: tower.runways == {"31L": "busy"})
+
+        (page,) = (e for e in bed.container(tower).entrypoints if e.method_name == "page")
+        async with httpx.AsyncClient() as http:
+            answer = await http.get(f"http://{page.address}/runways/31L")
+        assert answer.json() == {"runway": "31L", "state": "busy"}
 
 
 async def test_provider_of_ones_own_injects_a_connection() -> None:
@@ -76,11 +92,20 @@ async def test_service_moved_from_nameko_runs() -> None:
         assert await bed.client.call("fares", "seats_of_all", ["N1", "N12"]) == [2, 3]
 
 
-@pytest.mark.usefixtures("rabbit_node")  # where there is none, they cannot have one either
-async def test_tests_in_the_testing_guide_pass(tmp_path: Path) -> None:
+async def test_tests_in_the_testing_guide_pass(tmp_path: Path, rabbit_node: PrivateNode) -> None:
     for block in blocks_of(DOCS / "testing.md"):
         if block.name:
             (tmp_path / block.name).write_text(block.text, "utf-8")
+    # The guide's fixture starts a node as tests/conftest.py does; one node is enough for this run.
+    conftest = tmp_path / "conftest.py"
+    own, replaced = re.subn(
+        r"    node = PrivateNode.*?node\.remove\(\)\n",
+        f"    from pathlib import Path\n\n    return PrivateNode(Path({str(rabbit_node.directory)!r}))\n",
+        conftest.read_text("utf-8"),
+        flags=re.DOTALL,
+    )
+    conftest.write_text(own, "utf-8")
+    assert replaced == 1
 
     done = await asyncio.to_thread(
         subprocess.run,
