@@ -272,8 +272,11 @@ class BlockingClient:
         return self._client
 
     def _run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
-        assert self._loop is not None
-        return run_from_thread(coroutine, self._loop, timeout)
+        loop = self._loop
+        if loop is None:  # another thread has closed the client meanwhile
+            coroutine.close()
+            raise RuntimeStateError("the client was closed before the call was made.")
+        return run_from_thread(coroutine, loop, timeout)
 
     def __enter__(self) -> BlockingClient:
         self.open()
