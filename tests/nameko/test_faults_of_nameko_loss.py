@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from tests.nameko.fault_tools import Gate, dead_letter, proxied, queue_becomes
+from tests.nameko.fault_tools import Gate, dead_letter, proxied
 from tests.nameko.raw_rpc import publish_raw
 
 from mycelia import (
