@@ -198,6 +198,18 @@ def _go_peer(name: str, queue_type: str, *, rpc: bool) -> Peer:
     )
 
 
+def _go_on_namekos_wire() -> Peer:
+    """What a Go team has to write to talk with a fleet of Nameko services: the same broker work as Mycelia's."""
+    wire = {"BENCH_WIRE": "nameko"}
+    return Peer(
+        name="go-nameko",
+        about="amqp091-go on Nameko's wire: topic exchange, durable queues, own reply queue, acked replies",
+        absent=_go_absent,
+        rpc=(_go("rpc-server", **wire), _go("rpc-client", **wire)),
+        queues=("rpc-bench_go",),
+    )
+
+
 _NAMEKO_SERVE = _nameko_run("nameko_service:BenchNameko", "bench_nameko")
 _FASTSTREAM_ABSENT = _imports("import faststream.rabbit")
 
@@ -208,6 +220,7 @@ PEERS: Mapping[str, Peer] = {
         _mycelia("def", "BenchDef"),
         _go_peer("go", "classic", rpc=True),
         _go_peer("go-quorum", "quorum", rpc=False),
+        _go_on_namekos_wire(),
         Peer(
             name="pika",
             about="pika's asyncio adapter, by hand; direct reply-to; classic event queue",

@@ -33,13 +33,37 @@ type reply struct {
 	Error  *string `json:"error"`
 }
 
+// route is how requests and replies travel.
+type route struct {
+	exchange string // of requests, and of replies on Nameko's wire
+	key      string // of requests
+	queue    string // of requests
+	nameko   bool
+}
+
+// chosenRoute is Go's own best way, or Nameko's wire: topic exchange, durable queues, a reply queue of the
+// caller's own that outlives a reconnect, mandatory requests, acknowledged replies.
+func chosenRoute() route {
+	if os.Getenv("BENCH_WIRE") == "nameko" {
+		return route{"nameko-rpc", "bench_go.echo", "rpc-bench_go", true}
+	}
+	return route{"", echoQueue, echoQueue, false}
+}
+
 // rpcServer answers each request on its reply-to address, then acks it. One goroutine: a channel
 // writes under a lock, so that more of them gain nothing for an echo.
 func rpcServer() {
+	way := chosenRoute()
 	channel := openChannel()
 	must(channel.Qos(prefetch, 0, false))
-	queue, err := channel.QueueDeclare(echoQueue, false, true, false, false, nil)
+	queue, err := channel.QueueDeclare(way.queue, way.nameko, !way.nameko, false, false, nil)
 	must(err)
+	replyExchange := ""
+	if way.nameko {
+		must(channel.ExchangeDeclare(way.exchange, "topic", true, false, false, false, nil))
+		must(channel.QueueBind(way.queue, "bench_go.*", way.exchange, false, nil))
+		replyExchange = way.exchange
+	}
 	deliveries, err := channel.Consume(queue.Name, "", false, false, false, false, nil)
 	must(err)
 	exitOnTerminate()
@@ -49,7 +73,7 @@ func rpcServer() {
 		must(json.Unmarshal(delivery.Body, &asked))
 		body, err := json.Marshal(reply{Result: asked.Args[0]})
 		must(err)
-		must(channel.PublishWithContext(context.Background(), "", delivery.ReplyTo, false, false, amqp.Publishing{
+		must(channel.PublishWithContext(context.Background(), replyExchange, delivery.ReplyTo, false, false, amqp.Publishing{
 			ContentType: contentType, CorrelationId: delivery.CorrelationId, Body: body,
 		}))
 		must(delivery.Ack(false))
@@ -59,14 +83,26 @@ func rpcServer() {
 // caller matches replies to the calls that wait for them.
 type caller struct {
 	channel *amqp.Channel
+	way     route
+	replyTo string
 	lock    sync.Mutex
 	last    uint64
 	waiting map[string]chan []byte
 }
 
 func newCaller() *caller {
-	c := &caller{channel: openChannel(), waiting: make(map[string]chan []byte)}
-	replies, err := c.channel.Consume(replyTo, "", true, false, false, false, nil)
+	c := &caller{
+		channel: openChannel(), way: chosenRoute(), replyTo: replyTo, waiting: make(map[string]chan []byte),
+	}
+	queue := replyTo
+	if c.way.nameko {
+		c.replyTo = fmt.Sprintf("bench-go-%d-%d", os.Getpid(), time.Now().UnixNano())
+		queue = "rpc.reply-bench_go-" + c.replyTo
+		_, err := c.channel.QueueDeclare(queue, true, false, false, false, amqp.Table{"x-expires": int32(300000)})
+		must(err)
+		must(c.channel.QueueBind(queue, c.replyTo, c.way.exchange, false, nil))
+	}
+	replies, err := c.channel.Consume(queue, "", !c.way.nameko, false, false, false, nil)
 	must(err)
 	go func() {
 		for delivery := range replies {
@@ -75,6 +111,9 @@ func newCaller() *caller {
 			delete(c.waiting, delivery.CorrelationId)
 			c.lock.Unlock()
 			answer <- delivery.Body
+			if c.way.nameko {
+				must(delivery.Ack(false))
+			}
 		}
 	}()
 	return c
@@ -89,9 +128,13 @@ func (c *caller) call(argument int) int {
 	id := strconv.FormatUint(c.last, 10)
 	c.waiting[id] = answer
 	c.lock.Unlock()
-	must(c.channel.PublishWithContext(context.Background(), "", echoQueue, false, false, amqp.Publishing{
-		ContentType: contentType, CorrelationId: id, ReplyTo: replyTo, Body: body,
-	}))
+	message := amqp.Publishing{ContentType: contentType, CorrelationId: id, ReplyTo: c.replyTo, Body: body}
+	if c.way.nameko {
+		message.ContentEncoding = "utf-8"
+		message.Headers = amqp.Table{"nameko.call_id_stack": []any{"bench_go.call." + id}}
+		message.Expiration = "30000"
+	}
+	must(c.channel.PublishWithContext(context.Background(), c.way.exchange, c.way.key, c.way.nameko, false, message))
 	var answered reply
 	must(json.Unmarshal(<-answer, &answered))
 	return answered.Result
