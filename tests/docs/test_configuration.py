@@ -7,11 +7,12 @@ from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
-from tests.docs.documents import ROOT, table_rows
+from tests.docs.documents import ROOT, blocks_of, table_rows
 
 from mycelia.cli import talk
 from mycelia.cli.main import main
 from mycelia.errors import BrokerUnavailable
+from mycelia.runtime.config import parse_config
 from mycelia.runtime.settings import DEFAULT_BROKER, MyceliaSection, Settings
 
 DOCUMENT = ROOT / "docs" / "configuration.md"
@@ -89,3 +90,22 @@ def test_file_without_a_broker_means_the_default_one(
 
     assert main(["call", "--config", str(file), "delays.worst"]) == 1
     assert asked == [DEFAULT_BROKER]
+
+
+def test_typo_is_told_as_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shown,) = [b.text for b in blocks_of(DOCUMENT, "console") if "typo.yaml" in b.text]
+    file = tmp_path / "typo.yaml"
+    file.write_text("mycelia: {rpc_timout: 3}\n")
+
+    assert main(["run", "--config", str(file), "hello"]) == 1
+    assert capsys.readouterr().err == shown.partition("\n")[2]
+
+
+def test_example_is_a_configuration() -> None:
+    (example,) = blocks_of(DOCUMENT, "yaml")
+    config = parse_config(example.text, environ={"LOG_LEVEL": "DEBUG"})
+
+    settings = Settings.from_config(config)
+    assert settings.max_workers == 50
+    assert settings.mycelia.log_level == "DEBUG"
+    assert config["feed"] == {"speed": 3600}
