@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from mycelia.amqp.link import Link
-from mycelia.amqp.memory import MemoryLink
 from mycelia.amqp.rabbit import RabbitLink
 from mycelia.amqp.uri import redact
 from mycelia.errors import ConfigError
@@ -26,6 +25,8 @@ def connect(uri: str, **options: Any) -> Link:
     if scheme in ("amqp", "amqps", "pyamqp"):
         return RabbitLink(uri, **options)
     if scheme == "memory":
+        from mycelia.amqp.memory import MemoryLink  # a third of this package, and seldom in production
+
         return MemoryLink(uri)
     raise ConfigError(
         f'"{redact(uri)}": no link speaks "{scheme}". Use amqp://, amqps://, pyamqp:// or memory://.'
