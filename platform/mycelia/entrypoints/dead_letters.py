@@ -30,10 +30,18 @@ from mycelia.errors import MyceliaError
 from mycelia.runtime import Container, SharedExtension
 from mycelia.wire import ATTEMPT_HEADER
 
-__all__ = ["DeadLetters", "attempt_of", "dead_letter_headers", "dead_letter_queue_name"]
+__all__ = [
+    "DeadLetters",
+    "attempt_of",
+    "dead_letter_headers",
+    "dead_letter_queue_name",
+    "returns_of",
+]
 
 log = logging.getLogger("mycelia.entrypoints")
 
+RETURNS_HEADER = "x-delivery-count"
+"""The broker's count of returns to a quorum queue; true of one message in one queue, so it is never published again."""
 MAX_ERROR_CHARS = 4 * 1024
 MAX_TRACEBACK_CHARS = 16 * 1024
 RETRY_DELAY_S = 5.0
@@ -50,8 +58,20 @@ def attempt_of(delivery: Delivery) -> int:
     headers = delivery.properties.headers
     if not headers:
         return 1
-    ours, brokers = headers.get(ATTEMPT_HEADER), headers.get("x-delivery-count")
-    return (ours if type(ours) is int else 1) + (brokers if type(brokers) is int else 0)
+    ours = headers.get(ATTEMPT_HEADER)
+    return (ours if type(ours) is int else 1) + returns_of(delivery)
+
+
+def returns_of(delivery: Delivery) -> int:
+    """How often the broker has taken this message back, as quorum queues count it; 0 where nobody counts.
+
+    The header counts only on a redelivery. A first delivery has it as its publisher sent it (RabbitMQ 3.10 writes it
+    from the second on), so a dead letter that somebody put back would bring the count of its former life.
+    """
+    if not delivery.redelivered:
+        return 0
+    count = (delivery.properties.headers or {}).get(RETURNS_HEADER)
+    return count if type(count) is int else 0
 
 
 def dead_letter_headers(
@@ -66,6 +86,7 @@ def dead_letter_headers(
 ) -> dict[str, Any]:
     """The message's own headers and those that tell its fate. `now` is wall-clock seconds."""
     headers = dict(delivery.properties.headers or {})
+    headers.pop(RETURNS_HEADER, None)
     headers |= {
         "x-mycelia-reason": reason,
         "x-mycelia-queue": queue,

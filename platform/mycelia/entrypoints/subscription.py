@@ -18,7 +18,7 @@ from typing import Any
 
 from mycelia.amqp import Binding, Consumer, Delivery, Exchange, Properties, Queue
 from mycelia.call import Call, CallKind, Outcome, Settle
-from mycelia.entrypoints.dead_letters import DeadLetters, attempt_of
+from mycelia.entrypoints.dead_letters import RETURNS_HEADER, DeadLetters, attempt_of, returns_of
 from mycelia.errors import LinkError, MyceliaError
 from mycelia.runtime import Container, Entrypoint
 from mycelia.wire import ATTEMPT_HEADER, decompress
@@ -110,8 +110,7 @@ class Subscription(Entrypoint, ABC):
 
     def _accept(self, delivery: Delivery) -> None:
         properties = delivery.properties
-        returned = (properties.headers or {}).get("x-delivery-count")
-        if type(returned) is int and returned >= DELIVERY_LIMIT:
+        if returns_of(delivery) >= DELIVERY_LIMIT:
             self._bury(delivery, "too_many_attempts", None)
             return
         body = decompress(delivery.body, properties.headers, self._serializers.max_body_bytes)
@@ -175,10 +174,12 @@ class Subscription(Entrypoint, ABC):
 
     async def _retry(self, delivery: Delivery, attempt: int) -> None:
         original = delivery.properties
+        headers = {**(original.headers or {}), ATTEMPT_HEADER: attempt + 1}
+        headers.pop(RETURNS_HEADER, None)
         properties = Properties(
             content_type=original.content_type,
             content_encoding=original.content_encoding,
-            headers={**(original.headers or {}), ATTEMPT_HEADER: attempt + 1},
+            headers=headers,
             delivery_mode=2,
             priority=original.priority,
             correlation_id=original.correlation_id,
