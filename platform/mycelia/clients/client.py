@@ -218,7 +218,9 @@ class BlockingClient:
         if self._loop is not None:
             return
         loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever, name="mycelia-client", daemon=True)
+        thread = threading.Thread(
+            target=_run_loop, args=(loop,), name="mycelia-client", daemon=True
+        )
         thread.start()
         self._loop, self._thread = loop, thread
         try:
@@ -234,15 +236,13 @@ class BlockingClient:
     def close(self) -> None:
         """Disconnect and end the loop's thread. Idempotent."""
         loop, thread, client = self._loop, self._thread, self._client
+        self._loop = self._thread = self._client = None  # from here on other threads are told
         if loop is None or thread is None:
             return
         if client is not None:
-            self._run(client.aclose(), 10.0)
-        self._loop = self._thread = self._client = None
+            run_from_thread(client.aclose(), loop, 10.0)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=5.0)
-        if not thread.is_alive():
-            loop.close()
 
     def call(
         self, service: str, method: str, /, *args: Any, timeout: float | None = None, **kwargs: Any
@@ -276,7 +276,13 @@ class BlockingClient:
         if loop is None:  # another thread has closed the client meanwhile
             coroutine.close()
             raise RuntimeStateError("the client was closed before the call was made.")
-        return run_from_thread(coroutine, loop, timeout)
+        try:
+            return run_from_thread(coroutine, loop, timeout)
+        except RuntimeError as exc:
+            if not loop.is_closed():
+                raise
+            coroutine.close()
+            raise RuntimeStateError("the client was closed before the call was made.") from exc
 
     def __enter__(self) -> BlockingClient:
         self.open()
@@ -289,3 +295,19 @@ class BlockingClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Run `loop` until it is stopped, and close it."""
+    loop.run_forever()
+    # Calls that other threads made in this very moment learn from the closed client that it is closed.
+    loop.run_until_complete(_finish_others())
+    loop.close()
+
+
+async def _finish_others() -> None:
+    """Let what else was given to this loop end, for a second at most."""
+    await asyncio.sleep(0)  # what was handed over from other threads becomes tasks
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=1.0)
