@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -155,15 +156,29 @@ class Process:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def wait_for(self, text: str, count: int = 1, timeout: float = WAIT_S) -> None:
-        """Wait until `count` lines with `text` have been said."""
+    def wait_for(
+        self,
+        text: str,
+        count: int = 1,
+        timeout: float = WAIT_S,
+        *,
+        doing: Callable[[], None] | None = None,
+    ) -> None:
+        """Wait until `count` lines with `text` have been said; meanwhile call `doing` every 0.2 s."""
+        deadline = time.monotonic() + timeout
 
         def heard() -> bool:
             return sum(text in line for line in self._lines) >= count
 
-        with self._said:
-            self._said.wait_for(lambda: heard() or not self._reader.is_alive(), timeout)
-            assert heard(), f'never said "{text}" {count} times:\n{"".join(self._lines)}'
+        def is_over() -> bool:
+            return heard() or not self._reader.is_alive()
+
+        while not is_over() and time.monotonic() < deadline:
+            if doing is not None and self.is_running:
+                doing()
+            with self._said:
+                self._said.wait_for(is_over, 0.2)
+        assert heard(), f'never said "{text}" {count} times:\n{self.output}'
 
     def wait_until_ready(self) -> None:
         """Wait until the services have started."""

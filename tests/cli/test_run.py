@@ -122,7 +122,7 @@ def test_second_signal_kills_at_once_and_the_work_goes_back(
             process.wait_for("begun")
             process.send(signal.SIGTERM)
             process.wait_for("service_draining")
-            process.send(signal.SIGTERM)
+            process.wait_for("killing", doing=lambda: process.send(signal.SIGTERM))
 
             assert process.finish(timeout=12) == 0  # its grace is 20 s
             assert "Traceback" not in process.output

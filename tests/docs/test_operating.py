@@ -98,7 +98,7 @@ async def _await_dead_letter(link: Link) -> None:
         return await link.message_count(DEAD) == 1
 
     await link.declare(Queue(DEAD, arguments={"x-queue-type": "quorum"}))
-    await eventually(is_there, 10)  # type: ignore[arg-type]  # mypy infers no T for an async predicate
+    await eventually(is_there, 10)
 
 
 async def test_dead_letter_is_seen_as_shown(

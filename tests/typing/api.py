@@ -14,7 +14,7 @@ from mycelia import (
     rpc,
 )
 from mycelia.clients import ServiceProxy
-from mycelia.testing import make_worker
+from mycelia.testing import eventually, make_worker
 
 
 class Planes:
@@ -55,3 +55,11 @@ async def clients() -> None:
         assert_type(await client.call("planes", "get", "N1", timeout=2), Any)
     with BlockingClient("memory://") as blocking:
         assert_type(blocking, BlockingClient)
+
+
+async def conditions() -> None:
+    async def counted() -> int:
+        return 1
+
+    assert_type(await eventually(lambda: "there"), str)
+    assert_type(await eventually(counted), int)

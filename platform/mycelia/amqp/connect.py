@@ -25,7 +25,9 @@ def connect(uri: str, **options: Any) -> Link:
     if scheme in ("amqp", "amqps", "pyamqp"):
         return RabbitLink(uri, **options)
     if scheme == "memory":
-        from mycelia.amqp.memory import MemoryLink  # a third of this package, and seldom in production
+        from mycelia.amqp.memory import (
+            MemoryLink,
+        )  # a third of this package, and seldom in production
 
         return MemoryLink(uri)
     raise ConfigError(

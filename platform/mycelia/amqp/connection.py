@@ -320,7 +320,7 @@ class BrokerConnection(asyncio.Protocol):
             code, text = self._pika.closed_by_broker
             if not self.opened.done() and _is_refusal(code, text):
                 return AccessRefused(
-                    f'{where} refused user "{where.user}" at virtual host "{where.vhost}": {code} {text}. '
+                    f'{where} refused user "{where.user}" at virtual host "{where.vhost}": {code} {text.rstrip(".")}. '
                     "Check user, password and virtual host in AMQP_URI, and the user's permissions."
                 )
             return ConnectionLost(f"{where}: closed by the broker: {code} {text}", code)

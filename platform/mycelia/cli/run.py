@@ -146,10 +146,9 @@ class _Stopper:
 
     def _on_signal(self, name: str) -> None:
         now = time.monotonic()
-        is_echo = now - self._last_signal_at < ECHO_S
-        self._last_signal_at = now
-        if is_echo:
+        if now - self._last_signal_at < ECHO_S:
             return
+        self._last_signal_at = now  # of an echo not: somebody who keeps pressing Ctrl-C means it
         self._signals += 1
         if self._starting is not None:
             log.info("stopping signal=%s start=given_up", name)

@@ -23,7 +23,7 @@ from mycelia.runtime import Settings
 
 __all__ = ["ConsoleFormatter", "JsonFormatter", "configure_logging"]
 
-CHATTY = ("pika", "uvicorn", "asyncio", "httpx")
+CHATTY = ("uvicorn", "asyncio", "httpx")
 """Libraries whose INFO is of use only to those who work on them; shown at the level DEBUG."""
 
 

@@ -5,20 +5,40 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 __all__ = ["eventually"]
 
 T = TypeVar("T")
 
 
+@overload
 async def eventually(
-    predicate: Callable[[], T | Awaitable[T]],
+    predicate: Callable[[], Awaitable[T]],
     timeout: float = 5.0,
     *,
     interval: float = 0.01,
     what: str = "",
-) -> T:
+) -> T: ...
+
+
+@overload
+async def eventually(
+    predicate: Callable[[], T],
+    timeout: float = 5.0,
+    *,
+    interval: float = 0.01,
+    what: str = "",
+) -> T: ...
+
+
+async def eventually(
+    predicate: Callable[[], Any],
+    timeout: float = 5.0,
+    *,
+    interval: float = 0.01,
+    what: str = "",
+) -> Any:
     """Return the predicate's first true value.
 
     The predicate may be a plain or an `async` function. An `AssertionError` from it counts as "not yet", so that a
@@ -38,7 +58,7 @@ async def eventually(
     while True:
         is_last = loop.time() >= deadline
         failed: AssertionError | None = None
-        value: T | None = None
+        value: Any = None
         try:
             answer = predicate()
             value = await answer if inspect.isawaitable(answer) else answer

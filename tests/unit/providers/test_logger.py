@@ -235,12 +235,12 @@ def test_the_level_is_set_and_chatty_libraries_stay_quiet_unless_asked(
     stream: io.StringIO,
 ) -> None:
     configure_logging(config(log_level="INFO"), stream)
-    logging.getLogger("pika.adapters").info("connecting")
+    logging.getLogger("httpx").info("connecting")
     logging.getLogger("own").debug("detail")
     assert stream.getvalue() == ""
 
     configure_logging(config(log_level="DEBUG"), stream)
-    logging.getLogger("pika.adapters").info("connecting")
+    logging.getLogger("httpx").info("connecting")
     logging.getLogger("own").debug("detail")
     assert [line["event"] for line in json_lines(stream)] == ["connecting", "detail"]
 
