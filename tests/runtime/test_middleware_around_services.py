@@ -89,10 +89,11 @@ def noting(log: list[str], name: str) -> Middleware:
 
 
 async def retrying(call: Call, next: Next) -> Outcome:
-    for _ in range(3):
-        outcome = await next(call)
+    outcome = await next(call)
+    for _ in range(2):
         if outcome.error is None:
             break
+        outcome = await next(call)
     return outcome
 
 

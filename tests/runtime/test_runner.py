@@ -43,8 +43,8 @@ class UsesPool(DependencyProvider):
 
 class First:
     name = "first"
-    a = UsesPool()
-    b = UsesPool()
+    a: Any = UsesPool()
+    b: Any = UsesPool()
 
     @rpc
     async def pools(self) -> list[int]:
@@ -53,7 +53,7 @@ class First:
 
 class Second:
     name = "second"
-    a = UsesPool()
+    a: Any = UsesPool()
 
     @rpc
     def pools(self) -> list[int]:
