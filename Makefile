@@ -7,6 +7,8 @@ BROKER := platform/mycelia/cli/debian_packages.py
 # What the checks read; a folder that does not exist yet is left out.
 CODE   := $(wildcard platform services tests benchmarks)
 PYTEST := $(PY) -m pytest
+# Most tests wait for a broker, so three at once keep two cores busy; each worker has a node of its own.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup rabbit demo up test test-rabbit lint fmt check bench docs clean
@@ -32,10 +34,10 @@ up: setup  ## the same, and left running with its live page
 	@$(PY) -m services.demo --stay
 
 test: setup rabbit  ## all tests; for some: make test ARGS="tests/unit -k frames"
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-rabbit: setup rabbit  ## only the tests that need a broker
-	@$(PYTEST) -m rabbit $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile -m rabbit $(ARGS)
 
 lint: export PYTHONPATH := platform
 lint: setup  ## ruff, mypy, the layers, spelling

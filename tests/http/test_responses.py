@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, StreamingResponse
 from tests.http.serving import serve
+from tests.tools import stable_id
 
 from mycelia import Call, Next, Outcome, RpcProxy, http, rpc
 from mycelia.errors import BrokerUnavailable, Overloaded
@@ -86,7 +87,7 @@ def returning(value: Any) -> tuple[type, type]:
     return Async, Thread
 
 
-@pytest.mark.parametrize(("value", "status", "content_type", "body"), RETURNED, ids=repr)
+@pytest.mark.parametrize(("value", "status", "content_type", "body"), RETURNED, ids=stable_id)
 async def test_a_returned_value_becomes_a_response(
     value: Any, status: int, content_type: str | None, body: bytes
 ) -> None:
@@ -121,7 +122,7 @@ async def test_headers_of_a_returned_tuple_are_sent() -> None:
         (204, "has a body"),
         (200, {"X-A": "a\r\nX-B: b"}, "x"),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_what_is_no_response_is_the_services_error(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.tools import stable_id
 from tests.unit.wire import stock
 
 from mycelia.errors import (
@@ -70,7 +71,7 @@ class Unspeakable:
         ValueError(Unspeakable()),
         OSError(2, "gone"),
     ],
-    ids=repr,
+    ids=stable_id,
 )
 def test_error_is_written_as_stock_nameko_writes_it(exc: Exception) -> None:
     assert serialize_exception(exc, traceback=False) == theirs.serialize(exc)
