@@ -44,6 +44,11 @@ _FRAME_MAX: Final = 131072
 """Octets; RabbitMQ's own default. The broker may tune it down."""
 
 
+_FLUSH_AT: Final = 12
+"""Messages in one write. Enough to make the system call cheap; with more, peer and broker would wait for a whole turn
+of ours and the three would work in turns instead of at once (measured: 12 beats 4 and no limit by about a tenth)."""
+
+
 class ChannelClosed(LinkError):
     """The broker closed a channel, or we did.
 
@@ -138,8 +143,8 @@ class BrokerConnection(asyncio.Protocol):
         self._out_bytes = 0
         self._settling: list[Settling] = []
         self._flush_scheduled = False
-        self._has_written = False  # past the coalescing, since the last flush
-        self._is_busy = False  # several messages left with the last flush
+        self._messages = 0  # since the last flush
+        self._is_busy = False  # the last flush ended a turn of several messages
         self._fault: Exception | None = None
         self._pika = _Pika(self, parameters)
 
@@ -151,15 +156,18 @@ class BrokerConnection(asyncio.Protocol):
         return not self._paused and self._out_bytes < self._write_buffer_bytes
 
     def write(self, data: bytes) -> None:
-        """Send `data`: at once if nothing else is being written, else with the loop turn's one write."""
+        """Send `data`: at once if nothing else is being written, else together with what this turn of the loop brings."""
+        self._messages += 1
         if self._flush_scheduled or self._is_busy or self._transport is None:
             self._out.append(data)
             self._out_bytes += len(data)
             if not self._flush_scheduled:
                 self._flush_soon()
+            elif len(self._out) >= _FLUSH_AT:
+                self._write_out()
         else:
             # Alone, so far: a trip through the loop would only delay it. What this turn still brings is collected.
-            self._flush_scheduled = self._has_written = True
+            self._flush_scheduled = True
             self._transport.write(data)
             self.loop.call_soon(self._flush)
 
@@ -189,11 +197,14 @@ class BrokerConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_scheduled = False
+        self._is_busy = self._messages > 1
+        self._messages = 0
         if self._settling:
             self.write_settlements()
+        self._write_out()
+
+    def _write_out(self) -> None:
         out = self._out
-        self._is_busy = len(out) + self._has_written > 1
-        self._has_written = False
         if out:
             if self._transport is not None:
                 self._transport.write(out[0] if len(out) == 1 else b"".join(out))
