@@ -221,7 +221,9 @@ async def test_the_page_fits_a_phone_and_both_colour_schemes(
 
 async def test_the_page_follows_a_replay_that_it_starts(pipeline: Running, page: Page) -> None:
     await page.open(pipeline.url)
-    await page.until("document.getElementById('status').textContent.trim() !== 'connecting'")
+    await page.until(
+        "(document.getElementById('status')?.textContent.trim() ?? 'connecting') !== 'connecting'"
+    )
     await page.evaluate("document.querySelector('[data-speed=\"21600\"]').click()")
     await page.until("document.getElementById('status').dataset.state === 'running'")
     await page.until("Number(document.querySelector('#figures dd')?.firstChild.textContent) > 20")

@@ -593,7 +593,8 @@ def _is_alive(pid: int, word: str = "") -> bool:
             check=False,
         ).stdout
         state, _, command = listed.strip().partition(" ")
-    return bool(state) and state[0] != "Z" and word in command
+    # Between two programs, in `exec`, a living process has no command line for a moment.
+    return bool(state) and state[0] != "Z" and (word in command or not command)
 
 
 def _wait_for(condition: Callable[[], bool], timeout: float) -> None:
