@@ -45,7 +45,7 @@ import os
 from mycelia.wire import new_uuid
 new_uuid()  # so that a batch is ready
 child = os.fork()
-print(new_uuid(), flush=True)
+os.write(1, f"{new_uuid()}\\n".encode())  # one write: the two may come together
 if child:
     os.waitpid(child, 0)
 """
