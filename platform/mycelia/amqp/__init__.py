@@ -11,10 +11,20 @@ from mycelia.amqp.link import (
     OnReturn,
     OnStateChange,
 )
-from mycelia.amqp.model import Binding, Delivery, Exchange, Properties, Queue, Returned, Settler
+from mycelia.amqp.model import (
+    TRANSIENT,
+    Binding,
+    Delivery,
+    Exchange,
+    Properties,
+    Queue,
+    Returned,
+    Settler,
+)
 from mycelia.amqp.rabbit import RabbitLink
 
 __all__ = [
+    "TRANSIENT",
     "Binding",
     "Capabilities",
     "Consumer",

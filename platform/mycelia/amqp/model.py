@@ -6,7 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Binding", "Delivery", "Exchange", "Properties", "Queue", "Returned", "Settler"]
+__all__ = [
+    "TRANSIENT",
+    "Binding",
+    "Delivery",
+    "Exchange",
+    "Properties",
+    "Queue",
+    "Returned",
+    "Settler",
+]
+
+
+TRANSIENT = 1
+"""Delivery mode of a message that need not outlive its broker."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from mycelia.call import Call
 from mycelia.errors import RuntimeStateError
-from mycelia.wire import CALL_ID_STACK, DEADLINE_MS, call_id, encode_context
+from mycelia.wire import CALL_ID_STACK, DEADLINE_HEADER, call_id, encode_context
 
 __all__ = [
     "THREAD_MARGIN",
@@ -44,7 +44,7 @@ def request_headers(parent: Call | None, caller: str) -> dict[str, Any]:
 def event_headers(parent: Call | None, caller: str) -> dict[str, Any]:
     """As for a request, without the deadline: an event is handled however long it takes."""
     headers = request_headers(parent, caller)
-    headers.pop(f"nameko.{DEADLINE_MS}", None)
+    headers.pop(DEADLINE_HEADER, None)
     return headers
 
 

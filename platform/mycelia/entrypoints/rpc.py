@@ -11,7 +11,7 @@ import logging
 import time
 from typing import Any
 
-from mycelia.amqp import Binding, Consumer, Delivery, Exchange, Properties, Queue
+from mycelia.amqp import TRANSIENT, Binding, Consumer, Delivery, Exchange, Properties, Queue
 from mycelia.call import Call, CallKind, Outcome, Settle, deadline_from_wire
 from mycelia.entrypoints.dead_letters import DeadLetters, attempt_of
 from mycelia.entrypoints.subscription import stop_deliveries
@@ -32,8 +32,7 @@ from mycelia.runtime import (
 )
 from mycelia.wire import (
     COMPRESSION_HEADER,
-    DEADLINE_MS,
-    HEADER_PREFIX,
+    DEADLINE_HEADER,
     Serializer,
     decode_request,
     decompress,
@@ -48,10 +47,6 @@ __all__ = ["Rpc", "RpcConsumer", "rpc"]
 
 log = logging.getLogger("mycelia.entrypoints")
 
-DEADLINE_HEADER = HEADER_PREFIX + DEADLINE_MS
-
-TRANSIENT = 1
-"""Delivery mode of replies: one that outlives its broker has nobody waiting for it."""
 
 REPLY_TIMEOUT = 30.0
 """Seconds a reply without a deadline waits for a broker that is away, before it is given up."""

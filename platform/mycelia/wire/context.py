@@ -16,6 +16,7 @@ __all__ = [
     "ATTEMPT_HEADER",
     "AUTH_TOKEN",
     "CALL_ID_STACK",
+    "DEADLINE_HEADER",
     "DEADLINE_MS",
     "HEADER_PREFIX",
     "LANGUAGE",
@@ -40,6 +41,9 @@ USER_AGENT: Final = "user_agent"
 
 DEADLINE_MS: Final = "deadline_ms"
 """When the call is given up: whole milliseconds since the epoch, wall clock (header `nameko.deadline_ms`)."""
+
+DEADLINE_HEADER: Final = HEADER_PREFIX + DEADLINE_MS
+"""The header itself."""
 
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
