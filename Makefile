@@ -3,7 +3,7 @@
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.setup-done
-BROKER := platform/mycelia/cli/debian_packages.py
+BROKER := platform/mycelia/broker/debian_packages.py
 # What the checks read; a folder that does not exist yet is left out.
 CODE   := $(wildcard platform services tests benchmarks)
 PYTEST := $(PY) -m pytest

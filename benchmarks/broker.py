@@ -113,7 +113,7 @@ def find_broker(uri: str | None = None) -> Iterator[Broker]:
 @contextlib.contextmanager
 def _private_node() -> Iterator[str]:
     try:
-        from mycelia.cli.broker_node import PrivateNode
+        from mycelia.broker.node import PrivateNode
         from mycelia.errors import MyceliaError
     except ImportError as exc:
         raise NoBroker(

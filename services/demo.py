@@ -254,7 +254,7 @@ async def story(stay: bool, days: int | None) -> None:
 @asynccontextmanager
 async def running_broker() -> AsyncIterator[str]:
     """The URI of a broker: the one `AMQP_URI` names, or a private node, which is stopped afterwards if it was started here."""
-    from mycelia.cli.broker import find_or_start_broker
+    from mycelia.broker import find_or_start_broker
 
     broker = await asyncio.to_thread(find_or_start_broker)
     say("broker", str(broker))

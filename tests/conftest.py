@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from tests.tools import NOT_RUN, not_run
 
-from mycelia.cli.broker_node import PrivateNode, find_rabbitmq
-from mycelia.cli.management_api import ManagementApi, ManagementApiError
+from mycelia.broker.management_api import ManagementApi, ManagementApiError
+from mycelia.broker.node import PrivateNode, find_rabbitmq
 
 _RABBIT_FIXTURES = {"rabbit_node", "own_rabbit_node", "rabbit_vhost", "rabbit_uri", "rabbit_api"}
 

@@ -2,19 +2,23 @@
 
 General layout, lowest floor first; a module imports only from floors before its own (import-linter holds it):
 
-    errors                       one tree of errors
-    amqp | wire                  the broker link | Nameko's protocol; they do not know each other
+    errors  log_event            one tree of errors | a log line as a name and typed fields
+    broker | amqp | wire         RabbitMQ nodes | the broker link | Nameko's protocol; they do not know each other
     call                         Call, Outcome, deadline, middleware
-    runtime                      container, workers, life cycle, hand-over from `nameko run`
+    runtime                      host, container, workers, life cycle, hand-over from `nameko run`
     policies  entrypoints        middleware over calls | what makes workers run
     clients   providers          proxies, dispatcher, client | config, logger, …
-    flow  contracts  control     pipelines, schemas, live configuration
+    flow  nameko                 pipelines | all that exists for classes written for Nameko
+    contracts  control           schemas, live configuration
     cli  testing                 the `mycelia` command | what users need to test their services
 """
 
 # The programming model
 # Errors
-from mycelia import errors
+from mycelia import (
+    errors,
+    nameko,  # noqa: F401  it registers what runs classes written for Nameko
+)
 
 # Topology
 from mycelia.amqp import Binding, Exchange, Queue

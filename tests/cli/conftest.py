@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.cli.processes import NAMEKO, MyceliaCommand, Process
 
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 
 GREETER = """
 import asyncio

@@ -12,7 +12,7 @@ import pytest
 from tests.cli.processes import MYCELIA, NAMEKO, MyceliaCommand, Process, run
 
 from mycelia import BlockingClient
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from tests.docs.documents import ROOT, blocks_of, table_rows
 from mycelia.cli import talk
 from mycelia.cli.main import main
 from mycelia.errors import BrokerUnavailable
-from mycelia.runtime.config import parse_config
+from mycelia.runtime.config_file import parse_config
 from mycelia.runtime.settings import DEFAULT_BROKER, MyceliaSection, Settings
 
 DOCUMENT = ROOT / "docs" / "configuration.md"

@@ -15,7 +15,7 @@ from tests.docs.documents import ROOT, blocks_of, table_rows
 
 from mycelia import Client, EventDispatcher, Queue, Runner, event_handler, rpc
 from mycelia.amqp import Link
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 from mycelia.errors import AccessRefused
 from mycelia.testing import eventually, run_services
 
@@ -146,7 +146,7 @@ async def test_documented_permissions_suffice(restricted_uri: str) -> None:
         async with Client(restricted_uri, name="hello") as client:
             assert await client.call("hello", "greet", "Ada") == "Hello, Ada!"
             await client.publish("hello", "greeted", {"whom": "Ada"})
-            link = runner.process.link
+            link = runner.host.link
             await _await_dead_letter(link)
 
 

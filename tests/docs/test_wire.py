@@ -119,7 +119,7 @@ async def test_queues_are_declared_as_the_table_says() -> None:
     table = _names_in_table()
     async with run_services(Hello) as bed:
         container = bed.container(Hello)
-        link = container.process.link
+        link = container.host.link
         (handler,) = (e for e in container.entrypoints if e.method_name == "count")
         queue, _ = handler.topology()
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mycelia.amqp import Queue
-from mycelia.amqp.rabbit import RabbitLink
+from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.testing import Fault, TcpProxy
 
 QUEUE = Queue("work", arguments={"x-queue-type": "quorum"})

@@ -9,7 +9,7 @@ from tests.faults.conftest import HEARTBEAT_S, NOTICED_S, QUEUE
 from tests.link.inbox import Inbox
 
 from mycelia.amqp import LinkState, Properties
-from mycelia.amqp.rabbit import RabbitLink
+from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.errors import BrokerUnavailable
 from mycelia.testing import Fault, TcpProxy, eventually
 

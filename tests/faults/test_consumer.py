@@ -10,7 +10,7 @@ from tests.faults.conftest import NOTICED_S
 from tests.link.inbox import Inbox
 
 from mycelia.amqp import Exchange, LinkState, Properties, Queue
-from mycelia.amqp.rabbit import RabbitLink
+from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.errors import BrokerUnavailable
 from mycelia.testing import Fault, TcpProxy, eventually
 

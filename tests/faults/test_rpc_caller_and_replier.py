@@ -53,7 +53,7 @@ class Service:
 def _short_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection made while the network was broken may never be answered; give it up after 1 s instead of 10 s."""
     impatient = functools.partial(connect, connect_timeout=1.0)
-    monkeypatch.setattr("mycelia.runtime.process.connect", impatient)
+    monkeypatch.setattr("mycelia.runtime.host.connect", impatient)
     monkeypatch.setattr("mycelia.clients.client.connect", impatient)
 
 
@@ -170,7 +170,7 @@ async def test_reply_made_while_the_service_is_away_is_sent_after_its_reconnect(
         call = asyncio.ensure_future(client.call("service", "wait", "kept", timeout=20))
         await eventually(lambda: Service.begun == 1, 10)
         await wire.fail(Fault.REFUSED)
-        await eventually(lambda: not runner.process.link.writable, 10)
+        await eventually(lambda: not runner.host.link.writable, 10)
         Service.gate.set()
         await wire.heal()
 
@@ -185,7 +185,7 @@ async def test_request_whose_caller_gave_up_is_not_run_when_the_service_comes_ba
     async with client_at(rabbit_uri) as client:
         await client.call("service", "echo", 0)
         await wire.fail(Fault.REFUSED)
-        await eventually(lambda: not runner.process.link.writable, 10)
+        await eventually(lambda: not runner.host.link.writable, 10)
         with pytest.raises(RpcTimeout):
             await client.call("service", "wait", 1, timeout=0.3)
         await wire.heal()

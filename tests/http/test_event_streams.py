@@ -15,7 +15,7 @@ from starlette.requests import Request
 from tests.http.serving import connect, serve
 
 from mycelia import ServerSentEvent, ServerSentEvents, get_current_call, http
-from mycelia.entrypoints.event_stream import encode_event
+from mycelia.entrypoints.http.server_sent_events import encode_event
 from mycelia.testing import eventually
 
 

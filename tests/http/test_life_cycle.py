@@ -15,7 +15,8 @@ from starlette.requests import Request
 from tests.http.serving import CONFIG, address_of, connect, serve
 
 from mycelia import DependencyProvider, Runner, http, rpc
-from mycelia.entrypoints.http_server import parse_address
+from mycelia.entrypoints.http import server
+from mycelia.entrypoints.http.server import parse_address
 from mycelia.errors import ConfigError
 from mycelia.testing import eventually
 
@@ -213,7 +214,7 @@ async def test_an_idle_connection_does_not_hold_up_a_stop() -> None:
 async def test_a_client_that_never_reads_does_not_hold_up_a_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mycelia.entrypoints.http_server.DRAIN_TIMEOUT", 0.2)
+    monkeypatch.setattr(server, "DRAIN_TIMEOUT", 0.2)
 
     class Big:
         name = "big"

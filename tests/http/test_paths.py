@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mycelia import http
-from mycelia.entrypoints.http_paths import parameters_of, shape_of, specificity, translate_path
+from mycelia.entrypoints.http.paths import parameters_of, shape_of, specificity, translate_path
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from tests.http.serving import connect, serve
 
 from mycelia import RpcProxy, get_current_call, http, rpc
-from mycelia.entrypoints.http_requests import BlockingRequest
+from mycelia.entrypoints.http.requests import BlockingRequest
 from mycelia.errors import ConfigError
 from mycelia.testing import eventually
 

@@ -319,9 +319,9 @@ async def test_paths_and_methods_without_an_answer_are_told_apart() -> None:
 async def test_requests_beyond_the_queues_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
-    from mycelia.entrypoints import http_endpoint
+    from mycelia.entrypoints.http import endpoint
 
-    monkeypatch.setattr(http_endpoint, "MAX_WAITING", 1)
+    monkeypatch.setattr(endpoint, "MAX_WAITING", 1)
     release, begun = asyncio.Event(), asyncio.Event()
 
     class Narrow:

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from mycelia.amqp import Link, Queue, connect
-from mycelia.amqp.memory import MemoryLink
-from mycelia.cli.management_api import ManagementApi
+from mycelia.amqp.memory.link import MemoryLink
+from mycelia.broker.management_api import ManagementApi
 from mycelia.testing.eventually import eventually
 
 LinkFactory = Callable[[], Awaitable[Link]]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from tests.nameko.processes import NamekoRun, StockClient
 
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 
 
 @pytest.fixture(scope="module")

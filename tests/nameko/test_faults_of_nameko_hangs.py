@@ -12,7 +12,7 @@ from tests.nameko.fault_tools import Gate, dead_letter, proxied, queue_becomes
 from tests.nameko.processes import queue_state
 
 from mycelia import Client, EventDispatcher, RpcProxy, event_handler, rpc, timer
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 from mycelia.errors import LinkError, RemoteError
 from mycelia.runtime import Runner
 from mycelia.testing import Fault, eventually, run_services
@@ -58,7 +58,7 @@ async def test_fault_05_call_inside_a_service_has_a_timeout(rabbit_uri: str) -> 
 async def test_fault_05_default_timeout_is_thirty_seconds(rabbit_uri: str) -> None:
     runner = Runner({"AMQP_URI": rabbit_uri}, [_Exiting])
 
-    assert runner.process.settings.mycelia.rpc_timeout == 30.0
+    assert runner.host.settings.mycelia.rpc_timeout == 30.0
 
 
 class _Exiting:

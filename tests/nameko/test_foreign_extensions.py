@@ -1,4 +1,4 @@
-"""Third-party extensions on Mycelia that reach a limit, in a process of their own; `runtime/bridge.py`."""
+"""Third-party extensions on Mycelia that reach a limit, in a process of their own; `nameko/bridge.py`."""
 
 from __future__ import annotations
 

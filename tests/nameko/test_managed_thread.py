@@ -1,4 +1,4 @@
-"""The threads that third-party extensions run in; `runtime/managed_thread.py`."""
+"""The threads that third-party extensions run in; `nameko/managed_thread.py`."""
 
 from __future__ import annotations
 

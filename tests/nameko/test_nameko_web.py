@@ -1,4 +1,4 @@
-"""WSGI and Nameko's websocket hub on ASGI; `entrypoints/nameko_web_wsgi.py`, `nameko_web_socket.py`."""
+"""WSGI and Nameko's websocket hub on ASGI; `nameko/wsgi.py`, `nameko_web_socket.py`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from mycelia.entrypoints.nameko_web_socket import MAX_WAITING, TRY_AGAIN_LATER, _Channels
-from mycelia.entrypoints.nameko_web_socket import serve_websocket as serve
-from mycelia.entrypoints.nameko_web_wsgi import WsgiBridge
+from mycelia.nameko.web_socket import MAX_WAITING, TRY_AGAIN_LATER, _Channels
+from mycelia.nameko.web_socket import serve_websocket as serve
+from mycelia.nameko.wsgi import WsgiBridge
 from mycelia.testing import eventually
 
 StartResponse = Callable[..., Any]

@@ -14,7 +14,7 @@ from tests.nameko.raw_rpc import raw_call
 from tests.nameko.shared_errors import PlaneNotFound
 
 from mycelia import event_handler, rpc
-from mycelia.providers import AuthToken
+from mycelia.nameko import AuthToken
 from mycelia.testing import ServiceBed, eventually, run_services
 
 

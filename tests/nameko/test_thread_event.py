@@ -1,4 +1,4 @@
-"""`eventlet.Event` between threads; `runtime/thread_event.py`, on a class like eventlet's, without eventlet."""
+"""`eventlet.Event` between threads; `nameko/thread_event.py`, on a class like eventlet's, without eventlet."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mycelia.runtime.thread_event import thread_event_methods
+from mycelia.nameko.thread_event import thread_event_methods
 
 NOT_USED = object()
 

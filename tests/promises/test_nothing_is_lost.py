@@ -19,7 +19,7 @@ import pytest
 from tests.cli.processes import NAMEKO, Process
 
 from mycelia import Client
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 from mycelia.errors import CallError, LinkError
 from mycelia.testing import eventually
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mycelia.amqp import LinkState, Properties, Queue, RabbitLink
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 from mycelia.errors import AccessRefused, BrokerUnavailable
 from mycelia.testing import eventually
 

@@ -10,7 +10,7 @@ import pytest
 from tests.link.inbox import Inbox
 
 from mycelia.amqp import Binding, Exchange, LinkState, Properties, Queue, RabbitLink
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 from mycelia.errors import BrokerBlocked, BrokerUnavailable
 from mycelia.testing import eventually
 

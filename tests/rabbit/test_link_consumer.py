@@ -10,7 +10,7 @@ from tests.link.inbox import Inbox
 
 from mycelia.amqp import Delivery, LinkState, Properties, Queue, RabbitLink
 from mycelia.amqp.fields import decode_properties
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 from mycelia.errors import ProtocolError
 from mycelia.testing import eventually
 
@@ -134,7 +134,7 @@ async def test_message_with_undecodable_headers_is_dead_lettered_and_the_next_ar
             raise ProtocolError("broken properties")
         return properties
 
-    monkeypatch.setattr("mycelia.amqp.frames.decode_properties", decode)
+    monkeypatch.setattr("mycelia.amqp.rabbit.frames.decode_properties", decode)
     await link.publish("", "q", b"poison", Properties(correlation_id="poison"))
     await link.publish("", "q", b"next", Properties())
     await inbox.wait_for(b"next")

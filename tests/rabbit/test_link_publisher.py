@@ -9,7 +9,7 @@ import pytest
 from tests.link.inbox import Inbox
 
 from mycelia.amqp import LinkState, Properties, Queue, RabbitLink, Returned
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 from mycelia.errors import ProtocolError, PublishRejected, TopologyError, Unroutable
 from mycelia.testing import eventually
 

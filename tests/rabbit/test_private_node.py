@@ -12,9 +12,9 @@ from pathlib import Path
 import pika
 import pytest
 
-from mycelia.cli.broker import find_or_start_broker
-from mycelia.cli.broker_node import PrivateNode, probe_amqp
-from mycelia.cli.management_api import ManagementApi, ManagementApiError
+from mycelia.broker import find_or_start_broker
+from mycelia.broker.management_api import ManagementApi, ManagementApiError
+from mycelia.broker.node import PrivateNode, probe_amqp
 from mycelia.errors import BrokerUnavailable, ConfigError
 
 
@@ -173,7 +173,7 @@ def test_leashed_node_dies_with_the_process_that_started_it(
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from mycelia.cli.broker_node import PrivateNode\n"
+            "import sys; from pathlib import Path; from mycelia.broker.node import PrivateNode\n"
             "PrivateNode(Path(sys.argv[1])).start(leash=True); print('up', flush=True); sys.stdin.read()",
             str(own_rabbit_node.directory),
         ],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mycelia import BlockingClient, Runner, event_handler, rpc
-from mycelia.cli.management_api import ManagementApi
+from mycelia.broker.management_api import ManagementApi
 from mycelia.errors import (
     BrokerUnavailable,
     MyceliaError,

@@ -21,7 +21,7 @@ from mycelia import (
     rpc,
 )
 from mycelia.amqp import Link, Properties, connect
-from mycelia.cli.management_api import ManagementApi
+from mycelia.broker.management_api import ManagementApi
 from mycelia.errors import RpcTimeout, UnknownService, Unroutable
 from mycelia.testing import eventually
 

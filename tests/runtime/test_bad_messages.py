@@ -16,7 +16,7 @@ from tests.runtime.dead_letter_box import read_dead_letters
 
 from mycelia import Client, consume, event_handler, rpc
 from mycelia.amqp import Delivery, Exchange, Link, Properties, Queue
-from mycelia.amqp.memory_broker import broker_at
+from mycelia.amqp.memory.broker import broker_at
 from mycelia.errors import MalformedRequest
 from mycelia.testing import eventually
 from mycelia.wire import decode_reply

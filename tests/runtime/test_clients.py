@@ -10,7 +10,7 @@ import pytest
 from tests.runtime.conftest import Serve
 
 from mycelia import BlockingClient, Client, event_handler, rpc
-from mycelia.amqp.memory_broker import broker_at
+from mycelia.amqp.memory.broker import broker_at
 from mycelia.errors import (
     BrokerUnavailable,
     ConfigError,

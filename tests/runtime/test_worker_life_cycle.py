@@ -74,7 +74,7 @@ class Hooks(DependencyProvider):
         self.scene.happened("worker_result", self.name)
 
     def worker_teardown(self, worker_ctx: WorkerContext) -> None:
-        link = worker_ctx.container.process.link
+        link = worker_ctx.container.host.link
         self.scene.replies_before_teardown = link.statistics().published
         self.scene.happened("worker_teardown", self.name)
 

@@ -21,7 +21,7 @@ from mycelia.amqp.model import (
     Returned,
     Settler,
 )
-from mycelia.amqp.rabbit import RabbitLink
+from mycelia.amqp.rabbit.link import RabbitLink
 
 __all__ = [
     "TRANSIENT",

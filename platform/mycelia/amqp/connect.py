@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mycelia.amqp.link import Link
-from mycelia.amqp.rabbit import RabbitLink
+from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.amqp.uri import redact
 from mycelia.errors import ConfigError
 
@@ -25,7 +25,7 @@ def connect(uri: str, **options: Any) -> Link:
     if scheme in ("amqp", "amqps", "pyamqp"):
         return RabbitLink(uri, **options)
     if scheme == "memory":
-        from mycelia.amqp.memory import (
+        from mycelia.amqp.memory.link import (
             MemoryLink,
         )  # a third of this package, and seldom in production
 

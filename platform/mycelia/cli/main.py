@@ -7,14 +7,14 @@ import sys
 from importlib.metadata import version
 
 from mycelia.cli.broker import add_broker_commands
-from mycelia.cli.completion import SHELLS, completion_script
-from mycelia.cli.run import add_run_arguments, run_command
-from mycelia.cli.talk import (
+from mycelia.cli.call_and_publish import (
     add_call_arguments,
     add_publish_arguments,
     call_command,
     publish_command,
 )
+from mycelia.cli.completion import SHELLS, completion_script
+from mycelia.cli.run import add_run_arguments, run_command
 
 __all__ = ["build_parser", "main"]
 

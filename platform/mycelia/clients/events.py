@@ -9,8 +9,8 @@ from mycelia.amqp import Exchange
 from mycelia.call import get_current_call
 from mycelia.clients.outbound import run_from_thread
 from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
-from mycelia.entrypoints import event_exchange
 from mycelia.runtime import Container, DependencyProvider, counterpart_of
+from mycelia.runtime.topology import event_exchange
 from mycelia.wire import event_exchange_name
 
 __all__ = ["Dispatch", "EventDispatcher"]
@@ -38,7 +38,7 @@ class Dispatch:
         error (`Unroutable`).
         """
         container = self._provider.container
-        process = container.process
+        host = container.host
         chosen = (
             read_options(self._options, options, f'event "{event_type}"')
             if options
@@ -46,8 +46,8 @@ class Dispatch:
         )
         timeout = container.settings.mycelia.publish_timeout
         coroutine = publish_message(
-            process.link,
-            process.serializers,
+            host.link,
+            host.serializers,
             self._exchange,
             event_type,
             event_data,
@@ -84,7 +84,7 @@ class EventDispatcher(DependencyProvider):
 
     async def setup(self) -> None:
         if self.container.config.get("DECLARE_EVENT_EXCHANGES") is not False:
-            await self.container.process.link.declare(self.exchange)
+            await self.container.host.link.declare(self.exchange)
 
     def get_shared_dependency(self, is_async: bool) -> Dispatch:
         """One function serves all workers of an entrypoint."""

@@ -9,8 +9,8 @@ from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import get_current_call
 from mycelia.clients.outbound import run_from_thread
 from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
-from mycelia.entrypoints import exchange_from, queue_topology
 from mycelia.runtime import Container, DependencyProvider, counterpart_of
+from mycelia.runtime.topology import exchange_from, queue_topology
 
 __all__ = ["Publish", "Publisher"]
 
@@ -39,12 +39,12 @@ class Publish:
         """
         provider = self._provider
         container = provider.container
-        process = container.process
+        host = container.host
         chosen = read_options(self._options, options, "publish()") if options else self._options
         timeout = container.settings.mycelia.publish_timeout
         coroutine = publish_message(
-            process.link,
-            process.serializers,
+            host.link,
+            host.serializers,
             provider.exchange_name if exchange is None else _name_of(exchange),
             provider.routing_key if routing_key is None else routing_key,
             payload,
@@ -120,7 +120,7 @@ class Publisher(DependencyProvider):
         for queue in queues:
             parts.extend(queue_topology(queue)[1])
         if parts:
-            await self.container.process.link.declare(*parts)
+            await self.container.host.link.declare(*parts)
 
     def get_shared_dependency(self, is_async: bool) -> Publish:
         """One function serves all workers of an entrypoint."""

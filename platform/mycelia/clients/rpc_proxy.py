@@ -251,10 +251,10 @@ class ReplyListener(SharedExtension):
 
     async def setup(self) -> None:
         container = self.container
-        process = container.process
+        host = container.host
         self.router = ReplyRouter(
-            process.link,
-            process.serializers,
+            host.link,
+            host.serializers,
             caller=container.service_name,
             exchange=container.settings.rpc_exchange,
         )
@@ -262,7 +262,7 @@ class ReplyListener(SharedExtension):
             self.router,
             name=container.service_name,
             timeout=container.settings.mycelia.rpc_timeout,
-            middleware=process.outbound,
+            middleware=host.outbound,
         )
         await self.router.start()
 
@@ -306,7 +306,7 @@ class RpcProxy(DependencyProvider):
 
     def get_shared_dependency(self, is_async: bool) -> ServiceProxy:
         """One proxy serves all workers of an entrypoint: what differs between them is in the current call."""
-        registry = self.container.process.serializers
+        registry = self.container.host.serializers
         return ServiceProxy(
             self.listener.caller,
             self.target_service,

@@ -1,18 +1,16 @@
 """What makes workers run: RPC requests, events, messages, time, HTTP."""
 
-import mycelia.entrypoints.nameko_web  # noqa: F401  it registers itself for `nameko.web`
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
-from mycelia.entrypoints.event_stream import ServerSentEvent, ServerSentEvents
 from mycelia.entrypoints.events import (
     BROADCAST,
     SERVICE_POOL,
     SINGLETON,
     EventHandler,
-    event_exchange,
     event_handler,
 )
-from mycelia.entrypoints.http import Http, http
-from mycelia.entrypoints.messaging import Consumer, consume, exchange_from, queue_topology
+from mycelia.entrypoints.http.entrypoint import Http, http
+from mycelia.entrypoints.http.server_sent_events import ServerSentEvent, ServerSentEvents
+from mycelia.entrypoints.messaging import Consumer, consume
 from mycelia.entrypoints.rpc import Rpc, rpc
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.entrypoints.timer import Timer, timer
@@ -32,11 +30,8 @@ __all__ = [
     "Timer",
     "consume",
     "dead_letter_queue_name",
-    "event_exchange",
     "event_handler",
-    "exchange_from",
     "http",
-    "queue_topology",
     "rpc",
     "timer",
 ]

@@ -140,9 +140,9 @@ class DeadLetters(SharedExtension):
         error: BaseException | None,
     ) -> None:
         assert self.container is not None
-        process = self.container.process
+        host = self.container.host
         dead_queue = dead_letter_queue_name(queue)
-        timeout = process.settings.mycelia.publish_timeout
+        timeout = host.settings.mycelia.publish_timeout
         original = delivery.properties
         properties = Properties(
             content_type=original.content_type,
@@ -164,10 +164,10 @@ class DeadLetters(SharedExtension):
             app_id=original.app_id,
         )
         try:
-            await process.link.declare(
+            await host.link.declare(
                 Queue(dead_queue, arguments={"x-queue-type": "quorum"}), timeout=timeout
             )
-            await process.link.publish(
+            await host.link.publish(
                 "", dead_queue, delivery.body, properties, mandatory=True, timeout=timeout
             )
         except MyceliaError as exc:

@@ -14,11 +14,11 @@ from mycelia.call import CallKind
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.errors import ConfigError
 from mycelia.runtime import counterpart_of
+from mycelia.runtime.topology import event_exchange
 from mycelia.wire import (
     BROADCAST,
     SERVICE_POOL,
     SINGLETON,
-    event_exchange_name,
     handler_queue_name,
 )
 
@@ -27,19 +27,10 @@ __all__ = [
     "SERVICE_POOL",
     "SINGLETON",
     "EventHandler",
-    "event_exchange",
     "event_handler",
 ]
 
 HANDLER_TYPES = (SERVICE_POOL, SINGLETON, BROADCAST)
-
-
-def event_exchange(source_service: str, config: Any) -> Exchange:
-    """The exchange of a service's events, as Nameko's configuration keys want it (nameko/standalone/events.py:11)."""
-    return Exchange(
-        event_exchange_name(source_service),
-        auto_delete=bool(config.get("AUTO_DELETE_EVENT_EXCHANGES")),
-    )
 
 
 class EventHandler(Subscription):

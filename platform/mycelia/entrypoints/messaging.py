@@ -6,74 +6,10 @@ from typing import Any
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.entrypoints.subscription import Subscription
-from mycelia.errors import ConfigError
 from mycelia.runtime import counterpart_of
+from mycelia.runtime.topology import queue_topology
 
-__all__ = ["Consumer", "consume", "exchange_from", "queue_topology"]
-
-
-def exchange_from(declared: Any) -> Exchange | None:
-    """An exchange to declare, from ours or from a `kombu.Exchange`; `None` for the default exchange."""
-    if isinstance(declared, Exchange):
-        return declared if declared.name else None
-    if not declared or not declared.name:
-        return None
-    return Exchange(
-        declared.name,
-        type=declared.type,
-        durable=bool(declared.durable),
-        auto_delete=bool(declared.auto_delete),
-        arguments=dict(declared.arguments or {}),
-        passive=bool(getattr(declared, "passive", False)),
-    )
-
-
-def queue_topology(declared: Any) -> tuple[Queue, list[Exchange | Queue | Binding]]:
-    """A queue and all that must be declared for it, from a name, a `Queue`, or a `kombu.Queue` with its bindings.
-
-    kombu's objects are read by their attributes; kombu itself is not imported.
-    """
-    if isinstance(declared, str):
-        queue = Queue(declared, arguments={"x-queue-type": "quorum"})
-        return queue, [queue]
-    if isinstance(declared, Queue):
-        return declared, [declared]
-    if not hasattr(declared, "queue_arguments"):
-        raise ConfigError(
-            f"consume({declared!r}): expected a queue's name, a mycelia.Queue, or a kombu.Queue."
-        )
-    arguments = dict(declared.queue_arguments or {})
-    for name, argument, factor in (
-        ("expires", "x-expires", 1000),
-        ("message_ttl", "x-message-ttl", 1000),
-        ("max_length", "x-max-length", 1),
-        ("max_length_bytes", "x-max-length-bytes", 1),
-        ("max_priority", "x-max-priority", 1),
-    ):
-        value = getattr(declared, name, None)
-        if value is not None:
-            arguments[argument] = int(value * factor)
-    queue = Queue(
-        declared.name,
-        durable=bool(declared.durable),
-        exclusive=bool(declared.exclusive),
-        auto_delete=bool(declared.auto_delete),
-        arguments=arguments,
-        passive=bool(getattr(declared, "no_declare", False)),
-    )
-    parts: list[Exchange | Queue | Binding] = [queue]
-    links = [(declared.exchange, declared.routing_key, declared.binding_arguments)]
-    links += [(b.exchange, b.routing_key, b.arguments) for b in declared.bindings or ()]
-    for exchange, routing_key, binding_arguments in links:
-        ours = exchange_from(exchange)
-        if ours is not None:
-            binding = Binding(
-                queue.name, ours.name, routing_key or "", dict(binding_arguments or {})
-            )
-            parts += [ours, binding]
-    # Bindings last: they need both ends.
-    parts.sort(key=lambda part: isinstance(part, Binding))
-    return queue, parts
+__all__ = ["Consumer", "consume"]
 
 
 class Consumer(Subscription):

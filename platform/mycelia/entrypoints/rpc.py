@@ -83,11 +83,11 @@ class RpcConsumer(SharedExtension):
 
     async def setup(self) -> None:
         container = self.container
-        self._process = container.process
-        self._link = container.process.link
+        self._host = container.host
+        self._link = container.host.link
         self._exchange = container.settings.rpc_exchange
         self._service = container.service_name
-        self._serializers = container.process.serializers
+        self._serializers = container.host.serializers
         self._parent_calls_tracked = container.settings.parent_calls_tracked
         self.queue = service_queue_name(self._service)
         await self._link.declare(
@@ -284,9 +284,7 @@ class Rpc(Entrypoint):
 
     def encode_result(self, call: Call, value: Any) -> bytes:
         """The reply's body, made in the worker, so that an unserializable result is the worker's error."""
-        serializer = self.container.process.serializers.for_reply(
-            call.message.properties.content_type
-        )
+        serializer = self.container.host.serializers.for_reply(call.message.properties.content_type)
         return encode_result(value, serializer)
 
 

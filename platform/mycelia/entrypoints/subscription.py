@@ -75,8 +75,8 @@ class Subscription(Entrypoint, ABC):
 
     async def setup(self) -> None:
         container = self.container
-        self._link = container.process.link
-        self._serializers = container.process.serializers
+        self._link = container.host.link
+        self._serializers = container.host.serializers
         self._limits = container.settings.mycelia
         self._queue, parts = self.topology()
         await self._link.declare(*parts)

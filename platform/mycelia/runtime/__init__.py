@@ -1,7 +1,6 @@
 """The runtime: containers, workers, life cycle, and the hand-over from `nameko run`."""
 
-import mycelia.runtime.bridge  # noqa: F401  it registers itself for extensions written for Nameko
-from mycelia.runtime.config import load_config, parse_config
+from mycelia.runtime.config_file import load_config, parse_config
 from mycelia.runtime.container import Container, find_entrypoints
 from mycelia.runtime.counterparts import counterpart_of
 from mycelia.runtime.extensions import (
@@ -9,13 +8,13 @@ from mycelia.runtime.extensions import (
     Entrypoint,
     Extension,
     SharedExtension,
-    SignatureCheck,
     register_entrypoint,
 )
+from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane
-from mycelia.runtime.process import Process
 from mycelia.runtime.runner import Runner
 from mycelia.runtime.settings import Settings
+from mycelia.runtime.signature import SignatureCheck
 from mycelia.runtime.worker import WorkerContext
 
 __all__ = [
@@ -23,8 +22,8 @@ __all__ = [
     "DependencyProvider",
     "Entrypoint",
     "Extension",
+    "Host",
     "Lane",
-    "Process",
     "Runner",
     "Settings",
     "SharedExtension",

@@ -19,9 +19,9 @@ from mycelia.runtime.extensions import (
     maybe_await,
 )
 from mycelia.runtime.handover import hand_over
+from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane, OnExpired, OnSettle, ServiceSlots
 from mycelia.runtime.managed_thread import ManagedThread, run_in_daemon_thread
-from mycelia.runtime.process import Process
 from mycelia.runtime.threads import ThreadPool
 from mycelia.runtime.worker import Invocation, WorkerContext
 
@@ -70,24 +70,24 @@ class Container:
     Args:
         service_cls: the service; it must have a `name`.
         config: the whole configuration.
-        process: what the services of this process share; only the native runtime gives it.
+        host: what the services of this process share; only the native runtime gives it.
     """
 
     is_native = True
 
     def __init__(
-        self, service_cls: type, config: Mapping[str, Any], process: Process | None = None
+        self, service_cls: type, config: Mapping[str, Any], host: Host | None = None
     ) -> None:
-        if process is None:
+        if host is None:
             hand_over(f"service {getattr(service_cls, 'name', service_cls.__name__)!r}")
         self.service_cls = service_cls
         self.service_name = get_service_name(service_cls)
         self.config = config
-        self.process = process
-        self.settings = process.settings
-        self.max_workers = process.settings.max_workers or DEFAULT_MAX_WORKERS
-        self.serializer = process.serializers.default.name
-        self.accept = process.serializers.accepted_content_types
+        self.host = host
+        self.settings = host.settings
+        self.max_workers = host.settings.max_workers or DEFAULT_MAX_WORKERS
+        self.serializer = host.serializers.default.name
+        self.accept = host.serializers.accepted_content_types
         self.shared_extensions: dict[Any, Any] = {}
         self.extensions: list[Any] = []
         """Every bound extension, sub-extensions before what uses them."""
@@ -96,7 +96,7 @@ class Container:
         self.started = False
         """Whether `start()` has completed and `stop()` has not begun."""
         self._begun = False
-        self._slots = ServiceSlots(process.settings.max_workers)
+        self._slots = ServiceSlots(host.settings.max_workers)
         self._lanes: list[Lane] = []
         self._threads: ThreadPool | None = None
         self.on_failure: Callable[[BaseException], None] | None = None
@@ -146,7 +146,7 @@ class Container:
             slots=self._slots,
             threads=self._threads,
             loop=loop,
-            middleware=self.process.inbound,
+            middleware=self.host.inbound,
             on_expired=on_expired,
         )
         self._lanes.append(lane)

@@ -13,7 +13,6 @@ from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
-from mycelia.errors import IncorrectSignature
 from mycelia.runtime.handover import hand_over
 
 if TYPE_CHECKING:
@@ -232,30 +231,3 @@ def register_entrypoint(method: Callable[..., Any], entrypoint: Any) -> None:
         entrypoints = set()
         setattr(method, ENTRYPOINTS_ATTRIBUTE, entrypoints)
     entrypoints.add(entrypoint)
-
-
-class SignatureCheck:
-    """Whether arguments fit a method, compiled once: the common case is two comparisons.
-
-    `inspect.signature().bind()` costs about 10 µs a call; a plain positional method needs only a count.
-    """
-
-    __slots__ = ("_maximum", "_minimum", "_plain", "_signature")
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._signature = inspect.signature(method)
-        parameters = list(self._signature.parameters.values())[1:]  # without self
-        self._plain = all(
-            p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters
-        )
-        self._maximum = len(parameters)
-        self._minimum = sum(p.default is p.empty for p in parameters)
-
-    def check(self, args: Any, kwargs: dict[str, Any]) -> None:
-        """Raises `IncorrectSignature`, with Python's own text, when the arguments do not fit."""
-        if not kwargs and self._plain and self._minimum <= len(args) <= self._maximum:
-            return
-        try:
-            self._signature.bind(None, *args, **kwargs)
-        except TypeError as exc:
-            raise IncorrectSignature(str(exc)) from None

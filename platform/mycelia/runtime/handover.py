@@ -17,7 +17,7 @@ from mycelia.errors import RuntimeStateError
 
 __all__ = ["HANDOVER_VARIABLE", "NATIVE_MODULE", "hand_over", "is_nameko_run"]
 
-NATIVE_MODULE = "mycelia.cli.native"
+NATIVE_MODULE = "mycelia.cli.nameko_run"
 """The module the process becomes; it reads the arguments of `nameko run`."""
 
 HANDOVER_VARIABLE = "MYCELIA_HANDED_OVER"

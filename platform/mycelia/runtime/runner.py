@@ -11,7 +11,7 @@ from typing import Any
 from mycelia.call import Middleware
 from mycelia.errors import ConfigError, RuntimeStateError
 from mycelia.runtime.container import Container
-from mycelia.runtime.process import Process
+from mycelia.runtime.host import Host
 
 __all__ = ["Runner"]
 
@@ -43,13 +43,13 @@ class Runner:
         outbound: tuple[Middleware, ...] = (),
     ) -> None:
         self.config = dict(config)
-        self.process = Process(self.config, inbound=inbound, outbound=outbound)
+        self.host = Host(self.config, inbound=inbound, outbound=outbound)
         self.containers: list[Container] = []
         self._stopped: asyncio.Event | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         for service_cls in services:
-            container = Container(service_cls, self.config, self.process)
+            container = Container(service_cls, self.config, self.host)
             if container.service_name in self.service_names:
                 raise ConfigError(
                     f'two services are named "{container.service_name}"; a name may run once in a process.'
@@ -81,7 +81,7 @@ class Runner:
         self._stopped = asyncio.Event()
         try:
             if any(container.needs_broker for container in self.containers):
-                await self.process.open_link(timeout)
+                await self.host.open_link(timeout)
             for container in self.containers:
                 await container.start()
         except BaseException:
@@ -119,7 +119,7 @@ class Runner:
     async def _shut_down(self, grace: float | None) -> None:
         # The link stays open while any worker of any service runs: acks and replies must leave.
         await asyncio.gather(*(container.stop(grace) for container in self.containers))
-        await self.process.aclose()
+        await self.host.aclose()
         if self._stopped is not None:
             self._stopped.set()
 

@@ -1,6 +1,6 @@
 """What users need to test their services: whole services in a test, waiting without sleeping, a network that breaks on command."""
 
-from mycelia.cli.broker_node import PrivateNode
+from mycelia.broker.node import PrivateNode
 from mycelia.testing.eventually import eventually
 from mycelia.testing.services import ServiceBed, make_worker, run_services
 from mycelia.testing.tcp_proxy import Fault, TcpProxy

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from mycelia.amqp.ack_ledger import AckLedger, Settlements
+from mycelia.amqp.rabbit.ack_ledger import AckLedger, Settlements
 
 
 class BrokerSide:

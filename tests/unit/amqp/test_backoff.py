@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from mycelia.amqp.backoff import Backoff
+from mycelia.amqp.rabbit.backoff import Backoff
 
 
 def test_delays_grow_within_their_bounds_and_stop_at_the_cap() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mycelia.amqp.confirm_window import ConfirmWindow
+from mycelia.amqp.rabbit.confirm_window import ConfirmWindow
 
 
 def _filled(count: int) -> ConfirmWindow[str]:

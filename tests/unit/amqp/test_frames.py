@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pika import spec
 
-from mycelia.amqp.frames import FrameReader, PublishEncoder, encode_ack, encode_nack
 from mycelia.amqp.model import Delivery, Properties, Returned
+from mycelia.amqp.rabbit.frames import FrameReader, PublishEncoder, encode_ack, encode_nack
 from mycelia.errors import ProtocolError
 
 examples = settings(deadline=None, max_examples=60)  # a busy machine is no finding

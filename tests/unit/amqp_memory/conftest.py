@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from mycelia.amqp.memory import MemoryLink
-from mycelia.amqp.memory_broker import MemoryBroker
-from mycelia.amqp.memory_clock import ManualClock
+from mycelia.amqp.memory.broker import MemoryBroker
+from mycelia.amqp.memory.clock import ManualClock
+from mycelia.amqp.memory.link import MemoryLink
 
 LinkFactory = Callable[[], Awaitable[MemoryLink]]
 

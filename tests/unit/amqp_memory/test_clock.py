@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from mycelia.amqp.memory_clock import LoopClock, ManualClock
+from mycelia.amqp.memory.clock import LoopClock, ManualClock
 
 
 def test_time_stands_still_until_it_is_advanced() -> None:

@@ -18,9 +18,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from mycelia.amqp.memory_broker import MemoryBroker, PublishOutcome, Subscription
-from mycelia.amqp.memory_clock import ManualClock
-from mycelia.amqp.memory_queue import Entry
+from mycelia.amqp.memory.broker import MemoryBroker, PublishOutcome, Subscription
+from mycelia.amqp.memory.clock import ManualClock
+from mycelia.amqp.memory.queues import Entry
 from mycelia.amqp.model import Properties, Queue
 
 

@@ -10,8 +10,8 @@ from tests.link.inbox import Inbox
 from tests.unit.amqp_memory.conftest import LinkFactory
 
 from mycelia.amqp import Binding, Exchange, LinkState, Properties, Queue
-from mycelia.amqp.memory import MemoryLink
-from mycelia.amqp.memory_broker import MemoryBroker
+from mycelia.amqp.memory.broker import MemoryBroker
+from mycelia.amqp.memory.link import MemoryLink
 from mycelia.errors import BrokerBlocked, BrokerUnavailable, TopologyError
 from mycelia.testing.eventually import eventually
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mycelia.amqp.memory_routing import matches
+from mycelia.amqp.memory.routing import matches
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c"]), max_size=5)
 PATTERNS = st.lists(st.sampled_from(["a", "b", "*", "#"]), max_size=6)

@@ -8,8 +8,8 @@ import pytest
 from tests.link.inbox import Inbox
 
 from mycelia.amqp import Properties, Queue
-from mycelia.amqp.memory import MemoryLink
-from mycelia.amqp.memory_clock import ManualClock
+from mycelia.amqp.memory.clock import ManualClock
+from mycelia.amqp.memory.link import MemoryLink
 from mycelia.errors import TopologyError
 
 

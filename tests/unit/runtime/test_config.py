@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mycelia.errors import ConfigError
-from mycelia.runtime.config import expand, load_config, parse_config
+from mycelia.runtime.config_file import expand, load_config, parse_config
 
 
 @pytest.mark.parametrize(

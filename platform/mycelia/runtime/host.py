@@ -12,10 +12,10 @@ from mycelia.errors import RuntimeStateError
 from mycelia.runtime.settings import Settings
 from mycelia.wire import SerializerRegistry
 
-__all__ = ["Process"]
+__all__ = ["Host"]
 
 
-class Process:
+class Host:
     """Shared by the containers of one `Runner`; lives on one event loop.
 
     Args:

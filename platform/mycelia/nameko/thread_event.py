@@ -2,7 +2,7 @@
 
 An eventlet event wakes greenthreads of the sender's own thread only. Nameko's extensions send from the worker that has
 ended and wait in the thread that asked for it, which here are two threads. `THREAD_EVENT_METHODS` replace the methods
-of `eventlet.event.Event` in place (`runtime/bridge.py`), because extensions have imported the class by then; they use
+of `eventlet.event.Event` in place (`nameko/bridge.py`), because extensions have imported the class by then; they use
 its attributes (`_result`, `_exc`, `_waiters`) and so serve instances made before.
 """
 

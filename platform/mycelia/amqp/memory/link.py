@@ -25,13 +25,13 @@ from mycelia.amqp.link import (
     OnReturn,
     OnStateChange,
 )
-from mycelia.amqp.memory_broker import (
+from mycelia.amqp.memory.broker import (
     MemoryBroker,
     PublishOutcome,
     Refused,
     broker_at,
 )
-from mycelia.amqp.memory_consumer import MemoryConsumer
+from mycelia.amqp.memory.consumer import MemoryConsumer
 from mycelia.amqp.model import Binding, Exchange, Properties, Queue, Returned
 from mycelia.amqp.topology import Part, Topology, in_order
 from mycelia.errors import (

@@ -21,10 +21,6 @@ from itertools import takewhile
 from random import Random
 from typing import Any, Final, TypeVar
 
-from mycelia.amqp.backoff import Backoff
-from mycelia.amqp.connection import BrokerConnection, open_connection
-from mycelia.amqp.consumer import ConsumeOptions, RabbitConsumer
-from mycelia.amqp.declarer import Declarer
 from mycelia.amqp.link import (
     Capabilities,
     Consumer,
@@ -35,8 +31,12 @@ from mycelia.amqp.link import (
     OnStateChange,
 )
 from mycelia.amqp.model import Binding, Exchange, Properties, Queue, Returned
-from mycelia.amqp.publisher import Publisher
-from mycelia.amqp.supervisor import Supervisor
+from mycelia.amqp.rabbit.backoff import Backoff
+from mycelia.amqp.rabbit.connection import BrokerConnection, open_connection
+from mycelia.amqp.rabbit.consumer import ConsumeOptions, RabbitConsumer
+from mycelia.amqp.rabbit.declarer import Declarer
+from mycelia.amqp.rabbit.publisher import Publisher
+from mycelia.amqp.rabbit.supervisor import Supervisor
 from mycelia.amqp.topology import Part, Topology
 from mycelia.amqp.uri import Endpoint, parse_uri, redact, ssl_context
 from mycelia.errors import BrokerBlocked, BrokerUnavailable

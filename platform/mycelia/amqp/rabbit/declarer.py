@@ -6,8 +6,13 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from mycelia.amqp.connection import BrokerChannel, BrokerConnection, ChannelClosed, ConnectionLost
 from mycelia.amqp.model import Binding, Exchange, Queue
+from mycelia.amqp.rabbit.connection import (
+    BrokerChannel,
+    BrokerConnection,
+    ChannelClosed,
+    ConnectionLost,
+)
 from mycelia.amqp.topology import Part, in_order
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, ProtocolError, TopologyError
 

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from mycelia.amqp.fields import decode_properties, encode_properties, encode_short_string
-from mycelia.amqp.memory_clock import Clock, Timer
+from mycelia.amqp.memory.clock import Clock, Timer
 from mycelia.amqp.model import Properties, Queue
 
 __all__ = [

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from mycelia.amqp.link import LinkState, OnDeliveries
-from mycelia.amqp.memory_broker import MemoryBroker, Peer, Refused, Subscription
-from mycelia.amqp.memory_queue import Entry
+from mycelia.amqp.memory.broker import MemoryBroker, Peer, Refused, Subscription
+from mycelia.amqp.memory.queues import Entry
 from mycelia.amqp.model import Delivery
 from mycelia.errors import TopologyError
 

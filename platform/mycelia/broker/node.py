@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from mycelia.cli.management_api import ManagementApi
+from mycelia.broker.management_api import ManagementApi
 from mycelia.errors import BrokerUnavailable, ConfigError
 
 __all__ = ["NodeStatus", "PrivateNode", "RabbitInstallation", "find_rabbitmq", "probe_amqp"]

@@ -16,13 +16,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from mycelia.amqp.ack_ledger import AckLedger
-from mycelia.amqp.backoff import Backoff
-from mycelia.amqp.connection import BrokerChannel, BrokerConnection, ChannelClosed, ConnectionLost
-from mycelia.amqp.declarer import refusal
-from mycelia.amqp.frames import encode_ack, encode_nack
 from mycelia.amqp.link import LinkStatistics, OnDeliveries
 from mycelia.amqp.model import Delivery, Returned
+from mycelia.amqp.rabbit.ack_ledger import AckLedger
+from mycelia.amqp.rabbit.backoff import Backoff
+from mycelia.amqp.rabbit.connection import (
+    BrokerChannel,
+    BrokerConnection,
+    ChannelClosed,
+    ConnectionLost,
+)
+from mycelia.amqp.rabbit.declarer import refusal
+from mycelia.amqp.rabbit.frames import encode_ack, encode_nack
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, ProtocolError, TopologyError
 
 __all__ = ["ConsumeOptions", "RabbitConsumer"]

@@ -13,8 +13,8 @@ from enum import Enum
 from typing import Any, Protocol
 
 from mycelia.amqp.fields import decode_table, encode_table
-from mycelia.amqp.memory_clock import Clock, LoopClock
-from mycelia.amqp.memory_queue import (
+from mycelia.amqp.memory.clock import Clock, LoopClock
+from mycelia.amqp.memory.queues import (
     BaseQueue,
     Message,
     QueueModel,
@@ -22,7 +22,7 @@ from mycelia.amqp.memory_queue import (
     Subscription,
     make_queue,
 )
-from mycelia.amqp.memory_routing import EXCHANGE_TYPES, matches
+from mycelia.amqp.memory.routing import EXCHANGE_TYPES, matches
 from mycelia.amqp.model import Binding, Exchange, Properties, Queue
 
 __all__ = ["MemoryBroker", "Peer", "PublishOutcome", "Refused", "Subscription", "broker_at"]

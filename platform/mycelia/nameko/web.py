@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from mycelia.entrypoints.nameko_web_socket import serve_websocket
-from mycelia.entrypoints.nameko_web_wsgi import Receive, Scope, Send, WsgiBridge, answer_plainly
+from mycelia.nameko.web_socket import serve_websocket
+from mycelia.nameko.wsgi import Receive, Scope, Send, WsgiBridge, answer_plainly
 from mycelia.runtime import Container, Extension, counterpart_of
 from mycelia.runtime.managed_thread import run_in_daemon_thread
 
 if TYPE_CHECKING:
-    from mycelia.entrypoints.http_server import HttpServer
+    from mycelia.entrypoints.http.server import HttpServer
 
 __all__ = ["NamekoWebSite"]
 
@@ -44,9 +44,9 @@ class NamekoWebSite(Extension):
         return f"{self.container.service_name} (nameko.web)"
 
     async def setup(self) -> None:
-        from mycelia.entrypoints.http_server import HttpServer  # uvicorn: only where there is HTTP
+        from mycelia.entrypoints.http.server import HttpServer  # uvicorn: only where there is HTTP
 
-        self._server = HttpServer.of(self.container.process)
+        self._server = HttpServer.of(self.container.host)
         self._server.mount(self)
         await self._server.join(self.service)
 

@@ -20,11 +20,11 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from mycelia.call import current_call
-from mycelia.entrypoints.http_endpoint import Endpoint, Sender
-from mycelia.entrypoints.http_paths import shape_of, specificity
-from mycelia.entrypoints.http_responses import problem
+from mycelia.entrypoints.http.endpoint import Endpoint, Sender
+from mycelia.entrypoints.http.paths import shape_of, specificity
+from mycelia.entrypoints.http.responses import problem
 from mycelia.errors import ConfigError
-from mycelia.runtime import Process
+from mycelia.runtime import Host
 
 __all__ = ["HttpServer", "parse_address"]
 
@@ -38,7 +38,7 @@ DRAIN_TIMEOUT = 5.0
 
 _ADDRESS = re.compile(r"(?:(?P<host>\[[^\]]+\]|[^:]*):)?(?P<port>\d{1,5})")
 
-_servers: WeakKeyDictionary[Process, HttpServer] = WeakKeyDictionary()
+_servers: WeakKeyDictionary[Host, HttpServer] = WeakKeyDictionary()
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -128,12 +128,12 @@ class HttpServer:
         self._services: set[str] = set()
 
     @classmethod
-    def of(cls, process: Process) -> HttpServer:
+    def of(cls, host: Host) -> HttpServer:
         """The server of a process, made when first asked for."""
-        server = _servers.get(process)
+        server = _servers.get(host)
         if server is None or server.has_ended:
-            settings = process.settings
-            server = _servers[process] = cls(
+            settings = host.settings
+            server = _servers[host] = cls(
                 settings.WEB_SERVER_ADDRESS, access_log=settings.mycelia.http_access_log
             )
         return server

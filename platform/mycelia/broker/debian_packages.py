@@ -2,7 +2,7 @@
 
 Standard library only and nothing of Mycelia, so that it also runs before anything is installed:
 
-    python3 -I platform/mycelia/cli/debian_packages.py rabbitmq-server
+    python3 -I platform/mycelia/broker/debian_packages.py rabbitmq-server
 """
 
 from __future__ import annotations

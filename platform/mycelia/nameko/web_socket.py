@@ -18,9 +18,9 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from mycelia.entrypoints.nameko_web_wsgi import Receive, Scope, Send, make_environ
+from mycelia.nameko.bridge import ForeignDependency
+from mycelia.nameko.wsgi import Receive, Scope, Send, make_environ
 from mycelia.runtime import counterpart_of
-from mycelia.runtime.bridge import ForeignDependency
 from mycelia.runtime.managed_thread import run_in_daemon_thread
 
 __all__ = ["HubProvider", "serve_websocket"]

@@ -11,8 +11,8 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
-from mycelia.entrypoints.event_stream import HEARTBEAT, ServerSentEvents, encode_event
-from mycelia.entrypoints.http_streams import Stream
+from mycelia.entrypoints.http.server_sent_events import HEARTBEAT, ServerSentEvents, encode_event
+from mycelia.entrypoints.http.streams import Stream
 from mycelia.errors import (
     BrokerBlocked,
     BrokerUnavailable,

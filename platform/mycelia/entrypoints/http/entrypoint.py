@@ -13,13 +13,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from mycelia.call import Call
-from mycelia.entrypoints.http_paths import parameters_of, translate_path
+from mycelia.entrypoints.http.paths import parameters_of, translate_path
 from mycelia.errors import ConfigError, IncorrectSignature
 from mycelia.runtime import Container, Entrypoint, SharedExtension, SignatureCheck
 
 if TYPE_CHECKING:
-    from mycelia.entrypoints.http_endpoint import Endpoint
-    from mycelia.entrypoints.http_server import HttpServer
+    from mycelia.entrypoints.http.endpoint import Endpoint
+    from mycelia.entrypoints.http.server import HttpServer
 
 __all__ = ["Http", "HttpListener", "http"]
 
@@ -38,9 +38,9 @@ class HttpListener(SharedExtension):
     def server(self) -> HttpServer:
         """The server of the process."""
         if self._server is None:
-            from mycelia.entrypoints.http_server import HttpServer  # uvicorn: only with `@http`
+            from mycelia.entrypoints.http.server import HttpServer  # uvicorn: only with `@http`
 
-            self._server = HttpServer.of(self.container.process)
+            self._server = HttpServer.of(self.container.host)
         return self._server
 
     async def setup(self) -> None:
@@ -96,7 +96,7 @@ class Http(Entrypoint):
         return self.listener.server.address
 
     def setup(self) -> None:
-        from mycelia.entrypoints.http_endpoint import Endpoint  # Starlette: only with `@http`
+        from mycelia.entrypoints.http.endpoint import Endpoint  # Starlette: only with `@http`
 
         self._check_signature()
         self._endpoint = Endpoint(
@@ -130,7 +130,7 @@ class Http(Entrypoint):
 
     def encode_result(self, call: Call, value: Any) -> bytes | None:
         """The response's body, made in the worker, so that what cannot be encoded is the worker's error."""
-        from mycelia.entrypoints.http_responses import encode_body
+        from mycelia.entrypoints.http.responses import encode_body
 
         return encode_body(value)
 

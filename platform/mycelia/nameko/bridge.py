@@ -10,7 +10,7 @@ this module imports nothing of Nameko: that happens when a service declares such
 | per-worker hooks of an `async def` method | on the event loop: they must not block |
 | `container.spawn_managed_thread(f)` | a daemon thread with `wait`, `link`, `kill`, `dead` |
 | `container.spawn_worker(…, handle_result=…)` | a worker in a lane of that entrypoint; blocks the calling thread until it begins |
-| `eventlet.Event` | works between threads (`runtime/thread_event.py`) |
+| `eventlet.Event` | works between threads (`nameko/thread_event.py`) |
 | `eventlet.sleep`, `Timeout`, `spawn`, queues, semaphores | within one thread, whose own hub runs them; not between threads |
 | Nameko's consumers over kombu (`QueueConsumer` and what builds on it) | refused with a `ConfigError`: they are not safe in threads |
 """
@@ -28,12 +28,12 @@ from typing import Any
 
 from mycelia.call import Call, CallKind, Outcome, current_call
 from mycelia.errors import ConfigError, MyceliaError, RuntimeStateError
+from mycelia.nameko.thread_event import thread_event_methods
 from mycelia.runtime.container import Container
 from mycelia.runtime.counterparts import extension_counterpart, set_foreign_adapters
 from mycelia.runtime.extensions import DependencyProvider, Entrypoint, Extension
 from mycelia.runtime.lane import Lane
 from mycelia.runtime.managed_thread import run_in_daemon_thread
-from mycelia.runtime.thread_event import thread_event_methods
 from mycelia.runtime.worker import WorkerContext
 
 __all__ = ["ForeignDependency", "ForeignEntrypoint", "ForeignExtension", "WorkerAborted"]

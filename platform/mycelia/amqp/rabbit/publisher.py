@@ -19,11 +19,11 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
-from mycelia.amqp.confirm_window import ConfirmWindow
-from mycelia.amqp.connection import BrokerConnection, ChannelClosed
-from mycelia.amqp.frames import PublishEncoder
 from mycelia.amqp.link import LinkStatistics
 from mycelia.amqp.model import Delivery, Properties, Returned
+from mycelia.amqp.rabbit.confirm_window import ConfirmWindow
+from mycelia.amqp.rabbit.connection import BrokerConnection, ChannelClosed
+from mycelia.amqp.rabbit.frames import PublishEncoder
 from mycelia.errors import (
     AccessRefused,
     BrokerBlocked,

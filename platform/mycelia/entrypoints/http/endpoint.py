@@ -13,8 +13,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from mycelia.call import Call, CallKind, Outcome, Settle, current_call
-from mycelia.entrypoints.http_requests import BlockingRequest, BodyReader, HttpRequest
-from mycelia.entrypoints.http_responses import (
+from mycelia.entrypoints.http.requests import BlockingRequest, BodyReader, HttpRequest
+from mycelia.entrypoints.http.responses import (
     encode_body,
     problem,
     problem_of,
@@ -26,7 +26,7 @@ from mycelia.runtime import Lane
 from mycelia.wire import TRACEPARENT, TRACESTATE
 
 if TYPE_CHECKING:
-    from mycelia.entrypoints.http import Http
+    from mycelia.entrypoints.http.entrypoint import Http
 
 __all__ = ["Endpoint", "Exchange", "Sender"]
 

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from mycelia.amqp.backoff import Backoff
-from mycelia.amqp.connection import BrokerConnection, ConnectionLost
+from mycelia.amqp.rabbit.backoff import Backoff
+from mycelia.amqp.rabbit.connection import BrokerConnection, ConnectionLost
 from mycelia.amqp.uri import Endpoint
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError
 

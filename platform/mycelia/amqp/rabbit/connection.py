@@ -28,7 +28,7 @@ import pika.exceptions
 import pika.frame
 from pika.adapters.asyncio_connection import AsyncioConnection
 
-from mycelia.amqp.frames import ChannelSink, FrameReader
+from mycelia.amqp.rabbit.frames import ChannelSink, FrameReader
 from mycelia.amqp.uri import Endpoint
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, ProtocolError
 

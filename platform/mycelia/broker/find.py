@@ -1,0 +1,198 @@
+"""Finding a broker to work with: yours, a private one, or one in Docker."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mycelia.broker import debian_packages
+from mycelia.broker.node import PrivateNode, find_rabbitmq, probe_amqp
+from mycelia.errors import BrokerUnavailable, ConfigError
+
+__all__ = [
+    "DEFAULT_DIRECTORY",
+    "FoundBroker",
+    "find_or_start_broker",
+    "install_rabbitmq",
+    "shown",
+    "start_private_node",
+]
+
+DEFAULT_DIRECTORY = Path(".mycelia/broker")
+_COMPOSE_FILE = Path("compose/compose.yaml")
+_PROBE_TIMEOUT = 5.0
+_DOCKER_TIMEOUT = 180.0  # an image may have to be fetched first
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBroker:
+    """A broker that answers, and how it was come by."""
+
+    uri: str
+    description: str
+    node: PrivateNode | None = None
+    """The private node, when it is one."""
+    started: bool = False
+    """Whether it was started by this call, and not found running."""
+
+    def __str__(self) -> str:
+        return self.description
+
+    def stop_if_started(self) -> None:
+        """Stop a private node that this call started; leave every other broker alone. Blocks for some seconds."""
+        if self.node is not None and self.started:
+            self.node.stop()
+
+
+def find_or_start_broker(
+    directory: Path = DEFAULT_DIRECTORY,
+    *,
+    port: int | None = None,
+    say: Say = print,
+    environment: Mapping[str, str] = os.environ,
+) -> FoundBroker:
+    """Return a broker that answers: the one that `AMQP_URI` names, else a private node, else one in Docker.
+
+    Blocks: a start takes some seconds, an installation (Debian and Ubuntu, where it may) up to some minutes. What is
+    there already is used again. Each step that takes time says so in a line.
+
+    Args:
+        directory: Where the private node lives.
+        port: The private node's port; `None` takes the remembered or a free one.
+        say: Gets the lines.
+        environment: Where `AMQP_URI` is looked up.
+
+    Raises:
+        BrokerUnavailable: The named broker does not answer, or the private node does not start.
+        ConfigError: There is no broker and no way to start one; the message has the ways out.
+    """
+    uri = environment.get("AMQP_URI")
+    if uri:
+        return _named(uri)
+    if find_rabbitmq() is not None or install_rabbitmq(directory.parent / "apt.log", say=say):
+        return start_private_node(PrivateNode(directory, port=port), say)
+    if _has_docker():
+        return _docker(say)
+    raise ConfigError(
+        "no broker: AMQP_URI is not set, RabbitMQ is not installed and cannot be installed from here, and no Docker "
+        "engine answers. One of three helps:\n"
+        "  - set AMQP_URI to a broker you have, such as amqp://user:password@host:5672/\n"
+        "  - install RabbitMQ (Debian, Ubuntu: sudo apt-get install rabbitmq-server; macOS: brew install rabbitmq)\n"
+        "  - start Docker"
+    )
+
+
+def _named(uri: str) -> FoundBroker:
+    parts = urlsplit(uri)
+    if parts.scheme not in ("amqp", "amqps"):
+        raise ConfigError(f'AMQP_URI must begin with amqp:// or amqps://, not "{parts.scheme}://".')
+    host = parts.hostname or "localhost"
+    port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
+    where = f"{parts.scheme}://{host}:{port}{parts.path}"  # without user and password
+    if parts.scheme == "amqps":
+        version = "" if _accepts(host, port) else None
+    else:
+        version = probe_amqp(host, port, _PROBE_TIMEOUT)
+    if version is None:
+        raise BrokerUnavailable(
+            f"AMQP_URI names {where}, where no broker answers within {_PROBE_TIMEOUT:g} s. "
+            "Start that broker, correct AMQP_URI, or unset it to have a private broker started."
+        )
+    return FoundBroker(uri, f"RabbitMQ {version} at {where} (AMQP_URI)".replace("  ", " "))
+
+
+def _accepts(host: str, port: int) -> bool:
+    """Whether something listens: as much as can be told of a TLS port without the certificates to talk to it."""
+    try:
+        socket.create_connection((host, port), _PROBE_TIMEOUT).close()
+    except OSError:
+        return False
+    return True
+
+
+def start_private_node(node: PrivateNode, say: Say) -> FoundBroker:
+    started = not node.status().running
+    if started:
+        say(f"starting a private RabbitMQ node in {shown(node.directory)} …")
+    node.start()
+    status = node.status()
+    found = "private" if started else "private, already running"
+    return FoundBroker(
+        status.uri,
+        f"RabbitMQ {status.version} at {status.uri} ({found}; data and log in {shown(node.directory)})",
+        node,
+        started,
+    )
+
+
+def shown(path: Path) -> str:
+    """The path as a person would write it: relative to where they are, if it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def install_rabbitmq(log_file: Path, *, say: Say = print) -> bool:
+    """Install Debian's `rabbitmq-server` where that is possible without asking, and start no service with it.
+
+    Returns whether RabbitMQ is installed afterwards.
+    """
+    if find_rabbitmq() is not None:
+        return True
+    if not debian_packages.may_install():
+        return False
+    if not debian_packages.install(["rabbitmq-server"], log_file, say):
+        say(f"installing rabbitmq-server failed; apt-get's words are in {log_file}")
+    return find_rabbitmq() is not None
+
+
+# --- Docker ------------------------------------------------------------------------------------------
+
+
+def _has_docker() -> bool:
+    """Whether an engine answers and `docker compose` is there, with this project's file to give it."""
+    if shutil.which("docker") is None or not _COMPOSE_FILE.exists():
+        return False
+    try:
+        return all(
+            subprocess.run(command, capture_output=True, timeout=15, check=False).returncode == 0
+            for command in (["docker", "info"], ["docker", "compose", "version"])
+        )
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _docker(say: Say) -> FoundBroker:
+    say(f"starting RabbitMQ in Docker ({_COMPOSE_FILE}) …")
+    _compose("up", "--detach", "broker")
+    address = _compose("port", "broker", "5672").strip()
+    match = re.fullmatch(r".*:(\d+)", address)
+    if match is None:
+        raise BrokerUnavailable(f"docker compose tells no port for the broker, but {address!r}.")
+    port = int(match.group(1))
+    deadline = time.monotonic() + _DOCKER_TIMEOUT
+    while (version := probe_amqp("127.0.0.1", port)) is None:
+        if time.monotonic() > deadline:
+            raise BrokerUnavailable(
+                f"RabbitMQ in Docker does not answer on port {port} after {_DOCKER_TIMEOUT:g} s. "
+                f"See: docker compose --file {_COMPOSE_FILE} logs broker"
+            )
+        time.sleep(0.25)
+    uri = f"amqp://guest:guest@127.0.0.1:{port}/"
+    return FoundBroker(uri, f"RabbitMQ {version} at {uri} (Docker)")
+
+
+def _compose(*arguments: str) -> str:
+    command = ["docker", "compose", "--file", str(_COMPOSE_FILE), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BrokerUnavailable(f"{' '.join(command)} failed: {done.stderr.strip()}")
+    return done.stdout
