@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from tests.docs.documents import ROOT, blocks_of, table_rows
 
-from mycelia.cli import talk
+from mycelia.cli import call_and_publish
 from mycelia.cli.main import main
 from mycelia.errors import BrokerUnavailable
 from mycelia.runtime.config_file import parse_config
@@ -84,7 +84,7 @@ def test_file_without_a_broker_means_the_default_one(
         asked.append(uri)
         raise BrokerUnavailable("none here")
 
-    monkeypatch.setattr(talk, "Client", client)
+    monkeypatch.setattr(call_and_publish, "Client", client)
     file = tmp_path / "config.yaml"
     file.write_text("ACCEPT: [json]\n")
 

@@ -19,7 +19,7 @@ from tests.docs.documents import (
 )
 
 import mycelia
-from mycelia import errors, providers, testing
+from mycelia import errors, nameko, providers, testing
 from mycelia.clients import RpcReply
 from mycelia.runtime.settings import MyceliaSection
 
@@ -33,7 +33,7 @@ OTHERS = {"QueueConsumer", "ReplyListener", "RpcConsumer", "ServiceContainer", "
 INNER = {
     "Lane",
     "Invocation",
-    "Process",
+    "Host",
     "Caller",
     "ServiceProxy",
     "Subscription",
@@ -95,7 +95,7 @@ def test_class_names_exist(document: Path) -> None:
     named = set(
         re.findall(r"`@?([A-Z][a-z]+[A-Za-z]*)(?:\.\w+)*(?:\([^`]*\))?`", prose_of(document))
     )
-    modules = (mycelia, errors, testing, providers)
+    modules = (mycelia, errors, testing, providers, nameko)
     public = {RpcReply.__name__}.union(*(module.__all__ for module in modules))
     unknown = {name for name in named - public - OTHERS - INNER if not hasattr(builtins, name)}
 
@@ -148,7 +148,12 @@ def test_error_tree_is_the_one_in_the_code() -> None:
 
 def test_named_files_of_the_platform_exist() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    files = set(re.findall(r"`((?:amqp|wire|call|runtime|entrypoints|clients|cli)/\w+\.py)`", text))
+    files = set(
+        re.findall(
+            r"`((?:amqp|broker|wire|call|runtime|entrypoints|clients|nameko|cli)/(?:\w+/)?\w+\.py)`",
+            text,
+        )
+    )
 
     assert len(files) > 15
     assert [file for file in files if not (ROOT / "platform" / "mycelia" / file).exists()] == []

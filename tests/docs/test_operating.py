@@ -111,7 +111,7 @@ async def test_dead_letter_is_seen_as_shown(
 
     async with run_services(Hello, broker=rabbit_uri) as bed:
         await bed.client.publish("hello", "greeted", {"whom": "Ada"})
-        link = bed.container(Hello).process.link
+        link = bed.container(Hello).host.link
         await _await_dead_letter(link)
         (letter,) = await asyncio.to_thread(
             rabbit_node.api.request, "POST", path, json.loads(found[2])

@@ -53,7 +53,7 @@ async def test_message_put_back_starts_anew(broker: str, failures: int) -> None:
     Mended.failures, Mended.attempts, Mended.headers = failures, [], []
 
     async with run_services(Mended, broker=broker) as bed:
-        await _put_back(bed.container(Mended).process.link)
+        await _put_back(bed.container(Mended).host.link)
         await eventually(lambda: len(Mended.attempts) == failures + 1)
 
     assert Mended.attempts == [1, 2][: failures + 1]

@@ -82,7 +82,7 @@ async def test_services_of_one_runner_share_a_link(serve: Serve) -> None:
     runner = await serve(First, Second)
 
     assert runner.service_names == ["first", "second"]
-    assert runner.container_of(Second).process is runner.container_of(First).process
+    assert runner.container_of(Second).host is runner.container_of(First).host
     with pytest.raises(RuntimeStateError, match="Pool is not run by this runner"):
         runner.container_of(Pool)
 

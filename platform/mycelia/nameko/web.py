@@ -1,7 +1,7 @@
 """HTTP and websockets of existing services: Nameko's own web application, on the process's one HTTP server.
 
 `nameko.web.server.WebServer` (or a user's subclass) routes with werkzeug, finds the entrypoint and forms the response,
-as it always has; what it served with eventlet's sockets is served here by the server of `http_server.py`, so paths
+as it always has; what it served with eventlet's sockets is served here by the server of `entrypoints/http/server.py`, so paths
 and formats are Nameko's to the letter, custom handlers and WSGI middleware included.
 """
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mycelia.broker import find_or_start_broker
+from mycelia.broker import debian_packages, find_or_start_broker
 from mycelia.broker.node import PrivateNode, find_rabbitmq
-from mycelia.cli import debian_packages
 from mycelia.errors import ConfigError
 
 

@@ -33,7 +33,7 @@ def test_it_refuses_exactly_what_python_refuses(
     method: Any, args: list[int], kwargs: dict[str, int]
 ) -> None:
     try:
-        inspect.getcallargs(method, None, *args, **kwargs)
+        method(None, *args, **kwargs)
     except TypeError:
         fits = False
     else:
