@@ -287,6 +287,31 @@ async def test_requeue_on_error_backs_off_and_ends_in_the_dead_letter_queue(
     assert letter.properties.message_id == "m"
 
 
+@pytest.mark.parametrize("attempt", [-(2**62), 0, "1", "x", 2**62, 2**63 - 1, True, [7]])
+async def test_attempt_that_somebody_made_up_neither_loops_nor_skips_the_limit(
+    serve: Serve, link: Link, client: Client, attempt: Any
+) -> None:
+    tried: list[int] = []
+
+    class Counting:
+        name = "counting"
+
+        @event_handler("source", "happened", requeue_on_error=True)
+        async def happened(self, payload: Any) -> None:
+            tried.append(payload)
+            raise LookupError("still not")
+
+    await serve(Counting, config={"mycelia": {"requeue_attempts": 2}})
+    await client.publish("source", "happened", 1, headers={"x-mycelia-attempt": attempt})
+
+    queue = "evt-source-happened--counting.happened"
+    (letter,) = await read_dead_letters(link, queue, 1)
+
+    assert 1 <= len(tried) <= 2
+    assert (letter.properties.headers or {})["x-mycelia-attempt"] >= 2
+    assert await link.message_count(queue) == 0
+
+
 async def test_requeued_message_does_not_hold_up_the_others(serve: Serve, client: Client) -> None:
     got: list[Any] = []
 

@@ -8,7 +8,7 @@ live requests. The broker's own expiry (`expiration`) is set beside it and needs
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 __all__ = ["DEFAULT_TIMEOUT", "DeadlineWheel", "deadline_from_wire", "deadline_to_wire", "tighter"]
 
@@ -23,10 +23,8 @@ def deadline_to_wire(deadline: float, *, monotonic: float, wall: float) -> int:
     return int((wall + (deadline - monotonic)) * 1000)
 
 
-def deadline_from_wire(deadline_ms: Any, *, monotonic: float, wall: float) -> float | None:
-    """The monotonic deadline for a header's value; `None` where it is absent or not a number."""
-    if type(deadline_ms) is not int:
-        return None
+def deadline_from_wire(deadline_ms: int, *, monotonic: float, wall: float) -> float:
+    """The monotonic deadline for what `wire.read_deadline_ms()` has read."""
     return monotonic + (deadline_ms / 1000 - wall)
 
 

@@ -28,7 +28,7 @@ from typing import Any
 from mycelia.amqp import Delivery, Properties, Queue
 from mycelia.errors import MyceliaError
 from mycelia.runtime import Container, SharedExtension
-from mycelia.wire import ATTEMPT_HEADER
+from mycelia.wire import ATTEMPT_HEADER, MAX_ATTEMPT, read_attempt
 
 __all__ = [
     "DeadLetters",
@@ -58,8 +58,7 @@ def attempt_of(delivery: Delivery) -> int:
     headers = delivery.properties.headers
     if not headers:
         return 1
-    ours = headers.get(ATTEMPT_HEADER)
-    return (ours if type(ours) is int else 1) + returns_of(delivery)
+    return min(read_attempt(headers) + returns_of(delivery), MAX_ATTEMPT)
 
 
 def returns_of(delivery: Delivery) -> int:
@@ -71,7 +70,7 @@ def returns_of(delivery: Delivery) -> int:
     if not delivery.redelivered:
         return 0
     count = (delivery.properties.headers or {}).get(RETURNS_HEADER)
-    return count if type(count) is int else 0
+    return max(count, 0) if type(count) is int else 0
 
 
 def dead_letter_headers(

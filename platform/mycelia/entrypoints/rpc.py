@@ -32,12 +32,12 @@ from mycelia.runtime import (
 )
 from mycelia.wire import (
     COMPRESSION_HEADER,
-    DEADLINE_HEADER,
     Serializer,
     decode_request,
     decompress,
     encode_error,
     encode_result,
+    read_deadline_ms,
     serialize_exception,
     service_binding_key,
     service_queue_name,
@@ -160,10 +160,9 @@ class RpcConsumer(SharedExtension):
             raise MethodNotFound(delivery.routing_key.partition(".")[2])
         method.signature.check(args, kwargs)
         deadline = None
-        if headers is not None and DEADLINE_HEADER in headers:
-            deadline = deadline_from_wire(
-                headers[DEADLINE_HEADER], monotonic=time.monotonic(), wall=time.time()
-            )
+        deadline_ms = read_deadline_ms(headers)
+        if deadline_ms is not None:
+            deadline = deadline_from_wire(deadline_ms, monotonic=time.monotonic(), wall=time.time())
         method.lane.submit(
             Call(
                 CallKind.RPC,

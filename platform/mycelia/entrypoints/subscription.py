@@ -52,7 +52,7 @@ async def stop_deliveries(consumer: Consumer) -> None:
 
 def requeue_delay(attempt: int) -> float:
     """Seconds before attempt `attempt + 1`: 0.1, 0.2, 0.4 … at most 30."""
-    return float(min(0.1 * 2 ** (attempt - 1), 30.0))
+    return float(min(0.1 * 2 ** min(attempt - 1, 10), 30.0))
 
 
 class Subscription(Entrypoint, ABC):

@@ -17,9 +17,9 @@ __all__ = [
     "AUTH_TOKEN",
     "CALL_ID_STACK",
     "DEADLINE_HEADER",
-    "DEADLINE_MS",
     "HEADER_PREFIX",
     "LANGUAGE",
+    "MAX_ATTEMPT",
     "TRACEPARENT",
     "TRACESTATE",
     "USER_AGENT",
@@ -39,11 +39,9 @@ LANGUAGE: Final = "language"
 USER_ID: Final = "user_id"
 USER_AGENT: Final = "user_agent"
 
-DEADLINE_MS: Final = "deadline_ms"
-"""When the call is given up: whole milliseconds since the epoch, wall clock (header `nameko.deadline_ms`)."""
-
-DEADLINE_HEADER: Final = HEADER_PREFIX + DEADLINE_MS
-"""The header itself."""
+DEADLINE_HEADER: Final = HEADER_PREFIX + "deadline_ms"
+"""When the call is given up: whole milliseconds since the epoch, wall clock. Part of the context, so a stock Nameko
+service passes it on."""
 
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
@@ -51,6 +49,9 @@ TRACESTATE: Final = "tracestate"
 
 ATTEMPT_HEADER: Final = "x-mycelia-attempt"
 """Header of one message: which attempt this delivery is, an int from 1. Never inherited by the next call."""
+
+MAX_ATTEMPT: Final = 1_000_000
+"""What `read_attempt` reads at most. Arbitrary; it leaves room for further counting in every integer type of AMQP."""
 
 _UNPREFIXED = frozenset({TRACEPARENT, TRACESTATE})
 
@@ -111,19 +112,41 @@ def decode_context(headers: Mapping[str, Any] | None) -> dict[str, Any]:
     return context
 
 
-def read_deadline_ms(context: Mapping[str, Any]) -> int | None:
-    """The deadline in a context, in milliseconds since the epoch; `None` if absent or not a number."""
-    return _whole_number(context.get(DEADLINE_MS))
+def read_deadline_ms(headers: Mapping[str, Any] | None) -> int | None:
+    """When the call is given up, in milliseconds since the epoch; `None` if nobody said, or not with a number.
+
+    Text that is a number counts as one: not every client keeps its headers' types. Past and future are bounded by the
+    epoch and the year 9999, so that whatever a header holds can be computed with.
+    """
+    value = headers.get(DEADLINE_HEADER) if headers else None
+    if value is None:
+        return None
+    deadline_ms = _whole_number(value)
+    return None if deadline_ms is None else min(max(deadline_ms, 0), _YEAR_9999_MS)
 
 
 def read_attempt(headers: Mapping[str, Any] | None) -> int:
-    """Which attempt a message is, from 1; 1 if the header is absent or makes no sense."""
-    attempt = _whole_number(headers.get(ATTEMPT_HEADER)) if headers else None
-    return attempt if attempt is not None and attempt > 0 else 1
+    """Which attempt a message is, from 1 to `MAX_ATTEMPT`; 1 if the header is absent or no number."""
+    value = headers.get(ATTEMPT_HEADER) if headers else None
+    if value is None:
+        return 1
+    attempt = _whole_number(value)
+    return 1 if attempt is None else min(max(attempt, 1), MAX_ATTEMPT)
+
+
+_YEAR_9999_MS = 253_402_300_799_999
+_MAX_DIGITS = (
+    32  # no number that makes sense is longer, and `int()` takes ever longer for long text
+)
 
 
 def _whole_number(value: object) -> int | None:
+    """`value` as a whole number, where it is a number or the text of one."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    if isinstance(value, str) and len(value) > _MAX_DIGITS:
         return None
     try:
         return int(value)

@@ -11,26 +11,21 @@ The exchange is a durable topic exchange; each queue is durable and bound with t
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from mycelia.errors import ConfigError
 
 __all__ = [
     "BROADCAST",
-    "EVENT_EXCHANGE_TYPE",
     "SERVICE_POOL",
     "SINGLETON",
-    "HandlerQueueLife",
     "event_exchange_name",
-    "handler_queue_life",
     "handler_queue_name",
 ]
 
 SERVICE_POOL: Final = "service_pool"
 SINGLETON: Final = "singleton"
 BROADCAST: Final = "broadcast"
-
-EVENT_EXCHANGE_TYPE: Final = "topic"
 
 
 def event_exchange_name(source: str) -> str:
@@ -67,17 +62,3 @@ def handler_queue_name(
         f"{service}.{method}: handler type {handler_type!r} is unknown; "
         f"use {SERVICE_POOL!r}, {SINGLETON!r} or {BROADCAST!r}."
     )
-
-
-class HandlerQueueLife(NamedTuple):
-    """When the broker deletes a handler's queue by itself."""
-
-    auto_delete: bool
-    exclusive: bool
-
-
-def handler_queue_life(handler_type: str, reliable_delivery: bool) -> HandlerQueueLife:
-    """With reliable delivery a queue stays; without, it goes with its last consumer."""
-    if reliable_delivery:
-        return HandlerQueueLife(auto_delete=False, exclusive=False)
-    return HandlerQueueLife(auto_delete=True, exclusive=handler_type == BROADCAST)

@@ -13,22 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from mycelia.errors import MalformedRequest, UndecodableMessage, UnserializableValueError
 from mycelia.wire.json_codec import encode_json
-from mycelia.wire.remote_errors import deserialize_exception, serialize_exception
+from mycelia.wire.remote_errors import deserialize_exception
 from mycelia.wire.serializers import Serializer
 
 __all__ = [
     "REPLY_QUEUE_ARGUMENTS",
     "RPC_EXCHANGE",
-    "RPC_EXCHANGE_TYPE",
-    "EncodedReply",
     "decode_reply",
     "decode_request",
     "encode_error",
-    "encode_reply",
     "encode_request",
     "encode_result",
     "reply_queue_name",
@@ -39,8 +36,6 @@ __all__ = [
 
 RPC_EXCHANGE: Final = "nameko-rpc"
 """The default; Nameko's configuration key `rpc_exchange` names another."""
-
-RPC_EXCHANGE_TYPE: Final = "topic"
 
 REPLY_QUEUE_ARGUMENTS: Final[Mapping[str, Any]] = MappingProxyType({"x-expires": 300_000})
 """A reply queue outlives its consumer by five minutes (nameko/rpc.py:33, milliseconds)."""
@@ -117,18 +112,11 @@ def _malformed(value: Any) -> MalformedRequest:
 # --- replies -------------------------------------------------------------------------------------
 
 
-class EncodedReply(NamedTuple):
-    """A reply's body, and why it is not the result, if the result could not be carried."""
-
-    body: bytes
-    error: UnserializableValueError | None
-
-
 def encode_result(value: Any, serializer: Serializer) -> bytes:
     """The body of a reply with a result.
 
     Raises:
-        UnserializableValueError: naming the part, as `$.result[0]`. `encode_reply` makes a reply of that.
+        UnserializableValueError: naming the part, as `$.result[0]`.
     """
     if serializer.encode is encode_json:
         # The envelope as text, so that its `null` does not count as one in the value (`encode_json`).
@@ -142,15 +130,6 @@ def encode_result(value: Any, serializer: Serializer) -> bytes:
 def encode_error(error: Mapping[str, Any], serializer: Serializer) -> bytes:
     """The body of a reply with an error, from `serialize_exception()`."""
     return serializer.encode({"result": None, "error": error})
-
-
-def encode_reply(value: Any, serializer: Serializer) -> EncodedReply:
-    """The body of a reply with a result, or with the error that the result cannot be carried, as Nameko does."""
-    try:
-        return EncodedReply(encode_result(value, serializer), None)
-    except UnserializableValueError as exc:
-        error = serialize_exception(exc, traceback=False)
-        return EncodedReply(encode_error(error, serializer), exc)
 
 
 def decode_reply(value: Any) -> Any:

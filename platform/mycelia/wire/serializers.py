@@ -29,7 +29,6 @@ __all__ = [
     "MSGPACK",
     "Serializer",
     "SerializerRegistry",
-    "check_body_size",
 ]
 
 DEFAULT_MAX_BODY_BYTES = 128 * 1024 * 1024
@@ -54,19 +53,6 @@ class Serializer:
     content_encoding: str
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
-
-
-def check_body_size(body: bytes, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES) -> None:
-    """Refuse a body that is larger than the limit.
-
-    Raises:
-        UndecodableMessage: with both sizes.
-    """
-    if len(body) > max_body_bytes:
-        raise UndecodableMessage(
-            f"the body has {len(body)} bytes, more than the limit of {max_body_bytes}. "
-            "Send less in one message, or raise the limit."
-        )
 
 
 # --- the serializers that are always there -------------------------------------------------------
@@ -221,17 +207,6 @@ class SerializerRegistry:
             "Correct the name, or describe it under SERIALIZERS."
         )
 
-    def by_content_type(self, content_type: str | None) -> Serializer:
-        """The serializer of a content type; it need not be accepted for reading.
-
-        Raises:
-            UndecodableMessage: there is none.
-        """
-        found = self._find(self._by_type, content_type)
-        if found is None:
-            raise self._not_accepted(content_type)
-        return found
-
     def for_reply(self, content_type: str | None) -> Serializer:
         """What to answer a request with: in its own format, as Nameko does, else in the default one."""
         return self._find(self._by_type, content_type) or self.default
@@ -245,7 +220,10 @@ class SerializerRegistry:
             UndecodableMessage: not accepted, too large, or broken bytes.
         """
         if len(body) > self.max_body_bytes:
-            check_body_size(body, self.max_body_bytes)
+            raise UndecodableMessage(
+                f"the body has {len(body)} bytes, more than the limit of {self.max_body_bytes}. "
+                "Send less in one message, or raise the limit."
+            )
         serializer = self._accepted.get(content_type)  # type: ignore[arg-type]  # None finds nothing
         if serializer is None:
             serializer = self._find(self._accepted, content_type)

@@ -20,7 +20,6 @@ def test_deadline_survives_the_wire_to_the_millisecond_whatever_the_monotonic_cl
     other_monotonic = monotonic / 3 + skew
     received = deadline_from_wire(sent, monotonic=other_monotonic, wall=wall)
 
-    assert received is not None
     assert received - other_monotonic == pytest.approx(remaining, abs=0.0021)
 
 
@@ -29,11 +28,6 @@ def test_time_spent_in_the_queue_counts_against_the_deadline() -> None:
     received = deadline_from_wire(sent, monotonic=700.0, wall=5004.0)
 
     assert received == pytest.approx(706.0, abs=0.002)
-
-
-@pytest.mark.parametrize("value", [None, "1700000000000", 1.5, True, b"1", [1]])
-def test_a_deadline_header_that_is_no_whole_number_counts_as_none(value: object) -> None:
-    assert deadline_from_wire(value, monotonic=0.0, wall=0.0) is None
 
 
 @pytest.mark.parametrize(

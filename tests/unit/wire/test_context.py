@@ -10,7 +10,8 @@ from tests.unit.wire import stock
 from mycelia.wire import (
     ATTEMPT_HEADER,
     CALL_ID_STACK,
-    DEADLINE_MS,
+    DEADLINE_HEADER,
+    MAX_ATTEMPT,
     TRACEPARENT,
     TRACESTATE,
     decode_context,
@@ -121,11 +122,11 @@ def test_prefixed_header_wins_over_a_bare_one_of_the_same_name(order: int) -> No
 
 
 def test_deadline_and_call_stack_survive_a_stock_hop() -> None:
-    context = {DEADLINE_MS: 1_767_225_600_123, CALL_ID_STACK: ["a.b.1"]}
+    context = {"deadline_ms": 1_767_225_600_123, CALL_ID_STACK: ["a.b.1"]}
 
-    echoed = decode_context(stock.hop(encode_context(context)))
+    echoed = stock.hop(encode_context(context))
 
-    assert echoed == context
+    assert decode_context(echoed) == context
     assert read_deadline_ms(echoed) == 1_767_225_600_123
 
 
@@ -135,28 +136,67 @@ def test_deadline_and_call_stack_survive_a_stock_hop() -> None:
         (5, 5),
         (5.9, 5),
         ("17", 17),
+        ("1790000000000", 1_790_000_000_000),
         (None, None),
         (True, None),
         ("soon", None),
+        ("", None),
+        (b"17", None),
         ([1], None),
+        ({}, None),
         (float("nan"), None),
         (float("inf"), None),
+        (-1, 0),
+        (-(2**63), 0),
+        (2**63 - 1, 253_402_300_799_999),
+        (1e300, 253_402_300_799_999),
+        ("9" * 5000, None),
     ],
 )
-def test_deadline_that_makes_no_sense_is_absent(value: Any, expected: int | None) -> None:
-    assert read_deadline_ms({DEADLINE_MS: value}) == expected
+def test_deadline_is_a_number_however_it_was_sent_and_absent_if_it_makes_no_sense(
+    value: Any, expected: int | None
+) -> None:
+    assert read_deadline_ms({DEADLINE_HEADER: value}) == expected
+
+
+@pytest.mark.parametrize("headers", [None, {}, {"deadline_ms": 5}])
+def test_no_deadline_header_is_no_deadline(headers: dict[str, Any] | None) -> None:
+    assert read_deadline_ms(headers) is None
 
 
 @pytest.mark.parametrize(
-    ("headers", "expected"),
+    ("value", "expected"),
     [
+        (3, 3),
+        ("3", 3),
+        (3.0, 3),
+        (0, 1),
+        (-2, 1),
+        (-(2**62), 1),
+        (2**62, MAX_ATTEMPT),
+        (1e300, MAX_ATTEMPT),
+        ("x", 1),
         (None, 1),
-        ({}, 1),
-        ({ATTEMPT_HEADER: 3}, 3),
-        ({ATTEMPT_HEADER: 0}, 1),
-        ({ATTEMPT_HEADER: -2}, 1),
-        ({ATTEMPT_HEADER: "x"}, 1),
+        (True, 1),
+        (float("nan"), 1),
+        ([], 1),
     ],
 )
-def test_attempt_counts_from_one(headers: dict[str, Any] | None, expected: int) -> None:
-    assert read_attempt(headers) == expected
+def test_attempt_counts_from_one_and_is_bounded(value: Any, expected: int) -> None:
+    assert read_attempt({ATTEMPT_HEADER: value}) == expected
+
+
+@pytest.mark.parametrize("headers", [None, {}, {"nameko.x-mycelia-attempt": 7}])
+def test_message_without_a_count_is_the_first_attempt(headers: dict[str, Any] | None) -> None:
+    assert read_attempt(headers) == 1
+
+
+anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
+
+
+@given(value=anything | st.lists(anything) | st.dictionaries(text, anything))
+def test_whatever_a_header_holds_the_readers_give_a_usable_number(value: Any) -> None:
+    deadline_ms = read_deadline_ms({DEADLINE_HEADER: value})
+
+    assert deadline_ms is None or 0 <= deadline_ms < 2**48
+    assert 1 <= read_attempt({ATTEMPT_HEADER: value}) <= MAX_ATTEMPT
