@@ -16,7 +16,7 @@ import pytest
 from tests.docs.documents import ROOT, blocks_of, table_rows
 
 from mycelia import Binding, Client, EventDispatcher, Exchange, Queue, event_handler, rpc
-from mycelia.amqp import Delivery, connect
+from mycelia.amqp import ConsumeOptions, Delivery, connect
 from mycelia.errors import IncorrectSignature
 from mycelia.testing import eventually, run_services
 
@@ -79,7 +79,7 @@ async def captured() -> AsyncIterator[list[dict[str, Any]]]:
             Binding("tap", "nameko-rpc", "#"),
             Binding("tap", "hello.events", "#"),
         )
-        await tap.consume("tap", taken.extend, no_ack=True)
+        await tap.consume("tap", taken.extend, ConsumeOptions(no_ack=True))
         assert await client.call("hello", "greet", "Ada") == "Hello, Ada!"
         await eventually(lambda: len(taken) == 3)
         with pytest.raises(IncorrectSignature):

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mycelia.amqp import Queue
+from mycelia.amqp import LinkOptions, Queue
 from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.testing import Fault, TcpProxy
 
@@ -34,7 +34,8 @@ async def proxy(rabbit_uri: str) -> AsyncIterator[TcpProxy]:
 async def link(proxy: TcpProxy, rabbit_uri: str) -> AsyncIterator[RabbitLink]:
     """Open, through the proxy."""
     link = RabbitLink(
-        proxy.uri(rabbit_uri), heartbeat=HEARTBEAT_S, connect_timeout=1.0, name="proxied"
+        proxy.uri(rabbit_uri),
+        LinkOptions(heartbeat=HEARTBEAT_S, connect_timeout=1.0, name="proxied"),
     )
     await link.open(timeout=15)
     await link.declare(QUEUE)
@@ -45,7 +46,7 @@ async def link(proxy: TcpProxy, rabbit_uri: str) -> AsyncIterator[RabbitLink]:
 @pytest.fixture
 async def direct(rabbit_uri: str) -> AsyncIterator[RabbitLink]:
     """Open, and not through the proxy: the witness."""
-    link = RabbitLink(rabbit_uri, name="direct")
+    link = RabbitLink(rabbit_uri, LinkOptions(name="direct"))
     await link.open(timeout=15)
     await link.declare(QUEUE)
     yield link

@@ -8,7 +8,7 @@ import pytest
 from tests.faults.conftest import HEARTBEAT_S, NOTICED_S, QUEUE
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import LinkState, Properties
+from mycelia.amqp import LinkOptions, LinkState, Message, Properties
 from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.errors import BrokerUnavailable
 from mycelia.testing import Fault, TcpProxy, eventually
@@ -17,7 +17,9 @@ from mycelia.testing import Fault, TcpProxy, eventually
 @pytest.fixture
 def closed_link(proxy: TcpProxy, rabbit_uri: str) -> RabbitLink:
     """Not open yet, through the proxy."""
-    return RabbitLink(proxy.uri(rabbit_uri), heartbeat=HEARTBEAT_S, connect_timeout=1.0)
+    return RabbitLink(
+        proxy.uri(rabbit_uri), LinkOptions(heartbeat=HEARTBEAT_S, connect_timeout=1.0)
+    )
 
 
 async def test_open_gives_up_in_time_and_is_closed_again(
@@ -47,7 +49,7 @@ async def test_open_without_a_timeout_waits_for_the_broker(
     async with asyncio.timeout(NOTICED_S):
         await opening
     await closed_link.declare(QUEUE)
-    await closed_link.publish("", "work", b"", Properties(), mandatory=True)
+    await closed_link.publish(Message("", "work", b"", Properties(), mandatory=True))
     await closed_link.aclose()
 
 
@@ -103,7 +105,7 @@ async def test_link_is_healthy_after_many_short_faults(
     await link.consume("work", inbox)
     for number in range(4):
         proxy.drop()
-        await link.publish("", "work", b"%d" % number, Properties(), timeout=NOTICED_S)
+        await link.publish(Message("", "work", b"%d" % number, Properties()), timeout=NOTICED_S)
 
     await eventually(
         lambda: {b"0", b"1", b"2", b"3"} <= set(inbox.bodies), NOTICED_S, what="all four arrive"
@@ -119,7 +121,7 @@ async def test_close_is_bounded_under_every_fault(
     await closed_link.consume("work", Inbox())
     await proxy.fail(fault)
     unconfirmed = asyncio.ensure_future(
-        closed_link.publish("", "work", b"", Properties(), timeout=20)
+        closed_link.publish(Message("", "work", b"", Properties()), timeout=20)
     )
     await asyncio.sleep(0)
     loop = asyncio.get_running_loop()

@@ -9,7 +9,7 @@ import pytest
 from tests.faults.conftest import NOTICED_S
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Exchange, LinkState, Properties, Queue
+from mycelia.amqp import ConsumeOptions, Exchange, LinkState, Message, Properties, Queue
 from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.errors import BrokerUnavailable
 from mycelia.testing import Fault, TcpProxy, eventually
@@ -19,15 +19,15 @@ async def test_consumer_resumes_and_gets_the_unsettled_again(
     link: RabbitLink, direct: RabbitLink, proxy: TcpProxy, cutting_fault: Fault
 ) -> None:
     inbox = Inbox()
-    consumer = await link.consume("work", inbox, prefetch=5)
+    consumer = await link.consume("work", inbox, ConsumeOptions(prefetch=5))
     for number in range(5):
-        await direct.publish("", "work", b"before-%d" % number, Properties())
+        await direct.publish(Message("", "work", b"before-%d" % number, Properties()))
     held = await inbox.wait(5)
     before = link.statistics().reconnects
 
     await proxy.fail(cutting_fault)
     for number in range(3):
-        await direct.publish("", "work", b"during-%d" % number, Properties())
+        await direct.publish(Message("", "work", b"during-%d" % number, Properties()))
     await eventually(
         lambda: link.state is LinkState.RECONNECTING, NOTICED_S, what="the fault is noticed"
     )
@@ -62,7 +62,7 @@ async def test_topology_is_declared_again_after_the_connection_was_lost(
     proxy.drop()  # and the exclusive queue is gone with the connection
 
     async def arrives() -> bool:
-        await direct.publish("", "mine", b"again", Properties())
+        await direct.publish(Message("", "mine", b"again", Properties()))
         return b"again" in inbox.bodies
 
     await eventually(arrives, NOTICED_S)
@@ -73,7 +73,7 @@ async def test_consumer_is_cancelled_while_the_broker_is_away(
 ) -> None:
     inbox = Inbox()
     consumer = await link.consume("work", inbox)
-    await direct.publish("", "work", b"held", Properties())
+    await direct.publish(Message("", "work", b"held", Properties()))
     await inbox.wait(1)
     await proxy.fail(Fault.REFUSED)
     await eventually(lambda: link.state is LinkState.RECONNECTING, NOTICED_S)
@@ -96,7 +96,7 @@ async def test_acks_lost_with_the_connection_bring_the_message_again(
 ) -> None:
     inbox = Inbox()
     consumer = await link.consume("work", inbox)
-    await direct.publish("", "work", b"once more", Properties())
+    await direct.publish(Message("", "work", b"once more", Properties()))
     await inbox.wait(1)
 
     await proxy.fail(Fault.UPSTREAM_BLACKHOLE)
@@ -119,10 +119,10 @@ async def test_stalled_consumer_goes_on_where_it_stopped(
     """Its acks wait in the buffer, so the broker stops at the prefetch; nothing is lost and nothing comes twice."""
     bodies = [b"%d" % number for number in range(20)]
     inbox = Inbox(acks=True)
-    consumer = await link.consume("work", inbox, prefetch=5)
+    consumer = await link.consume("work", inbox, ConsumeOptions(prefetch=5))
     await proxy.fail(Fault.UPSTREAM_STALL)
     for body in bodies:
-        await direct.publish("", "work", body, Properties())
+        await direct.publish(Message("", "work", body, Properties()))
     await inbox.wait(5)
     await eventually(lambda: _is_ready(direct, 15))
     await proxy.heal()

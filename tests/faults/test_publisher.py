@@ -8,7 +8,7 @@ import pytest
 from tests.faults.conftest import NOTICED_S
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import LinkState, Properties
+from mycelia.amqp import ConsumeOptions, LinkState, Message, Properties
 from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.errors import BrokerBlocked, BrokerUnavailable, LinkError
 from mycelia.testing import Fault, TcpProxy, eventually
@@ -28,7 +28,7 @@ class Outcomes:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         try:
-            await self._link.publish("", "work", body, Properties(), timeout=timeout)
+            await self._link.publish(Message("", "work", body, Properties()), timeout=timeout)
             self.confirmed.add(body)
         except (BrokerUnavailable, BrokerBlocked) as error:
             self.failed[body] = error
@@ -38,7 +38,7 @@ class Outcomes:
 async def received(direct: RabbitLink, until: set[bytes]) -> list[bytes]:
     """What is in the queue, once all of `until` has come."""
     inbox = Inbox(acks=True)
-    consumer = await direct.consume("work", inbox, prefetch=1000)
+    consumer = await direct.consume("work", inbox, ConsumeOptions(prefetch=1000))
     await eventually(lambda: until <= set(inbox.bodies), 10, what="every confirmed message arrives")
     await consumer.aclose()
     return inbox.bodies
@@ -76,7 +76,7 @@ async def test_failed_publishing_says_that_it_may_have_arrived(
     await proxy.fail(Fault.DOWNSTREAM_BLACKHOLE)
 
     with pytest.raises(BrokerUnavailable, match="may or may not have arrived"):
-        await link.publish("", "work", b"", Properties(), timeout=0.3)
+        await link.publish(Message("", "work", b"", Properties()), timeout=0.3)
 
 
 async def test_message_sent_again_after_a_lost_confirm_keeps_its_id(
@@ -84,7 +84,9 @@ async def test_message_sent_again_after_a_lost_confirm_keeps_its_id(
 ) -> None:
     """The duplicate is the price of at-least-once; the same `message_id` lets its receiver know it."""
     await proxy.fail(Fault.DOWNSTREAM_BLACKHOLE)
-    publishing = asyncio.ensure_future(link.publish("", "work", b"twice", Properties(), timeout=20))
+    publishing = asyncio.ensure_future(
+        link.publish(Message("", "work", b"twice", Properties()), timeout=20)
+    )
 
     inbox = Inbox(acks=True)
     consumer = await direct.consume("work", inbox)
@@ -110,7 +112,7 @@ async def test_publish_nowait_never_waits_and_works_again_after_the_fault(
     async def is_refused() -> bool:
         started = loop.time()
         try:
-            link.publish_nowait("", "work", b"into the fault", Properties())
+            link.publish_nowait(Message("", "work", b"into the fault", Properties()))
         except (BrokerUnavailable, BrokerBlocked):
             return True
         finally:
@@ -121,7 +123,7 @@ async def test_publish_nowait_never_waits_and_works_again_after_the_fault(
     assert not link.writable
     await proxy.heal()
     await link.ready(timeout=NOTICED_S)
-    link.publish_nowait("", "work", b"after the fault", Properties())
+    link.publish_nowait(Message("", "work", b"after the fault", Properties()))
 
     inbox = Inbox(acks=True)
     consumer = await direct.consume("work", inbox)
@@ -138,15 +140,15 @@ async def test_stalled_broker_becomes_back_pressure_with_a_bound(
     body = bytes(100_000)
     taken = 0
     while link.writable and taken < 1000:
-        link.publish_nowait("", "work", body, Properties())
+        link.publish_nowait(Message("", "work", body, Properties()))
         taken += 1
         await asyncio.sleep(0)
 
     assert 0 < taken < 1000
     with pytest.raises(BrokerBlocked):
-        link.publish_nowait("", "work", body, Properties())
+        link.publish_nowait(Message("", "work", body, Properties()))
     with pytest.raises(BrokerBlocked):
-        await link.publish("", "work", b"", Properties(), timeout=0.3)
+        await link.publish(Message("", "work", b"", Properties()), timeout=0.3)
     with pytest.raises(BrokerBlocked):
         await link.ready(timeout=0.1)
     await proxy.heal()
@@ -168,7 +170,7 @@ async def test_confirms_are_pipelined_over_a_slow_network(
     started = loop.time()
     async with asyncio.TaskGroup() as group:
         for number in range(100):
-            group.create_task(link.publish("", "work", b"%d" % number, Properties()))
+            group.create_task(link.publish(Message("", "work", b"%d" % number, Properties())))
     took = loop.time() - started
     proxy.latency_s = 0.0
 

@@ -7,7 +7,17 @@ from collections.abc import Awaitable, Callable
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Binding, Delivery, Exchange, Link, LinkState, Properties, Queue
+from mycelia.amqp import (
+    Binding,
+    ConsumeOptions,
+    Delivery,
+    Exchange,
+    Link,
+    LinkState,
+    Message,
+    Properties,
+    Queue,
+)
 from mycelia.errors import TopologyError
 from mycelia.testing.eventually import eventually
 
@@ -18,7 +28,7 @@ ReadyCount = Callable[[str, int], Awaitable[None]]
 async def publish(link: Link, queue: str, count: int) -> list[bytes]:
     bodies = [b"%d" % number for number in range(count)]
     for body in bodies:
-        await link.publish("", queue, body, Properties())
+        await link.publish(Message("", queue, body, Properties()))
     return bodies
 
 
@@ -33,7 +43,7 @@ async def test_prefetch_bounds_what_is_outstanding(
     await publish(link, any_queue, 10)
     inbox = Inbox()
 
-    consumer = await link.consume(any_queue, inbox, prefetch=3)
+    consumer = await link.consume(any_queue, inbox, ConsumeOptions(prefetch=3))
 
     await ready_count(any_queue, 7)
     await inbox.wait(3)
@@ -46,7 +56,7 @@ async def test_each_settled_delivery_makes_room_for_another(
 ) -> None:
     await publish(link, any_queue, 10)
     inbox = Inbox()
-    await link.consume(any_queue, inbox, prefetch=3)
+    await link.consume(any_queue, inbox, ConsumeOptions(prefetch=3))
     await inbox.wait(3)
 
     inbox.deliveries[1].ack()
@@ -72,7 +82,7 @@ async def test_slow_delivery_holds_back_nobody(
                 passed.append(delivery.body)
                 delivery.ack()
 
-    consumer = await link.consume(any_queue, on_deliveries, prefetch=5)
+    consumer = await link.consume(any_queue, on_deliveries, ConsumeOptions(prefetch=5))
 
     await eventually(lambda: len(passed) == 99, 10)
     assert passed == bodies[1:]
@@ -86,7 +96,7 @@ async def test_acknowledged_messages_do_not_come_back(
 ) -> None:
     await publish(link, any_queue, 20)
     inbox = Inbox(acks=True)
-    consumer = await link.consume(any_queue, inbox, prefetch=7)
+    consumer = await link.consume(any_queue, inbox, ConsumeOptions(prefetch=7))
     await inbox.wait(20)
 
     await consumer.aclose()
@@ -119,7 +129,7 @@ async def test_no_ack_consumer_takes_everything_at_once(
     await publish(link, any_queue, 10)
     inbox = Inbox()
 
-    consumer = await link.consume(any_queue, inbox, prefetch=1, no_ack=True)
+    consumer = await link.consume(any_queue, inbox, ConsumeOptions(prefetch=1, no_ack=True))
 
     await inbox.wait(10)
     assert consumer.unsettled == 0
@@ -133,8 +143,8 @@ async def test_two_links_on_one_queue_share_its_messages(
 ) -> None:
     other = await link_factory()
     mine, theirs = Inbox(acks=True), Inbox(acks=True)
-    await link.consume(any_queue, mine, prefetch=5)
-    await other.consume(any_queue, theirs, prefetch=5)
+    await link.consume(any_queue, mine, ConsumeOptions(prefetch=5))
+    await other.consume(any_queue, theirs, ConsumeOptions(prefetch=5))
 
     bodies = await publish(link, any_queue, 60)
 
@@ -146,8 +156,8 @@ async def test_two_links_on_one_queue_share_its_messages(
 
 async def test_idle_consumers_take_turns(link: Link, any_queue: str) -> None:
     first, second = Inbox(), Inbox()
-    await link.consume(any_queue, first, prefetch=2)
-    await link.consume(any_queue, second, prefetch=2)
+    await link.consume(any_queue, first, ConsumeOptions(prefetch=2))
+    await link.consume(any_queue, second, ConsumeOptions(prefetch=2))
 
     await publish(link, any_queue, 4)
 
@@ -157,8 +167,8 @@ async def test_idle_consumers_take_turns(link: Link, any_queue: str) -> None:
 
 async def test_consumer_of_higher_priority_is_served_first(link: Link, any_queue: str) -> None:
     low, high = Inbox(), Inbox()
-    await link.consume(any_queue, low, prefetch=10)
-    await link.consume(any_queue, high, prefetch=2, arguments={"x-priority": 10})
+    await link.consume(any_queue, low, ConsumeOptions(prefetch=10))
+    await link.consume(any_queue, high, ConsumeOptions(prefetch=2, arguments={"x-priority": 10}))
 
     await publish(link, any_queue, 4)
 
@@ -172,7 +182,7 @@ async def test_exclusive_consumer_keeps_others_out_of_a_classic_queue(
 ) -> None:
     await link.declare(Queue("work", arguments={"x-queue-type": "classic"}))
     other = await link_factory()
-    consumer = await link.consume("work", Inbox(), exclusive=True)
+    consumer = await link.consume("work", Inbox(), ConsumeOptions(exclusive=True))
 
     with pytest.raises(TopologyError, match="exclusive"):
         await other.consume("work", Inbox(), timeout=5)
@@ -198,8 +208,8 @@ async def test_exclusive_consumer_keeps_nobody_out_of_a_quorum_queue(
     """A fact about RabbitMQ 3.10 that whoever builds a lease on it must know: take single active consumer."""
     other = await link_factory()
     mine, theirs = Inbox(acks=True), Inbox(acks=True)
-    await link.consume(queue, mine, prefetch=1, exclusive=True)
-    await other.consume(queue, theirs, prefetch=1)
+    await link.consume(queue, mine, ConsumeOptions(prefetch=1, exclusive=True))
+    await other.consume(queue, theirs, ConsumeOptions(prefetch=1))
 
     await publish(link, queue, 20)
 
@@ -224,7 +234,7 @@ async def test_single_active_consumer_is_followed_by_the_next(
     assert standby.bodies == []
 
     await first.aclose()
-    await link.publish("", "one", b"after", Properties())
+    await link.publish(Message("", "one", b"after", Properties()))
     await standby.wait(1)
     assert standby.bodies == [b"after"]
 
@@ -238,7 +248,7 @@ async def test_cancelled_consumer_gets_no_more_and_can_still_settle(
     await inbox.wait(2)
 
     await consumer.cancel()
-    await link.publish("", any_queue, b"later", Properties())
+    await link.publish(Message("", any_queue, b"later", Properties()))
     await ready_count(any_queue, 1)
     inbox.deliveries[0].ack()
     inbox.deliveries[1].ack()
@@ -338,7 +348,7 @@ async def test_consumer_of_a_deleted_queue_declares_it_again_and_goes_on(
     await other.delete_queue(any_queue)
 
     async def arrives() -> bool:
-        await link.publish("x", "any", b"again", Properties())
+        await link.publish(Message("x", "any", b"again", Properties()))
         return b"again" in inbox.bodies
 
     await eventually(arrives, 10)
@@ -350,7 +360,7 @@ async def test_delivery_names_exchange_routing_key_and_consumer(link: Link) -> N
     inbox = Inbox()
     await link.consume("work", inbox)
 
-    await link.publish("x", "a.b", b"", Properties())
+    await link.publish(Message("x", "a.b", b"", Properties()))
 
     (delivery,) = await inbox.wait(1)
     assert (delivery.exchange, delivery.routing_key, delivery.delivery_tag) == ("x", "a.b", 1)
@@ -363,8 +373,8 @@ async def test_consumers_of_one_link_have_tags_of_their_own(link: Link) -> None:
     await link.consume("q1", one)
     await link.consume("q2", two)
 
-    await link.publish("", "q1", b"", Properties())
-    await link.publish("", "q2", b"", Properties())
+    await link.publish(Message("", "q1", b"", Properties()))
+    await link.publish(Message("", "q2", b"", Properties()))
 
     (first,) = await one.wait(1)
     (second,) = await two.wait(1)
@@ -375,7 +385,9 @@ async def test_deliveries_come_in_batches(link: Link, any_queue: str) -> None:
     batches: list[int] = []
     await publish(link, any_queue, 200)
 
-    await link.consume(any_queue, lambda batch: batches.append(len(batch)), prefetch=200)
+    await link.consume(
+        any_queue, lambda batch: batches.append(len(batch)), ConsumeOptions(prefetch=200)
+    )
 
     await eventually(lambda: sum(batches) == 200)
     assert len(batches) < 100

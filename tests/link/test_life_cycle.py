@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Link, LinkState, Properties, Queue
+from mycelia.amqp import Link, LinkState, Message, Properties, Queue
 from mycelia.errors import BrokerUnavailable
 
 
@@ -75,9 +75,9 @@ async def test_closed_link_refuses_to_publish_and_to_consume(link: Link, queue: 
 
     assert not link.writable
     with pytest.raises(BrokerUnavailable):
-        link.publish_nowait("", queue, b"", Properties())
+        link.publish_nowait(Message("", queue, b"", Properties()))
     with pytest.raises(BrokerUnavailable):
-        await link.publish("", queue, b"", Properties(), timeout=0.2)
+        await link.publish(Message("", queue, b"", Properties()), timeout=0.2)
     with pytest.raises(BrokerUnavailable):
         await link.consume(queue, Inbox(), timeout=0.2)
     with pytest.raises(BrokerUnavailable):
@@ -92,7 +92,7 @@ async def test_link_that_was_never_opened_refuses_to_publish(
     link = make_link()
 
     with pytest.raises(BrokerUnavailable):
-        link.publish_nowait("", "work", b"", Properties())
+        link.publish_nowait(Message("", "work", b"", Properties()))
 
 
 async def test_closed_link_has_written_what_was_published(
@@ -108,7 +108,7 @@ async def test_closed_link_has_written_what_was_published(
     await link.consume(queue, inbox)
 
     for number in range(50):
-        other.publish_nowait("", queue, b"%d" % number, Properties())
+        other.publish_nowait(Message("", queue, b"%d" % number, Properties()))
     await other.aclose()
 
     await inbox.wait(50)
@@ -123,7 +123,7 @@ async def test_closed_link_has_written_its_acks(
     inbox = Inbox()
     await other.consume(queue, inbox)
     for number in range(5):
-        await link.publish("", queue, b"%d" % number, Properties())
+        await link.publish(Message("", queue, b"%d" % number, Properties()))
     await inbox.wait(5)
 
     for delivery in inbox.deliveries[:4]:
@@ -145,7 +145,7 @@ async def test_no_delivery_comes_after_the_link_is_closed(
     await other.consume(queue, inbox)
 
     await other.aclose()
-    await link.publish("", queue, b"later", Properties())
+    await link.publish(Message("", queue, b"later", Properties()))
     mine = Inbox(acks=True)
     await link.consume(queue, mine)
 
@@ -154,12 +154,12 @@ async def test_no_delivery_comes_after_the_link_is_closed(
 
 
 async def test_cancelled_publisher_leaves_the_link_in_order(link: Link, queue: str) -> None:
-    task = asyncio.ensure_future(link.publish("", queue, b"given up", Properties()))
+    task = asyncio.ensure_future(link.publish(Message("", queue, b"given up", Properties())))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
 
-    await link.publish("", queue, b"next", Properties())
+    await link.publish(Message("", queue, b"next", Properties()))
     inbox = Inbox(acks=True)
     await link.consume(queue, inbox)
 

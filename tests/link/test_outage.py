@@ -7,7 +7,16 @@ from collections.abc import Awaitable, Callable
 
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Binding, Exchange, Link, LinkState, Properties, Queue
+from mycelia.amqp import (
+    Binding,
+    ConsumeOptions,
+    Exchange,
+    Link,
+    LinkState,
+    Message,
+    Properties,
+    Queue,
+)
 from mycelia.testing.eventually import eventually
 
 Cut = Callable[[], Awaitable[None]]
@@ -31,7 +40,7 @@ async def test_cut_consumer_resumes_and_gets_the_unsettled_again(
     inbox = Inbox()
     consumer = await link.consume(any_queue, inbox)
     for body in (b"0", b"1"):
-        await link.publish("", any_queue, body, Properties())
+        await link.publish(Message("", any_queue, body, Properties()))
     await inbox.wait(2)
     inbox.deliveries[0].ack()
     await asyncio.sleep(0)  # the ack leaves with this turn
@@ -53,7 +62,7 @@ async def test_exclusive_queue_is_declared_and_bound_again(link: Link, cut: Cut)
     await cut()
 
     async def arrives() -> bool:
-        await link.publish("x", "any", b"again", Properties(), timeout=15)
+        await link.publish(Message("x", "any", b"again", Properties()), timeout=15)
         return b"again" in inbox.bodies
 
     await eventually(arrives, 20)
@@ -62,7 +71,7 @@ async def test_exclusive_queue_is_declared_and_bound_again(link: Link, cut: Cut)
 async def test_publishing_waits_for_the_reconnect(link: Link, queue: str, cut: Cut) -> None:
     await cut()
 
-    await link.publish("", queue, b"", Properties(), mandatory=True, timeout=15)
+    await link.publish(Message("", queue, b"", Properties(), mandatory=True), timeout=15)
 
     assert await link.message_count(queue) == 1
 
@@ -73,7 +82,7 @@ async def test_cancelled_consumer_does_not_come_back(link: Link, queue: str, cut
     await consumer.cancel()
 
     await cut()
-    await link.publish("", queue, b"", Properties(), timeout=15)
+    await link.publish(Message("", queue, b"", Properties()), timeout=15)
 
     assert await link.message_count(queue) == 1
     assert inbox.bodies == []
@@ -88,16 +97,18 @@ async def test_forgotten_queue_is_not_declared_again(link: Link, cut: Cut) -> No
     await link.ready(timeout=15)
     await link.declare(Queue("mine"))  # free again: the exclusive one is gone and did not come back
 
-    await link.publish("", "mine", b"", Properties(), mandatory=True)
+    await link.publish(Message("", "mine", b"", Properties(), mandatory=True))
 
 
 async def test_stream_consumer_goes_on_from_the_first_unsettled(link: Link, cut: Cut) -> None:
     """And not from the `x-stream-offset` it began with: a reconnect must not replay a month."""
     await link.declare(Queue("log", arguments={"x-queue-type": "stream"}))
     for number in range(6):
-        await link.publish("", "log", b"%d" % number, Properties())
+        await link.publish(Message("", "log", b"%d" % number, Properties()))
     inbox = Inbox()
-    await link.consume("log", inbox, prefetch=4, arguments={"x-stream-offset": "first"})
+    await link.consume(
+        "log", inbox, ConsumeOptions(prefetch=4, arguments={"x-stream-offset": "first"})
+    )
     await inbox.wait(4)
     for delivery in inbox.deliveries[:2]:
         delivery.ack()
@@ -115,13 +126,13 @@ async def test_stream_consumer_misses_nothing_that_came_while_it_was_away(
     """It began at `next`; after the reconnect `next` would be too late."""
     await link.declare(Queue("log", arguments={"x-queue-type": "stream"}))
     inbox = Inbox(acks=True)
-    await link.consume("log", inbox, prefetch=10)
-    await link.publish("", "log", b"before", Properties())
+    await link.consume("log", inbox, ConsumeOptions(prefetch=10))
+    await link.publish(Message("", "log", b"before", Properties()))
     await inbox.wait(1)
 
     await cut()
-    await link.publish("", "log", b"while away", Properties(), timeout=15)
-    await link.publish("", "log", b"after", Properties(), timeout=15)
+    await link.publish(Message("", "log", b"while away", Properties()), timeout=15)
+    await link.publish(Message("", "log", b"after", Properties()), timeout=15)
 
     await inbox.wait_for(b"after", 20)
     assert inbox.bodies == [b"before", b"while away", b"after"]

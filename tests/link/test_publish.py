@@ -9,7 +9,16 @@ from decimal import Decimal
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Binding, Exchange, Link, Properties, Queue, Returned
+from mycelia.amqp import (
+    Binding,
+    ConsumeOptions,
+    Exchange,
+    Link,
+    Message,
+    Properties,
+    Queue,
+    Returned,
+)
 from mycelia.errors import AccessRefused, ProtocolError, PublishRejected, TopologyError, Unroutable
 from mycelia.testing.eventually import eventually
 
@@ -57,7 +66,7 @@ async def test_every_property_and_header_type_arrives_as_it_was_sent(
     inbox = Inbox()
     await link.consume(any_queue, inbox)
 
-    await link.publish("", any_queue, b"body", Properties(**EVERY_PROPERTY))  # type: ignore[arg-type]
+    await link.publish(Message("", any_queue, b"body", Properties(**EVERY_PROPERTY)))  # type: ignore[arg-type]
 
     (delivery,) = await inbox.wait(1)
     assert delivery.properties == Properties(**EVERY_PROPERTY)  # type: ignore[arg-type]
@@ -70,7 +79,7 @@ async def test_absent_properties_stay_absent(link: Link, any_queue: str) -> None
     inbox = Inbox()
     await link.consume(any_queue, inbox)
 
-    link.publish_nowait("", any_queue, b"", Properties())
+    link.publish_nowait(Message("", any_queue, b"", Properties()))
 
     (delivery,) = await inbox.wait(1)
     assert delivery.properties == Properties()
@@ -81,8 +90,8 @@ async def test_confirmed_publishing_without_message_id_is_given_one(link: Link, 
     await link.consume(queue, inbox)
     properties = Properties(content_type="text/plain")
 
-    await link.publish("", queue, b"1", properties)
-    await link.publish("", queue, b"2", properties)
+    await link.publish(Message("", queue, b"1", properties))
+    await link.publish(Message("", queue, b"2", properties))
 
     first, second = await inbox.wait(2)
     assert first.properties.message_id
@@ -94,7 +103,7 @@ async def test_message_id_of_the_publisher_is_kept(link: Link, queue: str) -> No
     inbox = Inbox()
     await link.consume(queue, inbox)
 
-    await link.publish("", queue, b"", Properties(message_id="order-7"))
+    await link.publish(Message("", queue, b"", Properties(message_id="order-7")))
 
     (delivery,) = await inbox.wait(1)
     assert delivery.properties.message_id == "order-7"
@@ -105,7 +114,7 @@ async def test_change_after_publishing_does_not_reach_the_message(link: Link, qu
     await link.consume(queue, inbox)
     properties = Properties(headers={"attempts": [1]})
 
-    link.publish_nowait("", queue, b"", properties)
+    link.publish_nowait(Message("", queue, b"", properties))
     assert properties.headers is not None
     properties.headers["attempts"].append(2)
 
@@ -120,7 +129,7 @@ async def test_two_queues_get_copies_of_their_own(link: Link) -> None:
     await link.consume("q1", one)
     await link.consume("q2", two)
 
-    await link.publish("x", "", b"", Properties(headers={"seen": []}))
+    await link.publish(Message("x", "", b"", Properties(headers={"seen": []})))
     (first,) = await one.wait(1)
     (second,) = await two.wait(1)
     assert first.properties.headers is not None
@@ -135,7 +144,7 @@ async def test_body_of_any_size_arrives_whole(link: Link, any_queue: str, size: 
     inbox = Inbox()
     await link.consume(any_queue, inbox)
 
-    await link.publish("", any_queue, body, Properties())
+    await link.publish(Message("", any_queue, body, Properties()))
 
     (delivery,) = await inbox.wait(1)
     assert delivery.body == body
@@ -143,11 +152,11 @@ async def test_body_of_any_size_arrives_whole(link: Link, any_queue: str, size: 
 
 async def test_messages_of_one_publisher_arrive_in_order(link: Link, any_queue: str) -> None:
     inbox = Inbox(acks=True)
-    await link.consume(any_queue, inbox, prefetch=20)
+    await link.consume(any_queue, inbox, ConsumeOptions(prefetch=20))
     bodies = [b"%d" % number for number in range(500)]
 
     for body in bodies:
-        link.publish_nowait("", any_queue, body, Properties())
+        link.publish_nowait(Message("", any_queue, body, Properties()))
 
     await inbox.wait(500)
     assert inbox.bodies == bodies
@@ -159,7 +168,7 @@ async def test_confirmed_publishings_keep_the_order_of_their_start(link: Link, q
 
     async with asyncio.TaskGroup() as group:
         for number in range(200):
-            group.create_task(link.publish("", queue, b"%d" % number, Properties()))
+            group.create_task(link.publish(Message("", queue, b"%d" % number, Properties())))
 
     await inbox.wait(200)
     assert inbox.bodies == [b"%d" % number for number in range(200)]
@@ -171,7 +180,7 @@ async def test_many_concurrent_publishers_each_get_their_own_outcome(
     async def publish(number: int) -> str:
         key = queue if number % 3 else f"nobody-{number}"
         try:
-            await link.publish("", key, b"%d" % number, Properties(), mandatory=True)
+            await link.publish(Message("", key, b"%d" % number, Properties(), mandatory=True))
         except Unroutable as error:
             return error.routing_key
         return "confirmed"
@@ -184,13 +193,13 @@ async def test_many_concurrent_publishers_each_get_their_own_outcome(
 
 async def test_confirmed_mandatory_publishing_without_a_queue_is_unroutable(link: Link) -> None:
     with pytest.raises(Unroutable) as caught:
-        await link.publish("amq.topic", "no.such.key", b"", Properties(), mandatory=True)
+        await link.publish(Message("amq.topic", "no.such.key", b"", Properties(), mandatory=True))
 
     assert (caught.value.exchange, caught.value.routing_key) == ("amq.topic", "no.such.key")
 
 
 async def test_confirmed_publishing_without_a_queue_is_dropped_unless_mandatory(link: Link) -> None:
-    await link.publish("amq.topic", "no.such.key", b"", Properties())
+    await link.publish(Message("amq.topic", "no.such.key", b"", Properties()))
 
 
 async def test_unconfirmed_mandatory_publishing_without_a_queue_comes_back(link: Link) -> None:
@@ -198,7 +207,9 @@ async def test_unconfirmed_mandatory_publishing_without_a_queue_comes_back(link:
     link.on_return(came_back.append)
 
     link.publish_nowait(
-        "", "nobody", b"call", Properties(correlation_id="7", headers={"a": 1}), mandatory=True
+        Message(
+            "", "nobody", b"call", Properties(correlation_id="7", headers={"a": 1}), mandatory=True
+        )
     )
 
     await eventually(lambda: came_back)
@@ -219,8 +230,8 @@ async def test_return_of_a_confirmed_publishing_is_not_told_to_listeners(link: L
     link.on_return(came_back.append)
 
     with pytest.raises(Unroutable):
-        await link.publish("", "nobody-confirmed", b"", Properties(), mandatory=True)
-    link.publish_nowait("", "nobody", b"", Properties(), mandatory=True)
+        await link.publish(Message("", "nobody-confirmed", b"", Properties(), mandatory=True))
+    link.publish_nowait(Message("", "nobody", b"", Properties(), mandatory=True))
 
     await eventually(lambda: came_back)
     assert [one.routing_key for one in came_back] == ["nobody"]
@@ -233,7 +244,7 @@ async def test_removed_return_listener_is_not_called(link: Link) -> None:
     link.on_return(kept.append)
 
     remove()
-    link.publish_nowait("", "nobody", b"", Properties(), mandatory=True)
+    link.publish_nowait(Message("", "nobody", b"", Properties(), mandatory=True))
 
     await eventually(lambda: kept)
     assert removed == []
@@ -245,10 +256,10 @@ async def test_unconfirmed_publishing_to_an_absent_exchange_harms_nobody(
     inbox = Inbox(acks=True)
     await link.consume(queue, inbox)
 
-    link.publish_nowait("absent", "key", b"", Properties())
+    link.publish_nowait(Message("absent", "key", b"", Properties()))
 
     # RabbitMQ closes the channel over it: what was in flight there may be lost, what is confirmed is not.
-    await link.publish("", queue, b"confirmed", Properties())
+    await link.publish(Message("", queue, b"confirmed", Properties()))
     await inbox.wait_for(b"confirmed")
 
 
@@ -256,26 +267,26 @@ async def test_full_queue_that_rejects_is_told_to_the_publisher(link: Link) -> N
     await link.declare(
         Queue("small", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     )
-    await link.publish("", "small", b"1", Properties())
+    await link.publish(Message("", "small", b"1", Properties()))
 
     with pytest.raises(PublishRejected):
-        await link.publish("", "small", b"2", Properties())
+        await link.publish(Message("", "small", b"2", Properties()))
 
     assert await link.message_count("small") == 1
 
 
 async def test_confirmed_publishing_to_an_absent_exchange_names_it(link: Link, queue: str) -> None:
     with pytest.raises(TopologyError, match="absent"):
-        await link.publish("absent", "key", b"", Properties(), timeout=10)
+        await link.publish(Message("absent", "key", b"", Properties()), timeout=10)
 
-    await link.publish("", queue, b"", Properties(), mandatory=True)
+    await link.publish(Message("", queue, b"", Properties(), mandatory=True))
 
 
 async def test_one_wrong_publishing_does_not_fail_those_beside_it(link: Link, queue: str) -> None:
     async def publish(number: int) -> str:
         exchange = "absent" if number == 7 else ""
         try:
-            await link.publish(exchange, queue, b"%d" % number, Properties(), timeout=10)
+            await link.publish(Message(exchange, queue, b"%d" % number, Properties()), timeout=10)
         except TopologyError:
             return "refused"
         return "confirmed"
@@ -287,14 +298,14 @@ async def test_one_wrong_publishing_does_not_fail_those_beside_it(link: Link, qu
 
 async def test_expiration_that_is_no_number_is_rejected(link: Link, queue: str) -> None:
     with pytest.raises(PublishRejected, match="expiration"):
-        await link.publish("", queue, b"", Properties(expiration="soon"), timeout=10)
+        await link.publish(Message("", queue, b"", Properties(expiration="soon")), timeout=10)
 
 
 async def test_publishing_to_an_internal_exchange_is_refused(link: Link) -> None:
     await link.declare(Exchange("inside", internal=True))
 
     with pytest.raises(AccessRefused, match="inside"):
-        await link.publish("inside", "key", b"", Properties(), timeout=10)
+        await link.publish(Message("inside", "key", b"", Properties()), timeout=10)
 
 
 @pytest.mark.parametrize(
@@ -311,21 +322,21 @@ async def test_what_amqp_cannot_carry_is_refused_before_it_is_sent(
     link: Link, queue: str, properties: Properties
 ) -> None:
     with pytest.raises(ProtocolError):
-        await link.publish("", queue, b"", properties)
+        await link.publish(Message("", queue, b"", properties))
     with pytest.raises(ProtocolError):
-        link.publish_nowait("", queue, b"", properties)
+        link.publish_nowait(Message("", queue, b"", properties))
 
-    await link.publish("", queue, b"", Properties())
+    await link.publish(Message("", queue, b"", Properties()))
     assert await link.message_count(queue) == 1
 
 
 async def test_statistics_count_what_was_published_confirmed_and_returned(
     link: Link, queue: str
 ) -> None:
-    await link.publish("", queue, b"", Properties())
+    await link.publish(Message("", queue, b"", Properties()))
     with pytest.raises(Unroutable):
-        await link.publish("", "nobody", b"", Properties(), mandatory=True)
-    link.publish_nowait("", queue, b"", Properties())
+        await link.publish(Message("", "nobody", b"", Properties(), mandatory=True))
+    link.publish_nowait(Message("", queue, b"", Properties()))
 
     statistics = link.statistics()
     assert (statistics.published, statistics.returned, statistics.unconfirmed) == (3, 1, 0)

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Binding, Delivery, Exchange, Link, Properties, Queue
+from mycelia.amqp import (
+    Binding,
+    ConsumeOptions,
+    Delivery,
+    Exchange,
+    Link,
+    Message,
+    Properties,
+    Queue,
+)
 from mycelia.testing.eventually import eventually
 
 ReadyCount = Callable[[str, int], Awaitable[None]]
@@ -28,7 +37,7 @@ async def dead(link: Link) -> Inbox:
 
 async def publish(link: Link, queue: str, *bodies: bytes, **properties: Any) -> None:
     for body in bodies:
-        await link.publish("", queue, body, Properties(**properties))
+        await link.publish(Message("", queue, body, Properties(**properties)))
 
 
 def death(delivery: Delivery) -> dict[str, Any]:
@@ -59,7 +68,7 @@ async def test_classic_queue_takes_a_message_back_to_where_it_was(link: Link) ->
     await link.declare(Queue("work", arguments={"x-queue-type": "classic"}))
     await publish(link, "work", b"0", b"1", b"2", b"3", b"4")
     inbox = Inbox()
-    await link.consume("work", inbox, prefetch=3)
+    await link.consume("work", inbox, ConsumeOptions(prefetch=3))
     await inbox.wait(3)
 
     inbox.deliveries[0].nack(requeue=True)
@@ -74,7 +83,7 @@ async def test_classic_queue_takes_a_message_back_to_where_it_was(link: Link) ->
 async def test_quorum_queue_takes_a_message_back_at_its_end(link: Link, queue: str) -> None:
     await publish(link, queue, b"0", b"1", b"2", b"3")
     inbox = Inbox()
-    await link.consume(queue, inbox, prefetch=1)
+    await link.consume(queue, inbox, ConsumeOptions(prefetch=1))
 
     for at in range(4):
         (await inbox.wait(at + 1))[at].nack(requeue=True)
@@ -147,7 +156,7 @@ async def test_delivery_limit_keeps_a_returned_message_in_front(link: Link) -> N
     await link.declare(Queue("work", arguments={"x-queue-type": "quorum", "x-delivery-limit": 5}))
     await publish(link, "work", b"0", b"1", b"2")
     inbox = Inbox()
-    await link.consume("work", inbox, prefetch=1)
+    await link.consume("work", inbox, ConsumeOptions(prefetch=1))
 
     (await inbox.wait(1))[0].nack(requeue=True)
 
@@ -216,7 +225,7 @@ async def test_dead_letter_keeps_its_routing_key_unless_the_queue_names_one(link
     await link.consume("dead", dead)
     inbox = Inbox()
     await link.consume("work", inbox)
-    await link.publish("x", "order.placed", b"", Properties())
+    await link.publish(Message("x", "order.placed", b"", Properties()))
 
     (await inbox.wait(1))[0].nack()
 
@@ -312,7 +321,7 @@ async def test_message_behind_a_longer_lived_one_does_not_expire_before_it(
     await ready_count("work", 2)
 
     inbox = Inbox()
-    await link.consume("work", inbox, prefetch=1)
+    await link.consume("work", inbox, ConsumeOptions(prefetch=1))
 
     (delivery,) = await dead.wait(1)
     assert delivery.body == b"short"
@@ -383,7 +392,7 @@ async def test_higher_priority_is_delivered_first(link: Link) -> None:
         await publish(link, "work", str(priority).encode(), priority=priority)
     inbox = Inbox(acks=True)
 
-    await link.consume("work", inbox, prefetch=1)
+    await link.consume("work", inbox, ConsumeOptions(prefetch=1))
 
     await inbox.wait(5)
     assert inbox.bodies == [b"9", b"5", b"3", b"0", b"None"]

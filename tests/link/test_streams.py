@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Link, Properties, Queue
+from mycelia.amqp import ConsumeOptions, Link, Message, Properties, Queue
 from mycelia.testing.eventually import eventually
 
 LinkFactory = Callable[[], Awaitable[Link]]
@@ -23,7 +23,7 @@ async def stream(link: Link) -> str:
 
 async def append(link: Link, stream: str, *bodies: bytes, **properties: Any) -> None:
     for body in bodies:
-        await link.publish("", stream, body, Properties(**properties))
+        await link.publish(Message("", stream, body, Properties(**properties)))
 
 
 def offsets(inbox: Inbox) -> list[int]:
@@ -34,7 +34,7 @@ async def test_stream_is_read_from_its_first_message_with_offsets(link: Link, st
     await append(link, stream, b"0", b"1", b"2")
     inbox = Inbox(acks=True)
 
-    await link.consume(stream, inbox, arguments={"x-stream-offset": "first"})
+    await link.consume(stream, inbox, ConsumeOptions(arguments={"x-stream-offset": "first"}))
 
     await inbox.wait(3)
     assert inbox.bodies == [b"0", b"1", b"2"]
@@ -46,7 +46,9 @@ async def test_acknowledged_messages_stay_in_a_stream(link: Link, stream: str) -
     await append(link, stream, b"0", b"1")
     for _ in range(2):
         inbox = Inbox(acks=True)
-        consumer = await link.consume(stream, inbox, arguments={"x-stream-offset": "first"})
+        consumer = await link.consume(
+            stream, inbox, ConsumeOptions(arguments={"x-stream-offset": "first"})
+        )
         await inbox.wait(2)
         await consumer.aclose()
 
@@ -57,7 +59,7 @@ async def test_stream_is_replayed_from_an_offset(link: Link, stream: str) -> Non
     await append(link, stream, b"0", b"1", b"2", b"3")
     inbox = Inbox(acks=True)
 
-    await link.consume(stream, inbox, arguments={"x-stream-offset": 2})
+    await link.consume(stream, inbox, ConsumeOptions(arguments={"x-stream-offset": 2}))
 
     await inbox.wait(2)
     assert inbox.bodies == [b"2", b"3"]
@@ -66,7 +68,7 @@ async def test_stream_is_replayed_from_an_offset(link: Link, stream: str) -> Non
 async def test_stream_read_from_next_brings_only_what_comes_later(link: Link, stream: str) -> None:
     await append(link, stream, b"before")
     inbox = Inbox(acks=True)
-    await link.consume(stream, inbox, arguments={"x-stream-offset": "next"})
+    await link.consume(stream, inbox, ConsumeOptions(arguments={"x-stream-offset": "next"}))
 
     await append(link, stream, b"after")
 
@@ -90,7 +92,7 @@ async def test_stream_read_from_last_begins_at_its_end(link: Link, stream: str) 
     await append(link, stream, *(b"%d" % number for number in range(50)))
     inbox = Inbox(acks=True)
 
-    await link.consume(stream, inbox, arguments={"x-stream-offset": "last"})
+    await link.consume(stream, inbox, ConsumeOptions(arguments={"x-stream-offset": "last"}))
 
     await inbox.wait_for(b"49")
     assert inbox.bodies == [b"%d" % number for number in range(50)][-len(inbox.bodies) :]
@@ -103,7 +105,9 @@ async def test_stream_read_from_a_time_long_past_begins_at_its_start(
     inbox = Inbox(acks=True)
 
     await link.consume(
-        stream, inbox, arguments={"x-stream-offset": datetime(2001, 1, 1, tzinfo=UTC)}
+        stream,
+        inbox,
+        ConsumeOptions(arguments={"x-stream-offset": datetime(2001, 1, 1, tzinfo=UTC)}),
     )
 
     await inbox.wait(2)
@@ -113,7 +117,9 @@ async def test_stream_read_from_a_time_long_past_begins_at_its_start(
 async def test_ack_is_credit_on_a_stream(link: Link, stream: str) -> None:
     await append(link, stream, *(b"%d" % number for number in range(10)))
     inbox = Inbox()
-    consumer = await link.consume(stream, inbox, prefetch=3, arguments={"x-stream-offset": "first"})
+    consumer = await link.consume(
+        stream, inbox, ConsumeOptions(prefetch=3, arguments={"x-stream-offset": "first"})
+    )
     await inbox.wait(3)
     assert consumer.unsettled == 3
 
@@ -129,8 +135,8 @@ async def test_stream_may_be_consumed_to_its_end_by_several_links(
 ) -> None:
     other = await link_factory()
     mine, theirs = Inbox(acks=True), Inbox(acks=True)
-    await link.consume(stream, mine, arguments={"x-stream-offset": "first"})
-    await other.consume(stream, theirs, arguments={"x-stream-offset": "first"})
+    await link.consume(stream, mine, ConsumeOptions(arguments={"x-stream-offset": "first"}))
+    await other.consume(stream, theirs, ConsumeOptions(arguments={"x-stream-offset": "first"}))
 
     await append(link, stream, b"0", b"1", b"2")
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Binding, Exchange, Link, Properties, Queue
+from mycelia.amqp import Binding, ConsumeOptions, Exchange, Link, Message, Properties, Queue
 from mycelia.errors import TopologyError, Unroutable
 from mycelia.testing.eventually import eventually
 
@@ -31,16 +31,16 @@ async def test_declaring_the_same_parts_again_changes_nothing(link: Link) -> Non
         Binding("orders", "orders", "order.*"),
     )
     await link.declare(*parts)
-    await link.publish("orders", "order.placed", b"1", Properties())
+    await link.publish(Message("orders", "order.placed", b"1", Properties()))
     await link.declare(*parts)
-    await link.publish("orders", "order.placed", b"2", Properties())
+    await link.publish(Message("orders", "order.placed", b"2", Properties()))
 
     assert await receive(link, "orders", 2) == [b"1", b"2"]
 
 
 async def test_parts_may_be_given_in_any_order(link: Link) -> None:
     await link.declare(Binding("orders", "orders", "#"), Queue("orders"), Exchange("orders"))
-    await link.publish("orders", "any", b"1", Properties(), mandatory=True)
+    await link.publish(Message("orders", "any", b"1", Properties(), mandatory=True))
 
     assert await receive(link, "orders", 1) == [b"1"]
 
@@ -54,7 +54,7 @@ async def test_queue_that_exists_with_other_arguments_is_adopted_and_reported(
         await link.declare(Queue("work", arguments={"x-queue-type": "quorum"}))
 
     assert any("work" in record.getMessage() for record in caplog.records)
-    await link.publish("", "work", b"1", Properties(), mandatory=True)
+    await link.publish(Message("", "work", b"1", Properties(), mandatory=True))
     assert await receive(link, "work", 1) == [b"1"]
 
 
@@ -65,7 +65,7 @@ async def test_link_works_on_after_a_queue_was_adopted(link: Link) -> None:
         Queue("work", arguments={"x-message-ttl": 1}),
         Binding("work", "orders", "#"),
     )
-    await link.publish("orders", "x", b"kept", Properties(), mandatory=True)
+    await link.publish(Message("orders", "x", b"kept", Properties(), mandatory=True))
 
     assert await receive(link, "work", 1) == [b"kept"]
 
@@ -76,7 +76,7 @@ async def test_exchange_that_exists_with_other_settings_is_adopted(link: Link) -
     await link.declare(Exchange("orders", "topic", durable=False), Queue("work"))
     await link.declare(Binding("work", "orders", "#"))
 
-    await link.publish("orders", "any", b"", Properties(), mandatory=True)
+    await link.publish(Message("orders", "any", b"", Properties(), mandatory=True))
 
 
 async def test_exchange_of_another_type_is_refused_for_good(link: Link) -> None:
@@ -121,7 +121,7 @@ async def test_one_refused_declaration_leaves_the_others_of_the_link_alone(link:
 
     with pytest.raises(TopologyError):
         await link.declare(Queue("absent", passive=True))
-    await link.publish("", "work", b"1", Properties())
+    await link.publish(Message("", "work", b"1", Properties()))
 
     await inbox.wait(1)
 
@@ -145,7 +145,7 @@ async def test_exchange_routes_by_its_type(
     await link.declare(Exchange("x", exchange_type), Queue("q0"), Queue("q1"))
     await link.declare(*(Binding(f"q{at}", "x", key) for at, key in enumerate(bindings)))
 
-    await link.publish("x", routing_key, b"", Properties())
+    await link.publish(Message("x", routing_key, b"", Properties()))
 
     counts = [await link.message_count("q0"), await link.message_count("q1")]
     assert counts == [int(one) for one in expected]
@@ -160,9 +160,9 @@ async def test_headers_exchange_routes_by_all_or_any_header(link: Link) -> None:
         Binding("any", "x", "", {"x-match": "any", "carrier": "AA", "late": True}),
     )
 
-    await link.publish("x", "", b"", Properties(headers={"carrier": "AA", "late": False}))
-    await link.publish("x", "", b"", Properties(headers={"carrier": "AA", "late": True}))
-    await link.publish("x", "", b"", Properties(headers={"carrier": "UA"}))
+    await link.publish(Message("x", "", b"", Properties(headers={"carrier": "AA", "late": False})))
+    await link.publish(Message("x", "", b"", Properties(headers={"carrier": "AA", "late": True})))
+    await link.publish(Message("x", "", b"", Properties(headers={"carrier": "UA"})))
 
     assert [await link.message_count("all"), await link.message_count("any")] == [1, 2]
 
@@ -172,7 +172,7 @@ async def test_message_bound_twice_to_a_queue_arrives_once(link: Link) -> None:
         Exchange("x"), Queue("work"), Binding("work", "x", "#"), Binding("work", "x", "a.*")
     )
 
-    await link.publish("x", "a.b", b"", Properties())
+    await link.publish(Message("x", "a.b", b"", Properties()))
 
     assert await link.message_count("work") == 1
 
@@ -185,7 +185,7 @@ async def test_alternate_exchange_takes_what_no_queue_is_bound_for(link: Link) -
         Binding("rest", "spare", ""),
     )
 
-    await link.publish("x", "nobody", b"", Properties(), mandatory=True)
+    await link.publish(Message("x", "nobody", b"", Properties(), mandatory=True))
 
     assert await link.message_count("rest") == 1
 
@@ -199,22 +199,22 @@ async def test_message_count_counts_what_is_ready_and_not_what_is_unsettled(
     link: Link, queue: str, ready_count: Callable[[str, int], Awaitable[None]]
 ) -> None:
     for number in range(5):
-        await link.publish("", queue, b"%d" % number, Properties())
+        await link.publish(Message("", queue, b"%d" % number, Properties()))
     await ready_count(queue, 5)
     inbox = Inbox()
-    await link.consume(queue, inbox, prefetch=2)
+    await link.consume(queue, inbox, ConsumeOptions(prefetch=2))
     await inbox.wait(2)
 
     await ready_count(queue, 3)
 
 
 async def test_deleted_queue_is_gone_with_its_messages(link: Link, queue: str) -> None:
-    await link.publish("", queue, b"1", Properties())
+    await link.publish(Message("", queue, b"1", Properties()))
 
     await link.delete_queue(queue)
 
     with pytest.raises(Unroutable):
-        await link.publish("", queue, b"2", Properties(), mandatory=True)
+        await link.publish(Message("", queue, b"2", Properties(), mandatory=True))
 
 
 async def test_deleting_an_absent_queue_does_nothing(link: Link) -> None:
@@ -247,7 +247,7 @@ async def test_exclusive_queue_serves_its_own_link_only(
 
     with pytest.raises(TopologyError, match="mine"):
         await other.consume("mine", Inbox(), timeout=5)
-    await other.publish("x", "any", b"1", Properties(), mandatory=True)
+    await other.publish(Message("x", "any", b"1", Properties(), mandatory=True))
 
     await inbox.wait(1)
 
@@ -262,7 +262,7 @@ async def test_exclusive_queue_vanishes_with_its_link(
 
     async def is_gone() -> bool:
         try:
-            await link.publish("", "mine", b"", Properties(), mandatory=True)
+            await link.publish(Message("", "mine", b"", Properties(), mandatory=True))
         except Unroutable:
             return True
         return False
@@ -276,12 +276,12 @@ async def test_auto_delete_queue_vanishes_with_its_last_consumer(link: Link) -> 
     second = await link.consume("fleeting", Inbox())
 
     await first.aclose()
-    await link.publish("", "fleeting", b"", Properties(), mandatory=True)
+    await link.publish(Message("", "fleeting", b"", Properties(), mandatory=True))
     await second.aclose()
 
     async def is_gone() -> bool:
         try:
-            await link.publish("", "fleeting", b"", Properties(), mandatory=True)
+            await link.publish(Message("", "fleeting", b"", Properties(), mandatory=True))
         except Unroutable:
             return True
         return False
@@ -294,7 +294,7 @@ async def test_unused_queue_expires(link: Link) -> None:
 
     async def is_gone() -> bool:
         try:
-            await link.publish("", "fleeting", b"", Properties(), mandatory=True)
+            await link.publish(Message("", "fleeting", b"", Properties(), mandatory=True))
         except Unroutable:
             return True
         return False

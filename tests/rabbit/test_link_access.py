@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mycelia.amqp import LinkState, Properties, Queue, RabbitLink
+from mycelia.amqp import LinkOptions, LinkState, Message, Properties, Queue, RabbitLink
 from mycelia.broker.node import PrivateNode
 from mycelia.errors import AccessRefused, BrokerUnavailable
 from mycelia.testing import eventually
@@ -54,10 +54,10 @@ async def test_capabilities_are_read_from_the_broker(
 async def test_link_that_never_consumes_has_one_connection(
     rabbit_uri: str, rabbit_vhost: str, rabbit_node: PrivateNode
 ) -> None:
-    link = RabbitLink(rabbit_uri, name="only-publishes")
+    link = RabbitLink(rabbit_uri, LinkOptions(name="only-publishes"))
     await link.open(timeout=15)
     await link.declare(Queue("q"))
-    await link.publish("", "q", b"", Properties())
+    await link.publish(Message("", "q", b"", Properties()))
 
     def names() -> list[str]:
         return [
@@ -109,7 +109,7 @@ async def test_use_before_open_is_refused(rabbit_uri: str) -> None:
     link = RabbitLink(rabbit_uri)
 
     with pytest.raises(BrokerUnavailable):
-        link.publish_nowait("", "q", b"", Properties())
+        link.publish_nowait(Message("", "q", b"", Properties()))
     with pytest.raises(BrokerUnavailable, match="Await open"):
         await link.declare(Queue("q"))
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Binding, Exchange, LinkState, Properties, Queue, RabbitLink
+from mycelia.amqp import Binding, Exchange, LinkState, Message, Properties, Queue, RabbitLink
 from mycelia.broker.node import PrivateNode
 from mycelia.errors import BrokerBlocked, BrokerUnavailable
 from mycelia.testing import eventually
@@ -50,19 +50,21 @@ async def test_blocked_connection_is_back_pressure_with_a_bound(
     link.on_state_change(states.append)
     await link.consume("q", inbox)
     for number in range(10):
-        await link.publish("", "q", b"%d" % number, Properties())
+        await link.publish(Message("", "q", b"%d" % number, Properties()))
 
     await asyncio.to_thread(own_rabbit_node.ctl, "set_vm_memory_high_watermark", "0")
     # the broker tells a connection when it publishes
     with pytest.raises(BrokerBlocked, match="not confirmed within 1 s"):
-        await link.publish("", "q", b"into the alarm", Properties(), timeout=1)
+        await link.publish(Message("", "q", b"into the alarm", Properties()), timeout=1)
     assert link.state is LinkState.BLOCKED
     assert not link.writable
     with pytest.raises(BrokerBlocked, match="alarm"):
-        link.publish_nowait("", "q", b"", Properties())
+        link.publish_nowait(Message("", "q", b"", Properties()))
     with pytest.raises(BrokerBlocked, match="took no publishings"):
         await link.ready(timeout=0.1)
-    waiting = asyncio.ensure_future(link.publish("", "q", b"waited", Properties(), timeout=60))
+    waiting = asyncio.ensure_future(
+        link.publish(Message("", "q", b"waited", Properties()), timeout=60)
+    )
     ready = asyncio.ensure_future(link.ready(timeout=60))
 
     await asyncio.to_thread(own_rabbit_node.ctl, "set_vm_memory_high_watermark", "0.6")
@@ -92,17 +94,19 @@ async def test_link_survives_a_restart_of_the_broker(
     await asyncio.to_thread(own_rabbit_node.stop)
     await eventually(lambda: link.state is LinkState.RECONNECTING, 10)
     with pytest.raises(BrokerUnavailable, match="no connection"):
-        await link.publish("e", "k", b"too short", Properties(), timeout=0.2)
+        await link.publish(Message("e", "k", b"too short", Properties()), timeout=0.2)
     with pytest.raises(BrokerUnavailable):
         await link.declare(Queue("later"), timeout=0.2)
-    waiting = asyncio.ensure_future(link.publish("e", "k", b"waited", Properties(), timeout=60))
+    waiting = asyncio.ensure_future(
+        link.publish(Message("e", "k", b"waited", Properties()), timeout=60)
+    )
     await _start_again(own_rabbit_node)
     await waiting
     await link.ready(timeout=30)
 
     # the transient exchange and the exclusive queue were lost with the broker, and are there again
     async def arrives() -> bool:
-        await link.publish("e", "k", b"after", Properties(), timeout=30)
+        await link.publish(Message("e", "k", b"after", Properties()), timeout=30)
         return b"after" in inbox.bodies
 
     await eventually(arrives, 30, interval=0.1, what="consuming again")
@@ -122,7 +126,7 @@ async def test_nothing_confirmed_is_lost_when_the_broker_is_killed(
         while not stop.is_set():
             count += 1
             body = b"%d-%d" % (name, count)
-            await link.publish("", "safe", body, Properties(delivery_mode=2), timeout=60)
+            await link.publish(Message("", "safe", body, Properties(delivery_mode=2)), timeout=60)
             confirmed.append(body)
 
     loop = asyncio.get_running_loop()
@@ -167,7 +171,7 @@ async def test_link_closes_in_time_while_the_broker_is_down(
     await link.consume("q", Inbox())
     await asyncio.to_thread(own_rabbit_node.stop)
     await eventually(lambda: link.state is LinkState.RECONNECTING, 10)
-    waiting = asyncio.ensure_future(link.publish("", "q", b"", Properties(), timeout=60))
+    waiting = asyncio.ensure_future(link.publish(Message("", "q", b"", Properties()), timeout=60))
     await asyncio.sleep(0)
     started = asyncio.get_running_loop().time()
 

@@ -8,7 +8,16 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Delivery, LinkState, Properties, Queue, RabbitLink
+from mycelia.amqp import (
+    ConsumeOptions,
+    Delivery,
+    LinkOptions,
+    LinkState,
+    Message,
+    Properties,
+    Queue,
+    RabbitLink,
+)
 from mycelia.amqp.fields import decode_properties
 from mycelia.broker.node import PrivateNode
 from mycelia.errors import ProtocolError
@@ -27,7 +36,7 @@ async def _deliver(link: RabbitLink, inbox: Inbox, body: bytes) -> Delivery:
     """Publish until it is routed: the queue may be on its way back."""
 
     async def arrived() -> bool:
-        await link.publish("", "q", body, Properties())
+        await link.publish(Message("", "q", body, Properties()))
         await asyncio.wait([asyncio.ensure_future(inbox.wait_for(body, 1.0))])
         return body in inbox.bodies
 
@@ -41,7 +50,7 @@ async def test_consumer_of_a_deleted_queue_declares_it_again_and_goes_on(
     inbox = Inbox(acks=True)
     await link.declare(Queue("q"))
     await link.consume("q", inbox)
-    other = RabbitLink(rabbit_uri, name="deletes")
+    other = RabbitLink(rabbit_uri, LinkOptions(name="deletes"))
     await other.open(timeout=15)
 
     await other.delete_queue("q")
@@ -58,7 +67,7 @@ async def test_consumer_whose_channel_is_closed_by_an_error_goes_on(
     inbox = Inbox()
     await link.declare(Queue("q"))
     consumer = await link.consume("q", inbox)
-    await link.publish("", "q", b"held", Properties())
+    await link.publish(Message("", "q", b"held", Properties()))
     held = await inbox.wait_for(b"held")
 
     held.settler.ledger.delivered_through(1000)  # type: ignore[attr-defined]
@@ -80,7 +89,7 @@ async def test_settling_late_on_a_closed_channel_does_not_cost_the_connection(
     inbox = Inbox()
     await link.declare(Queue("q"))
     consumer = await link.consume("q", inbox)
-    await link.publish("", "q", b"held", Properties())
+    await link.publish(Message("", "q", b"held", Properties()))
     held = await inbox.wait_for(b"held")
 
     await consumer.aclose()
@@ -101,9 +110,9 @@ async def test_slow_handler_holds_back_nobodys_acknowledgement(
 ) -> None:
     inbox = Inbox()
     await link.declare(Queue("q"))
-    consumer = await link.consume("q", inbox, prefetch=10)
+    consumer = await link.consume("q", inbox, ConsumeOptions(prefetch=10))
     for number in range(10):
-        await link.publish("", "q", b"%d" % number, Properties())
+        await link.publish(Message("", "q", b"%d" % number, Properties()))
     held = await inbox.wait(10)
 
     for delivery in held[1:]:
@@ -135,8 +144,8 @@ async def test_message_with_undecodable_headers_is_dead_lettered_and_the_next_ar
         return properties
 
     monkeypatch.setattr("mycelia.amqp.rabbit.frames.decode_properties", decode)
-    await link.publish("", "q", b"poison", Properties(correlation_id="poison"))
-    await link.publish("", "q", b"next", Properties())
+    await link.publish(Message("", "q", b"poison", Properties(correlation_id="poison")))
+    await link.publish(Message("", "q", b"next", Properties()))
     await inbox.wait_for(b"next")
     monkeypatch.undo()
     await link.consume("dead", dead)
@@ -152,9 +161,11 @@ async def test_stream_goes_on_behind_what_was_settled(
 ) -> None:
     inbox = Inbox()
     await link.declare(Queue("s", arguments={"x-queue-type": "stream"}))
-    await link.consume("s", inbox, prefetch=10, arguments={"x-stream-offset": "first"})
+    await link.consume(
+        "s", inbox, ConsumeOptions(prefetch=10, arguments={"x-stream-offset": "first"})
+    )
     for number in range(6):
-        await link.publish("", "s", b"%d" % number, Properties())
+        await link.publish(Message("", "s", b"%d" % number, Properties()))
     held = await inbox.wait(6)
     for delivery in (held[0], held[1], held[3]):
         delivery.ack()

@@ -15,7 +15,7 @@ import uvloop
 from tests.link.inbox import Inbox
 from tests.tools import require_tool
 
-from mycelia.amqp import LinkState, Properties, Queue, RabbitLink
+from mycelia.amqp import LinkOptions, LinkState, Message, Properties, Queue, RabbitLink
 from mycelia.errors import BrokerUnavailable
 from mycelia.testing import eventually
 
@@ -106,7 +106,7 @@ async def _exchange_a_message(link: RabbitLink, size: int) -> None:
     await link.declare(Queue("q"))
     await link.consume("q", inbox)
     body = b"x" * size
-    await link.publish("", "q", body, Properties(), timeout=15)
+    await link.publish(Message("", "q", body, Properties()), timeout=15)
     await inbox.wait_for(body)
 
 
@@ -115,7 +115,9 @@ async def test_tls_with_a_known_authority(
     rabbit_uri: str, tls_relay: Relay, certificate: tuple[Path, Path], scheme: str
 ) -> None:
     uri = _through(tls_relay, rabbit_uri, scheme, "localhost")
-    link = RabbitLink(uri, ssl={"ca_certs": str(certificate[0]), "cert_reqs": ssl.CERT_REQUIRED})
+    link = RabbitLink(
+        uri, LinkOptions(ssl={"ca_certs": str(certificate[0]), "cert_reqs": ssl.CERT_REQUIRED})
+    )
     await link.open(timeout=15)
 
     await _exchange_a_message(link, 2_000_000)
@@ -130,7 +132,9 @@ async def test_tls_with_an_unknown_authority_says_so(rabbit_uri: str, tls_relay:
 
 
 async def test_tls_without_verification(rabbit_uri: str, tls_relay: Relay) -> None:
-    link = RabbitLink(_through(tls_relay, rabbit_uri, "amqps"), ssl={"cert_reqs": "none"})
+    link = RabbitLink(
+        _through(tls_relay, rabbit_uri, "amqps"), LinkOptions(ssl={"cert_reqs": "none"})
+    )
     await link.open(timeout=15)
 
     await _exchange_a_message(link, 10)
@@ -152,7 +156,7 @@ async def test_garbage_from_the_broker_costs_one_connection_and_is_named(
             return b"garbage garbage " + data
 
         relay.inject = garble
-        await link.publish("", "q", b"through it", Properties(), timeout=30)
+        await link.publish(Message("", "q", b"through it", Properties()), timeout=30)
         await inbox.wait_for(b"through it", 30)
         await eventually(lambda: link.state is LinkState.CONNECTED, 15)
 
@@ -164,7 +168,7 @@ async def test_garbage_from_the_broker_costs_one_connection_and_is_named(
 
 
 async def test_idle_link_stays_connected_by_heartbeats(rabbit_uri: str) -> None:
-    link = RabbitLink(rabbit_uri, heartbeat=1)
+    link = RabbitLink(rabbit_uri, LinkOptions(heartbeat=1))
     await link.open(timeout=15)
     await link.declare(Queue("q"))
     await link.consume("q", Inbox())
@@ -189,7 +193,7 @@ async def test_silent_broker_is_given_up_while_connecting() -> None:
 
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    link = RabbitLink(f"amqp://127.0.0.1:{port}", connect_timeout=0.2)
+    link = RabbitLink(f"amqp://127.0.0.1:{port}", LinkOptions(connect_timeout=0.2))
 
     with pytest.raises(BrokerUnavailable, match=r"no AMQP handshake within 0\.2 s"):
         await link.open(timeout=1)
@@ -210,7 +214,7 @@ def test_link_works_on_uvloop(rabbit_uri: str, certificate: tuple[Path, Path]) -
         async with Relay(urlsplit(rabbit_uri).port or 0).running(context) as relay:
             link = RabbitLink(
                 _through(relay, rabbit_uri, "amqps", "localhost"),
-                ssl={"ca_certs": str(certificate[0])},
+                LinkOptions(ssl={"ca_certs": str(certificate[0])}),
             )
             await link.open(timeout=15)
             await _exchange_a_message(link, 500_000)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import LinkState, Properties, Queue, RabbitLink, Returned
+from mycelia.amqp import LinkOptions, LinkState, Message, Properties, Queue, RabbitLink, Returned
 from mycelia.broker.node import PrivateNode
 from mycelia.errors import ProtocolError, PublishRejected, TopologyError, Unroutable
 from mycelia.testing import eventually
@@ -28,7 +28,9 @@ async def test_publisher_to_a_missing_exchange_gets_the_error_and_the_others_the
 ) -> None:
     results = await asyncio.gather(
         *(
-            link.publish("missing" if number == 20 else "", "q", b"%d" % number, Properties())
+            link.publish(
+                Message("missing" if number == 20 else "", "q", b"%d" % number, Properties())
+            )
             for number in range(40)
         ),
         return_exceptions=True,
@@ -44,31 +46,31 @@ async def test_publishing_the_broker_objects_to_is_rejected_with_its_words(
     link: RabbitLink,
 ) -> None:
     with pytest.raises(PublishRejected, match="expiration"):
-        await link.publish("", "q", b"", Properties(expiration="soon"))
+        await link.publish(Message("", "q", b"", Properties(expiration="soon")))
 
-    await link.publish("", "q", b"", Properties())
+    await link.publish(Message("", "q", b"", Properties()))
 
 
 async def test_publishing_that_cannot_be_written_fails_alone(link: RabbitLink) -> None:
     with pytest.raises(ProtocolError, match="header 'x'"):
-        await link.publish("", "q", b"", Properties(headers={"x": object()}))
+        await link.publish(Message("", "q", b"", Properties(headers={"x": object()})))
     with pytest.raises(ProtocolError, match="header 'x'"):
-        link.publish_nowait("", "q", b"", Properties(headers={"x": object()}))
+        link.publish_nowait(Message("", "q", b"", Properties(headers={"x": object()})))
 
-    await link.publish("", "q", b"", Properties())
+    await link.publish(Message("", "q", b"", Properties()))
     assert link.statistics().unconfirmed == 0
 
 
 async def test_unconfirmed_publishing_to_a_missing_exchange_costs_no_other_behind_it(
     link: RabbitLink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    link.publish_nowait("missing", "q", b"", Properties())
+    link.publish_nowait(Message("missing", "q", b"", Properties()))
     await eventually(
         lambda: any("publishing_refused confirmed=False" in one for one in caplog.messages), 10
     )
 
     for number in range(50):
-        link.publish_nowait("", "q", b"%d" % number, Properties())
+        link.publish_nowait(Message("", "q", b"%d" % number, Properties()))
 
     await eventually(lambda: _holds(link, 50), 10, what="all behind it arrived")
     assert link.state is LinkState.CONNECTED
@@ -82,7 +84,9 @@ async def _holds(link: RabbitLink, count: int) -> bool:
 async def test_returns_find_their_publisher_among_many(link: RabbitLink) -> None:
     results = await asyncio.gather(
         *(
-            link.publish("", "nobody" if number % 3 else "q", b"", Properties(), mandatory=True)
+            link.publish(
+                Message("", "nobody" if number % 3 else "q", b"", Properties(), mandatory=True)
+            )
             for number in range(60)
         ),
         return_exceptions=True,
@@ -99,7 +103,7 @@ async def test_unconfirmed_return_brings_the_message_back_whole(link: RabbitLink
     properties = Properties(correlation_id="c", headers={"a": [1, "b"]})
     body = b"x" * 300_000
 
-    link.publish_nowait("", "nobody", body, properties, mandatory=True)
+    link.publish_nowait(Message("", "nobody", body, properties, mandatory=True))
     await eventually(lambda: came_back, 10)
 
     assert came_back == [Returned(312, "NO_ROUTE", "", "nobody", properties, body)]
@@ -108,20 +112,20 @@ async def test_unconfirmed_return_brings_the_message_back_whole(link: RabbitLink
 
 async def test_full_queue_rejects(link: RabbitLink) -> None:
     await link.declare(Queue("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}))
-    await link.publish("", "full", b"fits", Properties())
+    await link.publish(Message("", "full", b"fits", Properties()))
 
     with pytest.raises(PublishRejected, match=r"basic\.nack"):
-        await link.publish("", "full", b"does not", Properties())
+        await link.publish(Message("", "full", b"does not", Properties()))
 
     assert link.statistics().rejected == 1
 
 
 async def test_window_smaller_than_the_burst_lets_everything_through(rabbit_uri: str) -> None:
-    link = RabbitLink(rabbit_uri, confirm_messages=7)
+    link = RabbitLink(rabbit_uri, LinkOptions(confirm_messages=7))
     await link.open(timeout=15)
     await link.declare(Queue("q"))
 
-    await asyncio.gather(*(link.publish("", "q", b"", Properties()) for _ in range(200)))
+    await asyncio.gather(*(link.publish(Message("", "q", b"", Properties())) for _ in range(200)))
 
     assert await link.message_count("q") == 200
     assert link.statistics().confirmed == 200
@@ -129,8 +133,8 @@ async def test_window_smaller_than_the_burst_lets_everything_through(rabbit_uri:
 
 
 async def test_cancelled_publisher_leaves_the_window_in_order(link: RabbitLink) -> None:
-    first = asyncio.ensure_future(link.publish("", "q", b"cancelled", Properties()))
-    second = asyncio.ensure_future(link.publish("", "q", b"kept", Properties()))
+    first = asyncio.ensure_future(link.publish(Message("", "q", b"cancelled", Properties())))
+    second = asyncio.ensure_future(link.publish(Message("", "q", b"kept", Properties())))
     await asyncio.sleep(0)
     first.cancel()
 
@@ -153,7 +157,7 @@ async def test_unconfirmed_publishings_are_sent_again_with_the_same_message_id(
         nonlocal count
         while not stop.is_set():
             count += 1
-            await link.publish("", "q", b"%d" % count, Properties())
+            await link.publish(Message("", "q", b"%d" % count, Properties()))
 
     publishers = [asyncio.ensure_future(publish_on()) for _ in range(20)]
     await inbox.wait(100)

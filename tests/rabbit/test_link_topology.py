@@ -7,7 +7,17 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Binding, Exchange, LinkState, Properties, Queue, RabbitLink
+from mycelia.amqp import (
+    Binding,
+    ConsumeOptions,
+    Exchange,
+    LinkOptions,
+    LinkState,
+    Message,
+    Properties,
+    Queue,
+    RabbitLink,
+)
 from mycelia.errors import TopologyError
 
 
@@ -32,7 +42,7 @@ async def test_queue_with_other_arguments_is_adopted_and_told_once(
     assert len(told) == 1
     assert told[0].levelname == "WARNING"
     assert "inequivalent arg 'x-message-ttl'" in told[0].message
-    await link.publish("amq.topic", "k", b"", Properties(), mandatory=True)
+    await link.publish(Message("amq.topic", "k", b"", Properties(), mandatory=True))
 
 
 async def test_exchange_that_differs_in_durability_is_adopted(link: RabbitLink) -> None:
@@ -80,7 +90,7 @@ async def test_refused_declaration_leaves_consumers_alone(link: RabbitLink) -> N
 
     with pytest.raises(TopologyError):
         await link.declare(Exchange("missing", passive=True))
-    await link.publish("", "q", b"still here", Properties())
+    await link.publish(Message("", "q", b"still here", Properties()))
 
     delivery = await inbox.wait_for(b"still here")
     assert not delivery.redelivered
@@ -96,10 +106,10 @@ async def test_exclusive_queue_is_usable_for_all_the_link_does(link: RabbitLink)
     await link.declare(
         Queue("own", durable=False, exclusive=True), Binding("own", "amq.topic", "own")
     )
-    await link.publish("amq.topic", "own", b"1", Properties(), mandatory=True)
+    await link.publish(Message("amq.topic", "own", b"1", Properties(), mandatory=True))
 
     assert await link.message_count("own") == 1
-    await link.consume("own", inbox, no_ack=True)
+    await link.consume("own", inbox, ConsumeOptions(no_ack=True))
     await inbox.wait_for(b"1")
     await link.delete_queue("own")
 
@@ -109,7 +119,7 @@ async def test_exclusive_queue_of_another_link_is_refused(
 ) -> None:
     own = Queue("own", durable=False, exclusive=True)
     await link.declare(own)
-    other = RabbitLink(rabbit_uri, name="other")
+    other = RabbitLink(rabbit_uri, LinkOptions(name="other"))
     await other.open(timeout=15)
 
     with pytest.raises(TopologyError, match="RESOURCE_LOCKED"):

@@ -20,7 +20,7 @@ from mycelia import (
     event_handler,
     rpc,
 )
-from mycelia.amqp import Link, Properties, connect
+from mycelia.amqp import Link, Message, Properties, connect
 from mycelia.broker.management_api import ManagementApi
 from mycelia.errors import RpcTimeout, UnknownService, Unroutable
 from mycelia.testing import eventually
@@ -161,7 +161,7 @@ async def test_queue_deleted_under_a_running_service_is_made_and_consumed_again(
                 return bool(await client.call("service", "echo", True, timeout=1))
             if queue == "jobs":
                 properties = Properties("application/json", "utf-8")
-                await link.publish("", "jobs", b"1", properties, mandatory=True)
+                await link.publish(Message("", "jobs", b"1", properties, mandatory=True))
             else:
                 await client.publish("source", "happened", 1)
         except (UnknownService, RpcTimeout, Unroutable):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mycelia import Queue
-from mycelia.amqp import Delivery, Link
+from mycelia.amqp import ConsumeOptions, Delivery, Link
 from mycelia.testing import eventually
 
 __all__ = ["read_dead_letters"]
@@ -16,7 +16,7 @@ async def read_dead_letters(
     found: list[Delivery] = []
     dead = f"{queue}.dead"
     await link.declare(Queue(dead, arguments={"x-queue-type": "quorum"}))
-    consumer = await link.consume(dead, found.extend, no_ack=True)
+    consumer = await link.consume(dead, found.extend, ConsumeOptions(no_ack=True))
     try:
         await eventually(
             lambda: len(found) >= count, timeout, what=f"{count} dead letters of {queue}"

@@ -15,7 +15,7 @@ from tests.runtime.conftest import Invoke, Serve
 from tests.runtime.dead_letter_box import read_dead_letters
 
 from mycelia import Client, consume, event_handler, rpc
-from mycelia.amqp import Delivery, Exchange, Link, Properties, Queue
+from mycelia.amqp import ConsumeOptions, Delivery, Exchange, Link, Message, Properties, Queue
 from mycelia.amqp.memory.broker import broker_at
 from mycelia.errors import MalformedRequest
 from mycelia.testing import eventually
@@ -67,9 +67,9 @@ def ask(link: Link) -> Callable[..., Any]:
         from mycelia import Binding
 
         await link.declare(Binding("answers", "nameko-rpc", "answers"))
-        consumer = await link.consume("answers", replies.extend, no_ack=True)
+        consumer = await link.consume("answers", replies.extend, ConsumeOptions(no_ack=True))
         properties.reply_to, properties.correlation_id = "answers", "1"
-        link.publish_nowait("nameko-rpc", key, body, properties)
+        link.publish_nowait(Message("nameko-rpc", key, body, properties))
         await eventually(lambda: replies)
         await consumer.aclose()
         assert replies[0].properties.correlation_id == "1"
@@ -129,7 +129,7 @@ async def test_request_without_reply_to_is_run_and_done(
     await serve(Service)
     for body in (GOOD, BAD_JSON):
         link.publish_nowait(
-            "nameko-rpc", "service.echo", body, Properties("application/json", "utf-8")
+            Message("nameko-rpc", "service.echo", body, Properties("application/json", "utf-8"))
         )
 
     assert await invoke("service", "echo", "alive") == "alive"
@@ -162,7 +162,7 @@ async def test_event_that_cannot_be_read_is_dead_lettered_with_the_reason(
     await serve(Service, config={"mycelia": {"max_body_bytes": 1900}})
     body, properties = BAD_REQUESTS[case]
 
-    await link.publish("source.events", "happened", body, properties)
+    await link.publish(Message("source.events", "happened", body, properties))
 
     (letter,) = await read_dead_letters(link, EVENT_QUEUE, 1)
     headers = letter.properties.headers or {}
@@ -181,8 +181,10 @@ async def test_event_without_content_type_or_body_is_handed_over_as_nameko_does(
 ) -> None:
     await serve(Service)
 
-    await link.publish("source.events", "happened", b"plain", Properties())
-    await link.publish("source.events", "happened", b"", Properties("application/json", "utf-8"))
+    await link.publish(Message("source.events", "happened", b"plain", Properties()))
+    await link.publish(
+        Message("source.events", "happened", b"", Properties("application/json", "utf-8"))
+    )
 
     await eventually(lambda: Service.got == ["plain", b""])
 
@@ -191,7 +193,7 @@ async def test_compressed_event_is_read(serve: Serve, link: Link) -> None:
     await serve(Service)
     properties = Properties("application/json", "utf-8", {"compression": "application/x-gzip"})
 
-    await link.publish("source.events", "happened", zlib.compress(b"[1]"), properties)
+    await link.publish(Message("source.events", "happened", zlib.compress(b"[1]"), properties))
 
     await eventually(lambda: Service.got == [[1]])
 
@@ -241,7 +243,7 @@ async def test_long_error_and_traceback_are_cut(serve: Serve, link: Link, client
             raise ValueError("é" * 100_000)
 
     await serve(Wordy)
-    await link.publish("", "words", b"1", Properties("application/json", "utf-8"))
+    await link.publish(Message("", "words", b"1", Properties("application/json", "utf-8")))
 
     (letter,) = await read_dead_letters(link, "words", 1)
     headers = letter.properties.headers or {}

@@ -11,7 +11,7 @@ import pytest
 from tests.runtime.conftest import Invoke, Serve
 
 from mycelia import Call, RpcProxy, Runner, rpc
-from mycelia.amqp import Link, Properties
+from mycelia.amqp import Link, Message, Properties
 from mycelia.errors import RpcTimeout
 from mycelia.testing import eventually
 
@@ -194,7 +194,7 @@ async def test_expired_request_is_skipped_and_counted(
         "application/json", "utf-8", expired, reply_to="gone", correlation_id="1"
     )
     link.publish_nowait(
-        "nameko-rpc", "noting.note", b'{"args": ["late"], "kwargs": {}}', properties
+        Message("nameko-rpc", "noting.note", b'{"args": ["late"], "kwargs": {}}', properties)
     )
 
     assert await invoke("noting", "note", "in time") == "in time"
@@ -224,7 +224,9 @@ async def test_request_that_expires_while_it_waits_for_a_slot_is_skipped(
 async def test_request_without_a_deadline_is_run(serve: Serve, link: Link, invoke: Invoke) -> None:
     await serve(Noting)
     properties = Properties("application/json", "utf-8")
-    link.publish_nowait("nameko-rpc", "noting.note", b'{"args": ["old"], "kwargs": {}}', properties)
+    link.publish_nowait(
+        Message("nameko-rpc", "noting.note", b'{"args": ["old"], "kwargs": {}}', properties)
+    )
 
     await eventually(lambda: Noting.ran == ["old"])
 
@@ -236,7 +238,9 @@ async def test_deadline_that_is_no_number_counts_as_none(
     await serve(Noting)
     headers = {"nameko.deadline_ms": deadline}
     properties = Properties("application/json", "utf-8", headers)
-    link.publish_nowait("nameko-rpc", "noting.note", b'{"args": ["odd"], "kwargs": {}}', properties)
+    link.publish_nowait(
+        Message("nameko-rpc", "noting.note", b'{"args": ["odd"], "kwargs": {}}', properties)
+    )
 
     await eventually(lambda: Noting.ran == ["odd"])
 

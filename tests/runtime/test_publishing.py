@@ -21,7 +21,7 @@ from mycelia import (
     event_handler,
     rpc,
 )
-from mycelia.amqp import Delivery, Link
+from mycelia.amqp import ConsumeOptions, Delivery, Link
 from mycelia.errors import ConfigError, Unroutable
 from mycelia.runtime import Runner
 from mycelia.testing import eventually
@@ -153,7 +153,7 @@ async def test_message_carries_what_nameko_s_carry(
 ) -> None:
     seen: list[Delivery] = []
     await link.declare(Queue("tap"), Exchange("work", type="direct"))
-    consumer = await link.consume("tap", seen.extend, no_ack=True)
+    consumer = await link.consume("tap", seen.extend, ConsumeOptions(no_ack=True))
     options = {
         "routing_key": "tap",
         "priority": 3,

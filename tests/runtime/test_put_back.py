@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mycelia import event_handler, get_current_call
-from mycelia.amqp import Link, Properties
+from mycelia.amqp import Link, Message, Properties
 from mycelia.testing import eventually, run_services
 
 QUEUE = "evt-source-happened--mended.happened"
@@ -44,7 +44,7 @@ async def _put_back(link: Link) -> None:
     """What a shovel does with a dead letter of a message that had come back 25 times."""
     headers = {"x-delivery-count": 25, "x-mycelia-reason": "too_many_attempts"}
     properties = Properties(content_type="application/json", delivery_mode=2, headers=headers)
-    await link.publish("", QUEUE, b"1", properties, mandatory=True)
+    await link.publish(Message("", QUEUE, b"1", properties, mandatory=True))
 
 
 @pytest.mark.timeout(120)

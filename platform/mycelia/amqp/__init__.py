@@ -2,9 +2,13 @@
 
 from mycelia.amqp.connect import connect
 from mycelia.amqp.link import (
+    CONSUME_DEFAULTS,
+    LINK_DEFAULTS,
     Capabilities,
+    ConsumeOptions,
     Consumer,
     Link,
+    LinkOptions,
     LinkState,
     LinkStatistics,
     OnDeliveries,
@@ -16,6 +20,7 @@ from mycelia.amqp.model import (
     Binding,
     Delivery,
     Exchange,
+    Message,
     Properties,
     Queue,
     Returned,
@@ -24,15 +29,20 @@ from mycelia.amqp.model import (
 from mycelia.amqp.rabbit.link import RabbitLink
 
 __all__ = [
+    "CONSUME_DEFAULTS",
+    "LINK_DEFAULTS",
     "TRANSIENT",
     "Binding",
     "Capabilities",
+    "ConsumeOptions",
     "Consumer",
     "Delivery",
     "Exchange",
     "Link",
+    "LinkOptions",
     "LinkState",
     "LinkStatistics",
+    "Message",
     "OnDeliveries",
     "OnReturn",
     "OnStateChange",

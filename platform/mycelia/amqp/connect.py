@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from mycelia.amqp.link import Link
+from mycelia.amqp.link import LINK_DEFAULTS, Link, LinkOptions
 from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.amqp.uri import redact
 from mycelia.errors import ConfigError
@@ -12,18 +10,15 @@ from mycelia.errors import ConfigError
 __all__ = ["connect"]
 
 
-def connect(uri: str, **options: Any) -> Link:
+def connect(uri: str, options: LinkOptions = LINK_DEFAULTS) -> Link:
     """The link for `uri`, not open yet: `RabbitLink` for `amqp`, `amqps` and `pyamqp`, `MemoryLink` for `memory`.
-
-    Args:
-        options: of `RabbitLink`; a link in memory has no network for them to apply to.
 
     Raises:
         ConfigError: another scheme.
     """
     scheme = uri.partition("://")[0]
     if scheme in ("amqp", "amqps", "pyamqp"):
-        return RabbitLink(uri, **options)
+        return RabbitLink(uri, options)
     if scheme == "memory":
         from mycelia.amqp.memory.link import (
             MemoryLink,

@@ -6,17 +6,22 @@ Two implementations pass the same conformance suite (`tests/link/`): `RabbitLink
 
 from __future__ import annotations
 
+import ssl as ssl_module
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from mycelia.amqp.model import Binding, Delivery, Exchange, Properties, Queue, Returned
+from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
 
 __all__ = [
+    "CONSUME_DEFAULTS",
+    "LINK_DEFAULTS",
     "Capabilities",
+    "ConsumeOptions",
     "Consumer",
     "Link",
+    "LinkOptions",
     "LinkState",
     "LinkStatistics",
     "OnDeliveries",
@@ -54,6 +59,49 @@ class Capabilities:
     streams: bool = True
     delayed_retry: bool = False
     """Quorum queues with native delayed retry (RabbitMQ 4.3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOptions:
+    """How to reach the broker. Told to a link in memory too, which has no network for them to apply to."""
+
+    ssl: bool | Mapping[str, Any] | ssl_module.SSLContext | None = field(default=None, hash=False)
+    """As Nameko's `AMQP_SSL`: `True`, or a dict (`ssl_context()` names its keys)."""
+    heartbeat: float = 60.0
+    """Seconds, 0 for none; a `heartbeat=` in the URI goes before. 60 is Nameko's default."""
+    name: str = "mycelia"
+    """Of this link, in logs, task names and the broker's management."""
+    connect_timeout: float = 10.0
+    """Seconds for name resolution, TCP, TLS and handshake with one broker together, before the next is tried."""
+    step_timeout: float = 30.0
+    """Seconds for the broker's answer to one declaration, opening or cancellation. A quorum queue may take a while to elect."""
+    confirm_messages: int = 8192
+    """How many publishings may be unconfirmed at once. Wide, because a confirm of a quorum queue takes a disk write on a
+    majority, and throughput is window / that time."""
+    confirm_bytes: int = 64 * 1024 * 1024
+    """How many bytes may be unconfirmed at once."""
+    write_buffer_bytes: int = 4 * 1024 * 1024
+    """Unsent bytes on one connection above which `Link.writable` is `False`."""
+
+
+LINK_DEFAULTS: Final = LinkOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumeOptions:
+    """How to consume from a queue."""
+
+    prefetch: int = 100
+    """Unsettled deliveries the broker may have outstanding here (`basic.qos`, per consumer)."""
+    no_ack: bool = False
+    """The broker forgets each message as it sends it; settling does nothing."""
+    exclusive: bool = False
+    """Refused where anybody else consumes, and nobody else may while this consumer runs."""
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """`x-priority`, `x-stream-offset`, … as `basic.consume` takes them."""
+
+
+CONSUME_DEFAULTS: Final = ConsumeOptions()
 
 
 @dataclass(slots=True)
@@ -161,15 +209,7 @@ class Link(Protocol):
         """Do not redeclare these any more."""
         ...
 
-    def publish_nowait(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
-        *,
-        mandatory: bool = False,
-    ) -> None:
+    def publish_nowait(self, message: Message) -> None:
         """Publish at most once, without a confirm. Leaves with the loop turn's one coalesced write.
 
         An unroutable `mandatory` message comes back through `on_return`.
@@ -180,16 +220,7 @@ class Link(Protocol):
         """
         ...
 
-    async def publish(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
-        *,
-        mandatory: bool = False,
-        timeout: float = 30.0,
-    ) -> None:
+    async def publish(self, message: Message, *, timeout: float = 30.0) -> None:
         """Publish at least once: returns when the broker has confirmed.
 
         A `message_id` is set where absent. If the connection is lost before the confirm, the message is sent
@@ -207,11 +238,8 @@ class Link(Protocol):
         self,
         queue: str,
         on_deliveries: OnDeliveries,
+        options: ConsumeOptions = CONSUME_DEFAULTS,
         *,
-        prefetch: int = 100,
-        no_ack: bool = False,
-        exclusive: bool = False,
-        arguments: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Consumer:
         """Consume on a channel of its own, with per-consumer prefetch, until cancelled.
@@ -219,9 +247,9 @@ class Link(Protocol):
         After a reconnect, a channel error or a cancellation by the broker, the link's remembered topology is
         declared again and consuming resumes; deliveries unsettled then are delivered again by the broker.
 
-        Args:
-            prefetch: unsettled deliveries the broker may have outstanding here (`basic.qos`, per consumer).
-            no_ack: the broker forgets each message as it sends it; settling does nothing.
+        Raises:
+            TopologyError, AccessRefused: refused for good.
+            BrokerUnavailable: not consuming within `timeout` seconds (`None`: waits as long as the link reconnects).
         """
         ...
 

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 __all__ = [
     "TRANSIENT",
     "Binding",
     "Delivery",
     "Exchange",
+    "Message",
     "Properties",
     "Queue",
     "Returned",
@@ -118,6 +121,25 @@ class Properties:
         self.app_id = app_id
         self.cluster_id = cluster_id
 
+    def republished(self, headers: dict[str, Any] | None) -> Properties:
+        """All properties as they are, with other `headers`: for a message that is sent on, kept or put back."""
+        return Properties(
+            self.content_type,
+            self.content_encoding,
+            headers,
+            self.delivery_mode,
+            self.priority,
+            self.correlation_id,
+            self.reply_to,
+            self.expiration,
+            self.message_id,
+            self.timestamp,
+            self.type,
+            self.user_id,
+            self.app_id,
+            self.cluster_id,
+        )
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Properties):
             return NotImplemented
@@ -132,6 +154,27 @@ class Properties:
             if (value := getattr(self, name)) is not None
         )
         return f"Properties({', '.join(present)})"
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """What is published, and where to. Made once, and carried as it is down to the wire.
+
+    A `msgspec.Struct` because one is made for each publishing: 40 ns, a tenth of a frozen dataclass. `gc=False` holds as
+    long as nobody hangs a message into its own headers.
+    """
+
+    exchange: str
+    """The empty name is the default exchange, which leads to the queue named by the routing key."""
+    routing_key: str
+    body: bytes
+    properties: Properties
+    mandatory: bool = False
+    """Tell the publisher when no queue is bound for it."""
+
+    @property
+    def target(self) -> str:
+        """Where it goes, for error texts."""
+        return f'exchange "{self.exchange}", routing key "{self.routing_key}"'
 
 
 class Settler(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
-from mycelia.amqp import Exchange, Link, connect
+from mycelia.amqp import Exchange, Link, LinkOptions, connect
 from mycelia.call import DEFAULT_TIMEOUT, get_current_call
 from mycelia.clients.outbound import run_from_thread
 from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
@@ -80,9 +80,11 @@ class Client:
             return
         link = connect(
             self._uri,
-            ssl=self._config.get("AMQP_SSL"),
-            heartbeat=self._config.get("HEARTBEAT", 60) or 0,
-            name=self.name,
+            LinkOptions(
+                ssl=self._config.get("AMQP_SSL"),
+                heartbeat=self._config.get("HEARTBEAT", 60) or 0,
+                name=self.name,
+            ),
         )
         await link.open(self.timeout if timeout is None else timeout)
         self._link = link

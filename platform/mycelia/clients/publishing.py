@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mycelia.amqp import Link, Properties
+from mycelia.amqp import Link, Message, Properties
 from mycelia.call import Call, tighter
 from mycelia.clients.outbound import event_headers
 from mycelia.errors import ConfigError
@@ -119,9 +119,12 @@ async def publish_message(
     body = serializer.encode(payload)
     if options.use_confirms:
         await link.publish(
-            exchange, routing_key, body, properties, mandatory=options.mandatory, timeout=timeout
+            Message(exchange, routing_key, body, properties, mandatory=options.mandatory),
+            timeout=timeout,
         )
     else:
         if not link.writable:
             await link.ready(timeout)
-        link.publish_nowait(exchange, routing_key, body, properties, mandatory=options.mandatory)
+        link.publish_nowait(
+            Message(exchange, routing_key, body, properties, mandatory=options.mandatory)
+        )

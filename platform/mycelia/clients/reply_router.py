@@ -17,10 +17,12 @@ from typing import Any
 from mycelia.amqp import (
     TRANSIENT,
     Binding,
+    ConsumeOptions,
     Consumer,
     Delivery,
     Exchange,
     Link,
+    Message,
     Properties,
     Queue,
     Returned,
@@ -125,7 +127,7 @@ class ReplyRouter:
         # Acknowledged, though that costs 8 to 15 % of a call: without, the broker forgets what it has put on a
         # connection that is breaking, and the caller waits for a reply that is gone.
         self._consumer = await self._link.consume(
-            self.queue, self._on_replies, prefetch=REPLY_PREFETCH, timeout=timeout
+            self.queue, self._on_replies, ConsumeOptions(prefetch=REPLY_PREFETCH), timeout=timeout
         )
         self._remove_return_listener = self._link.on_return(self._on_return)
 
@@ -208,7 +210,9 @@ class ReplyRouter:
         )
         routing_key = rpc_routing_key(service, method)
         try:
-            self._link.publish_nowait(self._exchange, routing_key, body, properties, mandatory=True)
+            self._link.publish_nowait(
+                Message(self._exchange, routing_key, body, properties, mandatory=True)
+            )
         except (BrokerUnavailable, BrokerBlocked):
             await self._send_when_ready(routing_key, body, properties, deadline)
         future = self._loop.create_future()
@@ -234,7 +238,7 @@ class ReplyRouter:
             properties.expiration = str(max(remaining_ms, 1))
             try:
                 self._link.publish_nowait(
-                    self._exchange, routing_key, body, properties, mandatory=True
+                    Message(self._exchange, routing_key, body, properties, mandatory=True)
                 )
             except (BrokerUnavailable, BrokerBlocked):
                 continue  # lost again in this very moment; `ready()` bounds the loop

@@ -25,7 +25,7 @@ import time
 import traceback
 from typing import Any
 
-from mycelia.amqp import Delivery, Properties, Queue
+from mycelia.amqp import Delivery, Message, Properties, Queue
 from mycelia.errors import MyceliaError
 from mycelia.runtime import Container, SharedExtension
 from mycelia.wire import ATTEMPT_HEADER, MAX_ATTEMPT, read_attempt
@@ -167,7 +167,7 @@ class DeadLetters(SharedExtension):
                 Queue(dead_queue, arguments={"x-queue-type": "quorum"}), timeout=timeout
             )
             await host.link.publish(
-                "", dead_queue, delivery.body, properties, mandatory=True, timeout=timeout
+                Message("", dead_queue, delivery.body, properties, mandatory=True), timeout=timeout
             )
         except MyceliaError as exc:
             log.error("dead_letter_failed queue=%s error=%s: the message goes back", queue, exc)

@@ -11,7 +11,17 @@ import logging
 import time
 from typing import Any
 
-from mycelia.amqp import TRANSIENT, Binding, Consumer, Delivery, Exchange, Properties, Queue
+from mycelia.amqp import (
+    TRANSIENT,
+    Binding,
+    ConsumeOptions,
+    Consumer,
+    Delivery,
+    Exchange,
+    Message,
+    Properties,
+    Queue,
+)
 from mycelia.call import Call, CallKind, Outcome, Settle, deadline_from_wire
 from mycelia.entrypoints.dead_letters import DeadLetters, attempt_of
 from mycelia.entrypoints.subscription import stop_deliveries
@@ -105,7 +115,7 @@ class RpcConsumer(SharedExtension):
         self._consumer = await self._link.consume(
             self.queue,
             self._on_deliveries,
-            prefetch=container.shared_prefetch_of(self._entrypoints),
+            ConsumeOptions(prefetch=container.shared_prefetch_of(self._entrypoints)),
         )
 
     async def stop_consuming(self) -> None:
@@ -240,7 +250,7 @@ class RpcConsumer(SharedExtension):
             request.correlation_id,
         )
         try:
-            self._link.publish_nowait(self._exchange, reply_to, body, properties)
+            self._link.publish_nowait(Message(self._exchange, reply_to, body, properties))
         except LinkError:
             task = asyncio.create_task(
                 self._reply_late(delivery, reply_to, body, properties, deadline),
@@ -262,7 +272,9 @@ class RpcConsumer(SharedExtension):
         """The broker is away or blocked: keep the reply for as long as somebody waits for it."""
         timeout = REPLY_TIMEOUT if deadline is None else max(deadline - time.monotonic(), 0.0)
         try:
-            await self._link.publish(self._exchange, reply_to, body, properties, timeout=timeout)
+            await self._link.publish(
+                Message(self._exchange, reply_to, body, properties), timeout=timeout
+            )
         except LinkError as exc:
             log.error("reply_lost queue=%s reply_to=%s error=%s", self.queue, reply_to, exc)
         delivery.ack()

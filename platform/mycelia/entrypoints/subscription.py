@@ -16,7 +16,16 @@ import logging
 from abc import ABC, abstractmethod
 from typing import Any
 
-from mycelia.amqp import Binding, Consumer, Delivery, Exchange, Properties, Queue
+from mycelia.amqp import (
+    Binding,
+    ConsumeOptions,
+    Consumer,
+    Delivery,
+    Exchange,
+    Message,
+    Properties,
+    Queue,
+)
 from mycelia.call import Call, CallKind, Outcome, Settle
 from mycelia.entrypoints.dead_letters import RETURNS_HEADER, DeadLetters, attempt_of, returns_of
 from mycelia.errors import LinkError, MyceliaError
@@ -85,7 +94,9 @@ class Subscription(Entrypoint, ABC):
         container = self.container
         self._lane = container.make_lane(self, self._settle)
         self._consumer = await self._link.consume(
-            self._queue.name, self._on_deliveries, prefetch=container.prefetch_of(self)
+            self._queue.name,
+            self._on_deliveries,
+            ConsumeOptions(prefetch=container.prefetch_of(self)),
         )
 
     async def stop(self) -> None:
@@ -191,11 +202,7 @@ class Subscription(Entrypoint, ABC):
         try:
             await asyncio.sleep(requeue_delay(attempt))
             await self._link.publish(
-                "",
-                self._queue.name,
-                delivery.body,
-                properties,
-                mandatory=True,
+                Message("", self._queue.name, delivery.body, properties, mandatory=True),
                 timeout=self._limits.publish_timeout,
             )
         except LinkError as exc:

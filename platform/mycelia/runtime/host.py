@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from mycelia.amqp import Link, connect
+from mycelia.amqp import Link, LinkOptions, connect
 from mycelia.call import Middleware
 from mycelia.errors import RuntimeStateError
 from mycelia.runtime.settings import Settings
@@ -63,7 +63,8 @@ class Host:
         if self._link is None:
             settings = self.settings
             self._link = connect(
-                settings.AMQP_URI, ssl=settings.AMQP_SSL, heartbeat=settings.HEARTBEAT or 0
+                settings.AMQP_URI,
+                LinkOptions(ssl=settings.AMQP_SSL, heartbeat=settings.HEARTBEAT or 0),
             )
             await self._link.open(timeout)
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pika import spec
 
-from mycelia.amqp.model import Delivery, Properties, Returned
+from mycelia.amqp.model import Delivery, Message, Properties, Returned
 from mycelia.amqp.rabbit.frames import FrameReader, PublishEncoder, encode_ack, encode_nack
 from mycelia.errors import ProtocolError
 
@@ -138,8 +138,12 @@ def test_publishing_is_written_as_pika_writes_it(
     method = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
     expected = b"".join(content(7, method, properties, body))
 
-    first = encoder.encode(exchange, routing_key, body, Properties(**properties), mandatory)
-    again = encoder.encode(exchange, routing_key, body, Properties(**properties), mandatory)
+    first = encoder.encode(
+        Message(exchange, routing_key, body, Properties(**properties), mandatory)
+    )
+    again = encoder.encode(
+        Message(exchange, routing_key, body, Properties(**properties), mandatory)
+    )
 
     assert first == again == expected
 
@@ -162,16 +166,16 @@ def test_headers_larger_than_a_frame_are_refused() -> None:
     encoder = PublishEncoder(1, FRAME_MAX)
 
     with pytest.raises(ProtocolError, match="Put large values into the body"):
-        encoder.encode("", "q", b"", Properties(headers={"x": "y" * FRAME_MAX}))
+        encoder.encode(Message("", "q", b"", Properties(headers={"x": "y" * FRAME_MAX})))
 
 
 def test_publishing_after_more_routes_than_are_kept_is_still_right() -> None:
     encoder = PublishEncoder(1, FRAME_MAX)
-    first = encoder.encode("", "q0", b"", Properties())
+    first = encoder.encode(Message("", "q0", b"", Properties()))
     for number in range(5000):
-        encoder.encode("", f"q{number}", b"", Properties())
+        encoder.encode(Message("", f"q{number}", b"", Properties()))
 
-    assert encoder.encode("", "q0", b"", Properties()) == first
+    assert encoder.encode(Message("", "q0", b"", Properties())) == first
 
 
 # --- in ---

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from mycelia.amqp import Message
 from mycelia.amqp.memory.broker import MemoryBroker, PublishOutcome, Subscription
 from mycelia.amqp.memory.clock import ManualClock
 from mycelia.amqp.memory.queues import Entry
@@ -80,7 +81,7 @@ class QueueMachine(RuleBasedStateMachine):
         body = b"%d" % self.published
         self.published += 1
         properties = Properties(expiration=None if ttl_ms is None else str(ttl_ms))
-        outcome = self.broker.publish("", "work", body, properties)
+        outcome = self.broker.publish(Message("", "work", body, properties))
         assert outcome is PublishOutcome.CONFIRMED
 
     @rule(target=subscriptions, prefetch=st.integers(1, 3))

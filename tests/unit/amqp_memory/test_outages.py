@@ -9,7 +9,7 @@ import pytest
 from tests.link.inbox import Inbox
 from tests.unit.amqp_memory.conftest import LinkFactory
 
-from mycelia.amqp import Binding, Exchange, LinkState, Properties, Queue
+from mycelia.amqp import Binding, ConsumeOptions, Exchange, LinkState, Message, Properties, Queue
 from mycelia.amqp.memory.broker import MemoryBroker
 from mycelia.amqp.memory.link import MemoryLink
 from mycelia.errors import BrokerBlocked, BrokerUnavailable, TopologyError
@@ -72,13 +72,15 @@ async def test_publish_nowait_is_refused_while_the_broker_is_stopped(
 
     assert not link.writable
     with pytest.raises(BrokerUnavailable):
-        link.publish_nowait("", "work", b"", Properties())
+        link.publish_nowait(Message("", "work", b"", Properties()))
 
 
 async def test_publish_waits_out_the_outage(link: MemoryLink, broker: MemoryBroker) -> None:
     await link.declare(Queue("work", arguments=QUORUM))
     broker.stop()
-    publishing = asyncio.ensure_future(link.publish("", "work", b"", Properties(), timeout=5))
+    publishing = asyncio.ensure_future(
+        link.publish(Message("", "work", b"", Properties()), timeout=5)
+    )
     await asyncio.sleep(0)
     assert link.statistics().unconfirmed == 1
 
@@ -93,7 +95,7 @@ async def test_publish_fails_at_its_deadline(link: MemoryLink, broker: MemoryBro
     broker.stop()
 
     with pytest.raises(BrokerUnavailable):
-        await link.publish("", "work", b"", Properties(), timeout=0.01)
+        await link.publish(Message("", "work", b"", Properties()), timeout=0.01)
 
 
 async def test_declaring_consuming_and_counting_fail_at_their_deadlines(
@@ -117,7 +119,9 @@ async def test_closing_a_link_ends_those_who_wait_on_it(
     link: MemoryLink, broker: MemoryBroker
 ) -> None:
     broker.stop()
-    publishing = asyncio.ensure_future(link.publish("", "work", b"", Properties(), timeout=60))
+    publishing = asyncio.ensure_future(
+        link.publish(Message("", "work", b"", Properties()), timeout=60)
+    )
     await asyncio.sleep(0)
 
     await link.aclose()
@@ -139,8 +143,8 @@ async def test_restart_keeps_what_is_durable_and_persistent(
         Binding("classic", "kept", "#"),
     )
     for queue in ("quorum", "classic", "fleeting", "log"):
-        await link.publish("", queue, b"transient", Properties())
-        await link.publish("", queue, b"persistent", Properties(delivery_mode=2))
+        await link.publish(Message("", queue, b"transient", Properties()))
+        await link.publish(Message("", queue, b"persistent", Properties(delivery_mode=2)))
     link.forget(Exchange("gone", durable=False), Queue("fleeting", durable=False))
 
     broker.stop()
@@ -154,7 +158,7 @@ async def test_restart_keeps_what_is_durable_and_persistent(
         await link.message_count("fleeting")
     with pytest.raises(TopologyError):
         await link.declare(Exchange("gone", passive=True))
-    await link.publish("kept", "any", b"", Properties(), mandatory=True)
+    await link.publish(Message("kept", "any", b"", Properties(), mandatory=True))
 
 
 async def test_remembered_topology_is_declared_again(
@@ -168,7 +172,7 @@ async def test_remembered_topology_is_declared_again(
     broker.start()
     await link.ready(timeout=1)
 
-    await link.publish("x", "any", b"", Properties(), mandatory=True)
+    await link.publish(Message("x", "any", b"", Properties(), mandatory=True))
     assert await link.message_count("mine") == 1
 
 
@@ -177,9 +181,9 @@ async def test_consumer_resumes_and_gets_the_unsettled_again(
 ) -> None:
     await link.declare(Queue("work", arguments=QUORUM))
     inbox = Inbox()
-    consumer = await link.consume("work", inbox, prefetch=2)
+    consumer = await link.consume("work", inbox, ConsumeOptions(prefetch=2))
     for body in (b"0", b"1", b"2"):
-        await link.publish("", "work", body, Properties())
+        await link.publish(Message("", "work", body, Properties()))
     await inbox.wait(2)
 
     broker.stop()
@@ -205,7 +209,7 @@ async def test_consumer_cancelled_in_the_outage_does_not_resume(
     broker.start()
     await link.ready(timeout=1)
 
-    await link.publish("", "work", b"", Properties())
+    await link.publish(Message("", "work", b"", Properties()))
 
     assert await link.message_count("work") == 1
     assert inbox.bodies == []
@@ -217,9 +221,11 @@ async def test_stream_consumer_goes_on_from_the_first_unsettled(
     """And not from the `x-stream-offset` it began with: a reconnect must not replay a month."""
     await link.declare(Queue("log", arguments={"x-queue-type": "stream"}))
     for number in range(6):
-        await link.publish("", "log", b"%d" % number, Properties())
+        await link.publish(Message("", "log", b"%d" % number, Properties()))
     inbox = Inbox()
-    await link.consume("log", inbox, prefetch=4, arguments={"x-stream-offset": "first"})
+    await link.consume(
+        "log", inbox, ConsumeOptions(prefetch=4, arguments={"x-stream-offset": "first"})
+    )
     await inbox.wait(4)
     inbox.deliveries[0].ack()
     inbox.deliveries[1].ack()
@@ -253,7 +259,7 @@ async def test_dropped_connections_lose_no_message(
 ) -> None:
     other = await link_factory()
     await link.declare(Queue("work"))
-    await link.publish("", "work", b"transient", Properties())
+    await link.publish(Message("", "work", b"transient", Properties()))
     inbox = Inbox()
     await other.consume("work", inbox)
     await inbox.wait(1)
@@ -269,7 +275,7 @@ async def test_exclusive_queue_vanishes_with_a_dropped_connection(
     link: MemoryLink, broker: MemoryBroker
 ) -> None:
     await link.declare(Queue("mine", exclusive=True))
-    await link.publish("", "mine", b"", Properties())
+    await link.publish(Message("", "mine", b"", Properties()))
 
     broker.drop_connections()
     await link.ready(timeout=1)
@@ -286,9 +292,9 @@ async def test_blocked_broker_takes_no_publishings(link: MemoryLink, broker: Mem
     assert link.state is LinkState.BLOCKED
     assert not link.writable
     with pytest.raises(BrokerBlocked):
-        link.publish_nowait("", "work", b"", Properties())
+        link.publish_nowait(Message("", "work", b"", Properties()))
     with pytest.raises(BrokerBlocked):
-        await link.publish("", "work", b"", Properties(), timeout=0.01)
+        await link.publish(Message("", "work", b"", Properties()), timeout=0.01)
     with pytest.raises(BrokerBlocked):
         await link.ready(timeout=0.01)
 
@@ -298,7 +304,9 @@ async def test_publish_waits_until_the_broker_is_unblocked(
 ) -> None:
     await link.declare(Queue("work"))
     broker.block()
-    publishing = asyncio.ensure_future(link.publish("", "work", b"", Properties(), timeout=5))
+    publishing = asyncio.ensure_future(
+        link.publish(Message("", "work", b"", Properties()), timeout=5)
+    )
     await asyncio.sleep(0)
     assert not publishing.done()
 
@@ -314,11 +322,11 @@ async def test_blocked_broker_still_delivers_and_takes_acks(
 ) -> None:
     await link.declare(Queue("work"))
     for number in range(10):
-        await link.publish("", "work", b"%d" % number, Properties())
+        await link.publish(Message("", "work", b"%d" % number, Properties()))
     broker.block()
     inbox = Inbox(acks=True)
 
-    await link.consume("work", inbox, prefetch=2)
+    await link.consume("work", inbox, ConsumeOptions(prefetch=2))
 
     await inbox.wait(10)
     assert await link.message_count("work") == 0
@@ -343,7 +351,7 @@ async def test_consumer_cancelled_by_the_broker_consumes_again(
     await link.declare(Queue("work", arguments=QUORUM))
     inbox = Inbox()
     consumer = await link.consume("work", inbox)
-    await link.publish("", "work", b"held", Properties())
+    await link.publish(Message("", "work", b"held", Properties()))
     await inbox.wait(1)
 
     broker.cancel_consumers("work")
@@ -363,7 +371,7 @@ async def test_consumer_of_a_queue_that_is_nobodys_waits_for_it(
     await other.delete_queue("work")
     await other.declare(Queue("work"))
 
-    await other.publish("", "work", b"again", Properties())
+    await other.publish(Message("", "work", b"again", Properties()))
 
     await inbox.wait_for(b"again")
 
@@ -380,8 +388,8 @@ async def test_callback_that_raises_harms_no_other_consumer(
     inbox = Inbox(acks=True)
     await link.consume("good", inbox)
 
-    await link.publish("", "bad", b"", Properties())
-    await link.publish("", "good", b"", Properties())
+    await link.publish(Message("", "bad", b"", Properties()))
+    await link.publish(Message("", "good", b"", Properties()))
 
     await inbox.wait(1)
     await eventually(lambda: "on_deliveries_raised" in caplog.text)
@@ -411,7 +419,7 @@ def test_link_that_was_not_closed_dies_with_its_loop_and_leaves_its_messages() -
         link = MemoryLink(uri)
         await link.open()
         await link.declare(Queue("work"))
-        await link.publish("", "work", b"left behind", Properties())
+        await link.publish(Message("", "work", b"left behind", Properties()))
         inbox = Inbox()
         await link.consume("work", inbox)
         await inbox.wait(1)
@@ -422,7 +430,7 @@ def test_link_that_was_not_closed_dies_with_its_loop_and_leaves_its_messages() -
         inbox = Inbox(acks=True)
         await link.consume("work", inbox)
         await inbox.wait(1)
-        await link.publish("", "work", b"new", Properties())
+        await link.publish(Message("", "work", b"new", Properties()))
         await inbox.wait(2)
         await link.aclose()
         return inbox

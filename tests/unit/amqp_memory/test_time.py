@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Properties, Queue
+from mycelia.amqp import ConsumeOptions, Message, Properties, Queue
 from mycelia.amqp.memory.clock import ManualClock
 from mycelia.amqp.memory.link import MemoryLink
 from mycelia.errors import TopologyError
@@ -17,7 +17,7 @@ async def test_message_expires_at_its_ttl_and_not_before(
     link: MemoryLink, clock: ManualClock
 ) -> None:
     await link.declare(Queue("work"))
-    await link.publish("", "work", b"", Properties(expiration="1000"))
+    await link.publish(Message("", "work", b"", Properties(expiration="1000")))
 
     clock.advance(0.999)
     assert await link.message_count("work") == 1
@@ -28,8 +28,8 @@ async def test_message_expires_at_its_ttl_and_not_before(
 
 async def test_shorter_of_the_two_ttls_counts(link: MemoryLink, clock: ManualClock) -> None:
     await link.declare(Queue("work", arguments={"x-message-ttl": 5000}))
-    await link.publish("", "work", b"its own", Properties(expiration="1000"))
-    await link.publish("", "work", b"the queue's", Properties(expiration="60000"))
+    await link.publish(Message("", "work", b"its own", Properties(expiration="1000")))
+    await link.publish(Message("", "work", b"the queue's", Properties(expiration="60000")))
 
     clock.advance(1.0)
     assert await link.message_count("work") == 1
@@ -41,7 +41,7 @@ async def test_requeued_message_keeps_its_expiry(link: MemoryLink, clock: Manual
     await link.declare(Queue("work"))
     inbox = Inbox()
     consumer = await link.consume("work", inbox)
-    await link.publish("", "work", b"", Properties(expiration="1000"))
+    await link.publish(Message("", "work", b"", Properties(expiration="1000")))
     await inbox.wait(1)
     await consumer.cancel()
     clock.advance(0.6)
@@ -73,7 +73,7 @@ async def test_day_of_delayed_retries_passes_in_no_time(
     await link.consume("work", inbox)
 
     for attempt in range(48):
-        await link.publish("", "delay", b"%d" % attempt, Properties())
+        await link.publish(Message("", "delay", b"%d" % attempt, Properties()))
         clock.advance(1799.0)
         assert len(inbox.deliveries) == attempt
         clock.advance(1.0)
@@ -87,7 +87,7 @@ async def test_death_is_dated_by_the_clock(link: MemoryLink, clock: ManualClock)
     await link.declare(Queue("dead"), Queue("work", arguments=dead_letters))
     inbox = Inbox()
     await link.consume("dead", inbox)
-    await link.publish("", "work", b"", Properties(expiration="90000"))
+    await link.publish(Message("", "work", b"", Properties(expiration="90000")))
 
     clock.advance(3600.0)
 
@@ -121,12 +121,14 @@ async def test_unused_queue_expires_and_use_puts_it_off(
 async def test_stream_is_replayed_from_a_time(link: MemoryLink, clock: ManualClock) -> None:
     await link.declare(Queue("log", arguments={"x-queue-type": "stream"}))
     for body in (b"midnight", b"one", b"two"):
-        await link.publish("", "log", body, Properties())
+        await link.publish(Message("", "log", body, Properties()))
         clock.advance(3600.0)
     inbox = Inbox(acks=True)
 
     await link.consume(
-        "log", inbox, arguments={"x-stream-offset": datetime(2013, 1, 1, 1, tzinfo=UTC)}
+        "log",
+        inbox,
+        ConsumeOptions(arguments={"x-stream-offset": datetime(2013, 1, 1, 1, tzinfo=UTC)}),
     )
 
     await inbox.wait(2)
@@ -137,13 +139,15 @@ async def test_offset_that_is_none_is_refused(link: MemoryLink) -> None:
     await link.declare(Queue("log", arguments={"x-queue-type": "stream"}))
 
     with pytest.raises(TopologyError, match="yesterday"):
-        await link.consume("log", Inbox(), arguments={"x-stream-offset": "yesterday"})
+        await link.consume(
+            "log", Inbox(), ConsumeOptions(arguments={"x-stream-offset": "yesterday"})
+        )
 
 
 async def test_stream_needs_acks_and_a_prefetch(link: MemoryLink) -> None:
     await link.declare(Queue("log", arguments={"x-queue-type": "stream"}))
 
     with pytest.raises(TopologyError):
-        await link.consume("log", Inbox(), no_ack=True)
+        await link.consume("log", Inbox(), ConsumeOptions(no_ack=True))
     with pytest.raises(TopologyError):
-        await link.consume("log", Inbox(), prefetch=0)
+        await link.consume("log", Inbox(), ConsumeOptions(prefetch=0))

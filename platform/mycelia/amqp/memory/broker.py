@@ -16,14 +16,14 @@ from mycelia.amqp.fields import decode_table, encode_table
 from mycelia.amqp.memory.clock import Clock, LoopClock
 from mycelia.amqp.memory.queues import (
     BaseQueue,
-    Message,
     QueueModel,
     Refused,
+    StoredMessage,
     Subscription,
     make_queue,
 )
 from mycelia.amqp.memory.routing import EXCHANGE_TYPES, matches
-from mycelia.amqp.model import Binding, Exchange, Properties, Queue
+from mycelia.amqp.model import Binding, Exchange, Message, Queue
 
 __all__ = ["MemoryBroker", "Peer", "PublishOutcome", "Refused", "Subscription", "broker_at"]
 
@@ -269,21 +269,23 @@ class MemoryBroker:
 
     def publish(
         self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
+        message: Message,
         message_id: str | None = None,
     ) -> PublishOutcome:
         """Route a message into its queues.
 
-        `properties` are copied, with `message_id` where they have none: what the caller changes later does not
+        The properties are copied, with `message_id` where they have none: what the caller changes later does not
         reach the queues.
 
         Raises:
             Refused: 404 no such exchange, 403 an internal one, 406 `expiration` is not milliseconds as text.
             ProtocolError: something that AMQP cannot carry.
         """
+        exchange, routing_key, properties = (
+            message.exchange,
+            message.routing_key,
+            message.properties,
+        )
         if self._find_exchange(exchange).internal:
             raise Refused(
                 403,
@@ -292,11 +294,11 @@ class MemoryBroker:
         expiration = properties.expiration
         if expiration is not None and not (expiration.isascii() and expiration.isdigit()):
             raise Refused(406, f"PRECONDITION_FAILED - invalid expiration '{expiration}'")
-        message = Message(exchange, routing_key, properties, body, message_id)
-        queues = self._route(exchange, routing_key, message.properties.headers or {})
+        stored = StoredMessage(exchange, routing_key, properties, message.body, message_id)
+        queues = self._route(exchange, routing_key, stored.properties.headers or {})
         if not queues:
             return PublishOutcome.UNROUTABLE
-        taken = [queue.publish(message) for queue in queues]
+        taken = [queue.publish(stored) for queue in queues]
         return PublishOutcome.CONFIRMED if all(taken) else PublishOutcome.REJECTED
 
     def consume(self, peer: Peer, queue: str, subscription: Subscription) -> None:
@@ -338,7 +340,7 @@ class MemoryBroker:
 
     # --- what the queues ask (QueueHost) ---------------------------------------------------------
 
-    def dead_letter(self, queue: QueueModel, message: Message, reason: str) -> None:
+    def dead_letter(self, queue: QueueModel, message: StoredMessage, reason: str) -> None:
         arguments = queue.declared.arguments
         exchange = arguments.get("x-dead-letter-exchange")
         if exchange is None or exchange not in self._exchanges:
@@ -347,7 +349,7 @@ class MemoryBroker:
         properties = message.copy_properties()
         properties.headers = _with_death(message, queue.name, reason, int(self.clock.wall()))
         properties.expiration = None
-        dead = Message(exchange, routing_key, properties, message.body)
+        dead = StoredMessage(exchange, routing_key, properties, message.body)
         targets = self._route(exchange, routing_key, properties.headers)
         deaths = properties.headers["x-death"]
         for target in targets:
@@ -517,7 +519,7 @@ def _shown(value: object) -> str:
     return "none" if value is None else f"the value '{value}'"
 
 
-def _with_death(message: Message, queue: str, reason: str, now: int) -> dict[str, Any]:
+def _with_death(message: StoredMessage, queue: str, reason: str, now: int) -> dict[str, Any]:
     """The message's headers with one more death in `x-death`, as `rabbit_dead_letter.erl` writes them.
 
     A death of the same queue and reason is counted up and moved to the front; `time` stays that of the first.

@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
-from mycelia.amqp.link import LinkState, OnDeliveries
+from mycelia.amqp.link import ConsumeOptions, LinkState, OnDeliveries
 from mycelia.amqp.memory.broker import MemoryBroker, Peer, Refused, Subscription
 from mycelia.amqp.memory.queues import Entry
 from mycelia.amqp.model import Delivery
@@ -86,20 +87,13 @@ class MemoryConsumer:
         tag: str,
         queue: str,
         on_deliveries: OnDeliveries,
-        *,
-        prefetch: int,
-        no_ack: bool,
-        exclusive: bool,
-        arguments: dict[str, Any],
+        options: ConsumeOptions,
     ) -> None:
         self.host = host
         self.tag = tag
         self._queue = queue
         self._on_deliveries = on_deliveries
-        self._prefetch = prefetch
-        self._no_ack = no_ack
-        self._exclusive = exclusive
-        self._arguments = arguments
+        self._options = options
         self._channel: _Channel | None = None
         self._is_cancelled = False
 
@@ -110,7 +104,7 @@ class MemoryConsumer:
     @property
     def unsettled(self) -> int:
         channel = self._channel
-        if channel is None or self._no_ack:
+        if channel is None or self._options.no_ack:
             return 0
         return len(channel.subscription.unsettled) - len(channel.outbox)
 
@@ -139,10 +133,10 @@ class MemoryConsumer:
             self.tag,
             lambda tag, entry, headers: self._queue_delivery(channel, tag, entry, headers),
             lambda: self._cancelled_by_broker(channel),
-            prefetch=self._prefetch,
-            no_ack=self._no_ack,
-            exclusive=self._exclusive,
-            arguments=self._arguments,
+            prefetch=self._options.prefetch,
+            no_ack=self._options.no_ack,
+            exclusive=self._options.exclusive,
+            arguments=dict(self._options.arguments),
         )
         channel = _Channel(self, subscription)
         self.host.broker.consume(self.host, self._queue, subscription)
@@ -209,7 +203,7 @@ class MemoryConsumer:
             log.exception("on_deliveries_raised queue=%r", self._queue)
 
     def _return_outbox(self, channel: _Channel) -> None:
-        if self._no_ack:
+        if self._options.no_ack:
             self._flush(channel)  # the broker has forgotten them already
             return
         outbox, channel.outbox = channel.outbox, []
@@ -234,4 +228,8 @@ class MemoryConsumer:
     def _remember_offset(self, channel: _Channel) -> None:
         """A stream goes on where it stopped, and does not begin again where `x-stream-offset` first said."""
         if channel.subscription.cursor:
-            self._arguments = {**self._arguments, "x-stream-offset": channel.subscription.cursor}
+            arguments = {
+                **self._options.arguments,
+                "x-stream-offset": channel.subscription.cursor,
+            }
+            self._options = replace(self._options, arguments=arguments)

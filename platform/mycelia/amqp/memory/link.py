@@ -12,13 +12,15 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from mycelia.amqp.link import (
+    CONSUME_DEFAULTS,
     Capabilities,
+    ConsumeOptions,
     LinkState,
     LinkStatistics,
     OnDeliveries,
@@ -32,7 +34,7 @@ from mycelia.amqp.memory.broker import (
     broker_at,
 )
 from mycelia.amqp.memory.consumer import MemoryConsumer
-from mycelia.amqp.model import Binding, Exchange, Properties, Queue, Returned
+from mycelia.amqp.model import Binding, Exchange, Message, Queue, Returned
 from mycelia.amqp.topology import Part, Topology, in_order
 from mycelia.errors import (
     AccessRefused,
@@ -168,44 +170,34 @@ class MemoryLink:
 
     # --- messages --------------------------------------------------------------------------------
 
-    def publish_nowait(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
-        *,
-        mandatory: bool = False,
-    ) -> None:
+    def publish_nowait(self, message: Message) -> None:
         if not self.writable:
             raise self._not_writable("now")
         self._statistics.published += 1
         try:
-            outcome = self.broker.publish(exchange, routing_key, body, properties)
+            outcome = self.broker.publish(message)
         except Refused as refusal:
             # RabbitMQ would close the channel later, when the publisher is long gone: at most once.
             log.warning(
                 "publish_refused exchange=%r routing_key=%r reason=%r",
-                exchange,
-                routing_key,
+                message.exchange,
+                message.routing_key,
                 refusal.text,
             )
             return
-        if mandatory and outcome is PublishOutcome.UNROUTABLE:
+        if message.mandatory and outcome is PublishOutcome.UNROUTABLE:
             self._statistics.returned += 1
-            returned = Returned(312, "NO_ROUTE", exchange, routing_key, properties, body)
+            returned = Returned(
+                312,
+                "NO_ROUTE",
+                message.exchange,
+                message.routing_key,
+                message.properties,
+                message.body,
+            )
             self._running_loop().call_soon(self._tell_returned, returned)
 
-    async def publish(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
-        *,
-        mandatory: bool = False,
-        timeout: float = 30.0,
-    ) -> None:
+    async def publish(self, message: Message, *, timeout: float = 30.0) -> None:
         if not self.writable:
             self._statistics.unconfirmed += 1
             try:
@@ -216,45 +208,33 @@ class MemoryLink:
                 raise self._not_writable(f"for {timeout:g} s")
         self._statistics.published += 1
         try:
-            outcome = self.broker.publish(exchange, routing_key, body, properties, uuid.uuid4().hex)
+            outcome = self.broker.publish(message, uuid.uuid4().hex)
         except Refused as refusal:
-            raise _publishing_error(exchange, routing_key, refusal) from refusal
+            raise _publishing_error(message, refusal) from refusal
         # The confirm comes with a later turn of the loop, as from a socket; else a publisher in a loop would starve
         # the consumers.
         await asyncio.sleep(0)
         if outcome is PublishOutcome.REJECTED:
             self._statistics.rejected += 1
             raise PublishRejected(
-                f'the broker rejected the message for exchange "{exchange}", routing key "{routing_key}": '
+                f"{message.target}: the broker rejected the message: "
                 "a queue bound there is full (x-overflow=reject-publish). Consume faster, or publish later."
             )
         self._statistics.confirmed += 1
-        if mandatory and outcome is PublishOutcome.UNROUTABLE:
+        if message.mandatory and outcome is PublishOutcome.UNROUTABLE:
             self._statistics.returned += 1
-            raise Unroutable(exchange, routing_key)
+            raise Unroutable(message.exchange, message.routing_key)
 
     async def consume(
         self,
         queue: str,
         on_deliveries: OnDeliveries,
+        options: ConsumeOptions = CONSUME_DEFAULTS,
         *,
-        prefetch: int = 100,
-        no_ack: bool = False,
-        exclusive: bool = False,
-        arguments: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> MemoryConsumer:
         await self._connected_within(timeout, f'consume from "{queue}"')
-        consumer = MemoryConsumer(
-            self,
-            f"ctag-{next(self._tags)}",
-            queue,
-            on_deliveries,
-            prefetch=prefetch,
-            no_ack=no_ack,
-            exclusive=exclusive,
-            arguments=dict(arguments or {}),
-        )
+        consumer = MemoryConsumer(self, f"ctag-{next(self._tags)}", queue, on_deliveries, options)
         with _as_topology_error():
             consumer.start()
         self._consumers.append(consumer)
@@ -434,8 +414,8 @@ def _as_topology_error() -> Iterator[None]:
         raise TopologyError(f"{refusal.code} {refusal.text}") from refusal
 
 
-def _publishing_error(exchange: str, routing_key: str, refusal: Refused) -> LinkError:
-    text = f'exchange "{exchange}", routing key "{routing_key}": {refusal.code} {refusal.text}'
+def _publishing_error(message: Message, refusal: Refused) -> LinkError:
+    text = f"{message.target}: {refusal.code} {refusal.text}"
     if refusal.code == 404:
         return TopologyError(f"{text}. Declare the exchange, or check its name.")
     if refusal.code == 403:

@@ -31,10 +31,10 @@ __all__ = [
     "BaseQueue",
     "Entry",
     "LogModel",
-    "Message",
     "QueueHost",
     "QueueModel",
     "Refused",
+    "StoredMessage",
     "Subscription",
     "make_queue",
 ]
@@ -49,7 +49,7 @@ class Refused(Exception):
         self.text = text
 
 
-class Message:
+class StoredMessage:
     """A message as it was published. Shared by all queues that hold it, and never changed.
 
     The properties are kept as the bytes that would be on the wire: each receiver gets its own copy, and only what AMQP
@@ -88,7 +88,7 @@ class Message:
         """The properties for one receiver, who may change them."""
         return decode_properties(self._wire, 0, len(self._wire))
 
-    def without_nested_headers(self) -> Message:
+    def without_nested_headers(self) -> StoredMessage:
         """This message without the headers that a stream cannot carry."""
         properties = self.copy_properties()
         if properties.headers:
@@ -97,7 +97,7 @@ class Message:
                 for name, value in properties.headers.items()
                 if not isinstance(value, list | dict)
             }
-        return Message(self.exchange, self.routing_key, properties, self.body)
+        return StoredMessage(self.exchange, self.routing_key, properties, self.body)
 
 
 class Entry:
@@ -114,7 +114,11 @@ class Entry:
     )
 
     def __init__(
-        self, message: Message, position: int, priority: int = 0, expires_at: float | None = None
+        self,
+        message: StoredMessage,
+        position: int,
+        priority: int = 0,
+        expires_at: float | None = None,
     ) -> None:
         self.message = message
         self.position = position
@@ -187,7 +191,7 @@ class QueueHost(Protocol):
     @property
     def clock(self) -> Clock: ...
 
-    def dead_letter(self, queue: QueueModel, message: Message, reason: str) -> None: ...
+    def dead_letter(self, queue: QueueModel, message: StoredMessage, reason: str) -> None: ...
 
     def queue_unused(self, queue: BaseQueue) -> None:
         """The queue has outlived its last consumer (auto-delete) or its `x-expires`."""
@@ -320,7 +324,7 @@ class BaseQueue(ABC):
         """Messages ready for delivery."""
 
     @abstractmethod
-    def publish(self, message: Message) -> bool:
+    def publish(self, message: StoredMessage) -> bool:
         """Take a message; `False` where the queue refuses it."""
 
     @abstractmethod
@@ -365,7 +369,7 @@ class QueueModel(BaseQueue):
         self._expire_head()
         return len(self._ready)
 
-    def publish(self, message: Message) -> bool:
+    def publish(self, message: StoredMessage) -> bool:
         """Take a message. `False` where the queue is full and its overflow says reject."""
         self._expire_head()
         if self._overflow != "drop-head" and self._is_full(len(message.body)):
@@ -515,7 +519,7 @@ class LogModel(BaseQueue):
     def message_count(self) -> int:
         return len(self._log)
 
-    def publish(self, message: Message) -> bool:
+    def publish(self, message: StoredMessage) -> bool:
         self._log.append(Entry(message.without_nested_headers(), len(self._log)))
         self._written_at.append(self._host.clock.wall())
         self.drain()

@@ -12,11 +12,11 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, Final
 
-from mycelia.amqp.link import LinkStatistics, OnDeliveries
+from mycelia.amqp.link import ConsumeOptions, LinkStatistics, OnDeliveries
 from mycelia.amqp.model import Delivery, Returned
 from mycelia.amqp.rabbit.ack_ledger import AckLedger
 from mycelia.amqp.rabbit.backoff import Backoff
@@ -30,7 +30,7 @@ from mycelia.amqp.rabbit.declarer import refusal
 from mycelia.amqp.rabbit.frames import encode_ack, encode_nack
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, ProtocolError, TopologyError
 
-__all__ = ["ConsumeOptions", "RabbitConsumer"]
+__all__ = ["RabbitConsumer"]
 
 _log = logging.getLogger("mycelia.amqp")
 
@@ -38,17 +38,6 @@ _log = logging.getLogger("mycelia.amqp")
 _OFFSET: Final = "x-stream-offset"
 _ACK_DELAY: Final = 0.004
 """Seconds an acknowledgement may wait for others. Bounds what is handled twice when the process dies right then."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumeOptions:
-    """How a queue is consumed from; the arguments of `Link.consume()`."""
-
-    queue: str
-    prefetch: int = 100
-    no_ack: bool = False
-    exclusive: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _NoSettler:
@@ -67,6 +56,7 @@ class _Intake:
     def __init__(
         self,
         channel: BrokerChannel,
+        queue: str,
         options: ConsumeOptions,
         on_deliveries: OnDeliveries,
         statistics: LinkStatistics,
@@ -76,10 +66,11 @@ class _Intake:
         self.settler: Any = _NoSettler() if options.no_ack else self
         self.ledger = AckLedger()
         self.ended: asyncio.Future[str] = channel.connection.loop.create_future()
-        self.consumer_tag = f"{options.queue[:120]}.{os.urandom(8).hex()}"
+        self.consumer_tag = f"{queue[:120]}.{os.urandom(8).hex()}"
         self._is_consuming = False
         self._connection = channel.connection
         self._number = channel.number
+        self._queue = queue
         self._options = options
         self._on_deliveries = on_deliveries
         self._statistics = statistics
@@ -110,14 +101,12 @@ class _Intake:
         try:
             self._on_deliveries(batch)
         except Exception:  # noqa: BLE001  # a fault of the runtime; the connection must not pay for it
-            _log.exception(
-                "on_deliveries_raised queue=%s count=%d", self._options.queue, len(batch)
-            )
+            _log.exception("on_deliveries_raised queue=%s count=%d", self._queue, len(batch))
 
     def on_undecodable(self, delivery_tag: int, error: ProtocolError) -> None:
         _log.warning(
             "message_undecodable queue=%s delivery_tag=%d dead_lettered=%s reason=%s",
-            self._options.queue,
+            self._queue,
             delivery_tag,
             not self._options.no_ack,
             error,
@@ -195,7 +184,7 @@ class _Intake:
         await self.channel.call(
             "basic_consume",
             timeout,
-            queue=self._options.queue,
+            queue=self._queue,
             on_message_callback=_never_called,
             auto_ack=self._options.no_ack,
             exclusive=self._options.exclusive,
@@ -213,7 +202,7 @@ class _Intake:
             try:
                 await self.channel.call("basic_cancel", timeout, consumer_tag=self.consumer_tag)
             except LinkError as exc:
-                _log.debug("cancel_unanswered queue=%s reason=%s", self._options.queue, exc)
+                _log.debug("cancel_unanswered queue=%s reason=%s", self._queue, exc)
 
     # --- streams: where to go on ---
 
@@ -256,6 +245,7 @@ class RabbitConsumer:
 
     def __init__(
         self,
+        queue: str,
         options: ConsumeOptions,
         on_deliveries: OnDeliveries,
         statistics: LinkStatistics,
@@ -266,6 +256,7 @@ class RabbitConsumer:
         step_timeout: float,
         on_closed: Callable[[RabbitConsumer], None],
     ) -> None:
+        self._queue = queue
         self._options = options
         self._on_deliveries = on_deliveries
         self._statistics = statistics
@@ -281,7 +272,7 @@ class RabbitConsumer:
 
     @property
     def queue(self) -> str:
-        return self._options.queue
+        return self._queue
 
     @property
     def unsettled(self) -> int:
@@ -384,7 +375,7 @@ class RabbitConsumer:
 
     async def _start_intake(self, connection: BrokerConnection) -> _Intake:
         channel = await connection.open_channel(self._step_timeout)
-        intake = _Intake(channel, self._options, self._on_deliveries, self._statistics)
+        intake = _Intake(channel, self._queue, self._options, self._on_deliveries, self._statistics)
         self._intake = intake
         try:
             await intake.start(self._step_timeout)

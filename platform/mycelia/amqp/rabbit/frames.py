@@ -21,7 +21,7 @@ from struct import error as StructError
 from typing import Final, Protocol
 
 from mycelia.amqp.fields import decode_properties, encode_properties, encode_short_string
-from mycelia.amqp.model import Delivery, Properties, Returned, Settler
+from mycelia.amqp.model import Delivery, Message, Returned, Settler
 from mycelia.errors import ProtocolError
 
 __all__ = ["ChannelSink", "FrameReader", "PublishEncoder", "encode_ack", "encode_nack"]
@@ -89,22 +89,20 @@ class PublishEncoder:
 
     def encode(
         self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
-        mandatory: bool = False,
+        message: Message,
         message_id: str | None = None,
     ) -> bytes:
-        """The bytes of one publishing. `message_id` is sent where `properties` carry none.
+        """The bytes of one publishing. `message_id` is sent where the properties carry none.
 
         Raises:
             ProtocolError: a name, property or header that AMQP cannot carry.
         """
-        method = self._methods.get((exchange, routing_key, mandatory))
+        route = (message.exchange, message.routing_key, message.mandatory)
+        method = self._methods.get(route)
         if method is None:
-            method = self._encode_method(exchange, routing_key, mandatory)
-        values = encode_properties(properties, message_id)
+            method = self._encode_method(route)
+        values = encode_properties(message.properties, message_id)
+        body = message.body
         size = len(body)
         channel = self._channel
         if len(values) + 12 > self._body_max:
@@ -125,7 +123,8 @@ class PublishEncoder:
             parts += (_PACK_HEAD(_BODY, channel, len(piece)), piece, b"\xce")
         return b"".join(parts)
 
-    def _encode_method(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    def _encode_method(self, route: tuple[str, str, bool]) -> bytes:
+        exchange, routing_key, mandatory = route
         if len(self._methods) >= _MAX_ROUTES:
             self._methods.clear()
         arguments = b"".join(
@@ -137,7 +136,7 @@ class PublishEncoder:
             )
         )
         method = _PACK_HEAD(_METHOD, self._channel, len(arguments)) + arguments + b"\xce"
-        self._methods[(exchange, routing_key, mandatory)] = method
+        self._methods[route] = method
         return method
 
 

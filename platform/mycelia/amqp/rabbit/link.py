@@ -13,27 +13,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl as ssl_module
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import takewhile
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from mycelia.amqp.link import (
+    CONSUME_DEFAULTS,
+    LINK_DEFAULTS,
     Capabilities,
+    ConsumeOptions,
     Consumer,
+    LinkOptions,
     LinkState,
     LinkStatistics,
     OnDeliveries,
     OnReturn,
     OnStateChange,
 )
-from mycelia.amqp.model import Binding, Exchange, Properties, Queue, Returned
+from mycelia.amqp.model import Binding, Exchange, Message, Queue, Returned
 from mycelia.amqp.rabbit.backoff import Backoff
 from mycelia.amqp.rabbit.connection import BrokerConnection, open_connection
-from mycelia.amqp.rabbit.consumer import ConsumeOptions, RabbitConsumer
+from mycelia.amqp.rabbit.consumer import RabbitConsumer
 from mycelia.amqp.rabbit.declarer import Declarer
 from mycelia.amqp.rabbit.publisher import Publisher
 from mycelia.amqp.rabbit.supervisor import Supervisor
@@ -45,10 +48,6 @@ __all__ = ["RabbitLink"]
 
 _log = logging.getLogger("mycelia.amqp")
 
-_CONNECT_TIMEOUT: Final = 10.0
-_STEP_TIMEOUT: Final = 30.0
-"""Seconds for the broker's answer to one declaration, opening or cancellation."""
-
 F = TypeVar("F", bound=Callable[..., None])
 
 
@@ -57,46 +56,31 @@ class RabbitLink:
 
     Args:
         uri: `amqp://user:password@host:port/vhost`; several brokers separated by `;`. See `parse_uri()`.
-        ssl: as Nameko's `AMQP_SSL`: `True`, or a dict (`ssl_context()` names its keys).
-        heartbeat: seconds, 0 for none; a `heartbeat=` in the URI goes before. 60 is Nameko's default.
-        name: of this link, in logs, task names and the broker's management.
-        confirm_messages, confirm_bytes: how much may be unconfirmed at once. Wide, because a confirm of a quorum queue
-            takes a disk write on a majority, and throughput is window / that time.
-        write_buffer_bytes: unsent bytes on one connection above which `writable` is `False`.
         random: for the jitter of reconnects.
     """
 
     def __init__(
         self,
         uri: str,
+        options: LinkOptions = LINK_DEFAULTS,
         *,
-        ssl: bool | Mapping[str, Any] | ssl_module.SSLContext | None = None,
-        heartbeat: float = 60.0,
-        name: str = "mycelia",
-        connect_timeout: float = _CONNECT_TIMEOUT,
-        step_timeout: float = _STEP_TIMEOUT,
-        confirm_messages: int = 8192,
-        confirm_bytes: int = 64 * 1024 * 1024,
-        write_buffer_bytes: int = 4 * 1024 * 1024,
         random: Random | None = None,
     ) -> None:
+        ssl = options.ssl
         self._endpoints = parse_uri(uri)
         if ssl and not any(one.tls for one in self._endpoints):
             self._endpoints = [replace(one, tls=True) for one in self._endpoints]
         self._uri = redact(uri)
         self._ssl = ssl_context(ssl or any(one.tls for one in self._endpoints))
         self._server_hostname = ssl.get("server_hostname") if isinstance(ssl, Mapping) else None
-        self._heartbeat = heartbeat
-        self._name = name
-        self._connect_timeout = connect_timeout
-        self._step_timeout = step_timeout
-        self._write_buffer_bytes = write_buffer_bytes
+        self._options = options
+        self._name = options.name
         self._random = random or Random()  # jitter, not secrets
         self._state = LinkState.CLOSED
         self._statistics = LinkStatistics()
         self._capabilities = Capabilities(product="unknown")
         self._topology = Topology()
-        self._declarer = Declarer(step_timeout)
+        self._declarer = Declarer(options.step_timeout)
         self._consumers: set[RabbitConsumer] = set()
         self._state_listeners: list[OnStateChange] = []
         self._return_listeners: list[OnReturn] = []
@@ -110,9 +94,9 @@ class RabbitLink:
             on_return=self._tell_return,
             on_writable=self._wake_writable,
             redeclare=self._redeclare_shared,
-            window_messages=confirm_messages,
-            window_bytes=confirm_bytes,
-            step_timeout=step_timeout,
+            window_messages=options.confirm_messages,
+            window_bytes=options.confirm_bytes,
+            step_timeout=options.step_timeout,
         )
 
     def __repr__(self) -> str:
@@ -238,10 +222,10 @@ class RabbitLink:
             endpoint,
             ssl_context=self._ssl if endpoint.tls else None,
             server_hostname=self._server_hostname,
-            heartbeat=self._heartbeat if endpoint.heartbeat is None else endpoint.heartbeat,
+            heartbeat=self._options.heartbeat if endpoint.heartbeat is None else endpoint.heartbeat,
             connection_name=f"{self._name}:{role}",
-            timeout=self._connect_timeout,
-            write_buffer_bytes=self._write_buffer_bytes,
+            timeout=self._options.connect_timeout,
+            write_buffer_bytes=self._options.write_buffer_bytes,
         )
 
     async def _prepare_publishing(self, connection: BrokerConnection) -> None:
@@ -370,50 +354,31 @@ class RabbitLink:
 
     # --- publish and consume ---
 
-    def publish_nowait(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
-        *,
-        mandatory: bool = False,
-    ) -> None:
-        self._publisher.publish_nowait(exchange, routing_key, body, properties, mandatory)
+    def publish_nowait(self, message: Message) -> None:
+        self._publisher.publish_nowait(message)
 
-    async def publish(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
-        *,
-        mandatory: bool = False,
-        timeout: float = 30.0,
-    ) -> None:
+    async def publish(self, message: Message, *, timeout: float = 30.0) -> None:
         self._require_open("publish()")
-        await self._publisher.publish(exchange, routing_key, body, properties, mandatory, timeout)
+        await self._publisher.publish(message, timeout)
 
     async def consume(
         self,
         queue: str,
         on_deliveries: OnDeliveries,
+        options: ConsumeOptions = CONSUME_DEFAULTS,
         *,
-        prefetch: int = 100,
-        no_ack: bool = False,
-        exclusive: bool = False,
-        arguments: Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> Consumer:
         self._require_open("consume()")
         consumer = RabbitConsumer(
-            ConsumeOptions(queue, prefetch, no_ack, exclusive, dict(arguments or {})),
+            queue,
+            options,
             on_deliveries,
             self._statistics,
             connected=self._consuming.connected,
             redeclare=self._redeclare_all,
             backoff=Backoff(self._random),
-            step_timeout=self._step_timeout,
+            step_timeout=self._options.step_timeout,
             on_closed=self._consumers.discard,
         )
         self._consumers.add(consumer)

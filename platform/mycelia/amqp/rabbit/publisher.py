@@ -20,7 +20,7 @@ from itertools import count
 from typing import Any
 
 from mycelia.amqp.link import LinkStatistics
-from mycelia.amqp.model import Delivery, Properties, Returned
+from mycelia.amqp.model import Delivery, Message, Returned
 from mycelia.amqp.rabbit.confirm_window import ConfirmWindow
 from mycelia.amqp.rabbit.connection import BrokerConnection, ChannelClosed
 from mycelia.amqp.rabbit.frames import PublishEncoder
@@ -44,35 +44,23 @@ class _Publishing:
     """One `publish()` on its way."""
 
     __slots__ = (
-        "body",
         "done",
-        "exchange",
         "is_returned",
         "is_suspect",
-        "mandatory",
+        "message",
         "message_id",
-        "properties",
-        "routing_key",
         "timeout",
         "times_sent",
     )
 
     def __init__(
         self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
-        mandatory: bool,
+        message: Message,
         message_id: str,
         done: asyncio.Future[None],
         timeout: float,
     ) -> None:
-        self.exchange = exchange
-        self.routing_key = routing_key
-        self.body = body
-        self.properties = properties
-        self.mandatory = mandatory
+        self.message = message
         self.message_id = message_id
         self.done = done
         self.timeout = timeout
@@ -206,7 +194,7 @@ class Publisher:
             if not publishing.done.done():
                 publishing.done.set_exception(
                     BrokerUnavailable(
-                        f"{_target(publishing)}: the link was closed before the broker confirmed; "
+                        f"{publishing.message.target}: the link was closed before the broker confirmed; "
                         "it may or may not have arrived"
                     )
                 )
@@ -214,14 +202,7 @@ class Publisher:
 
     # --- without confirms ---
 
-    def publish_nowait(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
-        mandatory: bool,
-    ) -> None:
+    def publish_nowait(self, message: Message) -> None:
         connection = self._connection
         if (
             connection is None
@@ -229,8 +210,8 @@ class Publisher:
             or connection.blocked
             or not connection.has_room
         ):
-            raise self.not_writable(f'exchange "{exchange}", routing key "{routing_key}"')
-        connection.write(self._plain.encode(exchange, routing_key, body, properties, mandatory))
+            raise self.not_writable(message.target)
+        connection.write(self._plain.encode(message))
         self._statistics.published += 1
 
     def not_writable(self, what: str) -> LinkError:
@@ -271,30 +252,18 @@ class Publisher:
 
     # --- with confirms ---
 
-    async def publish(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Properties,
-        mandatory: bool,
-        timeout: float,
-    ) -> None:
+    async def publish(self, message: Message, timeout: float) -> None:
         loop = asyncio.get_running_loop()
         publishing = _Publishing(
-            exchange,
-            routing_key,
-            body,
-            properties,
-            mandatory,
-            properties.message_id or f"{self._id_prefix}{next(self._ids):x}",
+            message,
+            message.properties.message_id or f"{self._id_prefix}{next(self._ids):x}",
             loop.create_future(),
             timeout,
         )
         if self._waiting or not self._can_send():
             if len(self._waiting) >= self._max_waiting:
                 raise BrokerBlocked(
-                    f"{_target(publishing)}: not sent, {self._max_waiting} publishings are waiting already"
+                    f"{publishing.message.target}: not sent, {self._max_waiting} publishings are waiting already"
                 )
             self._waiting.append(publishing)
         else:
@@ -332,16 +301,10 @@ class Publisher:
     def _send(self, publishing: _Publishing) -> None:
         assert self._confirmed is not None
         assert self._connection is not None
-        data = self._confirmed.encode(
-            publishing.exchange,
-            publishing.routing_key,
-            publishing.body,
-            publishing.properties,
-            publishing.mandatory,
-            publishing.message_id,
-        )
+        message = publishing.message
+        data = self._confirmed.encode(message, publishing.message_id)
         self._window.add(
-            publishing, len(data), publishing.message_id if publishing.mandatory else None
+            publishing, len(data), publishing.message_id if message.mandatory else None
         )
         self._connection.write(data)
         if publishing.times_sent:
@@ -363,12 +326,14 @@ class Publisher:
             if not acknowledged:
                 done.set_exception(
                     PublishRejected(
-                        f"{_target(publishing)}: the broker did not take it (basic.nack): "
+                        f"{publishing.message.target}: the broker did not take it (basic.nack): "
                         "a queue is full (x-overflow: reject-publish) or in trouble"
                     )
                 )
             elif publishing.is_returned:
-                done.set_exception(Unroutable(publishing.exchange, publishing.routing_key))
+                done.set_exception(
+                    Unroutable(publishing.message.exchange, publishing.message.routing_key)
+                )
             else:
                 done.set_result(None)
         self._pump()
@@ -382,7 +347,7 @@ class Publisher:
     def _expire(self, publishing: _Publishing) -> None:
         if publishing.done.done():
             return
-        what = f"{_target(publishing)}: not confirmed within {publishing.timeout:g} s"
+        what = f"{publishing.message.target}: not confirmed within {publishing.timeout:g} s"
         error: LinkError
         if self._connection is None or self._connection.lost.done():
             error = BrokerUnavailable(f"{what}, no connection to the broker")
@@ -442,12 +407,8 @@ class Publisher:
         self._pump()
 
 
-def _target(publishing: _Publishing) -> str:
-    return f'exchange "{publishing.exchange}", routing key "{publishing.routing_key}"'
-
-
 def _refused(publishing: _Publishing, reason: LinkError) -> LinkError:
-    text = f"{_target(publishing)}: {reason}"
+    text = f"{publishing.message.target}: {reason}"
     code = reason.code if isinstance(reason, ChannelClosed) else 0
     if code == 404:
         return TopologyError(f"{text}. Declare the exchange, or check its name.")
