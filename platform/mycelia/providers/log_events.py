@@ -8,41 +8,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-__all__ = ["LogEvent", "event_of"]
+from mycelia.log_event import LogEvent, as_text
+
+__all__ = ["event_of"]
 
 OWN_LOGGERS = "mycelia"
 
 _PAIR = re.compile(r"(?:^|\s)([A-Za-z_][\w.]*)=")
 _SPEC = re.compile(r"%(?:%|[-#0 +]*\d*(?:\.\d+)?[a-zA-Z])")
 _WITH_DETAIL = re.compile(r"(\S+)[:;,]\s+([^%]+)")
-
-
-class LogEvent:
-    """The message of a record that is structured: a name and fields.
-
-    As text it reads like the records of our own layers, `flight_late tail_number=N123 delay_s=40`, so that any handler
-    and any formatter (a user's own `LOGGING`) shows it whole.
-    """
-
-    __slots__ = ("fields", "name")
-
-    def __init__(self, name: str, fields: Mapping[str, Any]) -> None:
-        self.name = name
-        self.fields = fields
-
-    def __str__(self) -> str:
-        return " ".join(
-            (self.name, *(f"{key}={_text(value)}" for key, value in self.fields.items()))
-        )
-
-
-def _text(value: Any) -> str:
-    text = str(value)
-    return repr(text) if not text or any(c.isspace() or c in "\"'=" for c in text) else text
 
 
 def event_of(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
@@ -55,7 +32,10 @@ def event_of(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
         template = parse_template(record.msg)
         if template is not None and template.taken == len(arguments):
             return template.fill(arguments)
-    return record.getMessage(), {}
+    try:
+        return record.getMessage(), {}
+    except Exception as exc:  # noqa: BLE001  # somebody's `%s` of something without a text
+        return f"{as_text(record.msg)} (its values cannot be shown: {type(exc).__name__})", {}
 
 
 class _Field(NamedTuple):

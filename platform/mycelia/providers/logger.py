@@ -6,8 +6,8 @@ import logging
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
 
+from mycelia.log_event import LogEvent
 from mycelia.providers.call_fields import call_fields
-from mycelia.providers.log_events import LogEvent
 from mycelia.runtime import Container, DependencyProvider
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import msgspec
 
 from mycelia.errors import ConfigError
+from mycelia.log_event import as_plain, as_text
 from mycelia.providers.call_fields import call_fields
 from mycelia.providers.log_events import event_of
 from mycelia.runtime import Settings
@@ -36,23 +37,17 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": event,
+            "event": as_text(event),
         }
         # A field never replaces what the line says of itself, nor the event's own fields those of the call.
         for key, value in (call_fields() | fields).items():
-            line[key if key not in line else f"{key}_"] = value
+            line[key if key not in line else f"{key}_"] = as_plain(value)
         if record.exc_info and record.exc_info[1] is not None:
-            line["exception"] = "".join(traceback.format_exception(record.exc_info[1])).rstrip()
+            trace = "".join(traceback.format_exception(record.exc_info[1]))
+            line["exception"] = as_text(trace.rstrip())
         if record.stack_info:
-            line["stack"] = record.stack_info
-        return msgspec.json.encode(line, enc_hook=_as_text).decode()
-
-
-def _as_text(value: Any) -> str:
-    """A value that JSON has no form for: errors as `Type: text`, everything else as its text."""
-    if isinstance(value, BaseException):
-        return f"{type(value).__name__}: {value}"
-    return str(value)
+            line["stack"] = as_text(record.stack_info)
+        return msgspec.json.encode(line).decode()
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -75,11 +70,11 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         event, fields = event_of(record)
-        line: dict[str, Any] = call_fields() | fields
+        line = {key: as_plain(value) for key, value in (call_fields() | fields).items()}
         call_id = str(line.get("call_id", ""))
         if call_id.startswith(f"{line.get('service')}.{line.get('method')}."):
             del line["service"], line["method"]  # the call id says them already
-        line["event"] = event
+        line["event"] = as_text(event)
         line["level"] = record.levelname.lower()
         line["timestamp"] = (
             datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
@@ -90,7 +85,7 @@ class ConsoleFormatter(logging.Formatter):
             line["exc_info"] = record.exc_info
         if record.stack_info:
             line["stack"] = record.stack_info
-        return str(self._render(None, record.levelname.lower(), line))
+        return as_text(str(self._render(None, record.levelname.lower(), line)))
 
 
 class _Handler(logging.StreamHandler[TextIO]):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mycelia
-from mycelia.providers.log_events import LogEvent, event_of, parse_template
+from mycelia.providers.log_events import event_of, parse_template
 
 
 def record(name: str, message: Any, *args: Any) -> logging.LogRecord:
@@ -108,16 +108,3 @@ def test_every_message_of_the_package_can_be_taken_apart() -> None:
 
     assert len(messages) > 20
     assert odd == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "text"),
-    [
-        ({}, "flight_late"),
-        ({"tail": "N1", "delay_s": 4.5}, "flight_late tail=N1 delay_s=4.5"),
-        ({"why": "late crew", "x": "", "y": "a=b"}, "flight_late why='late crew' x='' y='a=b'"),
-        ({"text": "two\nlines"}, "flight_late text='two\\nlines'"),
-    ],
-)
-def test_a_structured_event_reads_well_as_text(fields: dict[str, Any], text: str) -> None:
-    assert str(LogEvent("flight_late", fields)) == text

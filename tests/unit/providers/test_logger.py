@@ -11,6 +11,8 @@ import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import pytest
 
 from mycelia import Client, Logger, RpcProxy, Runner, configure_logging, rpc, timer
 from mycelia.errors import ConfigError
+from mycelia.log_event import LogEvent, event
 from mycelia.providers.call_fields import trace_id_of
+from mycelia.providers.logging_setup import ConsoleFormatter, JsonFormatter
 from mycelia.testing import eventually
 
 URI = "memory://logger"
@@ -219,8 +223,6 @@ async def test_the_console_has_one_line_for_each_event_and_the_traceback_below(
 )
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_any_value_can_be_logged(value: Any, form: str, stream: io.StringIO) -> None:
-    from mycelia.providers.log_events import LogEvent
-
     configure_logging(config(log_format=form), stream)
 
     logging.getLogger("any").info(LogEvent("event", {"value": value, "level": "field", "event": 1}))
@@ -229,6 +231,89 @@ def test_any_value_can_be_logged(value: Any, form: str, stream: io.StringIO) -> 
     if form == "json":
         (line,) = json_lines(stream)
         assert (line["event"], line["level"], line["level_"]) == ("event", "info", "field")
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise LookupError("no text")
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        return f"order {self.args[0]['id']}"
+
+
+@dataclass
+class Account:
+    user: str
+    password: str = field(repr=False)
+
+
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (True, True),
+        (3, 3),
+        (2.5, 2.5),
+        (None, None),
+        ("two words", "two words"),
+        (ConfigError("no key"), "ConfigError: no key"),
+        (TimeoutError(), "TimeoutError"),
+        (float("inf"), "inf"),
+        (2**80, str(2**80)),
+        (10**5000, "int (no text: ValueError)"),
+        (Path("/x"), "/x"),
+        (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00+00:00"),
+        ([1, None, Path("/x"), {2: "b"}], [1, None, "/x", {"2": "b"}]),
+        (Account("ada", "s3cret"), "Account(user='ada')"),
+        (Unspeakable(), "Unspeakable (no text: LookupError)"),
+        ([Unspeakable()], ["Unspeakable (no text: LookupError)"]),
+        (UnspeakableError({}), "UnspeakableError: (no text: KeyError)"),
+        ("Ann \ud83d", "Ann \\ud83d"),
+        (ValueError("Ann \ud83d"), "ValueError: Ann \\ud83d"),
+        ({"\ud83d": "\ud83d"}, {"\\ud83d": "\\ud83d"}),
+        (CYCLE, [[[["[[...]]"]]]]),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_values_keep_their_types_in_json_and_none_breaks_the_line(
+    value: Any, shown: Any, stream: io.StringIO
+) -> None:
+    configure_logging(config(log_format="json"), stream)
+
+    logging.getLogger("mycelia.any").info(event("happened", value=value))
+    configure_logging(config(log_format="console"), text := io.StringIO())
+    logging.getLogger("mycelia.any").info(event("happened", value=value))
+
+    (line,) = json_lines(stream)
+    assert (line["event"], line["value"]) == ("happened", shown)
+    assert "happened" in text.getvalue()
+    text.getvalue().encode()
+
+
+def test_somebody_elses_line_whose_values_have_no_text_is_still_written() -> None:
+    def said(message: str, *args: Any, error: Exception | None = None) -> dict[str, Any]:
+        """By the formatter alone: pytest's own handlers do not stand such a line."""
+        exc_info = (type(error), error, None) if error is not None else None
+        record = logging.LogRecord("library", logging.INFO, "", 1, message, args, exc_info)
+        assert ConsoleFormatter(colours=False).format(record).encode()
+        line: dict[str, Any] = json.loads(JsonFormatter().format(record))
+        return line
+
+    error = UnspeakableError({})
+    error.__cause__ = ValueError("\ud83d")
+
+    assert said("lost %s", Unspeakable())["event"] == (
+        "lost %s (its values cannot be shown: LookupError)"
+    )
+    assert said("half \ud83d")["event"] == "half \\ud83d"
+    trace = said("failed", error=error)["exception"]
+    assert "UnspeakableError: <exception str() failed>" in trace
+    assert "ValueError: \\ud83d" in trace
 
 
 def test_the_level_is_set_and_chatty_libraries_stay_quiet_unless_asked(
