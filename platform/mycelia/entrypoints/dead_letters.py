@@ -36,12 +36,18 @@ __all__ = [
     "dead_letter_headers",
     "dead_letter_queue_name",
     "returns_of",
+    "without_returns",
 ]
 
 log = logging.getLogger("mycelia.entrypoints")
 
-RETURNS_HEADER = "x-delivery-count"
-"""The broker's count of returns to a quorum queue; true of one message in one queue, so it is never published again."""
+RETURNS_HEADERS = ("x-acquired-count", "x-delivery-count")
+"""A quorum queue's counts of one message, true in that queue only, so never published again; the first found is used.
+
+`x-delivery-count` counted every return up to RabbitMQ 4.2. 4.3 counts only failures in it (`basic.reject`, a channel or
+connection that ends) and no `basic.nack`, and has the old count in `x-acquired-count`: how often the message was handed
+out before (seen with 4.3.6).
+"""
 MAX_ERROR_CHARS = 4 * 1024
 MAX_TRACEBACK_CHARS = 16 * 1024
 RETRY_DELAY_S = 5.0
@@ -69,8 +75,17 @@ def returns_of(delivery: Delivery) -> int:
     """
     if not delivery.redelivered:
         return 0
-    count = (delivery.properties.headers or {}).get(RETURNS_HEADER)
-    return max(count, 0) if type(count) is int else 0
+    headers = delivery.properties.headers or {}
+    for header in RETURNS_HEADERS:
+        count = headers.get(header)
+        if type(count) is int:
+            return max(count, 0)
+    return 0
+
+
+def without_returns(headers: dict[str, Any] | None) -> dict[str, Any]:
+    """A copy of the headers without the queue's counts, to publish the message anew."""
+    return {key: value for key, value in (headers or {}).items() if key not in RETURNS_HEADERS}
 
 
 def dead_letter_headers(
@@ -84,8 +99,7 @@ def dead_letter_headers(
     now: float,
 ) -> dict[str, Any]:
     """The message's own headers and those that tell its fate. `now` is wall-clock seconds."""
-    headers = dict(delivery.properties.headers or {})
-    headers.pop(RETURNS_HEADER, None)
+    headers = without_returns(delivery.properties.headers)
     headers |= {
         "x-mycelia-reason": reason,
         "x-mycelia-queue": queue,

@@ -27,7 +27,7 @@ from mycelia.amqp import (
     Queue,
 )
 from mycelia.call import Call, CallKind, Outcome, Settle
-from mycelia.entrypoints.dead_letters import RETURNS_HEADER, DeadLetters, attempt_of, returns_of
+from mycelia.entrypoints.dead_letters import DeadLetters, attempt_of, returns_of, without_returns
 from mycelia.errors import LinkError, MyceliaError
 from mycelia.runtime import Container, Entrypoint
 from mycelia.wire import ATTEMPT_HEADER, decompress
@@ -185,8 +185,7 @@ class Subscription(Entrypoint, ABC):
 
     async def _retry(self, delivery: Delivery, attempt: int) -> None:
         original = delivery.properties
-        headers = {**(original.headers or {}), ATTEMPT_HEADER: attempt + 1}
-        headers.pop(RETURNS_HEADER, None)
+        headers = without_returns(original.headers) | {ATTEMPT_HEADER: attempt + 1}
         properties = Properties(
             content_type=original.content_type,
             content_encoding=original.content_encoding,
