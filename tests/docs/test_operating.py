@@ -37,7 +37,13 @@ def _logged() -> Iterator[tuple[str, str]]:
             match node:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id="log" | "_log"), attr=level),
-                    args=[ast.Constant(value=str(message)), *_],
+                    args=[
+                        ast.Constant(value=str(message))
+                        | ast.Call(
+                            func=ast.Name(id="event"), args=[ast.Constant(value=str(message)), *_]
+                        ),
+                        *_,
+                    ],
                 ) if level in LEVELS:
                     level = "error" if level == "exception" else level
                     yield message.split()[0], level

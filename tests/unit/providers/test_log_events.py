@@ -106,5 +106,4 @@ def test_every_message_of_the_package_can_be_taken_apart() -> None:
         m for m in messages if (template := parse_template(m[2])) is None or template.taken != m[3]
     ]
 
-    assert len(messages) > 20
     assert odd == []
