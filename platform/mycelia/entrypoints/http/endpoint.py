@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -25,10 +25,7 @@ from mycelia.errors import Overloaded
 from mycelia.runtime import Lane
 from mycelia.wire import TRACEPARENT, TRACESTATE
 
-if TYPE_CHECKING:
-    from mycelia.entrypoints.http.entrypoint import Http
-
-__all__ = ["Endpoint", "Exchange", "Sender"]
+__all__ = ["HttpEndpoint", "HttpExchange", "Sender"]
 
 log = logging.getLogger("mycelia.entrypoints")
 
@@ -66,7 +63,7 @@ class Sender:
             await asyncio.sleep(0)
 
 
-class Exchange:
+class HttpExchange:
     """What carries an HTTP call (`Call.message`): the request, and who waits for its outcome."""
 
     __slots__ = ("outcome", "request")
@@ -76,27 +73,42 @@ class Exchange:
         self.outcome = outcome
 
 
-class Endpoint:
+class HttpEndpoint:
     """Answers the requests for one `@http` method.
 
     Args:
-        entrypoint: its declaration, bound.
+        service: the service's name.
+        method: the method's name.
+        path: in Starlette's form.
+        verbs: the HTTP methods that it answers.
         is_async: whether the method is `async def`.
+        expected_exceptions: those that are the client's fault.
         max_body_bytes: of a request.
+        parent_calls_tracked: how many parents a call-id stack keeps.
     """
 
-    def __init__(self, entrypoint: Http, *, is_async: bool, max_body_bytes: int) -> None:
-        container = entrypoint.container
-        self.path = entrypoint.path
-        self.methods = entrypoint.methods
-        self.service = container.service_name
-        self.method = entrypoint.method_name
-        self.expected_exceptions = entrypoint.expected_exceptions
+    def __init__(
+        self,
+        service: str,
+        method: str,
+        path: str,
+        verbs: tuple[str, ...],
+        *,
+        is_async: bool,
+        expected_exceptions: type[BaseException] | tuple[type[BaseException], ...] = (),
+        max_body_bytes: int,
+        parent_calls_tracked: int,
+    ) -> None:
+        self.path = path
+        self.verbs = verbs
+        self.service = service
+        self.method = method
+        self.expected_exceptions = expected_exceptions
         self.stopping = asyncio.Event()
         """Set when the service takes no more requests; ends event streams."""
         self._is_async = is_async
         self._max_body_bytes = max_body_bytes
-        self._parent_calls_tracked = container.settings.parent_calls_tracked
+        self._parent_calls_tracked = parent_calls_tracked
         self._lane: Lane | None = None
 
     @property
@@ -145,7 +157,7 @@ class Endpoint:
             (request,),
             scope["path_params"],
             headers=_trace_headers(scope),
-            message=Exchange(request, asyncio.get_running_loop().create_future()),
+            message=HttpExchange(request, asyncio.get_running_loop().create_future()),
             parent_calls_tracked=self._parent_calls_tracked,
         )
         sender.call_id = call.call_id

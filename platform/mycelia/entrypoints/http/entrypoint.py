@@ -18,7 +18,7 @@ from mycelia.errors import ConfigError, IncorrectSignature
 from mycelia.runtime import Container, Entrypoint, SharedExtension, SignatureCheck
 
 if TYPE_CHECKING:
-    from mycelia.entrypoints.http.endpoint import Endpoint
+    from mycelia.entrypoints.http.endpoint import HttpEndpoint
     from mycelia.entrypoints.http.server import HttpServer
 
 __all__ = ["Http", "HttpListener", "http"]
@@ -88,7 +88,7 @@ class Http(Entrypoint):
                     f'@http({method!r}, …): expected HTTP methods, such as "GET" or "GET,POST".'
                 )
         self.path = translate_path(path)
-        self._endpoint: Endpoint | None = None
+        self._endpoint: HttpEndpoint | None = None
 
     @property
     def address(self) -> str:
@@ -96,13 +96,19 @@ class Http(Entrypoint):
         return self.listener.server.address
 
     def setup(self) -> None:
-        from mycelia.entrypoints.http.endpoint import Endpoint  # Starlette: only with `@http`
+        from mycelia.entrypoints.http.endpoint import HttpEndpoint  # Starlette: only with `@http`
 
         self._check_signature()
-        self._endpoint = Endpoint(
-            self,
+        settings = self.container.settings
+        self._endpoint = HttpEndpoint(
+            self.container.service_name,
+            self.method_name,
+            self.path,
+            self.methods,
             is_async=inspect.iscoroutinefunction(self.method),
-            max_body_bytes=self.container.settings.mycelia.http_max_body_bytes,
+            expected_exceptions=self.expected_exceptions,
+            max_body_bytes=settings.mycelia.http_max_body_bytes,
+            parent_calls_tracked=settings.parent_calls_tracked,
         )
         self.listener.server.add(self._endpoint)
 

@@ -20,7 +20,7 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from mycelia.call import current_call
-from mycelia.entrypoints.http.endpoint import Endpoint, Sender
+from mycelia.entrypoints.http.endpoint import HttpEndpoint, Sender
 from mycelia.entrypoints.http.paths import shape_of, specificity
 from mycelia.entrypoints.http.responses import problem
 from mycelia.errors import ConfigError
@@ -88,7 +88,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 class Site(Protocol):
-    """An ASGI application for the paths that no endpoint has, and for websockets (`nameko_web.py`)."""
+    """An ASGI application for the paths that no endpoint has, and for websockets (`mycelia.nameko.web`)."""
 
     @property
     def service(self) -> str: ...
@@ -119,7 +119,7 @@ class HttpServer:
         self.host, self.port = parse_address(address)
         """Where it listens; the port is the bound one after `bind()`."""
         self._access_log = access_log
-        self._routes: list[tuple[Route, Endpoint]] = []
+        self._routes: list[tuple[Route, HttpEndpoint]] = []
         self._sites: list[Site] = []
         self._socket: socket.socket | None = None
         self._binding = asyncio.Lock()
@@ -149,21 +149,21 @@ class HttpServer:
 
     # --- life cycle ---------------------------------------------------------------------------
 
-    def add(self, endpoint: Endpoint) -> None:
+    def add(self, endpoint: HttpEndpoint) -> None:
         """Route requests to `endpoint`.
 
         Raises:
             ConfigError: another method has the same path and HTTP method, or the path names an unknown converter.
         """
         for _, other in self._routes:
-            both = set(endpoint.methods) & set(other.methods)
+            both = set(endpoint.verbs) & set(other.verbs)
             if both and shape_of(endpoint.path) == shape_of(other.path):
                 raise ConfigError(
                     f'{endpoint.target} and {other.target} both answer {"/".join(sorted(both))} "{endpoint.path}". '
                     "Give one of them another path."
                 )
         try:
-            route = Route(endpoint.path, _never_called, methods=list(endpoint.methods))
+            route = Route(endpoint.path, _never_called, methods=list(endpoint.verbs))
         except AssertionError as exc:
             raise ConfigError(f'@http("{endpoint.path}") of {endpoint.target}: {exc}.') from None
         self._routes.append((route, endpoint))
@@ -207,7 +207,7 @@ class HttpServer:
             await _first(self._serving, self._uvicorn.accepting)
             log.info("http_listening address=%s", self.address)
 
-    def retire(self, endpoint: Endpoint | Site) -> None:
+    def retire(self, endpoint: HttpEndpoint | Site) -> None:
         """Take no more requests for `endpoint`; the last one gives up the address."""
         endpoint.retire()
         stopping = [e.stopping for _, e in self._routes] + [site.stopping for site in self._sites]
