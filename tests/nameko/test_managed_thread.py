@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mycelia.runtime.managed_thread import (
+from mycelia.nameko.managed_thread import (
     ManagedThread,
     ManagedThreadKilled,
     run_in_daemon_thread,

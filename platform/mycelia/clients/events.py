@@ -9,7 +9,7 @@ from mycelia.amqp import Exchange
 from mycelia.call import get_current_call
 from mycelia.clients.outbound import run_from_thread
 from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
-from mycelia.runtime import Container, DependencyProvider, counterpart_of
+from mycelia.runtime import Container, DependencyProvider
 from mycelia.runtime.topology import event_exchange
 from mycelia.wire import event_exchange_name
 
@@ -89,8 +89,3 @@ class EventDispatcher(DependencyProvider):
     def get_shared_dependency(self, is_async: bool) -> Dispatch:
         """One function serves all workers of an entrypoint."""
         return Dispatch(self, None if is_async else asyncio.get_running_loop())
-
-
-@counterpart_of("nameko.events.EventDispatcher")
-def _from_nameko(declared: Any) -> EventDispatcher:
-    return EventDispatcher(**declared.options)

@@ -9,7 +9,7 @@ from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import get_current_call
 from mycelia.clients.outbound import run_from_thread
 from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
-from mycelia.runtime import Container, DependencyProvider, counterpart_of
+from mycelia.runtime import Container, DependencyProvider
 from mycelia.runtime.topology import exchange_from, queue_topology
 
 __all__ = ["Publish", "Publisher"]
@@ -125,16 +125,3 @@ class Publisher(DependencyProvider):
     def get_shared_dependency(self, is_async: bool) -> Publish:
         """One function serves all workers of an entrypoint."""
         return Publish(self, None if is_async else asyncio.get_running_loop())
-
-
-@counterpart_of("nameko.messaging.Publisher")
-def _from_nameko(declared: Any) -> Publisher:
-    # A `queue=` is in `declare` by now, and its exchange in `exchange` (nameko/messaging.py:111-130).
-    options = dict(declared.options)
-    return Publisher(
-        declared.exchange,
-        None,
-        list(declared.declare),
-        options.pop("routing_key", None),
-        **options,
-    )

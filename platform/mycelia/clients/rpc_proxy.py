@@ -20,7 +20,7 @@ from mycelia.clients.outbound import (
 )
 from mycelia.clients.reply_router import ReplyRouter
 from mycelia.errors import ConfigError
-from mycelia.runtime import Container, DependencyProvider, SharedExtension, counterpart_of
+from mycelia.runtime import Container, DependencyProvider, SharedExtension
 from mycelia.wire import Serializer
 
 __all__ = ["Caller", "MethodProxy", "ReplyListener", "RpcProxy", "RpcReply", "ServiceProxy"]
@@ -315,13 +315,3 @@ class RpcProxy(DependencyProvider):
             priority=self.priority,
             loop=None if is_async else asyncio.get_running_loop(),
         )
-
-
-@counterpart_of("nameko.rpc.RpcProxy")
-def _from_nameko(declared: Any) -> RpcProxy:
-    options = declared.options
-    return RpcProxy(
-        declared.target_service,
-        serializer=options.get("serializer"),
-        priority=options.get("priority"),
-    )

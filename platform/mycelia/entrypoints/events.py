@@ -13,7 +13,6 @@ from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import CallKind
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.errors import ConfigError
-from mycelia.runtime import counterpart_of
 from mycelia.runtime.topology import event_exchange
 from mycelia.wire import (
     BROADCAST,
@@ -122,40 +121,3 @@ class EventHandler(Subscription):
 
 event_handler = EventHandler.decorator
 """Make a method handle events: `@event_handler("source_service", "event_type")`."""
-
-
-@counterpart_of("nameko.events.EventHandler", honours=["broadcast_identifier"])
-def _from_nameko(declared: Any) -> EventHandler:
-    """Existing services keep Nameko's own queue declaration: stock instances may consume beside this one."""
-    handler_cls = _with_identifier(_own_broadcast_identifier(declared))
-    return handler_cls(
-        declared.source_service,
-        declared.event_type,
-        declared.handler_type,
-        declared.reliable_delivery,
-        declared.requeue_on_error,
-        queue_type="classic",
-        expected_exceptions=declared.expected_exceptions,
-        sensitive_arguments=declared.sensitive_arguments,
-    )
-
-
-def _with_identifier(identifier: Any) -> type[EventHandler]:
-    """The handler class whose instances are told apart by `identifier`, a user's property; `None` for the usual."""
-    if identifier is None:
-        return EventHandler
-
-    class IdentifiedEventHandler(EventHandler):
-        broadcast_identifier = identifier
-
-    return IdentifiedEventHandler
-
-
-def _own_broadcast_identifier(declared: Any) -> Any:
-    """The override of a user's subclass of Nameko's handler, if there is one."""
-    for cls in type(declared).__mro__:
-        if cls.__module__ == "nameko.events":
-            return None
-        if "broadcast_identifier" in vars(cls):
-            return vars(cls)["broadcast_identifier"]
-    return None

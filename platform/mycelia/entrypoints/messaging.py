@@ -6,7 +6,6 @@ from typing import Any
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.entrypoints.subscription import Subscription
-from mycelia.runtime import counterpart_of
 from mycelia.runtime.topology import queue_topology
 
 __all__ = ["Consumer", "consume"]
@@ -30,13 +29,3 @@ class Consumer(Subscription):
 
 consume = Consumer.decorator
 """Make a method handle the messages of a queue: `@consume("imports")`."""
-
-
-@counterpart_of("nameko.messaging.Consumer")
-def _from_nameko(declared: Any) -> Consumer:
-    return Consumer(
-        declared.queue,
-        declared.requeue_on_error,
-        expected_exceptions=declared.expected_exceptions,
-        sensitive_arguments=declared.sensitive_arguments,
-    )

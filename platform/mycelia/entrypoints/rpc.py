@@ -38,7 +38,6 @@ from mycelia.runtime import (
     Lane,
     SharedExtension,
     SignatureCheck,
-    counterpart_of,
 )
 from mycelia.wire import (
     COMPRESSION_HEADER,
@@ -301,11 +300,3 @@ class Rpc(Entrypoint):
 
 rpc = Rpc.decorator
 """Make a method callable by other services: `@rpc` or `@rpc(concurrency=…, expected_exceptions=…)`."""
-
-
-@counterpart_of("nameko.rpc.Rpc")
-def _from_nameko(declared: Any) -> Rpc:
-    return Rpc(
-        expected_exceptions=declared.expected_exceptions,
-        sensitive_arguments=declared.sensitive_arguments,
-    )

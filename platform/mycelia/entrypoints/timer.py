@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from mycelia.call import Call, CallKind, Outcome, Settle
-from mycelia.runtime import Container, Entrypoint, Lane, counterpart_of
+from mycelia.runtime import Container, Entrypoint, Lane
 
 __all__ = ["Timer", "next_tick", "timer"]
 
@@ -134,13 +134,3 @@ class Timer(Entrypoint):
 
 timer = Timer.decorator
 """Run a method every so many seconds: `@timer(60)` or `@timer(interval=0.5, eager=True)`."""
-
-
-@counterpart_of("nameko.timer.Timer")
-def _from_nameko(declared: Any) -> Timer:
-    return Timer(
-        declared.interval,
-        declared.eager,
-        expected_exceptions=declared.expected_exceptions,
-        sensitive_arguments=declared.sensitive_arguments,
-    )

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mycelia.errors import ConfigError
-from mycelia.runtime import DependencyProvider, WorkerContext, counterpart_of
+from mycelia.runtime import DependencyProvider, WorkerContext
 from mycelia.wire import AUTH_TOKEN, LANGUAGE, USER_AGENT, USER_ID
 
 __all__ = ["AuthToken", "ContextData", "Language", "UserAgent", "UserId"]
@@ -58,13 +57,3 @@ class AuthToken(_Known):
     """Injects the token that the caller proves itself with. Nobody has checked it yet."""
 
     known_key = AUTH_TOKEN
-
-
-@counterpart_of("nameko.contextdata.ContextDataProvider", honours=["context_key"])
-def _from_nameko(declared: Any) -> ContextData:
-    key = declared.context_key
-    if not isinstance(key, str):
-        raise ConfigError(
-            f"{type(declared).__qualname__}: context_key={key!r}; give the class the name of an item of context data."
-        )
-    return ContextData(key)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from mycelia.nameko.managed_thread import run_in_daemon_thread
 from mycelia.nameko.web_socket import serve_websocket
 from mycelia.nameko.wsgi import Receive, Scope, Send, WsgiBridge, answer_plainly
-from mycelia.runtime import Container, Extension, counterpart_of
-from mycelia.runtime.managed_thread import run_in_daemon_thread
+from mycelia.runtime import Container, Extension
 
 if TYPE_CHECKING:
     from mycelia.entrypoints.http.server import HttpServer
@@ -103,8 +103,3 @@ class NamekoWebSite(Extension):
             await answer_plainly(send, 503, "Error: the service is not running\n")
         else:
             await self._wsgi(scope, receive, send)
-
-
-@counterpart_of("nameko.web.server.WebServer")
-def _from_nameko(web_server: Any) -> NamekoWebSite:
-    return NamekoWebSite(web_server)

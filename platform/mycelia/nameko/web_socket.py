@@ -8,24 +8,22 @@ Nameko's own `WebSocketServer` reads requests, finds methods and forms replies, 
     ← {"type": "result", "success": false, "error": {"exc_type": …, "value": …}, "correlation_id": "2"}
     ← {"type": "event", "event": "delayed", "data": …}
 
-This module gives it a socket, and makes its hub fit for workers that are threads.
+This module gives it a socket; `hub.py` makes its hub fit for workers that are threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 from typing import Any
 
-from mycelia.nameko.bridge import ForeignDependency
+from mycelia.log_event import event
+from mycelia.nameko.managed_thread import run_in_daemon_thread
 from mycelia.nameko.wsgi import Receive, Scope, Send, make_environ
-from mycelia.runtime import counterpart_of
-from mycelia.runtime.managed_thread import run_in_daemon_thread
 
-__all__ = ["HubProvider", "serve_websocket"]
+__all__ = ["serve_websocket"]
 
-log = logging.getLogger("mycelia.entrypoints")
+log = logging.getLogger("mycelia.nameko")
 
 MAX_WAITING = 1000
 """Frames that may wait for a slow client. One more, and it is disconnected: a hub must not fill up with them."""
@@ -47,7 +45,7 @@ class _Socket:
         try:
             self._loop.call_soon_threadsafe(self.send_nowait, frame)
         except RuntimeError:
-            log.debug("websocket_frame_dropped: the event loop is closed")
+            log.debug(event("websocket_frame_dropped", detail="the event loop is closed"))
 
     def send_nowait(self, frame: str | None) -> None:
         if self.is_too_slow:
@@ -83,7 +81,7 @@ async def serve_websocket(server: Any, scope: Scope, receive: Receive, send: Sen
             await socket.write(send)
             reader.cancel()
             if socket.is_too_slow:
-                log.warning("websocket_too_slow socket=%s waiting=%d", socket_id, MAX_WAITING)
+                log.warning(event("websocket_too_slow", socket=socket_id, waiting=MAX_WAITING))
                 await send({"type": "websocket.close", "code": TRY_AGAIN_LATER})
     finally:
         # Users' hubs may do more here than forget the socket.
@@ -111,47 +109,3 @@ async def _answer(server: Any, socket_id: str, context_data: dict[str, Any], fra
         lambda: server.handle_websocket_request(socket_id, context_data, frame), "websocket"
     )
     return answer
-
-
-# --- the hub ---------------------------------------------------------------------------------------
-
-
-class _Members(set[str]):
-    """Sockets on a channel; may change while a broadcast goes through them."""
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(frozenset(self))
-
-
-class _Channels(dict[str, Any]):
-    """A hub's channels, each with its own `_Members`."""
-
-    def setdefault(self, channel: str, default: Any = ()) -> Any:
-        return super().setdefault(channel, _Members(default))
-
-
-class HubProvider(ForeignDependency):
-    """Runs Nameko's `WebSocketHubProvider`, or a subclass, with a hub that many threads may use at once."""
-
-    async def setup(self) -> None:
-        await super().setup()
-        hub: Any = getattr(self.foreign, "hub", None)
-        if hasattr(hub, "subscriptions"):
-            hub.subscriptions = _Channels(hub.subscriptions)
-
-
-@counterpart_of(
-    "nameko.web.websocket.WebSocketHubProvider",
-    honours=[
-        *("setup", "start", "stop", "kill", "bind", "sharing_key", "hub", "server"),
-        *(
-            "get_dependency",
-            "worker_setup",
-            "worker_result",
-            "worker_teardown",
-            "cleanup_websocket",
-        ),
-    ],
-)
-def _from_nameko(declared: Any) -> HubProvider:
-    return HubProvider(declared)

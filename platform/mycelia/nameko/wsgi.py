@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from mycelia.runtime.managed_thread import run_in_daemon_thread
+from mycelia.nameko.managed_thread import run_in_daemon_thread
 
 __all__ = ["Receive", "Scope", "Send", "WsgiBridge", "answer_plainly", "make_environ"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import msgspec
 
 from mycelia.errors import ConfigError
-from mycelia.runtime import Container, DependencyProvider, counterpart_of
+from mycelia.runtime import Container, DependencyProvider
 
 __all__ = ["Config", "ConfigView"]
 
@@ -198,17 +198,3 @@ class Config(DependencyProvider, Generic[T]):
     def get_shared_dependency(self, is_async: bool) -> Any:
         """What every worker gets."""
         return self._value
-
-
-class NamekoConfig(DependencyProvider):
-    """The counterpart of `nameko.dependency_providers.Config`: a plain copy for each worker, as Nameko gives it."""
-
-    container: Container
-
-    def get_dependency(self, worker_ctx: object) -> dict[str, Any]:
-        return dict(self.container.config)
-
-
-@counterpart_of("nameko.dependency_providers.Config")
-def _from_nameko(declared: Any) -> NamekoConfig:
-    return NamekoConfig()

@@ -1,8 +1,8 @@
 """The runtime: containers, workers, life cycle, and the hand-over from `nameko run`."""
 
 from mycelia.runtime.config_file import load_config, parse_config
-from mycelia.runtime.container import Container, find_entrypoints
-from mycelia.runtime.counterparts import counterpart_of
+from mycelia.runtime.container import Container
+from mycelia.runtime.declarations import find_entrypoints, register_foreign_declarations
 from mycelia.runtime.extensions import (
     DependencyProvider,
     Entrypoint,
@@ -29,9 +29,9 @@ __all__ = [
     "SharedExtension",
     "SignatureCheck",
     "WorkerContext",
-    "counterpart_of",
     "find_entrypoints",
     "load_config",
     "parse_config",
     "register_entrypoint",
+    "register_foreign_declarations",
 ]

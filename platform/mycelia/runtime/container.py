@@ -5,60 +5,29 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
-from mycelia.errors import ConfigError
-from mycelia.runtime.counterparts import bind_entrypoint, dependency_counterpart
-from mycelia.runtime.extensions import (
-    ENTRYPOINTS_ATTRIBUTE,
-    Entrypoint,
-    Extension,
-    maybe_await,
+from mycelia.log_event import event
+from mycelia.runtime.declarations import (
+    bind_dependency,
+    bind_entrypoint,
+    find_entrypoints,
+    get_service_name,
 )
+from mycelia.runtime.extensions import Entrypoint, Extension, maybe_await
 from mycelia.runtime.handover import hand_over
 from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane, OnExpired, OnSettle, ServiceSlots
-from mycelia.runtime.managed_thread import ManagedThread, run_in_daemon_thread
 from mycelia.runtime.threads import ThreadPool
-from mycelia.runtime.worker import Invocation, WorkerContext
+from mycelia.runtime.worker import Invocation
 
-__all__ = ["Container", "find_entrypoints", "get_service_name"]
+__all__ = ["Container"]
 
 log = logging.getLogger("mycelia.runtime")
 
 DEFAULT_MAX_WORKERS = 10
 """Threads for `def` methods where `max_workers` says nothing (nameko/constants.py)."""
-
-
-def get_service_name(service_cls: type) -> str:
-    """The service's `name`.
-
-    Raises:
-        ConfigError: there is none, or it is not text.
-    """
-    name = getattr(service_cls, "name", None)
-    if name is None:
-        raise ConfigError(
-            f"service class {service_cls.__qualname__} ({service_cls.__module__}) has no name. "
-            f'Give it one: `name = "{service_cls.__name__.lower()}"`.'
-        )
-    if not isinstance(name, str) or not name:
-        raise ConfigError(
-            f"service class {service_cls.__qualname__}: `name` must be text, got {name!r}."
-        )
-    return name
-
-
-def find_entrypoints(service_cls: type) -> list[tuple[str, Any]]:
-    """The entrypoints that a class declares, ours and Nameko's, as `(method name, declaration)`."""
-    return [
-        (name, declared)
-        for name, method in inspect.getmembers(service_cls, inspect.isfunction)
-        for declared in getattr(method, ENTRYPOINTS_ATTRIBUTE, ())
-    ]
 
 
 class Container:
@@ -85,9 +54,6 @@ class Container:
         self.config = config
         self.host = host
         self.settings = host.settings
-        self.max_workers = host.settings.max_workers or DEFAULT_MAX_WORKERS
-        self.serializer = host.serializers.default.name
-        self.accept = host.serializers.accepted_content_types
         self.shared_extensions: dict[Any, Any] = {}
         self.extensions: list[Any] = []
         """Every bound extension, sub-extensions before what uses them."""
@@ -99,20 +65,17 @@ class Container:
         self._slots = ServiceSlots(host.settings.max_workers)
         self._lanes: list[Lane] = []
         self._threads: ThreadPool | None = None
-        self.on_failure: Callable[[BaseException], None] | None = None
-        """Told, on the loop, of an error after which the service cannot go on; set by the runner."""
+        self.on_end: Callable[[BaseException | None], None] | None = None
+        """Told, on the loop, what `end()` was told; set by the runner."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.loop_thread: int | None = None
-        """The event loop's thread, where nothing may block; `None` before the start."""
-        self._spawners: dict[int, Callable[..., Any]] = {}
-        self._managed_threads: set[ManagedThread] = set()
+        self._last_steps: list[Callable[[], Awaitable[None]]] = []
         self._bind()
 
     def _bind(self) -> None:
         for name, member in inspect.getmembers(self.service_cls):
-            provider = dependency_counterpart(member)
+            provider = bind_dependency(member, self, name)
             if provider is not None:
-                self.dependencies.append(provider.bind(self, name))
+                self.dependencies.append(provider)
         for name, declared in find_entrypoints(self.service_cls):
             self.entrypoints.append(bind_entrypoint(declared, self, name))
 
@@ -193,72 +156,37 @@ class Container:
         )
         return min(total or 1, self.settings.max_workers or total or 1)
 
-    def set_spawner(self, entrypoint: Any, spawn: Callable[..., Any]) -> None:
-        """From now on `spawn_worker(entrypoint, …)` is `spawn(…)`; called by the bridge when it binds `entrypoint`."""
-        self._spawners[id(entrypoint)] = spawn
+    # --- for extensions -----------------------------------------------------------------------
 
-    def spawn_worker(
-        self,
-        entrypoint: Any,
-        args: Iterable[Any],
-        kwargs: dict[str, Any],
-        context_data: dict[str, Any] | None = None,
-        handle_result: Any = None,
-    ) -> WorkerContext:
-        """Run a worker for an entrypoint written for Nameko, as Nameko's container does; from any thread.
+    def end(self, error: BaseException | None = None) -> None:
+        """Ask whoever runs this container to stop the services of this process; from any thread, and returns at once.
 
-        Blocks the calling thread until the worker has begun, so an entrypoint is slowed down when the service is
-        full. `handle_result(worker_ctx, result, exc_info)`, if given, sees the outcome in the worker and returns the
-        `(result, exc_info)` that dependencies see.
-
-        Raises:
-            ConfigError: `entrypoint` is not one of this container's Nameko entrypoints.
-            nameko.exceptions.ContainerBeingKilled: the service stops and the worker will not run.
+        With an error, because the service cannot go on: `Runner.wait()` raises it. Does nothing unless the service runs.
         """
-        spawn = self._spawners.get(id(entrypoint))
-        if spawn is None:
-            raise ConfigError(
-                f"{type(entrypoint).__name__} of service {self.service_name}: spawn_worker() serves entrypoints "
-                "written for Nameko. Derive from mycelia.Entrypoint and use make_lane()."
-            )
-        context: WorkerContext = spawn(args, kwargs, context_data, handle_result)
-        return context
+        loop, on_end = self._loop, self.on_end
+        if loop is not None and on_end is not None and self._begun:
+            loop.call_soon_threadsafe(on_end, error)
 
-    def spawn_managed_thread(
-        self, fn: Callable[[], Any], identifier: str | None = None
-    ) -> ManagedThread:
-        """Run `fn()` in a daemon thread of this container, for extensions written for Nameko; from any thread.
+    def at_end(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Await `step()` in `stop()`, when every extension has stopped. Its errors are logged."""
+        self._last_steps.append(step)
 
-        An `Exception` that leaves `fn` ends the service, as in Nameko: what it did, nobody does any more. Threads
-        that still run when every extension has stopped are killed.
-        """
-        name = identifier or getattr(fn, "__name__", "managed")
-        thread = ManagedThread(fn, f"{self.service_name}:{name}", self._on_thread_exit)
-        self._managed_threads.add(thread)
-        if thread.dead:
-            self._managed_threads.discard(thread)
-        return thread
-
-    def _on_thread_exit(self, thread: ManagedThread) -> None:
-        self._managed_threads.discard(thread)
-        error = thread.error
-        if isinstance(error, Exception):
-            log.critical("managed_thread_failed thread=%s", thread.name, exc_info=error)
-            if self._loop is not None and self.on_failure is not None and self._begun:
-                self._loop.call_soon_threadsafe(self.on_failure, error)
+    @property
+    def active_workers(self) -> int:
+        """Workers that run now, of all entrypoints."""
+        return sum(lane.active for lane in self._lanes)
 
     # --- life cycle ---------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Set up all extensions, then start them all. Raises the first error, after the others have ended."""
-        log.debug("service_starting service=%s", self.service_name)
+        log.debug(event("service_starting", service=self.service_name))
         self._begun = True
         self._loop = asyncio.get_running_loop()
-        self.loop_thread = threading.get_ident()
         await self._each(self.extensions, "setup")
         await self._each(self.extensions, "start")
         self.started = True
-        log.info("service_started service=%s", self.service_name)
+        log.info(event("service_started", service=self.service_name))
 
     async def _each(self, extensions: Iterable[Any], hook: str) -> None:
         async def run(extension: Any) -> None:
@@ -286,32 +214,25 @@ class Container:
         await self._each_quietly(
             [e for e in self.extensions if id(e) not in entrypoints | dependencies], "stop"
         )
-        await self._end_managed_threads()
+        await self._take_last_steps()
         if self._threads is not None:
             self._threads.close()
-        log.info("service_stopped service=%s", self.service_name)
+        log.info(event("service_stopped", service=self.service_name))
 
-    async def _end_managed_threads(self) -> None:
-        threads = list(self._managed_threads)
-        for thread in threads:
-            thread.kill()
-        if threads:  # a moment for their `finally` blocks; they are daemons and keep nothing alive
-            ends = [
-                run_in_daemon_thread(partial(thread.join, THREAD_END_TIMEOUT), f"end-{thread.name}")
-                for thread in threads
-            ]
-            if not all(await asyncio.gather(*ends)):
-                log.warning("managed_threads_left service=%s", self.service_name)
+    async def _take_last_steps(self) -> None:
+        for step in self._last_steps:
+            try:
+                async with asyncio.timeout(HOOK_TIMEOUT):
+                    await step()
+            except Exception:
+                log.exception(event("last_step_failed", service=self.service_name, step=repr(step)))
 
     async def _finish_workers(self, grace: float) -> None:
         lanes = self._lanes
-        active = sum(lane.active for lane in lanes)
+        active = self.active_workers
         if active:
             log.info(
-                "service_draining service=%s workers=%d grace_s=%g",
-                self.service_name,
-                active,
-                grace,
+                event("service_draining", service=self.service_name, workers=active, grace_s=grace)
             )
         try:
             async with asyncio.timeout(grace):
@@ -320,9 +241,12 @@ class Container:
         except TimeoutError:
             unfinished = sum(lane.active for lane in lanes)
             log.warning(
-                "grace_over service=%s unfinished=%d: cancelled; their messages go back to the queue",
-                self.service_name,
-                unfinished,
+                event(
+                    "grace_over",
+                    service=self.service_name,
+                    unfinished=unfinished,
+                    detail="cancelled; their messages go back to the queue",
+                )
             )
         await asyncio.gather(*(lane.cancel() for lane in lanes))
 
@@ -344,10 +268,11 @@ class Container:
                     await maybe_await(getattr(extension, hook)())
             except Exception:
                 log.exception(
-                    "extension_%s_failed service=%s extension=%r",
-                    hook,
-                    self.service_name,
-                    extension,
+                    event(
+                        f"extension_{hook}_failed",
+                        service=self.service_name,
+                        extension=repr(extension),
+                    )
                 )
 
         await asyncio.gather(*map(run, extensions))
@@ -355,9 +280,6 @@ class Container:
     def __repr__(self) -> str:
         return f"<Container [{self.service_name}]>"
 
-
-THREAD_END_TIMEOUT = 1.0
-"""Seconds a managed thread that is killed has for its clean-up."""
 
 HOOK_TIMEOUT = 10.0
 """Seconds an extension's `stop()` or `kill()` may take; a stuck one must not keep the process alive."""

@@ -54,7 +54,7 @@ class Runner:
                 raise ConfigError(
                     f'two services are named "{container.service_name}"; a name may run once in a process.'
                 )
-            container.on_failure = self._fail
+            container.on_end = self._end
             self.containers.append(container)
         if not self.containers:
             raise ConfigError("no service to run.")
@@ -91,7 +91,7 @@ class Runner:
     async def wait(self) -> None:
         """Wait until the services have stopped.
 
-        Raises the error of an extension's managed thread, if one of those ended the services.
+        Raises the error with which an extension has ended them, if one has (`Container.end()`).
         """
         if self._stopped is None:
             raise RuntimeStateError("this runner has not been started.")
@@ -99,9 +99,9 @@ class Runner:
         if self._failure is not None:
             raise self._failure
 
-    def _fail(self, error: BaseException) -> None:
-        """A service cannot go on: stop them all, so that a supervisor sees the process end with an error."""
-        if self._failure is None and self._stopping is None:
+    def _end(self, error: BaseException | None) -> None:
+        """A service asks to end: stop them all; with an error, so that a supervisor sees it as the process's own."""
+        if self._stopping is None:
             self._failure = error
             self._stopping = asyncio.create_task(self._shut_down(None), name="mycelia:stop")
 

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mycelia.call import Call, Outcome, current_call
-from mycelia.runtime.counterparts import entrypoint_is_shown_as
 from mycelia.runtime.extensions import DependencyProvider, Entrypoint
 from mycelia.wire import CALL_ID_STACK
 
@@ -32,7 +31,7 @@ class WorkerContext:
 
     def __init__(self, container: Container, entrypoint: Entrypoint, call: Call, is_async: bool):
         self.container = container
-        self.entrypoint = entrypoint_is_shown_as(entrypoint)
+        self.entrypoint = entrypoint
         self.call = call
         self.is_async = is_async
         """Whether the worker is an `async def` on the event loop, or a `def` in a thread."""

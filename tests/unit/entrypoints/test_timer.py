@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mycelia import Runner, timer
 from mycelia.entrypoints.timer import Timer, next_tick
-from mycelia.runtime.counterparts import entrypoint_counterpart
+from mycelia.nameko.declarations import entrypoint_counterpart
 from mycelia.testing import eventually
 
 CONFIG = {"AMQP_URI": "memory://timer"}

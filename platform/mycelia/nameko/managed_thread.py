@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from mycelia.log_event import event
+
 __all__ = ["ManagedThread", "ManagedThreadKilled", "run_in_daemon_thread"]
 
-log = logging.getLogger("mycelia.runtime")
+log = logging.getLogger("mycelia.nameko")
 
 T = TypeVar("T")
 
@@ -103,7 +105,7 @@ class ManagedThread:
             try:
                 callback(self, *args)
             except Exception:
-                log.exception("managed_thread_link_failed thread=%s", self.name)
+                log.exception(event("managed_thread_link_failed", thread=self.name))
 
     def __repr__(self) -> str:
         return f"<ManagedThread {self.name}{' dead' if self.dead else ''}>"
@@ -132,7 +134,7 @@ def run_in_daemon_thread(function: Callable[[], T], name: str) -> asyncio.Future
         try:
             loop.call_soon_threadsafe(deliver, result, error)
         except RuntimeError:
-            log.warning("late_hook_result thread=%s: the event loop is closed", name)
+            log.warning(event("late_hook_result", thread=name, detail="the event loop is closed"))
 
     threading.Thread(target=run, name=f"mycelia:{name}", daemon=True).start()
     return future

@@ -1,0 +1,282 @@
+"""The face: what extensions written for Nameko know as their container (`nameko.containers.ServiceContainer`).
+
+Nameko's names over a Mycelia container. Underscored names are those that packages on PyPI read; each tells the truth
+here, or is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sized
+from functools import partial
+from typing import Any, Protocol, cast
+
+from mycelia.call import Call
+from mycelia.errors import ConfigError
+from mycelia.log_event import event
+from mycelia.nameko.managed_thread import ManagedThread, run_in_daemon_thread
+from mycelia.nameko.recognise import dotted_name
+from mycelia.nameko.spawned_call import SpawnedCall
+from mycelia.runtime import Container, WorkerContext
+
+__all__ = ["ContainerFace", "Spawn"]
+
+log = logging.getLogger("mycelia.nameko")
+
+DEFAULT_MAX_WORKERS = 10
+"""What `max_workers` is where configuration says nothing (nameko/constants.py)."""
+
+THREAD_END_TIMEOUT = 1.0
+"""Seconds a managed thread that is killed has for its clean-up."""
+
+
+class Spawn(Protocol):
+    """How one entrypoint's workers are run: `ContainerFace.spawn_worker()` without the entrypoint."""
+
+    def __call__(
+        self,
+        args: Iterable[Any],
+        kwargs: dict[str, Any],
+        context_data: dict[str, Any] | None,
+        handle_result: Any,
+    ) -> WorkerContext: ...
+
+
+class ContainerFace:
+    """Bound extensions written for Nameko have it as `container`. One for each container; usable from any thread.
+
+    Args:
+        container: the container that it is the face of.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self.native = container
+        """The container itself, for Mycelia's own extensions."""
+        self.service_cls = container.service_cls
+        self.service_name = container.service_name
+        self.config = container.config
+        self.max_workers: int = container.settings.max_workers or DEFAULT_MAX_WORKERS
+        self.serializer: str = container.host.serializers.default.name
+        self.accept = container.host.serializers.accepted_content_types
+        self.shared_extensions: dict[Any, Any] = {}
+        """Shared extensions written for Nameko, by their `sharing_key`; Mycelia's are the container's own."""
+        self.counterparts: dict[int, Any] = {}
+        """Bound counterparts of sub-extensions, by the `id()` of the foreign one."""
+        self._foreign: dict[int, Any] = {}
+        """Foreign extensions by the `id()` of their bound counterpart, which the container keeps alive."""
+        self._spawns: dict[int, Spawn] = {}
+        self._managed_threads: dict[ManagedThread, str] = {}
+        self._contexts: weakref.WeakKeyDictionary[WorkerContext, WorkerContext] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+
+    @classmethod
+    def of(cls, container: Container) -> ContainerFace:
+        """The face of `container`, made when first asked for."""
+        face: ContainerFace | None = container.shared_extensions.get(cls)
+        if face is None:
+            face = container.shared_extensions[cls] = cls(container)
+            container.at_end(face._end)
+        return face
+
+    @property
+    def is_native(self) -> bool:
+        """Asked when one of Mycelia's extensions is bound to this face by hand.
+
+        Raises:
+            ConfigError: always; it would not be served.
+        """
+        raise ConfigError(
+            f"service {self.service_name}: an extension written for Nameko binds one of Mycelia's; only Mycelia's "
+            "extensions and service classes can hold those. Declare it on the service class."
+        )
+
+    # --- the extensions -----------------------------------------------------------------------
+
+    def introduce(self, counterpart: Any, foreign: Any) -> None:
+        """From now on `foreign` is shown wherever the container has `counterpart`."""
+        self._foreign[id(counterpart)] = foreign
+
+    def introduce_copy(self, counterpart: Any, declared: Any, **names: str) -> None:
+        """As `introduce()`, for a declaration whose counterpart is Mycelia's own extension.
+
+        Providers look at the class and attributes of `worker_ctx.entrypoint`: they find Nameko's. It is a copy and not
+        bound by Nameko's `bind()`, which would make kombu consumers that nobody starts.
+        """
+        foreign = copy.copy(declared)
+        foreign.container = weakref.proxy(self)
+        for name, value in names.items():
+            setattr(foreign, name, value)
+        self.introduce(counterpart, foreign)
+
+    def foreign_of(self, extension: Any) -> Any:
+        """What is shown for an extension of the container: the foreign one whose counterpart it is, or itself."""
+        return self._foreign.get(id(extension), extension)
+
+    @property
+    def entrypoints(self) -> set[Any]:
+        return set(map(self.foreign_of, self.native.entrypoints))
+
+    @property
+    def dependencies(self) -> set[Any]:
+        return set(map(self.foreign_of, self.native.dependencies))
+
+    @property
+    def subextensions(self) -> set[Any]:
+        return self.extensions - self.entrypoints - self.dependencies
+
+    @property
+    def extensions(self) -> set[Any]:
+        return set(map(self.foreign_of, self.native.extensions))
+
+    # --- workers ------------------------------------------------------------------------------
+
+    def set_spawn(self, entrypoint: Any, spawn: Spawn) -> None:
+        """From now on `spawn_worker(entrypoint, …)` is `spawn(…)`."""
+        self._spawns[id(entrypoint)] = spawn
+
+    def spawn_worker(
+        self,
+        entrypoint: Any,
+        args: Iterable[Any],
+        kwargs: dict[str, Any],
+        context_data: dict[str, Any] | None = None,
+        handle_result: Any = None,
+    ) -> WorkerContext:
+        """Run a worker for an entrypoint, as Nameko's container does.
+
+        Blocks the calling thread until the worker has begun, so an entrypoint is slowed down when the service is
+        full. `handle_result(worker_ctx, result, exc_info)`, if given, sees the outcome in the worker and returns the
+        `(result, exc_info)` that dependencies see.
+
+        Raises:
+            ConfigError: `entrypoint` is not one of this container's bridged entrypoints.
+            nameko.exceptions.ContainerBeingKilled: the service stops and the worker will not run.
+        """
+        spawn = self._spawns.get(id(entrypoint))
+        if spawn is None:
+            raise ConfigError(
+                f"{dotted_name(type(entrypoint))} of service {self.service_name}: spawn_worker() serves entrypoints "
+                "written for Nameko that run as they are, and this is none. Derive from mycelia.Entrypoint and use "
+                "make_lane()."
+            )
+        return spawn(args, kwargs, context_data, handle_result)
+
+    def context_of(self, worker_ctx: WorkerContext) -> WorkerContext:
+        """The same worker as foreign providers know it: its container is this face, its entrypoint the foreign one.
+
+        One for each worker, alive as long as `worker_ctx`, so providers may keep things by it.
+        """
+        context = self._contexts.get(worker_ctx)
+        if context is None:
+            call = worker_ctx.call
+            if isinstance(call, SpawnedCall):
+                context = call.worker_ctx
+            else:
+                entrypoint = self.foreign_of(worker_ctx.entrypoint)
+                context = self.make_context(entrypoint, call, worker_ctx.is_async)
+            context.service = worker_ctx.service
+            self._contexts[worker_ctx] = context
+        return context
+
+    def make_context(self, entrypoint: Any, call: Call, is_async: bool) -> WorkerContext:
+        """A worker as foreign providers know it; `entrypoint` is the foreign one, where there is one."""
+        return WorkerContext(cast("Container", self), entrypoint, call, is_async)
+
+    @property
+    def _worker_threads(self) -> Sized:
+        """How many workers run, by `len()`. There is no more to it: they have no greenthreads of their own."""
+        return _WorkerCount(lambda: self.native.active_workers)
+
+    # --- threads ------------------------------------------------------------------------------
+
+    def spawn_managed_thread(
+        self, fn: Callable[[], Any], identifier: str | None = None
+    ) -> ManagedThread:
+        """Run `fn()` in a daemon thread of this container.
+
+        An `Exception` that leaves `fn` ends the service, as in Nameko: what it did, nobody does any more. Threads
+        that still run when every extension has stopped are killed.
+        """
+        name: str = getattr(fn, "__name__", "<unknown>") if identifier is None else identifier
+        thread = ManagedThread(fn, f"{self.service_name}:{name}", self._on_thread_exit)
+        self._managed_threads[thread] = name
+        if thread.dead:
+            self._managed_threads.pop(thread, None)
+        return thread
+
+    def _on_thread_exit(self, thread: ManagedThread) -> None:
+        self._managed_threads.pop(thread, None)
+        error = thread.error
+        if isinstance(error, Exception):
+            log.critical(event("managed_thread_failed", thread=thread.name), exc_info=error)
+            self._error = self._error or error
+            self.native.end(error)
+
+    # --- life cycle ---------------------------------------------------------------------------
+
+    @property
+    def started(self) -> bool:
+        """Whether all extensions have started and the service does not stop yet."""
+        return self.native.started
+
+    def stop(self) -> None:
+        """Stop the services of this process and wait until this one has stopped (in `async def` methods: do not wait).
+
+        A managed thread that calls it is killed at the end, as in Nameko.
+        """
+        self.native.end()
+        self._wait_for_end()
+
+    def kill(self, exc_info: Any = None) -> None:
+        """As `stop()`; with `sys.exc_info()`, that error is what ended the service: `wait()` raises it."""
+        error = exc_info[1] if exc_info else None
+        self._error = self._error or error
+        self.native.end(error)
+        self._wait_for_end()
+
+    def wait(self) -> None:
+        """Block until the service has stopped; raise the error that ended it, if one has."""
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _wait_for_end(self) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self._ended.wait()
+
+    async def _end(self) -> None:
+        """Every extension has stopped: nothing more will end the threads that still run."""
+        self._ended.set()
+        threads: Mapping[ManagedThread, str] = dict(self._managed_threads)
+        for thread in threads:
+            thread.kill()
+        if threads:  # a moment for their `finally` blocks; they are daemons and keep nothing alive
+            ends = [
+                run_in_daemon_thread(partial(thread.join, THREAD_END_TIMEOUT), f"end-{thread.name}")
+                for thread in threads
+            ]
+            if not all(await asyncio.gather(*ends)):
+                names = ", ".join(
+                    sorted(name for thread, name in threads.items() if not thread.dead)
+                )
+                log.warning(event("managed_threads_left", service=self.service_name, threads=names))
+
+    def __repr__(self) -> str:
+        return f"<ServiceContainer [{self.service_name}], run by Mycelia>"
+
+
+class _WorkerCount:
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count()

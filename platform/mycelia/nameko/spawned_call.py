@@ -1,0 +1,115 @@
+"""The call of a worker that a foreign entrypoint asked for, and how the entrypoint hears what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from mycelia.call import Call, current_call
+from mycelia.errors import MyceliaError
+from mycelia.nameko.managed_thread import run_in_daemon_thread
+
+__all__ = ["SpawnedCall", "WorkerAborted", "observed"]
+
+
+class WorkerAborted(MyceliaError):
+    """A method ended with something that is no `Exception` (`SystemExit`, a cancellation); its cause says what.
+
+    Nameko's entrypoints catch `Exception`, and would leave whoever waits without an answer.
+    """
+
+
+def _exc_info(error: BaseException | None) -> Any:
+    """`sys.exc_info()` for an entrypoint's `handle_result`."""
+    if error is not None and not isinstance(error, Exception):
+        aborted = WorkerAborted(f"{type(error).__name__}: {error}")
+        aborted.__cause__ = error
+        error = aborted
+    return None if error is None else (type(error), error, error.__traceback__)
+
+
+class SpawnedCall(Call):
+    """A call with what its entrypoint's thread waits for, and what it wants to hear.
+
+    Args:
+        handle_result: the entrypoint's callback, or `None`.
+        args, kwargs: those of `Call`.
+    """
+
+    __slots__ = ("_lock", "begun", "handle_result", "is_handled", "is_refused", "worker_ctx")
+
+    def __init__(self, handle_result: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.handle_result = handle_result
+        self.worker_ctx: Any = None
+        """The worker as the entrypoint and foreign providers know it."""
+        self.begun = threading.Event()
+        """The worker's method has begun, or never will."""
+        self.is_refused = False
+        """The worker will not run: the service stops."""
+        self.is_handled = False
+        self._lock = threading.Lock()
+
+    def refuse(self) -> None:
+        self.is_refused = True
+        self.begun.set()
+
+    def finish(self, value: Any, error: BaseException | None) -> Any:
+        """Tell `handle_result`, once; return the value it wants, or raise the error it wants."""
+        with self._lock:
+            first, self.is_handled = not self.is_handled, True
+        if self.handle_result is not None and first:
+            value, exc_info = self.handle_result(self.worker_ctx, value, _exc_info(error))
+            if exc_info is None:
+                error = None
+            elif not isinstance(exc_info[1], WorkerAborted):
+                error = exc_info[1]
+        if error is not None:
+            raise error
+        return value
+
+
+def observed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The service's method, with its outcome told to `handle_result` before the dependencies see it."""
+
+    def begin(service: Any) -> SpawnedCall:
+        spawned = current_call.get()
+        assert isinstance(spawned, SpawnedCall)
+        spawned.worker_ctx.service = service
+        spawned.begun.set()
+        return spawned
+
+    if inspect.iscoroutinefunction(method):
+
+        @wraps(method)
+        async def run_async(service: Any, *args: Any, **kwargs: Any) -> Any:
+            spawned = begin(service)
+            value, error = None, None
+            try:
+                value = await method(service, *args, **kwargs)
+            except BaseException as exc:  # noqa: BLE001  raised again below
+                error = exc
+            if spawned.handle_result is None or isinstance(error, asyncio.CancelledError):
+                return spawned.finish(value, error)
+            # It was written for a thread of its own, and may block.
+            return await run_in_daemon_thread(
+                lambda: spawned.finish(value, error), f"{method.__name__}.handle_result"
+            )
+
+        return run_async
+
+    @wraps(method)
+    def run(service: Any, *args: Any, **kwargs: Any) -> Any:
+        spawned = begin(service)
+        value, error = None, None
+        try:
+            value = method(service, *args, **kwargs)
+        except BaseException as exc:  # noqa: BLE001  raised again by `finish`
+            error = exc
+        return spawned.finish(value, error)
+
+    return run
