@@ -112,6 +112,17 @@ def test_timeout_that_is_no_time_is_a_wrong_command(talk: Talk, timeout: str) ->
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", [("call", "greeter.add"), ("publish", "tower", "closed")])
+@pytest.mark.parametrize("text", ["[" * 50_000, '{"a":' * 10_000, "[" * 50_000 + "]" * 50_000])
+def test_deep_json_is_one_short_line(talk: Talk, command: tuple[str, ...], text: str) -> None:
+    done = talk(*command, "-", stdin=text)
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "is nested too deeply" in done.stderr
+    assert len(done.stderr) < 200
+
+
 def test_remote_error_is_shown_with_its_traceback(talk: Talk) -> None:
     done = talk("call", "greeter.fail", '"plane"')
 

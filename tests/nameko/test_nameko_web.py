@@ -1,4 +1,4 @@
-"""WSGI and Nameko's websocket hub on ASGI; `nameko/wsgi.py`, `nameko_web_socket.py`."""
+"""WSGI and Nameko's websocket hub on ASGI; `nameko/wsgi.py`, `nameko/web_socket.py`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mycelia.entrypoints.http.server import HttpServer
 from mycelia.nameko.web_socket import MAX_WAITING, TRY_AGAIN_LATER, _Channels
 from mycelia.nameko.web_socket import serve_websocket as serve
 from mycelia.nameko.wsgi import WsgiBridge
@@ -18,7 +19,7 @@ StartResponse = Callable[..., Any]
 
 
 async def _ask(app: Any, verb: str = "GET", path: str = "/", **options: Any) -> httpx.Response:
-    bridge = WsgiBridge(app, max_body_bytes=10)
+    bridge = WsgiBridge(app, max_body_bytes=10, body_timeout=30)
     transport = httpx.ASGITransport(app=bridge)
     async with httpx.AsyncClient(transport=transport, base_url="http://site") as client:
         return await client.request(verb, path, **options)
@@ -63,6 +64,68 @@ async def test_body_is_read_whole_and_has_a_bound() -> None:
 
     assert fits.content == b"012345678910"
     assert too_large.status_code == 413
+
+
+class _Mounted:
+    """A bridge as the only site of a server."""
+
+    service = "mounted"
+
+    def __init__(self, bridge: WsgiBridge) -> None:
+        self.bridge = bridge
+        self.stopping = asyncio.Event()
+
+    def retire(self) -> None:
+        self.stopping.set()
+
+    def answers(self, scope: Any) -> bool:
+        return True
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.bridge(scope, receive, send)
+
+
+@pytest.mark.parametrize("timeout", [30.0, 0.3])
+async def test_application_is_not_called_for_a_body_that_breaks_off_or_stops(
+    timeout: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    called: list[bytes] = []
+
+    def app(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        called.append(environ["wsgi.input"].read())
+        start_response("200 OK", [])
+        return [b"taken"]
+
+    server = HttpServer("127.0.0.1:0")
+    site = _Mounted(WsgiBridge(app, max_body_bytes=10**6, body_timeout=timeout))
+    server.mount(site)
+    await server.join("mounted")
+    await server.start()
+    head = b"PUT /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    try:
+        clients = [await asyncio.open_connection(server.host, server.port) for _ in range(100)]
+        for number, (_, writer) in enumerate(clients):
+            writer.write(head + b"x" * (number * 40))
+            await writer.drain()
+        if timeout < 1:
+            async with asyncio.timeout(10):
+                answers = [await reader.read() for reader, _ in clients]
+            assert {answer.partition(b"\r\n")[0] for answer in answers} == {
+                b"HTTP/1.1 408 Request Timeout"
+            }
+        for _, writer in clients:
+            writer.transport.abort()
+        async with httpx.AsyncClient(
+            base_url=f"http://{server.address}", trust_env=False
+        ) as client:
+            whole = await client.put("/upload", content=b"whole")
+    finally:
+        server.retire(site)
+        await server.leave("mounted")
+
+    assert whole.content == b"taken"
+    assert called == [b"whole"]
+    assert [r for r in caplog.records if r.levelname == "ERROR"] == []
 
 
 async def test_pieces_are_sent_and_the_iterator_closed() -> None:

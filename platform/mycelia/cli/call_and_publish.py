@@ -146,8 +146,18 @@ def _read_json(text: str) -> Any:
         text = sys.stdin.read()
     try:
         return msgspec.json.decode(text)
+    except RecursionError:
+        raise ValueError(f"{_shortened(text)!r} is nested too deeply to be read.") from None
     except msgspec.DecodeError as exc:
-        raise ValueError(f"{text!r} is not JSON ({exc}). Text needs quotes: '\"{text}\"'") from None
+        shown = _shortened(text)
+        raise ValueError(
+            f"{shown!r} is not JSON ({exc}). Text needs quotes: '\"{shown}\"'"
+        ) from None
+
+
+def _shortened(text: str) -> str:
+    """Enough of an argument to know it by: the error is to be one line."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _client(args: argparse.Namespace) -> Client:

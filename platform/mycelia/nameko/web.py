@@ -53,8 +53,10 @@ class NamekoWebSite(Extension):
     async def start(self) -> None:
         app = await run_in_daemon_thread(self.web_server.get_wsgi_app, "get_wsgi_app")
         self._url_map = self.web_server.make_url_map()
-        limit = self.container.settings.mycelia.max_body_bytes
-        self._wsgi = WsgiBridge(app, max_body_bytes=limit)
+        section = self.container.settings.mycelia
+        self._wsgi = WsgiBridge(
+            app, max_body_bytes=section.max_body_bytes, body_timeout=section.http_body_timeout
+        )
         assert self._server is not None
         await self._server.start()
 

@@ -118,39 +118,39 @@ class WsgiBridge:
     Args:
         app: the WSGI application; called in threads.
         max_body_bytes: larger request bodies are answered with 413.
+        body_timeout: seconds in which a request's body must go on; then it is answered with 408.
         max_requests: how many requests may be under way at once.
     """
 
-    def __init__(self, app: WsgiApp, *, max_body_bytes: int, max_requests: int = 256) -> None:
+    def __init__(
+        self, app: WsgiApp, *, max_body_bytes: int, body_timeout: float, max_requests: int = 256
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._body_timeout = body_timeout
         self._room = asyncio.Semaphore(max_requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await self._read(receive)
-        if body is None:
-            await answer_plainly(
-                send, 413, f"Request bodies may have {self._max_body_bytes} bytes.\n"
-            )
+        """Answer one request.
+
+        Raises:
+            ClientDisconnect: the client went away before its body's end; the application is not called.
+        """
+        # Starlette: only where there is HTTP
+        from starlette.exceptions import HTTPException
+
+        from mycelia.entrypoints.http.requests import BodyReader
+
+        try:
+            reader = BodyReader(scope, receive, self._max_body_bytes, self._body_timeout)
+            body = await reader.read_all()
+        except HTTPException as exc:
+            await answer_plainly(send, exc.status_code, f"{exc.detail}\n")
             return
         answer = _Answer(send, asyncio.get_running_loop())
         environ = make_environ(scope, body)
         async with self._room:
             await run_in_daemon_thread(lambda: self._run(environ, answer), "http")
-
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The whole body, empty if the client went away; `None` if it is too large."""
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return b""
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._max_body_bytes:
-                return None
-        return bytes(body)
 
     def _run(self, environ: dict[str, Any], answer: _Answer) -> None:
         chunks = self._app(environ, answer.start_response)

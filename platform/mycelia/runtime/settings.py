@@ -7,6 +7,7 @@ was expected, and what was found. Keys that are neither belong to the user's ser
 from __future__ import annotations
 
 import difflib
+import ipaddress
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,9 +49,17 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Largest request body that `@http` methods read. Arbitrary; it keeps one client from filling the memory."""
     http_access_log: bool = False
     """Whether each HTTP request is logged."""
+    http_header_timeout: float = 10.0
+    """How long the head of an HTTP request may take, from the connection or its first byte on. Arbitrary."""
+    http_body_timeout: float = 30.0
+    """How long the body of an HTTP request may pause. Arbitrary."""
+    http_trusted_proxies: list[str] | None = None
+    """Addresses and networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; nobody's otherwise."""
+    loop_blocked_after: float = 1.0
+    """How long the event loop may be held up before it is said, with the stack that holds it; 0 for never."""
 
     def __post_init__(self) -> None:
-        for name in ("rpc_timeout", "publish_timeout"):
+        for name in ("rpc_timeout", "publish_timeout", "http_header_timeout", "http_body_timeout"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than 0")
         for name in (
@@ -61,12 +70,28 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if self.loop_blocked_after < 0:
+            raise ValueError("loop_blocked_after must be 0 or more")
+        for proxy in self.http_trusted_proxies or ():
+            _check_proxy(proxy)
         if self.event_queue_type not in ("quorum", "classic"):
             raise ValueError('event_queue_type must be "quorum" or "classic"')
         if self.log_level not in LOG_LEVELS:
             raise ValueError(f"log_level must be one of {', '.join(LOG_LEVELS)}")
         if self.log_format not in ("auto", "console", "json"):
             raise ValueError('log_format must be "auto", "console" or "json"')
+
+
+def _check_proxy(text: str) -> None:
+    """Refuse what would never match; a name, because it might come to mean another address."""
+    if text == "*":
+        return
+    try:
+        ipaddress.ip_network(text)
+    except ValueError as exc:
+        raise ValueError(
+            f"http_trusted_proxies: expected an address, a network such as 10.0.0.0/8, or *; {exc}"
+        ) from None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ from mycelia.entrypoints.http.responses import (
     stopping_problem,
 )
 from mycelia.errors import Overloaded
+from mycelia.log_event import event
 from mycelia.runtime import Lane
 from mycelia.wire import TRACEPARENT, TRACESTATE
 
@@ -83,7 +84,9 @@ class HttpEndpoint:
         verbs: the HTTP methods that it answers.
         is_async: whether the method is `async def`.
         expected_exceptions: those that are the client's fault.
+        streams_request: whether an `async def` method begins before the body is here.
         max_body_bytes: of a request.
+        body_timeout: seconds in which a body must go on.
         parent_calls_tracked: how many parents a call-id stack keeps.
     """
 
@@ -96,7 +99,9 @@ class HttpEndpoint:
         *,
         is_async: bool,
         expected_exceptions: type[BaseException] | tuple[type[BaseException], ...] = (),
+        streams_request: bool = False,
         max_body_bytes: int,
+        body_timeout: float,
         parent_calls_tracked: int,
     ) -> None:
         self.path = path
@@ -107,7 +112,9 @@ class HttpEndpoint:
         self.stopping = asyncio.Event()
         """Set when the service takes no more requests; ends event streams."""
         self._is_async = is_async
+        self._reads_ahead = not streams_request
         self._max_body_bytes = max_body_bytes
+        self._body_timeout = body_timeout
         self._parent_calls_tracked = parent_calls_tracked
         self._lane: Lane | None = None
 
@@ -141,14 +148,14 @@ class HttpEndpoint:
             await stopping_problem()(scope, receive, sender)
             return
         try:
-            reader = BodyReader(scope, receive, self._max_body_bytes)
-            request = (
-                HttpRequest(scope, reader)
-                if self._is_async
-                else BlockingRequest(scope, await reader.read_all())
-            )
+            reader = BodyReader(scope, receive, self._max_body_bytes, self._body_timeout)
+            request = await self._request(scope, reader)
         except HTTPException as exc:
-            await problem(exc.status_code, exc.detail)(scope, receive, sender)
+            refusal = problem(exc.status_code, exc.detail, headers=exc.headers)
+            await refusal(scope, receive, sender)
+            return
+        if self.stopping.is_set():  # meanwhile
+            await stopping_problem()(scope, receive, sender)
             return
         call = Call(
             CallKind.HTTP,
@@ -169,10 +176,18 @@ class HttpEndpoint:
         else:
             await response(scope, reader, sender)
 
+    async def _request(self, scope: Scope, reader: BodyReader) -> HttpRequest | BlockingRequest:
+        """What the method gets. The body is read before a worker is taken: a slow client takes none."""
+        if not self._is_async:
+            return BlockingRequest(scope, await reader.read_all())
+        if self._reads_ahead:
+            await reader.read_ahead()
+        return HttpRequest(scope, reader)
+
     async def _respond(self, lane: Lane, call: Call) -> Response:
         if lane.waiting >= MAX_WAITING:
             error = Overloaded(f"{call.target}: {lane.waiting} requests wait for a worker already.")
-            log.warning("request_refused call=%s error=%s", call.target, error)
+            log.warning(event("request_refused", call=call.target, error=error))
             return problem_of(error, (), call.call_id)
         lane.submit(call)
         outcome: Outcome = await call.message.outcome
@@ -196,14 +211,14 @@ class HttpEndpoint:
         if isinstance(error, HTTPException) and error.status_code < 500:
             return  # an answer like any other
         if isinstance(error, ClientDisconnect):
-            log.debug("client_gone call=%s call_id=%s", call.target, call.call_id)
+            log.debug(event("client_gone", call=call.target, call_id=call.call_id))
             return
         if isinstance(error, self.expected_exceptions):
-            log.warning(
-                "worker_raised call=%s error=%s: %s", call.target, type(error).__name__, error
-            )
+            log.warning(event("worker_raised", call=call.target, error=error))
         else:
-            log.error("worker_failed call=%s call_id=%s", call.target, call.call_id, exc_info=error)
+            log.error(
+                event("worker_failed", call=call.target, call_id=call.call_id), exc_info=error
+            )
 
 
 def _trace_headers(scope: Scope) -> dict[str, Any] | None:

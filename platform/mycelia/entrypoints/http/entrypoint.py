@@ -56,8 +56,10 @@ class Http(Entrypoint):
     """The entrypoint behind `@http`.
 
     The method is called with the request and the path's parameters by name. An `async def` method gets Starlette's
-    `Request` and may read the body as it comes. A `def` method gets a `BlockingRequest`, whose body has been read:
-    the same names without `await`.
+    `Request`; a `def` method gets a `BlockingRequest`, with the same names without `await`. Either begins when the
+    whole body is here, so that slow clients take no workers and a body that breaks off runs nothing. With
+    `stream_request=True` an `async def` method begins at the request's head and reads the body as it comes, with
+    `request.stream()`; a body that breaks off then raises Starlette's `ClientDisconnect` there.
 
     It may return: a str (`text/plain`), bytes, anything that has a form in JSON; `(status, body)` or
     `(status, headers, body)`; any Starlette response; an iterator of text or bytes, which is streamed;
@@ -70,16 +72,21 @@ class Http(Entrypoint):
     Args:
         method: one HTTP method, or several as in `"GET,POST"`.
         path: Starlette's `/flights/{number:int}` or werkzeug's `/flights/<int:number>`.
+        stream_request: whether an `async def` method begins before the body is here. Each request under way then
+            holds one of its workers for as long as the client takes.
         options: those of every entrypoint (`Entrypoint`).
 
     Raises:
         ValueError: a method or a path that cannot be.
+        ConfigError: at the start, `stream_request` of a `def` method.
     """
 
     container: Container
     listener = HttpListener()
 
-    def __init__(self, method: str, path: str, **options: Any) -> None:
+    def __init__(
+        self, method: str, path: str, *, stream_request: bool = False, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.methods = tuple(dict.fromkeys(name.strip().upper() for name in method.split(",")))
         for name in self.methods:
@@ -88,6 +95,7 @@ class Http(Entrypoint):
                     f'@http({method!r}, …): expected HTTP methods, such as "GET" or "GET,POST".'
                 )
         self.path = translate_path(path)
+        self.stream_request = stream_request
         self._endpoint: HttpEndpoint | None = None
 
     @property
@@ -99,15 +107,23 @@ class Http(Entrypoint):
         from mycelia.entrypoints.http.endpoint import HttpEndpoint  # Starlette: only with `@http`
 
         self._check_signature()
+        is_async = inspect.iscoroutinefunction(self.method)
+        if self.stream_request and not is_async:
+            raise ConfigError(
+                f'{self.container.service_name}.{self.method_name}: @http("{self.path}", stream_request=True) needs '
+                "an `async def` method; a `def` method gets the body whole."
+            )
         settings = self.container.settings
         self._endpoint = HttpEndpoint(
             self.container.service_name,
             self.method_name,
             self.path,
             self.methods,
-            is_async=inspect.iscoroutinefunction(self.method),
+            is_async=is_async,
+            streams_request=self.stream_request,
             expected_exceptions=self.expected_exceptions,
             max_body_bytes=settings.mycelia.http_max_body_bytes,
+            body_timeout=settings.mycelia.http_body_timeout,
             parent_calls_tracked=settings.parent_calls_tracked,
         )
         self.listener.server.add(self._endpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -13,18 +14,34 @@ from starlette.types import Message, Receive, Scope
 
 __all__ = ["BlockingRequest", "BodyReader", "HttpRequest"]
 
-BODY_SILENCE = 30.0
-"""Seconds a client may pause in the middle of a body. Arbitrary; it ends requests that would never end."""
+LEAST_PROGRESS = 1024
+"""Bytes that count as going on, while a body is read beforehand. Below it a trickle would never end."""
 
 
 class BodyReader:
-    """The ASGI `receive` of one request, with a bound on the body's size and on pauses in it."""
+    """The ASGI `receive` of one request, with a bound on the body's size and on how slowly it may come.
 
-    def __init__(self, scope: Scope, receive: Receive, max_bytes: int) -> None:
+    Args:
+        scope: of the request.
+        receive: the server's.
+        max_bytes: of the body.
+        timeout: seconds of waiting for the client in which the body must go on.
+
+    Raises:
+        HTTPException: 413, the body is announced as larger.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, max_bytes: int, timeout: float) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._patience = timeout
+        """Seconds that remain until there must be progress; only those count in which the client is waited for."""
+        self._progress = 0
+        self._least_progress = 1
         self._read = 0
         self._whole = False
+        self._held: bytes | None = None
         declared = _content_length(scope)
         if declared is not None and declared > max_bytes:
             raise self._too_large()
@@ -35,15 +52,26 @@ class BodyReader:
         Raises:
             HTTPException: 413 when the body is too large, 408 when it does not go on.
         """
+        if self._held is not None:
+            body, self._held = self._held, None
+            return {"type": "http.request", "body": body, "more_body": False}
         if self._whole:
             return await self._receive()  # that the client has gone, whenever it does
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(BODY_SILENCE):
+            async with asyncio.timeout(self._patience):
                 message = await self._receive()
         except TimeoutError:
-            raise HTTPException(408, f"The body did not go on for {BODY_SILENCE:g} s.") from None
+            raise HTTPException(
+                408, f"The body did not go on for {self._timeout:g} s.", {"Connection": "close"}
+            ) from None
+        self._patience -= time.monotonic() - began
         if message["type"] == "http.request":
-            self._read += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            self._read += size
+            self._progress += size
+            if self._progress >= self._least_progress:
+                self._progress, self._patience = 0, self._timeout
             self._whole = not message.get("more_body", False)
             if self._read > self._max_bytes:
                 raise self._too_large()
@@ -54,8 +82,9 @@ class BodyReader:
 
         Raises:
             ClientDisconnect: the client went away before its end.
-            HTTPException: as `__call__()`.
+            HTTPException: as `__call__()`; 408 also for less than `LEAST_PROGRESS` in the time.
         """
+        self._least_progress = LEAST_PROGRESS
         parts: list[bytes] = []
         while not self._whole:
             message = await self()
@@ -63,6 +92,10 @@ class BodyReader:
                 raise ClientDisconnect
             parts.append(message.get("body", b""))
         return b"".join(parts)
+
+    async def read_ahead(self) -> None:
+        """Have the whole body here, for who asks for it next. Raises as `read_all()`."""
+        self._held = await self.read_all()
 
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"The body is larger than {self._max_bytes} bytes.")
@@ -137,5 +170,7 @@ def parse_json(body: bytes) -> Any:
         return msgspec.json.decode(body)
     except msgspec.DecodeError as exc:
         raise HTTPException(400, f"The body is not JSON: {exc}.") from exc
+    except RecursionError:
+        raise HTTPException(400, "The body's JSON is nested too deeply.") from None
     except UnicodeDecodeError as exc:
         raise HTTPException(400, f"The body is not JSON: not UTF-8 ({exc.reason}).") from exc

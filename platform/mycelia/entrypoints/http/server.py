@@ -9,8 +9,10 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import uvicorn
@@ -20,10 +22,12 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from mycelia.call import current_call
+from mycelia.entrypoints.http.connection import HttpConnection, SlowClients
 from mycelia.entrypoints.http.endpoint import HttpEndpoint, Sender
 from mycelia.entrypoints.http.paths import shape_of, specificity
 from mycelia.entrypoints.http.responses import problem
 from mycelia.errors import ConfigError
+from mycelia.log_event import event
 from mycelia.runtime import Host
 
 __all__ = ["HttpServer", "parse_address"]
@@ -113,12 +117,24 @@ class HttpServer:
     Args:
         address: as `WEB_SERVER_ADDRESS`; port 0 takes a free one.
         access_log: whether each request is logged.
+        head_timeout: seconds in which the head of a request must have come.
+        trusted_proxies: addresses and networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
     """
 
-    def __init__(self, address: str, *, access_log: bool = False) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        access_log: bool = False,
+        head_timeout: float = 10.0,
+        trusted_proxies: Sequence[str] = (),
+    ) -> None:
         self.host, self.port = parse_address(address)
         """Where it listens; the port is the bound one after `bind()`."""
+        self.slow_clients = SlowClients()
         self._access_log = access_log
+        self._head_timeout = head_timeout
+        self._trusted_proxies = list(trusted_proxies)
         self._routes: list[tuple[Route, HttpEndpoint]] = []
         self._sites: list[Site] = []
         self._socket: socket.socket | None = None
@@ -132,9 +148,12 @@ class HttpServer:
         """The server of a process, made when first asked for."""
         server = _servers.get(host)
         if server is None or server.has_ended:
-            settings = host.settings
+            section = host.settings.mycelia
             server = _servers[host] = cls(
-                settings.WEB_SERVER_ADDRESS, access_log=settings.mycelia.http_access_log
+                host.settings.WEB_SERVER_ADDRESS,
+                access_log=section.http_access_log,
+                head_timeout=section.http_header_timeout,
+                trusted_proxies=section.http_trusted_proxies or (),
             )
         return server
 
@@ -190,9 +209,16 @@ class HttpServer:
         assert self._socket is not None
         if self._uvicorn is None:
             _quieten_uvicorn()
+            connection = partial(
+                HttpConnection, head_timeout=self._head_timeout, slow_clients=self.slow_clients
+            )
             config = uvicorn.Config(
                 self,
                 lifespan="off",
+                # Always h11, whatever else is installed: one parser, one answer to what may be read two ways.
+                http=cast(Any, connection),
+                proxy_headers=bool(self._trusted_proxies),
+                forwarded_allow_ips=self._trusted_proxies,
                 ws="websockets-sansio",  # for sites; they may be mounted by a service that starts later
                 interface="asgi3",
                 log_config=None,
@@ -205,7 +231,7 @@ class HttpServer:
                 self._uvicorn.serve(sockets=[self._socket]), name="mycelia:http:server"
             )
             await _first(self._serving, self._uvicorn.accepting)
-            log.info("http_listening address=%s", self.address)
+            log.info(event("http_listening", address=self.address))
 
     def retire(self, endpoint: HttpEndpoint | Site) -> None:
         """Take no more requests for `endpoint`; the last one gives up the address."""
@@ -225,6 +251,7 @@ class HttpServer:
             await self._drain(self._uvicorn)
             self._uvicorn.leaving.set()
             await self._serving
+        self.slow_clients.tell()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -236,7 +263,7 @@ class HttpServer:
         if tasks:
             _, unfinished = await asyncio.wait(tasks, timeout=DRAIN_TIMEOUT)
             if unfinished:
-                log.warning("responses_cut address=%s responses=%d", self.address, len(unfinished))
+                log.warning(event("responses_cut", address=self.address, responses=len(unfinished)))
         for connection in list(server.server_state.connections):
             connection.transport.abort()
 
@@ -254,29 +281,42 @@ class HttpServer:
         try:
             await self._answer(scope, receive, sender)
         except ClientDisconnect:
-            log.debug("client_gone verb=%s path=%s", scope["method"], scope["path"])
+            log.debug(event("client_gone", verb=scope["method"], path=scope["path"]))
         except Exception:
             # A stream's iterator, or a fault of ours. What has begun is cut off by uvicorn: the client must not take
             # it for the whole.
             log.exception(
-                "response_failed verb=%s path=%s call_id=%s",
-                scope["method"],
-                scope["path"],
-                sender.call_id,
+                event(
+                    "response_failed",
+                    verb=scope["method"],
+                    path=scope["path"],
+                    call_id=sender.call_id,
+                )
             )
             if not sender.status:
                 await problem(500, "The request failed inside the service.")(scope, receive, sender)
+        if sender.status == HTTPStatus.REQUEST_TIMEOUT:
+            self.slow_clients.count_body()
         if self._access_log:
             log.info(
-                "http_request verb=%s path=%s status=%d duration_ms=%g call_id=%s",
-                scope["method"],
-                scope["path"],
-                sender.status,
-                round((time.monotonic() - started) * 1000, 1),
-                sender.call_id,
+                event(
+                    "http_request",
+                    verb=scope["method"],
+                    path=scope["path"],
+                    status=sender.status,
+                    duration_ms=round((time.monotonic() - started) * 1000, 1),
+                    call_id=sender.call_id,
+                )
             )
 
     async def _answer(self, scope: Scope, receive: Receive, sender: Sender) -> None:
+        if _is_framed_twice(scope):
+            await problem(
+                400,
+                "A request has either Content-Length or Transfer-Encoding, not both (RFC 9112, 6.1).",
+                headers={"Connection": "close"},
+            )(scope, receive, sender)
+            return
         allowed: set[str] = set()
         for route, endpoint in self._routes:
             try:
@@ -303,6 +343,12 @@ class HttpServer:
         await send(
             {"type": "websocket.close"}
         )  # before it is accepted: the handshake is answered 403
+
+
+def _is_framed_twice(scope: Scope) -> bool:
+    """Whether two servers might see the body's end in two places, which lets one request hide in another."""
+    names = {name for name, _ in scope["headers"]}
+    return b"content-length" in names and b"transfer-encoding" in names
 
 
 async def _first(serving: asyncio.Task[None], accepting: asyncio.Event) -> None:
