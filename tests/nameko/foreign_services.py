@@ -6,14 +6,16 @@ import sys
 import threading
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from eventlet import Timeout
 from eventlet.event import Event
+from nameko.dependency_providers import Config
 from nameko.exceptions import ContainerBeingKilled
-from nameko.extensions import DependencyProvider, Entrypoint
+from nameko.extensions import DependencyProvider, Entrypoint, SharedExtension
 from nameko.messaging import Consumer
-from nameko.rpc import RpcProxy, rpc
-from nameko.timer import Timer
+from nameko.rpc import RpcProxy, ServiceProxy, rpc
+from nameko.timer import Timer, timer
 
 
 def say(text: str) -> None:
@@ -201,3 +203,171 @@ class CustomTimer:
     @CountingTimer.decorator(interval=0.05)
     def handle(self) -> None:
         say("tock")
+
+
+# --- what extensions ask of their container --------------------------------------------------------
+
+
+class Shelf(SharedExtension):
+    """Held by the provider and the entrypoint below."""
+
+
+class Once(Loop):
+    """Runs one worker and waits for it."""
+
+    shelf = Shelf()
+
+    def run(self) -> None:
+        done = Event()
+        self.container.spawn_worker(self, (), {}, handle_result=partial(self.handle_result, done))
+        done.wait()
+        self.after()
+
+    def handle_result(self, done: Any, worker_ctx: Any, result: Any, exc_info: Any) -> Any:
+        say(f"handle_result of {worker_ctx.kept_by_the_provider}")
+        done.send(result, exc_info)
+        return result, exc_info
+
+    def after(self) -> None:
+        threading.Event().wait(60)  # hooks that follow find this thread running
+
+    def stop(self) -> None: ...
+
+
+class Teller(DependencyProvider):
+    """Says what it finds of its container in each hook, as metrics and tracing packages read it."""
+
+    shelf = Shelf()
+
+    def get_dependency(self, worker_ctx: Any) -> Any:
+        self.contexts = WeakKeyDictionary({worker_ctx: "kept"})
+        worker_ctx.kept_by_the_provider = "a worker"
+        self.tell("get_dependency", worker_ctx)
+
+    def worker_setup(self, worker_ctx: Any) -> None:
+        self.tell("worker_setup", worker_ctx)
+
+    def worker_result(self, worker_ctx: Any, result: Any = None, exc_info: Any = None) -> None:
+        self.tell("worker_result", worker_ctx)
+
+    def worker_teardown(self, worker_ctx: Any) -> None:
+        self.tell("worker_teardown", worker_ctx)
+
+    def tell(self, hook: str, worker_ctx: Any) -> None:
+        container = self.container
+        entrypoint = worker_ctx.entrypoint
+        facts = {
+            "workers": len(container._worker_threads),
+            # A stock timer has a thread; Mycelia's, which runs in its place, has none.
+            "threads": sorted(set(container._managed_threads.values()) - {"_run"}),
+            "max_workers": container.max_workers,
+            "serializer": container.serializer,
+            "started": container.started,
+            "of_context": (worker_ctx.container.service_name, worker_ctx.container.max_workers),
+            "entrypoint": (type(entrypoint).__name__, entrypoint.method_name),
+            "service": type(worker_ctx.service).__name__,
+            "kept": self.contexts.get(worker_ctx),
+            "shared": [key.__name__ for key in container.shared_extensions],
+        }
+        for kind in ("entrypoints", "dependencies", "subextensions", "extensions"):
+            facts[kind] = sorted(type(one).__name__ for one in getattr(container, kind))
+        for one in container.dependencies:
+            assert one.container.service_name == "insides", one
+        say(f"{hook} {facts}")
+
+
+class Insides:
+    name = "insides"
+    config = Config()
+    teller = Teller()
+
+    @Once.decorator
+    def handle(self) -> None:
+        say(f"handle {self.config['max_workers']}")
+
+    @Timer.decorator(interval=1000)
+    def never(self) -> None: ...
+
+
+class Ending(Once):
+    """Ends the service from one of its threads when the work is done."""
+
+    def after(self) -> None:
+        threading.Thread(target=self.await_end, daemon=True).start()
+        self.end()
+
+    def await_end(self) -> None:
+        try:
+            self.container.wait()
+        except ConnectionError as exc:
+            say(f"wait raised {exc}")
+        else:
+            say("wait returned")
+
+    def end(self) -> None:
+        self.container.stop()
+
+
+class EndingBadly(Ending):
+    def end(self) -> None:
+        try:
+            raise ConnectionError("the source is gone")
+        except ConnectionError:
+            self.container.kill(sys.exc_info())
+
+
+class Kept(DependencyProvider):
+    def get_dependency(self, worker_ctx: Any) -> Any:
+        worker_ctx.kept_by_the_provider = "a worker"
+
+
+class Stops:
+    name = "stops"
+    kept = Kept()
+
+    @Ending.decorator
+    def handle(self) -> None: ...
+
+
+class Kills:
+    name = "kills"
+    kept = Kept()
+
+    @EndingBadly.decorator
+    def handle(self) -> None: ...
+
+
+class ByHand(RpcProxy):
+    """Makes its proxies by hand, from what the stock provider has inside."""
+
+    def get_dependency(self, worker_ctx: Any) -> Any:
+        return [
+            ServiceProxy(worker_ctx, service, self.rpc_reply_listener) for service in ("a", "b")
+        ]
+
+
+class ReachesInside:
+    name = "reaches_inside"
+    proxy = ByHand("a")
+
+    @timer(interval=1000)
+    def method(self) -> None: ...
+
+
+class HoldsOurs(DependencyProvider):
+    """Binds one of Mycelia's providers by hand."""
+
+    def bind(self, container: Any, attr_name: str) -> Any:
+        import mycelia  # not above: stock Nameko runs services of this module too
+
+        bound = super().bind(container, attr_name)
+        bound.ours = mycelia.EventDispatcher().bind(container, attr_name)
+        return bound
+
+
+class BindsOurs:
+    name = "binds_ours"
+    holder = HoldsOurs()
+
+    @timer(interval=1000)
+    def method(self) -> None: ...

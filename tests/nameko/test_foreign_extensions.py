@@ -119,3 +119,65 @@ def test_subclass_of_the_stock_timer_runs_as_it_is(start: Start) -> None:
 
     assert "tick\ntick" not in output
     assert run.terminate() == 0
+
+
+HOOKS = ("get_dependency", "worker_setup", "handle", "handle_result", "worker_result")
+
+
+def _told(run: NamekoRun) -> list[str]:
+    output = run.await_output("worker_teardown {")
+    return sorted(line for line in output.splitlines() if line.startswith((*HOOKS, "worker_tear")))
+
+
+def test_container_tells_extensions_what_stock_nameko_tells_them(
+    start: Start, tmp_path: Path
+) -> None:
+    """Its names, the private ones that packages read included: how many workers, which threads, which extensions."""
+    ours = start("Insides", AMQP_URI="memory://foreign", max_workers=3)
+    stock = NamekoRun(
+        "tests.nameko.foreign_services:Insides",
+        config={"AMQP_URI": "memory://foreign", "max_workers": 3},
+        directory=tmp_path,
+    ).start()
+    try:
+        told_by_stock = _told(stock)
+    finally:
+        stock.kill()
+
+    told = _told(ours)
+    assert len(told) == len(HOOKS) + 1
+    assert told == told_by_stock
+
+
+def test_extension_may_stop_the_service(start: Start) -> None:
+    run = start("Stops")
+
+    assert run.wait() == 0
+    assert "wait returned" in run.output
+    assert "service_stopped" in run.output
+
+
+def test_extension_may_kill_the_service_with_an_error(start: Start) -> None:
+    run = start("Kills")
+
+    assert run.wait() == 1
+    assert "wait raised the source is gone" in run.output
+
+
+def test_subclass_that_needs_the_inside_of_a_stock_provider_is_refused_at_the_start(
+    start: Start,
+) -> None:
+    """It would fail at the first call; the listener it asks for is kombu's."""
+    run = start("ReachesInside")
+
+    assert run.wait() == 1
+    assert "ByHand.get_dependency of service reaches_inside uses rpc_reply_listener" in run.output
+    assert "Traceback" not in run.output
+
+
+def test_our_provider_bound_inside_a_foreign_one_is_refused_by_name(start: Start) -> None:
+    run = start("BindsOurs")
+
+    assert run.wait() == 1
+    assert "an extension written for Nameko binds one of Mycelia's" in run.output
+    assert "Traceback" not in run.output

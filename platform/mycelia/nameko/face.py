@@ -223,8 +223,8 @@ class ContainerFace:
 
     @property
     def started(self) -> bool:
-        """Whether all extensions have started and the service does not stop yet."""
-        return self.native.started
+        """As Nameko means it: from the beginning of the start to the end of the stop."""
+        return self.native.has_begun and not self._ended.is_set()
 
     def stop(self) -> None:
         """Stop the services of this process and wait until this one has stopped (in `async def` methods: do not wait).

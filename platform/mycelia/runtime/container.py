@@ -172,6 +172,11 @@ class Container:
         self._last_steps.append(step)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether `start()` has been called."""
+        return self._loop is not None
+
+    @property
     def active_workers(self) -> int:
         """Workers that run now, of all entrypoints."""
         return sum(lane.active for lane in self._lanes)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import selectors
 import threading
 import time
-import warnings
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ from hypothesis import strategies as st
 
 from mycelia import Runner, timer
 from mycelia.entrypoints.timer import Timer, next_tick
-from mycelia.nameko.declarations import entrypoint_counterpart
 from mycelia.testing import eventually
 
 CONFIG = {"AMQP_URI": "memory://timer"}
@@ -310,17 +307,3 @@ async def test_ticks_share_the_service_wide_limit() -> None:
         await eventually(lambda: timer_of(runner, 0).ticks >= 3 and timer_of(runner, 1).ticks >= 3)
 
     assert at_most == 1
-
-
-def test_a_nameko_timer_has_its_counterpart() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # eventlet announces its own end
-        nameko_timer = importlib.import_module("nameko.timer")
-
-    counterpart = entrypoint_counterpart(
-        nameko_timer.Timer(interval=7, eager=True, expected_exceptions=(KeyError,))
-    )
-
-    assert isinstance(counterpart, Timer)
-    assert (counterpart.interval, counterpart.eager) == (7.0, True)
-    assert counterpart.expected_exceptions == (KeyError,)
