@@ -17,10 +17,14 @@ from pathlib import Path
 import pytest
 from tests.tools import NOT_RUN, not_run
 
+from mycelia.broker.cluster import PrivateCluster
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
 from mycelia.broker.node import PrivateNode, find_rabbitmq
 
-_RABBIT_FIXTURES = {"rabbit_node", "own_rabbit_node", "rabbit_vhost", "rabbit_uri", "rabbit_api"}
+_RABBIT_FIXTURES = {
+    *("rabbit_node", "own_rabbit_node", "rabbit_vhost", "rabbit_uri", "rabbit_api"),
+    *("rabbit_cluster", "rabbit_version"),
+}
 
 # Counts and connection lists of the management API are this old at most, in milliseconds.
 _TEST_CONFIG = ("collect_statistics_interval = 250",)
@@ -69,12 +73,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 # --- the broker --------------------------------------------------------------------------------------
 
 
-def _start_node(directory: Path) -> PrivateNode:
+def _require_rabbitmq() -> None:
     if find_rabbitmq() is None:
         reason = "rabbitmq-server is not installed (`make test` installs it where it may)"
         if _is_ci():
             pytest.fail(f"{NOT_RUN}: {reason}; CI must run the rabbit tests", pytrace=False)
         not_run(reason)
+
+
+def _start_node(directory: Path) -> PrivateNode:
+    _require_rabbitmq()
     node = PrivateNode(directory, config=_TEST_CONFIG)
     node.start(leash=True)
     return node
@@ -112,6 +120,33 @@ def own_rabbit_node(_spare_rabbit_node: PrivateNode) -> PrivateNode:
         node.remove()
         node.start(leash=True)
     return node
+
+
+@pytest.fixture(scope="session")
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateCluster]:
+    _require_rabbitmq()
+    cluster = PrivateCluster(tmp_path_factory.mktemp("cluster"), config=_TEST_CONFIG)
+    try:
+        cluster.start(leash=True)
+        yield cluster
+    finally:
+        cluster.remove()
+
+
+@pytest.fixture
+def rabbit_cluster(_cluster: PrivateCluster) -> PrivateCluster:
+    """Three nodes that run and see each other, to be killed and started again (`node.start(leash=True)`) at will.
+
+    The first test that asks waits some 15 s for it; each later one until the nodes that were killed are back.
+    """
+    _cluster.start(leash=True)
+    return _cluster
+
+
+@pytest.fixture(scope="session")
+def rabbit_version(rabbit_node: PrivateNode) -> tuple[int, ...]:
+    """The version of the run's broker, such as `(3, 10, 8)`: for what differs by design, never for a fault of ours."""
+    return tuple(int(part) for part in rabbit_node.status().version.split("."))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from mycelia.broker import find_or_start_broker
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
 from mycelia.broker.node import PrivateNode, probe_amqp
+from mycelia.broker.private_files import private_directory, write_private
 from mycelia.errors import BrokerUnavailable, ConfigError
 
 
@@ -109,6 +111,44 @@ def test_node_listens_on_one_loopback_address_only(rabbit_node: PrivateNode) -> 
             ConnectionRefusedError
         ):  # which a listener on all interfaces would not do
             socket.create_connection(("127.0.0.2", port), 5)
+
+
+def test_all_of_a_node_belongs_to_its_user_alone(tmp_path: Path) -> None:
+    state = tmp_path / ".mycelia"
+    (state / "broker").mkdir(parents=True)  # as open as a release before this one made them
+    old = os.umask(0o022)
+    node = PrivateNode(state / "broker")
+    try:
+        node.start(leash=True)
+        node.ctl("status")
+        with _open(node.uri()) as connection:
+            connection.channel().queue_declare("q", durable=True)
+    finally:
+        os.umask(old)
+        node.kill()
+
+    modes = {
+        str(path.relative_to(state)): stat.S_IMODE(path.lstat().st_mode)
+        for path in (state, *state.rglob("*"))
+    }
+    node.remove()
+    assert len(modes) > 20
+    assert modes.pop("broker/.erlang.cookie") == 0o400
+    assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
+
+
+def test_state_directory_that_was_open_is_closed(tmp_path: Path) -> None:
+    inner = tmp_path / ".mycelia" / "deep" / "broker"
+    inner.mkdir(parents=True)
+    private_directory(inner.parent)
+    private_directory(inner / "log")
+
+    closed = [tmp_path / ".mycelia", inner.parent, inner / "log"]
+    assert [stat.S_IMODE(one.stat().st_mode) for one in closed] == [0o700] * 3
+    write_private(inner / "secret", "x", mode=0o400)
+    write_private(inner / "secret", "y", mode=0o400)
+    assert (inner / "secret").read_text() == "y"
+    assert stat.S_IMODE((inner / "secret").stat().st_mode) == 0o400
 
 
 def test_rabbitmqctl_reaches_the_node(rabbit_node: PrivateNode, rabbit_vhost: str) -> None:

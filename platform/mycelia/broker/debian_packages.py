@@ -59,7 +59,7 @@ def install(packages: Sequence[str], log_file: Path, say: Callable[[str], object
     Takes half a minute to some minutes. Call it only where `may_install()` is true.
     """
     say(f"installing {' '.join(packages)} with apt-get (log: {log_file}) …")
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with log_file.open("ab") as log:
         done = subprocess.run(
             [*(_as_root() or []), "/bin/sh", "-c", _SCRIPT, "install", *packages],

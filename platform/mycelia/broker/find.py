@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from mycelia.broker import debian_packages
 from mycelia.broker.node import PrivateNode, find_rabbitmq, probe_amqp
+from mycelia.broker.private_files import STATE_DIRECTORY
 from mycelia.errors import BrokerUnavailable, ConfigError
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
     "start_private_node",
 ]
 
-DEFAULT_DIRECTORY = Path(".mycelia/broker")
+DEFAULT_DIRECTORY = STATE_DIRECTORY / "broker"
 _COMPOSE_FILE = Path("compose/compose.yaml")
 _PROBE_TIMEOUT = 5.0
 _DOCKER_TIMEOUT = 180.0  # an image may have to be fetched first

@@ -25,24 +25,36 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from mycelia.broker.detached import DetachedProcesses, is_alive, wait_for
 from mycelia.broker.management_api import ManagementApi
+from mycelia.broker.private_files import private_directory, write_private
 from mycelia.errors import BrokerUnavailable, ConfigError
 
-__all__ = ["NodeStatus", "PrivateNode", "RabbitInstallation", "find_rabbitmq", "probe_amqp"]
+__all__ = [
+    "PORT_RANGE",
+    "VERSION_FILE",
+    "ClusterSeat",
+    "NodeStatus",
+    "PrivateNode",
+    "RabbitInstallation",
+    "find_rabbitmq",
+    "installed_rabbitmq",
+    "is_free",
+    "launch_epmd",
+    "probe_amqp",
+]
 
 # Below the range from which systems take ports for outgoing connections (Linux 32768, macOS 49152), so that a
 # remembered port is still free at the next start.
-_PORT_RANGE = (20_000, 29_999)
+PORT_RANGE = (20_000, 29_999)
 
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 _LOOPBACK = "{127,0,0,1}"  # as Erlang writes it
-_POLL_INTERVAL = 0.05
 
 # The management API samples every 5 s by default, and so shows a new connection up to 5 s late. `rabbitmq.conf` has no
 # word for less.
@@ -93,9 +105,34 @@ def find_rabbitmq() -> RabbitInstallation | None:
     for scripts in candidates:
         server = scripts / "rabbitmq-server"
         if os.access(server, os.X_OK) and not _is_debian_wrapper(server):
-            match = re.search(r"(\d+\.\d+\.\d+)", str(server.resolve()))
-            return RabbitInstallation(scripts, match.group(1) if match else "")
+            return RabbitInstallation(scripts, _version_of(server))
     return None
+
+
+def installed_rabbitmq() -> RabbitInstallation:
+    """The installed RabbitMQ server.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    installation = find_rabbitmq()
+    if installation is None:
+        raise ConfigError(
+            "RabbitMQ is not installed: no rabbitmq-server in /usr/lib/rabbitmq or on PATH. "
+            "Install it (Debian and Ubuntu: apt-get install rabbitmq-server; macOS: brew install rabbitmq)."
+        )
+    return installation
+
+
+VERSION_FILE = "version"
+"""Beside scripts whose path does not tell the version."""
+
+
+def _version_of(server: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return server.with_name(VERSION_FILE).read_text().strip()
+    match = re.search(r"(\d+\.\d+\.\d+)", str(server.resolve()))
+    return match.group(1) if match else ""
 
 
 def _is_debian_wrapper(server: Path) -> bool:
@@ -136,6 +173,17 @@ class _Identity:
     epmd_port: int
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterSeat:
+    """What the nodes of one cluster share."""
+
+    names: tuple[str, ...]
+    """All its nodes, by their Erlang names."""
+    cookie: str
+    epmd_port: int
+    """Where their epmd listens. It is the cluster's: it outlives each of its nodes."""
+
+
 class PrivateNode:
     """One private RabbitMQ node, kept in one directory.
 
@@ -147,6 +195,7 @@ class PrivateNode:
         port: The AMQP port. `None` takes the one remembered in the directory, or a free one, and remembers it.
         plugins: Enabled beside `rabbitmq_management`, which is always on: the node is managed through it.
         config: More lines for `rabbitmq.conf`; they come last and win.
+        cluster: The cluster that it joins; `None` leaves it alone. See `PrivateCluster`.
     """
 
     def __init__(
@@ -156,13 +205,15 @@ class PrivateNode:
         port: int | None = None,
         plugins: Sequence[str] = (),
         config: Sequence[str] = (),
+        cluster: ClusterSeat | None = None,
     ) -> None:
         self.directory = directory.resolve()
         self.log_file = self.directory / "log" / "rabbit.log"
         self._wanted_port = port
         self._plugins = tuple(dict.fromkeys(("rabbitmq_management", *plugins)))
         self._config = tuple(config)
-        self._leash: subprocess.Popen[bytes] | None = None
+        self._cluster = cluster
+        self._processes = DetachedProcesses(self.directory / "pids.json")
         self._api: ManagementApi | None = None
 
     # --- life ------------------------------------------------------------------------------------
@@ -178,13 +229,8 @@ class PrivateNode:
             ConfigError: RabbitMQ is not installed, or the wanted port is taken.
             BrokerUnavailable: The node ended or did not answer in time; the message has the log's last lines.
         """
-        installation = find_rabbitmq()
-        if installation is None:
-            raise ConfigError(
-                "RabbitMQ is not installed: no rabbitmq-server in /usr/lib/rabbitmq or on PATH. "
-                "Install it (Debian and Ubuntu: apt-get install rabbitmq-server; macOS: brew install rabbitmq)."
-            )
-        self.directory.mkdir(parents=True, exist_ok=True)
+        installation = installed_rabbitmq()
+        private_directory(self.directory)
         with self._locked():
             launched = self._running_pid() is None
             if launched:
@@ -197,7 +243,7 @@ class PrivateNode:
                     f"{self._wanted_port}. Stop it first, or leave the port out."
                 )
             if leash:
-                self._tie()
+                self._processes.tie()
         try:
             self._wait_until_answering(timeout)
         except BaseException:
@@ -215,7 +261,7 @@ class PrivateNode:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                _wait_for(lambda: not _is_alive(pid, self.name), timeout)
+                wait_for(lambda: not is_alive(pid, self.name), timeout)
         self.kill()
 
     def kill(self) -> None:
@@ -224,14 +270,7 @@ class PrivateNode:
         RabbitMQ (seen with 3.10.8) notes a new quorum queue on disk only 500 ms after the declaration: killed sooner,
         it comes back with a queue that never finds its leader again.
         """
-        for pid, marker in self._pids():
-            if _is_alive(pid, marker):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        for pid, marker in self._pids():
-            _wait_for(lambda pid=pid, marker=marker: not _is_alive(pid, marker), 10.0)  # type: ignore[misc]
-        (self.directory / "pids.json").unlink(missing_ok=True)
-        self._untie()
+        self._processes.kill()
         if self._api is not None:
             self._api.close()
 
@@ -298,9 +337,7 @@ class PrivateNode:
         Raises:
             BrokerUnavailable: It failed; the message has what it printed.
         """
-        installation = find_rabbitmq()
-        if installation is None:
-            raise ConfigError("RabbitMQ is not installed: there is no rabbitmqctl.")
+        installation = installed_rabbitmq()
         done = subprocess.run(
             [installation.scripts / "rabbitmqctl", *arguments],
             env=self._environment(self._known_identity()),
@@ -348,18 +385,21 @@ class PrivateNode:
         """Keep the remembered ports that are still free, choose others for the rest, and remember the result."""
         known = self._identity()
         taken: set[int] = set()
+        # Nodes of a cluster start together: each has every third port to choose from, so that no two choose the same.
+        names = self._cluster.names if self._cluster else (self.name,)
+        place, places = names.index(self.name), len(names)
 
         def settle(remembered: int | None) -> int:
             port = remembered
             if remembered is not None:  # a node killed a moment ago may still be letting go of it
                 with contextlib.suppress(TimeoutError):
-                    _wait_for(lambda: _is_free(remembered), PORT_RELEASE_S)
-            while port is None or port in taken or not _is_free(port):
-                port = random.randint(*_PORT_RANGE)
+                    wait_for(lambda: is_free(remembered), PORT_RELEASE_S)
+            while port is None or port in taken or not is_free(port):
+                port = random.choice(range(*PORT_RANGE)[place::places])
             taken.add(port)
             return port
 
-        if self._wanted_port is not None and not _is_free(self._wanted_port):
+        if self._wanted_port is not None and not is_free(self._wanted_port):
             raise ConfigError(
                 f"port {self._wanted_port} on 127.0.0.1 is taken by another program. "
                 "Choose another with port= (--port), or leave it out to have a free one chosen."
@@ -369,23 +409,22 @@ class PrivateNode:
             port=settle(self._wanted_port or (known.port if known else None)),
             management_port=settle(known.management_port if known else None),
             distribution_port=settle(known.distribution_port if known else None),
-            epmd_port=settle(known.epmd_port if known else None),
+            epmd_port=(
+                self._cluster.epmd_port
+                if self._cluster
+                else settle(known.epmd_port if known else None)
+            ),
         )
-        self._write_json("node.json", {key: getattr(identity, key) for key in identity.__slots__})
+        write_private(self.directory / "node.json", json.dumps(asdict(identity), indent=1) + "\n")
         return identity
-
-    def _write_json(self, name: str, content: object) -> None:
-        partial = self.directory / f"{name}.part"
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(self.directory / name)
 
     # --- files and environment --------------------------------------------------------------------
 
     def _write_files(self, identity: _Identity) -> None:
-        (self.directory / "log").mkdir(exist_ok=True)
-        (self.directory / "conf.d").mkdir(exist_ok=True)  # stands in for /etc/rabbitmq/conf.d
-        (self.directory / "advanced.config").write_text(_STATISTICS_EACH_SECOND)
-        (self.directory / "enabled_plugins").write_text(f"[{','.join(self._plugins)}].\n")
+        private_directory(self.directory / "log")
+        private_directory(self.directory / "conf.d")  # stands in for /etc/rabbitmq/conf.d
+        write_private(self.directory / "advanced.config", _STATISTICS_EACH_SECOND)
+        write_private(self.directory / "enabled_plugins", f"[{','.join(self._plugins)}].\n")
         lines = [
             "# Written at each start of this private node.",
             f"listeners.tcp.local = 127.0.0.1:{identity.port}",
@@ -397,24 +436,19 @@ class PrivateNode:
             "collect_statistics_interval = 1000",
             # The default of 512 MB is held in memory before it is written out: too much for a node on the side.
             "raft.wal_max_size_bytes = 67108864",
+            *(_cluster_formation(self._cluster.names) if self._cluster else ()),
             *self._config,
         ]
-        (self.directory / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+        write_private(self.directory / "rabbitmq.conf", "\n".join(lines) + "\n")
         cookie = self.directory / ".erlang.cookie"
         if not cookie.exists():
-            cookie.touch(mode=0o600)
-            cookie.write_text(secrets.token_hex(16))
-            cookie.chmod(0o400)  # Erlang refuses a cookie that others may read
+            secret = self._cluster.cookie if self._cluster else secrets.token_hex(16)
+            # Erlang refuses a cookie that others may read.
+            write_private(cookie, secret, mode=0o400)
 
     def _environment(self, identity: _Identity) -> dict[str, str]:
-        """The caller's environment without what would steer RabbitMQ or Erlang elsewhere, and with all of ours."""
-        inherited = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("RABBITMQ_", "ERL_")) and key != "NOTIFY_SOCKET"
-        }
-        return inherited | {
-            "HOME": str(self.directory),  # where Erlang looks for the cookie
+        """What steers RabbitMQ and Erlang here and nowhere else."""
+        return epmd_environment(self.directory, identity.epmd_port) | {
             "RABBITMQ_NODENAME": identity.name,
             "RABBITMQ_CONF_ENV_FILE": os.devnull,
             "RABBITMQ_CONFIG_FILE": str(self.directory / "rabbitmq.conf"),
@@ -429,8 +463,6 @@ class PrivateNode:
             "RUNNING_UNDER_SYSTEMD": "true",
             "RABBITMQ_DIST_PORT": str(identity.distribution_port),
             "RABBITMQ_CTL_ERL_ARGS": f"-kernel inet_dist_use_interface {_LOOPBACK}",
-            "ERL_EPMD_PORT": str(identity.epmd_port),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_CRASH_DUMP": str(self.directory / "log" / "erl_crash.dump"),
         }
 
@@ -439,15 +471,9 @@ class PrivateNode:
     def _launch(self, installation: RabbitInstallation, identity: _Identity) -> None:
         self.kill()  # an epmd may have outlived its node
         environment = self._environment(identity)
-        epmd = _find_epmd()
-        pids = [
-            (
-                self._detach([epmd, "-port", str(identity.epmd_port)], environment),
-                str(identity.epmd_port),
-            ),
-        ]
-        self._write_json("pids.json", pids)
-        _wait_for(lambda: not _is_free(identity.epmd_port), 10.0)
+        printed = self.directory / "log" / "startup.log"
+        if self._cluster is None:
+            launch_epmd(self._processes, installation, identity.epmd_port, directory=self.directory)
         self.log_file.unlink(missing_ok=True)  # a failure's report must not show an older start
         port = str(identity.distribution_port)
         # Arguments go on to `erl`. The name is there from the first shell on, which is how the process is known again;
@@ -463,65 +489,19 @@ class PrivateNode:
             port,
         ]
         command += ["+S", "2:2"]
-        node = self._detach(command, environment)
-        self._write_json("pids.json", [(node, identity.name), *pids])
-
-    def _detach(self, command: list[str], environment: dict[str, str]) -> int:
-        """Start a command in a session of its own that outlives this process; return its process id."""
-        with (self.directory / "log" / "startup.log").open("wb") as output:
-            shell = subprocess.run(
-                # The shell ends at once, so the command has no parent left that could take it along.
-                ["/bin/sh", "-c", '"$@" </dev/null >&2 & echo $!', "sh", *command],
-                env=environment,
-                cwd=self.directory,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                start_new_session=True,
-                check=True,
-            )
-        return int(shell.stdout)
-
-    def _tie(self) -> None:
-        """Have a small helper kill the node when its pipe to this process closes."""
-        if self._leash is not None:
-            return
-        pids = " ".join(str(pid) for pid, _ in self._pids())
-        self._leash = subprocess.Popen(
-            ["/bin/sh", "-c", f"cat >/dev/null; kill -9 {pids} 2>/dev/null"],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-
-    def _untie(self) -> None:
-        if self._leash is not None:
-            self._leash.kill()
-            self._leash.communicate()
-            self._leash = None
-
-    def _pids(self) -> list[tuple[int, str]]:
-        """Process ids with a word that their command lines hold, the node first; empty when none is known."""
-        try:
-            return [
-                (pid, word) for pid, word in json.loads((self.directory / "pids.json").read_text())
-            ]
-        except FileNotFoundError:
-            return []
+        self._processes.launch(command, identity.name, environment=environment, output=printed)
 
     def _running_pid(self) -> int | None:
-        for pid, word in self._pids():
-            if word == self.name and _is_alive(pid, word):
-                return pid
-        return None
+        return self._processes.pid_of(self.name)
 
     def _wait_until_answering(self, timeout: float) -> None:
         pid, port = self._running_pid(), self.port
 
         def has_ended() -> bool:
-            return pid is None or not _is_alive(pid)
+            return pid is None or not is_alive(pid)
 
         with contextlib.suppress(TimeoutError):
-            _wait_for(lambda: has_ended() or probe_amqp("127.0.0.1", port) is not None, timeout)
+            wait_for(lambda: has_ended() or probe_amqp("127.0.0.1", port) is not None, timeout)
             if not has_ended():
                 return
         reason = (
@@ -536,13 +516,49 @@ class PrivateNode:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Only one process at a time starts the node of a directory."""
-        with (self.directory / "lock").open("w") as lock:
+        lock = os.open(self.directory / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(lock)
 
 
-def _find_epmd() -> str:
-    """Erlang's port mapper: the node gets one of its own, so that the system's never hears of it."""
+def epmd_environment(directory: Path, port: int) -> dict[str, str]:
+    """The caller's environment without what would steer RabbitMQ or Erlang elsewhere, and with the epmd on this port."""
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("RABBITMQ_", "ERL_")) and key != "NOTIFY_SOCKET"
+    }
+    return inherited | {
+        "HOME": str(directory),  # where Erlang looks for the cookie
+        "ERL_EPMD_PORT": str(port),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+    }
+
+
+def launch_epmd(
+    processes: DetachedProcesses,
+    installation: RabbitInstallation,
+    port: int,
+    *,
+    directory: Path,
+) -> None:
+    """Start Erlang's port mapper and wait until it listens: one of our own, so that the system's never hears of our nodes."""
+    processes.launch(
+        [_find_epmd(installation), "-port", str(port)],
+        str(port),
+        environment=epmd_environment(directory, port),
+        output=directory / "log" / "epmd.log",
+    )
+    wait_for(lambda: not is_free(port), 10.0)
+
+
+def _find_epmd(installation: RabbitInstallation) -> str:
+    beside = installation.scripts / "epmd"  # in a folder of its own, Erlang comes along
+    if os.access(beside, os.X_OK):
+        return str(beside)
     found = shutil.which("epmd")
     if found:
         return found
@@ -554,6 +570,15 @@ def _find_epmd() -> str:
     raise ConfigError("Erlang's epmd is not on PATH. It comes with Erlang: install erlang-base.")
 
 
+def _cluster_formation(names: Sequence[str]) -> list[str]:
+    """The lines of `rabbitmq.conf` by which a node without data joins those of the cluster that run."""
+    seats = [
+        f"cluster_formation.classic_config.nodes.{number} = {name}"
+        for number, name in enumerate(names, 1)
+    ]
+    return ["cluster_formation.peer_discovery_backend = classic_config", *seats]
+
+
 def _telling(log: list[str], count: int) -> list[str]:
     """The lines around the first "BOOT FAILED", where RabbitMQ names the cause (pages of crash report follow), else the last."""
     for number, line in enumerate(log):
@@ -563,7 +588,8 @@ def _telling(log: list[str], count: int) -> list[str]:
     return log[-count:]
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether a listener could be opened on this port of 127.0.0.1."""
     with socket.socket() as listener:
         # As Erlang does, so that a port whose old connections linger in TIME_WAIT counts as free.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -572,39 +598,3 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _is_alive(pid: int, word: str = "") -> bool:
-    """Whether the process runs and, as ids are used again, whether its command line holds the word."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return not word  # someone else's process: not one that we started
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        listed = subprocess.run(
-            ["ps", "-o", "state=,command=", "-p", str(pid)],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
-        state, _, command = listed.strip().partition(" ")
-    # Between two programs, in `exec`, a living process has no command line for a moment.
-    return bool(state) and state[0] != "Z" and (word in command or not command)
-
-
-def _wait_for(condition: Callable[[], bool], timeout: float) -> None:
-    """Return once the condition holds.
-
-    Raises:
-        TimeoutError: It did not within `timeout` seconds.
-    """
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() >= deadline:
-            raise TimeoutError
-        time.sleep(_POLL_INTERVAL)
