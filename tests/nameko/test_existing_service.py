@@ -312,5 +312,5 @@ def test_sigterm_ends_the_service_in_order(
         assert len(response.result().content) == 1_000_000
 
     assert "service_stopped" in run.output
-    assert "extension_stop_failed" not in run.output
+    assert "extension_hook_failed" not in run.output
     assert queue_state(run.config["AMQP_URI"], "rpc-existing") == (0, 0)

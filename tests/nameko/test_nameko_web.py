@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from mycelia.entrypoints.http.server import HttpServer
-from mycelia.nameko.web_socket import MAX_WAITING, TRY_AGAIN_LATER, _Channels
+from mycelia.nameko.hub import Channels
+from mycelia.nameko.web_socket import MAX_WAITING, TRY_AGAIN_LATER
 from mycelia.nameko.web_socket import serve_websocket as serve
 from mycelia.nameko.wsgi import WsgiBridge
 from mycelia.testing import eventually
@@ -169,7 +170,7 @@ async def test_error_of_the_application_is_the_servers_to_report() -> None:
 
 
 def test_members_may_leave_while_a_broadcast_goes_through_them() -> None:
-    channels = _Channels()
+    channels = Channels()
     members = channels.setdefault("delays", set())
     members.update({"a", "b", "c"})
 

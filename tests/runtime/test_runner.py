@@ -188,7 +188,7 @@ async def test_failing_stop_is_logged_and_the_rest_stops(
 
     await runner.stop()
 
-    assert "extension_stop_failed service=service" in caplog.text
+    assert "extension_hook_failed hook=stop service=service" in caplog.text
     assert LOG[-1] == "stop"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mycelia.nameko.bridged_dependency import BridgedDependency
 
-__all__ = ["HubProvider"]
+__all__ = ["Channels", "HubProvider"]
 
 
 class _Members(set[str]):
@@ -17,7 +17,7 @@ class _Members(set[str]):
         return iter(frozenset(self))
 
 
-class _Channels(dict[str, Any]):
+class Channels(dict[str, Any]):
     """A hub's channels, each with its own `_Members`."""
 
     def setdefault(self, channel: str, default: Any = ()) -> Any:
@@ -31,4 +31,4 @@ class HubProvider(BridgedDependency):
         await super().setup()
         hub: Any = getattr(self.foreign, "hub", None)
         if hasattr(hub, "subscriptions"):
-            hub.subscriptions = _Channels(hub.subscriptions)
+            hub.subscriptions = Channels(hub.subscriptions)

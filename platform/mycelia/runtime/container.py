@@ -274,7 +274,8 @@ class Container:
             except Exception:
                 log.exception(
                     event(
-                        f"extension_{hook}_failed",
+                        "extension_hook_failed",
+                        hook=hook,
                         service=self.service_name,
                         extension=repr(extension),
                     )
