@@ -14,11 +14,37 @@ MYCELIA = {
     *("rpc", "event_handler", "consume", "timer", "http"),
     *("BROADCAST", "SERVICE_POOL", "SINGLETON", "ServerSentEvent", "ServerSentEvents"),
     *("RpcProxy", "EventDispatcher", "Publisher", "Config", "ConfigView", "Logger"),
-    *("Extension", "SharedExtension", "Entrypoint", "DependencyProvider", "WorkerContext"),
+    *(
+        "Extension",
+        "SharedDependency",
+        "SharedExtension",
+        "Entrypoint",
+        "DependencyProvider",
+        "WorkerContext",
+    ),
     # running and calling
     *("Container", "Runner", "Client", "BlockingClient", "configure_logging"),
     # calls and middleware
-    *("Call", "CallKind", "Outcome", "Settle", "Middleware", "Next", "get_current_call"),
+    *(
+        "Call",
+        "CallKind",
+        "Direction",
+        "Target",
+        "Outcome",
+        "Middleware",
+        "Next",
+        "get_current_call",
+    ),
+    *(
+        "Ack",
+        "Reply",
+        "Requeue",
+        "Retry",
+        "DeadLetter",
+        "CallOptions",
+        "PublishOptions",
+        "HttpCall",
+    ),
     # topology
     *("Exchange", "Queue", "Binding"),
     # errors
@@ -34,7 +60,16 @@ ERRORS = {
     *("MyceliaError", "ConfigError", "RuntimeStateError", "FlowError"),
     *("LinkError", "BrokerUnavailable", "BrokerBlocked", "AccessRefused", "PublishRejected"),
     *("Unroutable", "TopologyError", "ProtocolError"),
-    *("CallError", "RpcTimeout", "UnknownService", "CircuitOpen", "Overloaded"),
+    *(
+        "CallError",
+        "DeadlinePassed",
+        "HandlerTimeout",
+        "TooManyDeliveries",
+        "RpcTimeout",
+        "UnknownService",
+        "CircuitOpen",
+        "Overloaded",
+    ),
     *("RemoteError", "MethodNotFound", "IncorrectSignature"),
     *("ContractError", "MalformedRequest", "UnserializableValueError", "UndecodableMessage"),
 }

@@ -15,6 +15,9 @@
     │   ├── UnknownService         no such service on this broker
     │   ├── CircuitOpen            not sent: the target has been failing
     │   ├── Overloaded             not sent or not run: a limit is reached
+    │   ├── DeadlinePassed         not run: nobody waits for the result any more
+    │   ├── HandlerTimeout         the method ran longer than it may, and was given up
+    │   ├── TooManyDeliveries      not run: the message has come back too often
     │   ├── RemoteError            the method raised; carries the remote type, text and traceback
     │   ├── MethodNotFound         the service has no such method
     │   └── IncorrectSignature     the arguments do not fit the method
@@ -42,7 +45,9 @@ __all__ = [
     "CircuitOpen",
     "ConfigError",
     "ContractError",
+    "DeadlinePassed",
     "FlowError",
+    "HandlerTimeout",
     "IncorrectSignature",
     "LinkError",
     "MalformedRequest",
@@ -54,6 +59,7 @@ __all__ = [
     "RemoteError",
     "RpcTimeout",
     "RuntimeStateError",
+    "TooManyDeliveries",
     "TopologyError",
     "UndecodableMessage",
     "UnknownService",
@@ -170,6 +176,34 @@ class Overloaded(CallError):
     retryable = True
 
 
+class DeadlinePassed(CallError):
+    """Not run: the call's deadline had passed before its method could begin, so nobody waits for the result."""
+
+
+class HandlerTimeout(CallError):
+    """The method ran longer than it may: its task was cancelled, or its thread left to itself."""
+
+    def __init__(self, target: str, timeout: float) -> None:
+        super().__init__(
+            f"{target}: not done after {timeout:g} s, so it was given up. "
+            "Make it faster, or raise its timeout= (for an RPC, the caller's)."
+        )
+        self.target = target
+        self.timeout = timeout
+
+
+class TooManyDeliveries(CallError):
+    """Not run: the message has come back too often without an outcome; it may be what kills its process."""
+
+    def __init__(self, queue: str, limit: int) -> None:
+        super().__init__(
+            f'queue "{queue}": this message has come back {limit} times without an outcome, so it is not tried again. '
+            "Whoever handles it dies of it, is stopped, or takes longer than the broker waits."
+        )
+        self.queue = queue
+        self.limit = limit
+
+
 class RemoteError(CallError):
     """The remote method raised an error whose class this process does not know.
 
@@ -225,3 +259,17 @@ class RuntimeStateError(MyceliaError):
 
 class FlowError(MyceliaError):
     """Pipelines: state, checkpoints, partitions."""
+
+
+def describe(error: BaseException) -> str:
+    """`Type: text` for any error, also for one whose own `__str__` raises."""
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def text_of(error: BaseException) -> str:
+    """`str(error)`; where that raises, a word about it instead. Never raises, never holds what UTF-8 cannot."""
+    try:
+        text = str(error)
+    except Exception as exc:  # noqa: BLE001  a user's `__str__` may raise anything
+        text = f"(its text cannot be had: __str__ raised {type(exc).__name__})"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

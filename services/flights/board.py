@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from mycelia import DependencyProvider, Logger, RpcProxy, ServerSentEvents, http, timer
+from mycelia import Logger, RpcProxy, ServerSentEvents, SharedDependency, http, timer
 from mycelia.errors import CallError
 from services.flights.live_view import LiveView
 
@@ -30,7 +30,7 @@ PAGE_POLICY = (
 )
 
 
-class Live(DependencyProvider):
+class Live(SharedDependency):
     """The state of the page, shared by its viewers."""
 
     view: LiveView
@@ -42,10 +42,6 @@ class Live(DependencyProvider):
     async def stop(self) -> None:
         """Ends the viewers' streams: they would keep the service from stopping."""
         self.view.close()
-
-    def get_dependency(self, worker_ctx: object) -> Live:
-        """Workers share the view."""
-        return self
 
 
 class Board:

@@ -9,22 +9,18 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from mycelia import DependencyProvider, event_handler, rpc
+from mycelia import SharedDependency, event_handler, rpc
 from services.flights.delay_book import Books
 from services.flights.messages import Enriched
 
 __all__ = ["Delays", "Ledger"]
 
 
-class Ledger(DependencyProvider):
+class Ledger(SharedDependency):
     """The books, shared by all workers. They live in memory: a restarted service starts with empty ones."""
 
     def __init__(self) -> None:
         self.books = Books()
-
-    def get_dependency(self, worker_ctx: object) -> Ledger:
-        """Workers share the books; all of them run on the event loop, one at a time."""
-        return self
 
 
 class Delays:

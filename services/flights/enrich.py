@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from mycelia import DependencyProvider, EventDispatcher, RpcProxy, event_handler, rpc
+from mycelia import EventDispatcher, RpcProxy, SharedDependency, event_handler, rpc
 from services.flights.messages import Enriched, FlightEvent
 from services.flights.single_flight import SingleFlightCache
 
@@ -17,15 +17,11 @@ __all__ = ["Cache", "Enrich"]
 CONCURRENCY = 128
 
 
-class Cache(DependencyProvider):
+class Cache(SharedDependency):
     """One cache of registry answers for all workers of the service."""
 
     def __init__(self) -> None:
         self.answers: SingleFlightCache[Any] = SingleFlightCache(max_entries=20_000)
-
-    def get_dependency(self, worker_ctx: object) -> Cache:
-        """Workers share the cache."""
-        return self
 
 
 class Enrich:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
-from mycelia import Config, DependencyProvider, EventDispatcher, Logger, rpc
+from mycelia import Config, EventDispatcher, Logger, SharedDependency, rpc
 from services.flights.dataset import flights_of, load
 from services.flights.messages import Due, due_events
 from services.flights.replay import Emit, Replay
@@ -21,7 +21,7 @@ from services.flights.replay import Emit, Replay
 __all__ = ["Feed", "Stage"]
 
 
-class Stage(DependencyProvider):
+class Stage(SharedDependency):
     """Holds the flights and plays one replay at a time, beyond the call that asked for it."""
 
     def __init__(self) -> None:
@@ -45,10 +45,6 @@ class Stage(DependencyProvider):
         if self._player is not None:
             self._player.cancel()
             await asyncio.wait([self._player])
-
-    def get_dependency(self, worker_ctx: object) -> Stage:
-        """Workers share the stage itself."""
-        return self
 
     def begin(self, replay: Replay, emit: Emit) -> None:
         """Plays `replay` from now on; one that is still running is stopped."""

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from mycelia import DependencyProvider, rpc
+from mycelia import SharedDependency, rpc
 from services.flights.dataset import Tables, load
 from services.flights.messages import Airport, Plane, Weather
 
@@ -71,7 +71,7 @@ def _measured(text: str) -> float | None:
     return round(float(text), 2) if text else None
 
 
-class Records(DependencyProvider):
+class Records(SharedDependency):
     """The tables in memory, read once and shared by all workers."""
 
     planes: Mapping[str, Plane] = {}
@@ -86,10 +86,6 @@ class Records(DependencyProvider):
         self.airports = airports_of(tables)
         self.carriers = carriers_of(tables)
         self.weather = weather_of(tables)
-
-    def get_dependency(self, worker_ctx: object) -> Records:
-        """Workers read the records themselves."""
-        return self
 
 
 class Registry:

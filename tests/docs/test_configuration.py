@@ -39,6 +39,8 @@ def told(value: Any) -> str:
     """A default as the tables write it."""
     if value is None:
         return "null"
+    if value == ():
+        return "[]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -46,7 +48,9 @@ def type_in_words(hint: Any) -> str:
     """`text or null`, as the tables say it; a number counts as such however it is written."""
     members = [member for member in get_args(hint) if not hasattr(hint, "__origin__")]
     if not members:
-        return WORDS.get(hint, "list" if getattr(hint, "__origin__", hint) is list else "map")
+        return WORDS.get(
+            hint, "list" if getattr(hint, "__origin__", hint) in (list, tuple) else "map"
+        )
     words = []
     for member in members:
         if member is type(None):

@@ -191,7 +191,7 @@ async def test_requests_that_outlast_the_grace_period_are_told_to_come_again() -
         running = asyncio.create_task(served.client.get("/"))
         await eventually(lambda: begun == 1)
         waiting = asyncio.create_task(served.client.get("/"))
-        lane = served.runner.containers[0]._lanes[0]
+        lane = served.runner.containers[0].lanes[0]
         await eventually(lambda: lane.waiting == 1)
         await served.runner.stop(grace=0.05)
         responses = [await running, await waiting]

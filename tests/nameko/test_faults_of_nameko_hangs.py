@@ -162,7 +162,7 @@ async def test_fault_08_publisher_waits_for_a_confirm_no_longer_than_its_time(
         runner = Runner({"AMQP_URI": uri}, [Announcer])
         await runner.start(10)
         try:
-            emit = runner.container_of(Announcer).dependencies[0].get_shared_dependency(True)
+            emit = runner.container_of(Announcer).dependencies[0].shared_dependency(True)
             await emit("announced", 0)
             await proxy.fail(Fault.DOWNSTREAM_BLACKHOLE)
             started = time.monotonic()

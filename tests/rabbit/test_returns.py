@@ -8,7 +8,7 @@ import pytest
 from tests.link.inbox import Inbox
 
 from mycelia.amqp import Properties, Queue, RabbitLink
-from mycelia.entrypoints.dead_letters import returns_of
+from mycelia.entrypoints.received import returns_of
 
 
 @pytest.fixture

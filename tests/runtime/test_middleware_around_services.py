@@ -9,14 +9,16 @@ from tests.runtime.conftest import Invoke, Serve
 from tests.runtime.dead_letter_box import read_dead_letters
 
 from mycelia import (
+    Ack,
     Call,
     CallKind,
     Client,
+    DeadLetter,
     Middleware,
     Next,
     Outcome,
+    Requeue,
     RpcProxy,
-    Settle,
     event_handler,
     rpc,
 )
@@ -224,9 +226,9 @@ async def test_outbound_middleware_s_context_travels(
     assert await invoke("front", kind, "on_loop", 1) == "blue"
 
 
-@pytest.mark.parametrize("settle", [Settle.ACK, Settle.REQUEUE, Settle.DEAD_LETTER])
+@pytest.mark.parametrize("settlement", [Ack(), Requeue(), DeadLetter()])
 async def test_inbound_middleware_may_decide_what_becomes_of_an_event(
-    serve: Serve, client: Client, link: Link, settle: Settle
+    serve: Serve, client: Client, link: Link, settlement: Ack | Requeue | DeadLetter
 ) -> None:
     handled: list[tuple[str, int]] = []
     asked = 0
@@ -243,7 +245,7 @@ async def test_inbound_middleware_may_decide_what_becomes_of_an_event(
         assert call.kind is CallKind.EVENT
         asked += 1
         if asked == 1:
-            return Outcome(error=Flaky("not now"), settle=settle)
+            return Outcome(error=Flaky("not now"), settlement=settlement)
         return await next(call)
 
     await serve(Handler, inbound=(decides,))
@@ -253,11 +255,11 @@ async def test_inbound_middleware_may_decide_what_becomes_of_an_event(
     await client.publish("source", "happened", "second")
     await eventually(lambda: any(payload == "second" for payload, _ in handled))
 
-    if settle is Settle.REQUEUE:
+    if settlement == Requeue():
         await eventually(lambda: sorted(p for p, _ in handled) == ["first", "second"])
     else:
         assert [payload for payload, _ in handled] == ["second"]
-    if settle is Settle.DEAD_LETTER:
+    if settlement == DeadLetter():
         (letter,) = await read_dead_letters(link, queue, 1)
         assert letter.body == b'"first"'
         headers = letter.properties.headers or {}

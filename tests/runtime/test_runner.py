@@ -318,7 +318,7 @@ async def test_kill_starts_nothing_that_waited_for_a_slot(
     runner = await serve(Slow)
     for n in range(2):  # as many as are prefetched
         await client.publish("source", "happened", n)
-    await eventually(lambda: runner.containers[0]._lanes[0].waiting == 1)
+    await eventually(lambda: runner.containers[0].lanes[0].waiting == 1)
 
     await runner.kill()
 
@@ -345,7 +345,7 @@ async def test_handler_that_catches_its_cancellation_cannot_hold_up_the_stop(
     caplog.set_level(logging.WARNING)
     runner = await serve(Deaf)
     call = asyncio.ensure_future(invoke("deaf", "work", timeout=0.2))
-    await eventually(lambda: runner.containers[0]._lanes[0].active == 1)
+    await eventually(lambda: runner.containers[0].lanes[0].active == 1)
 
     async with asyncio.timeout(5):
         await runner.stop(grace=0.05)

@@ -7,22 +7,54 @@ from mycelia.call.deadline import (
     deadline_to_wire,
     tighter,
 )
-from mycelia.call.middleware import Middleware, Next, compose
-from mycelia.call.model import Call, CallKind, Outcome, Settle, current_call, get_current_call
+from mycelia.call.middleware import Middleware, MiddlewareSource, Next, compose, middleware_for
+from mycelia.call.model import Arguments, Call, current_call, get_current_call
+from mycelia.call.options import (
+    DEFAULT_CALL_OPTIONS,
+    DEFAULT_PUBLISH_OPTIONS,
+    CallOptions,
+    PublishOptions,
+)
+from mycelia.call.outcome import (
+    Ack,
+    DeadLetter,
+    GiveBack,
+    Outcome,
+    Reply,
+    Requeue,
+    Retry,
+    Settlement,
+)
+from mycelia.call.target import CallKind, Direction, Target
 
 __all__ = [
+    "DEFAULT_CALL_OPTIONS",
+    "DEFAULT_PUBLISH_OPTIONS",
     "DEFAULT_TIMEOUT",
+    "Ack",
+    "Arguments",
     "Call",
     "CallKind",
+    "CallOptions",
+    "DeadLetter",
     "DeadlineWheel",
+    "Direction",
+    "GiveBack",
     "Middleware",
+    "MiddlewareSource",
     "Next",
     "Outcome",
-    "Settle",
+    "PublishOptions",
+    "Reply",
+    "Requeue",
+    "Retry",
+    "Settlement",
+    "Target",
     "compose",
     "current_call",
     "deadline_from_wire",
     "deadline_to_wire",
     "get_current_call",
+    "middleware_for",
     "tighter",
 ]

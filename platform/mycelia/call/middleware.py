@@ -6,23 +6,45 @@ go on once or several times, and look at what came of it:
     async def timed(call: Call, next: Next) -> Outcome:
         started = time.monotonic()
         outcome = await next(call)
-        record(call.target, time.monotonic() - started, outcome.error)
+        record(call.target.name, time.monotonic() - started, outcome.error)
         return outcome
 
-The end of a chain never raises: errors come as `Outcome.error`. A middleware that raises is contained by the
-worker and counts as the call's error. A chain is composed once, at start; an empty one costs nothing.
+It has the same shape in every direction: around what arrives (RPC, events, messages, timer ticks, HTTP requests, also
+those that are refused) and around what leaves (calls, events, messages). The end of a chain never raises: errors come
+as `Outcome.error`. A middleware that raises is contained and counts as the call's error. `get_current_call()` is the
+call being handled, outside `next` as well as inside.
+
+Who brings middleware: extensions (`Extension.middleware()`), the configuration (`mycelia: middleware:`), and `Runner`
+and `Client` in code. All are asked once for each target, before any `setup()`; a chain that stays empty costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 
-from mycelia.call.model import Call, Outcome
+from mycelia.call.model import Call
+from mycelia.call.outcome import Outcome
+from mycelia.call.target import Direction, Target
 
-__all__ = ["Middleware", "Next", "compose"]
+__all__ = ["Middleware", "MiddlewareSource", "Next", "compose", "middleware_for"]
 
 Next = Callable[[Call], Awaitable[Outcome]]
 Middleware = Callable[[Call, Next], Awaitable[Outcome]]
+
+
+class MiddlewareSource(Protocol):
+    """Something that may have middleware for a target: an extension, an object that the configuration names."""
+
+    def middleware(self, direction: Direction, target: Target) -> Middleware | None:
+        """What to put around calls of `target`; `None` for nothing, which costs nothing."""
+        ...
+
+
+def middleware_for(sources: Iterable[MiddlewareSource], target: Target) -> tuple[Middleware, ...]:
+    """What `sources` put around calls of `target`, outermost first."""
+    found = (source.middleware(target.direction, target) for source in sources)
+    return tuple(layer for layer in found if layer is not None)
 
 
 def compose(middleware: Iterable[Middleware], endpoint: Next) -> Next:

@@ -1,142 +1,184 @@
-"""`Call` and `Outcome`: what is asked, and what came of it. One type for both directions.
+"""`Call`: what is asked. One type for all directions.
 
-A call that arrived (an RPC request, an event, a timer tick, an HTTP request) and a call that leaves (a proxy's
-request) are the same thing seen from two sides; middleware has one shape for both.
+A call that arrived (an RPC request, an event, a message, a timer tick, an HTTP request) and one that leaves (a proxy's
+request, an event, a message) are the same thing seen from two sides; middleware has one shape for all.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from enum import Enum
 from typing import Any
 
-from mycelia.wire import CALL_ID_STACK, call_id, decode_context, encode_context, extend_call_stack
+from mycelia.amqp import Delivery
+from mycelia.call.options import CallOptions, PublishOptions
+from mycelia.call.target import CallKind, Target
+from mycelia.wire import (
+    CALL_ID_STACK,
+    COMPRESSION_HEADER,
+    Serializer,
+    call_id,
+    decode_context,
+    encode_context,
+    extend_call_stack,
+)
 
-__all__ = ["Call", "CallKind", "Outcome", "Settle", "current_call", "get_current_call"]
+__all__ = ["Arguments", "Call", "current_call", "get_current_call"]
 
+COMPRESSION_RATIO = 1000
+"""Bytes that one compressed byte may stand for: zlib's limit, about."""
 
-class CallKind(Enum):
-    """How a call travels."""
-
-    RPC = "rpc"
-    EVENT = "event"
-    MESSAGE = "message"
-    TIMER = "timer"
-    HTTP = "http"
-    OTHER = "other"
-
-
-class Settle(Enum):
-    """What becomes of the message behind a call, when a middleware decides it instead of the entrypoint."""
-
-    ACK = "ack"
-    REQUEUE = "requeue"
-    DEAD_LETTER = "dead_letter"
-
-
-class Outcome:
-    """What came of a call: a value or an error, never both.
-
-    Attributes:
-        value: what the method returned; `None` with an error.
-        error: what it raised. Any `BaseException`: a cancelled worker is an outcome too.
-        settle: how to settle the message; `None` leaves it to the entrypoint's own rule.
-        body: the encoded reply where the entrypoint encodes in the worker (RPC); otherwise `None`.
-    """
-
-    __slots__ = ("body", "error", "settle", "value")
-
-    def __init__(
-        self,
-        value: Any = None,
-        error: BaseException | None = None,
-        settle: Settle | None = None,
-        body: bytes | None = None,
-    ) -> None:
-        self.value = value
-        self.error = error
-        self.settle = settle
-        self.body = body
-
-    def unwrap(self) -> Any:
-        """The value, or raise the error."""
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-    def __repr__(self) -> str:
-        if self.error is not None:
-            return f"Outcome(error={self.error!r})"
-        return f"Outcome({self.value!r})"
+Arguments = tuple[Sequence[Any], dict[str, Any]]
+"""Positional and keyword arguments, as the method receives them."""
 
 
 class Call:
     """One call, arrived or leaving.
 
-    Context data (the `nameko.*` headers) and call ids are worked out when first asked for, because most calls
-    never ask. Not thread-safe while that happens; a call is used by one worker at a time.
+    Arguments of a message are decoded in the worker, or earlier if a middleware asks for them; context data (the
+    `nameko.*` headers) and call ids are worked out when first asked for. Not thread-safe while that happens; a call is
+    used by one worker at a time.
 
     Attributes:
-        kind: how it travels.
-        service: the service called.
-        method: the method called.
-        args, kwargs: as the method receives them.
+        target: where it goes; made once and shared. A middleware may replace it.
+        headers: of the message or request that carried it, as they came; `None` for none.
         deadline: on the monotonic clock, seconds; `None` for none. Nested calls inherit it.
         attempt: 1 for the first delivery of a message, one more for each retry.
-        message: what carried it (`amqp.Delivery`, an HTTP request); `None` for a timer or a local call.
+        arrived_at: on the monotonic clock, seconds: when this process received or made it.
+        started_at: on the monotonic clock, seconds: when its worker began; 0.0 before.
+        message: the delivery that carried it, with properties, exchange and routing key; `None` where there is none.
+        serializer: what the answer is written with; `None` where nothing is answered.
+        refusal: why its method is not going to run (it came too late, fits no method, …); `None` for a call that is.
+        options: of a call that leaves: how; `None` on one that arrived.
+        parent_calls_tracked: length of the call id stack (Nameko's setting of that name).
     """
 
     __slots__ = (
+        "_args",
         "_call_id",
         "_context",
-        "_headers",
-        "args",
+        "_decode",
+        "_kwargs",
+        "arrived_at",
         "attempt",
         "deadline",
-        "kind",
-        "kwargs",
+        "headers",
         "message",
-        "method",
+        "options",
         "parent_calls_tracked",
-        "service",
+        "refusal",
+        "serializer",
+        "started_at",
+        "target",
     )
 
     def __init__(
         self,
-        kind: CallKind,
-        service: str,
-        method: str,
-        args: tuple[Any, ...] | list[Any] = (),
+        target: Target,
+        args: Sequence[Any] | None = (),
         kwargs: dict[str, Any] | None = None,
         *,
         headers: Mapping[str, Any] | None = None,
         context: dict[str, Any] | None = None,
         deadline: float | None = None,
         attempt: int = 1,
-        message: Any = None,
+        arrived_at: float | None = None,
+        message: Delivery | None = None,
+        serializer: Serializer | None = None,
+        options: CallOptions | PublishOptions | None = None,
+        decode: Callable[[Call], Arguments] | None = None,
         parent_calls_tracked: int = 10,
     ) -> None:
-        self.kind = kind
-        self.service = service
-        self.method = method
-        self.args = args
-        self.kwargs = {} if kwargs is None else kwargs
+        """`decode(call)` reads the arguments when first needed; it is given instead of `args` (then `None`)."""
+        self.target = target
+        self._args = args if decode is None else None
+        self._kwargs = kwargs
+        self._decode = decode
+        self.headers = headers
         self.deadline = deadline
         self.attempt = attempt
+        self.arrived_at = time.monotonic() if arrived_at is None else arrived_at
+        self.started_at = 0.0
         self.message = message
+        self.serializer = serializer
+        self.options = options
         self.parent_calls_tracked = parent_calls_tracked
-        self._headers = headers
+        self.refusal: BaseException | None = None
         self._context = context
         self._call_id: str | None = None
+
+    @property
+    def kind(self) -> CallKind:
+        return self.target.kind
+
+    @property
+    def service(self) -> str:
+        return self.target.service
+
+    @property
+    def method(self) -> str:
+        return self.target.method
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the arguments have been read."""
+        return self._args is not None
+
+    @property
+    def body_size(self) -> int:
+        """Bytes of the message's body, what a compressed one may unpack to; 0 where there is no message."""
+        message = self.message
+        if message is None:
+            return 0
+        size = len(message.body)
+        if self.headers and COMPRESSION_HEADER in self.headers:
+            return size * COMPRESSION_RATIO
+        return size
+
+    def decode(self) -> None:
+        """Read the arguments, if that has not been done.
+
+        Raises:
+            MalformedRequest, IncorrectSignature, UndecodableMessage: they cannot be read, or do not fit.
+        """
+        if self._args is None:
+            assert self._decode is not None
+            self._args, self._kwargs = self._decode(self)
+
+    @property
+    def args(self) -> Sequence[Any]:
+        """Positional arguments; reads them when first asked for (`decode()`)."""
+        if self._args is None:
+            self.decode()
+            assert self._args is not None
+        return self._args
+
+    @args.setter
+    def args(self, value: Sequence[Any]) -> None:
+        self.decode()
+        self._args = value
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Keyword arguments; reads them when first asked for (`decode()`)."""
+        if self._args is None:
+            self.decode()
+        if self._kwargs is None:
+            self._kwargs = {}
+        return self._kwargs
+
+    @kwargs.setter
+    def kwargs(self, value: dict[str, Any]) -> None:
+        self.decode()
+        self._kwargs = value
 
     @property
     def context(self) -> dict[str, Any]:
         """Context data by name without the `nameko.` prefix; nested calls inherit it. Free to change."""
         context = self._context
         if context is None:
-            context = self._context = decode_context(self._headers)
+            context = self._context = decode_context(self.headers)
         return context
 
     @property
@@ -154,22 +196,17 @@ class Call:
 
     def outbound_headers(self) -> dict[str, Any]:
         """Headers for a call that leaves, with what middleware put into `context`."""
-        headers = dict(self._headers or {})
+        headers = dict(self.headers or {})
         if self._context is not None:
             headers |= encode_context(self._context)
         return headers
-
-    @property
-    def target(self) -> str:
-        """`service.method`, as messages and logs name it."""
-        return f"{self.service}.{self.method}"
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, below zero once it has passed; `None` without a deadline."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     def __repr__(self) -> str:
-        return f"Call({self.kind.value} {self.target}, attempt={self.attempt})"
+        return f"Call({self.kind.value} {self.target.name}, attempt={self.attempt})"
 
 
 current_call: ContextVar[Call | None] = ContextVar("mycelia_current_call", default=None)

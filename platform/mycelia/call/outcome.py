@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["Ack", "DeadLetter", "Outcome", "Reply", "Requeue", "Retry", "Settlement"]
+__all__ = ["Ack", "DeadLetter", "GiveBack", "Outcome", "Reply", "Requeue", "Retry", "Settlement"]
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -30,13 +30,17 @@ class Retry(msgspec.Struct, frozen=True):
     after: float
 
 
+class GiveBack(msgspec.Struct, frozen=True):
+    """The service stops before the method has ended: the message goes back untouched, for another instance."""
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
     """The message goes to the dead-letter queue, with a reason in snake case (`rejected`, `handler_error`, …)."""
 
     reason: str = "rejected"
 
 
-Settlement = Ack | Reply | Requeue | Retry | DeadLetter
+Settlement = Ack | Reply | Requeue | Retry | DeadLetter | GiveBack
 
 
 class Outcome(msgspec.Struct, frozen=True):

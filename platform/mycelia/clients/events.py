@@ -9,7 +9,7 @@ from mycelia.amqp import Exchange
 from mycelia.call import get_current_call
 from mycelia.clients.outbound import run_from_thread
 from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
-from mycelia.runtime import Container, DependencyProvider
+from mycelia.runtime import Container, SharedDependency
 from mycelia.runtime.topology import event_exchange
 from mycelia.wire import event_exchange_name
 
@@ -61,7 +61,7 @@ class Dispatch:
         return run_from_thread(coroutine, self._loop, chosen.timeout or timeout)
 
 
-class EventDispatcher(DependencyProvider):
+class EventDispatcher(SharedDependency):
     """Injects a function that publishes events of this service.
 
     Args:
@@ -86,6 +86,6 @@ class EventDispatcher(DependencyProvider):
         if self.container.config.get("DECLARE_EVENT_EXCHANGES") is not False:
             await self.container.host.link.declare(self.exchange)
 
-    def get_shared_dependency(self, is_async: bool) -> Dispatch:
+    def shared_dependency(self, is_async: bool) -> Dispatch:
         """One function serves all workers of an entrypoint."""
         return Dispatch(self, None if is_async else asyncio.get_running_loop())

@@ -9,7 +9,7 @@ from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import get_current_call
 from mycelia.clients.outbound import run_from_thread
 from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
-from mycelia.runtime import Container, DependencyProvider
+from mycelia.runtime import Container, SharedDependency
 from mycelia.runtime.topology import exchange_from, queue_topology
 
 __all__ = ["Publish", "Publisher"]
@@ -62,7 +62,7 @@ def _name_of(exchange: Any) -> str:
     return exchange if isinstance(exchange, str) else str(exchange.name)
 
 
-class Publisher(DependencyProvider):
+class Publisher(SharedDependency):
     """Injects a function that publishes messages.
 
     Args:
@@ -122,6 +122,6 @@ class Publisher(DependencyProvider):
         if parts:
             await self.container.host.link.declare(*parts)
 
-    def get_shared_dependency(self, is_async: bool) -> Publish:
+    def shared_dependency(self, is_async: bool) -> Publish:
         """One function serves all workers of an entrypoint."""
         return Publish(self, None if is_async else asyncio.get_running_loop())

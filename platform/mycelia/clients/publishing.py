@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from mycelia.amqp import Link, Message, Properties
-from mycelia.call import Call, tighter
+from mycelia.call import DEFAULT_PUBLISH_OPTIONS, Call, PublishOptions, tighter
 from mycelia.clients.outbound import event_headers
 from mycelia.errors import ConfigError
 from mycelia.wire import SerializerRegistry, new_uuid
@@ -17,36 +17,9 @@ from mycelia.wire import SerializerRegistry, new_uuid
 __all__ = ["DEFAULT_OPTIONS", "PublishOptions", "publish_message", "read_options"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishOptions:
-    """How a message is published. Names are those of Nameko's publisher (nameko/amqp/publish.py:53)."""
+DEFAULT_OPTIONS = DEFAULT_PUBLISH_OPTIONS
 
-    serializer: str | None = None
-    """Name of the serializer; the configured one if `None`."""
-    delivery_mode: int = 2
-    """2 persistent, 1 transient."""
-    mandatory: bool = False
-    """Raise `Unroutable` when no queue is bound, instead of letting the message go nowhere."""
-    priority: int | None = None
-    expiration: float | None = None
-    """Seconds after which the broker drops the message if nobody took it."""
-    use_confirms: bool = True
-    """Wait until the broker has the message. Without, it is published at most once."""
-    headers: Mapping[str, Any] | None = None
-    extra_headers: Mapping[str, Any] | None = None
-    correlation_id: str | None = None
-    reply_to: str | None = None
-    message_id: str | None = None
-    """Made where `None`; the same for every repetition of one publishing."""
-    type: str | None = None
-    app_id: str | None = None
-    timeout: float | None = None
-    """Seconds to wait for the broker; the setting `mycelia.publish_timeout` (30) if `None`."""
-
-
-DEFAULT_OPTIONS = PublishOptions()
-
-_KNOWN = frozenset(field.name for field in dataclasses.fields(PublishOptions))
+_KNOWN = frozenset(PublishOptions.__struct_fields__)
 _NEEDLESS = frozenset({"retry", "retry_policy", "transport_options", "declare", "immediate"})
 """Options of Nameko's that the link makes needless: it always reconnects, repeats, and declares."""
 
@@ -63,7 +36,7 @@ def read_options(base: PublishOptions, options: Mapping[str, Any], where: str) -
         raise ConfigError(
             f"{where}: unknown option {', '.join(sorted(unknown))}. Known: {', '.join(sorted(_KNOWN))}."
         )
-    return dataclasses.replace(base, **changes) if changes else base
+    return msgspec.structs.replace(base, **changes) if changes else base
 
 
 async def publish_message(

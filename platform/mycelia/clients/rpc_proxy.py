@@ -10,7 +10,18 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from mycelia.call import Call, CallKind, Middleware, Next, Outcome, compose, get_current_call
+from mycelia.call import (
+    Call,
+    CallKind,
+    CallOptions,
+    Direction,
+    Middleware,
+    Next,
+    Outcome,
+    Target,
+    compose,
+    get_current_call,
+)
 from mycelia.clients.outbound import (
     THREAD_MARGIN,
     deadline_of,
@@ -20,7 +31,7 @@ from mycelia.clients.outbound import (
 )
 from mycelia.clients.reply_router import ReplyRouter
 from mycelia.errors import ConfigError
-from mycelia.runtime import Container, DependencyProvider, SharedExtension
+from mycelia.runtime import Container, SharedDependency, SharedExtension
 from mycelia.wire import Serializer
 
 __all__ = ["Caller", "MethodProxy", "ReplyListener", "RpcProxy", "RpcReply", "ServiceProxy"]
@@ -82,14 +93,13 @@ class Caller:
                 priority=priority,
             )
         call = Call(
-            CallKind.RPC,
-            service,
-            method,
+            Target(Direction.OUTBOUND, CallKind.RPC, service, method),
             args,
             kwargs,
             headers=headers,
             deadline=deadline,
-            message=_Request(timeout, serializer, priority),
+            serializer=serializer,
+            options=CallOptions(timeout=timeout, priority=priority),
         )
         return self._call_through(self._chain, call)
 
@@ -98,7 +108,9 @@ class Caller:
 
     async def _send(self, call: Call) -> Outcome:
         """The end of the outbound chain."""
-        request: _Request = call.message
+        options = call.options
+        assert isinstance(options, CallOptions)
+        assert options.timeout is not None
         assert call.deadline is not None
         try:
             value = await self.router.call(
@@ -108,24 +120,13 @@ class Caller:
                 call.kwargs,
                 headers=call.outbound_headers(),
                 deadline=call.deadline,
-                timeout=request.timeout,
-                serializer=request.serializer,
-                priority=request.priority,
+                timeout=options.timeout,
+                serializer=call.serializer,
+                priority=options.priority,
             )
         except Exception as exc:  # noqa: BLE001  the end of a chain never raises: the error is the outcome
             return Outcome(error=exc)
         return Outcome(value)
-
-
-class _Request:
-    """What an outgoing `Call` carries for the wire."""
-
-    __slots__ = ("priority", "serializer", "timeout")
-
-    def __init__(self, timeout: float, serializer: Serializer | None, priority: int | None) -> None:
-        self.timeout = timeout
-        self.serializer = serializer
-        self.priority = priority
 
 
 class RpcReply:
@@ -262,7 +263,7 @@ class ReplyListener(SharedExtension):
             self.router,
             name=container.service_name,
             timeout=container.settings.mycelia.rpc_timeout,
-            middleware=host.outbound,
+            middleware=container.middleware_for(Target(Direction.OUTBOUND, CallKind.RPC, "*", "*")),
         )
         await self.router.start()
 
@@ -270,7 +271,7 @@ class ReplyListener(SharedExtension):
         await self.router.aclose()
 
 
-class RpcProxy(DependencyProvider):
+class RpcProxy(SharedDependency):
     """Injects a proxy of another service.
 
     Args:
@@ -304,7 +305,7 @@ class RpcProxy(DependencyProvider):
         # In a worker the attribute holds what is injected.
         def __get__(self, instance: object, owner: type | None = None) -> ServiceProxy: ...
 
-    def get_shared_dependency(self, is_async: bool) -> ServiceProxy:
+    def shared_dependency(self, is_async: bool) -> ServiceProxy:
         """One proxy serves all workers of an entrypoint: what differs between them is in the current call."""
         registry = self.container.host.serializers
         return ServiceProxy(

@@ -8,6 +8,7 @@ from mycelia.entrypoints.events import (
     EventHandler,
     event_handler,
 )
+from mycelia.entrypoints.http.call import HttpCall
 from mycelia.entrypoints.http.entrypoint import Http, http
 from mycelia.entrypoints.http.server_sent_events import ServerSentEvent, ServerSentEvents
 from mycelia.entrypoints.messaging import Consumer, consume
@@ -23,6 +24,7 @@ __all__ = [
     "DeadLetters",
     "EventHandler",
     "Http",
+    "HttpCall",
     "Rpc",
     "ServerSentEvent",
     "ServerSentEvents",

@@ -25,29 +25,21 @@ import time
 import traceback
 from typing import Any
 
-from mycelia.amqp import Delivery, Message, Properties, Queue
-from mycelia.errors import MyceliaError
+from mycelia.amqp import Delivery, Message, Queue
+from mycelia.entrypoints.received import attempt_of, without_returns
+from mycelia.errors import MyceliaError, describe, text_of
+from mycelia.log_event import event
 from mycelia.runtime import Container, SharedExtension
-from mycelia.wire import ATTEMPT_HEADER, MAX_ATTEMPT, read_attempt
+from mycelia.wire import ATTEMPT_HEADER
 
 __all__ = [
     "DeadLetters",
-    "attempt_of",
     "dead_letter_headers",
     "dead_letter_queue_name",
-    "returns_of",
-    "without_returns",
 ]
 
 log = logging.getLogger("mycelia.entrypoints")
 
-RETURNS_HEADERS = ("x-acquired-count", "x-delivery-count")
-"""A quorum queue's counts of one message, true in that queue only, so never published again; the first found is used.
-
-`x-delivery-count` counted every return up to RabbitMQ 4.2. 4.3 counts only failures in it (`basic.reject`, a channel or
-connection that ends) and no `basic.nack`, and has the old count in `x-acquired-count`: how often the message was handed
-out before (seen with 4.3.6).
-"""
 MAX_ERROR_CHARS = 4 * 1024
 MAX_TRACEBACK_CHARS = 16 * 1024
 RETRY_DELAY_S = 5.0
@@ -57,35 +49,6 @@ RETRY_DELAY_S = 5.0
 def dead_letter_queue_name(queue: str) -> str:
     """The dead-letter queue of `queue`."""
     return f"{queue}.dead"
-
-
-def attempt_of(delivery: Delivery) -> int:
-    """Which attempt this delivery is, from 1: counted by us in a header, and by quorum queues at the broker."""
-    headers = delivery.properties.headers
-    if not headers:
-        return 1
-    return min(read_attempt(headers) + returns_of(delivery), MAX_ATTEMPT)
-
-
-def returns_of(delivery: Delivery) -> int:
-    """How often the broker has taken this message back, as quorum queues count it; 0 where nobody counts.
-
-    The header counts only on a redelivery. A first delivery has it as its publisher sent it (RabbitMQ 3.10 writes it
-    from the second on), so a dead letter that somebody put back would bring the count of its former life.
-    """
-    if not delivery.redelivered:
-        return 0
-    headers = delivery.properties.headers or {}
-    for header in RETURNS_HEADERS:
-        count = headers.get(header)
-        if type(count) is int:
-            return max(count, 0)
-    return 0
-
-
-def without_returns(headers: dict[str, Any] | None) -> dict[str, Any]:
-    """A copy of the headers without the queue's counts, to publish the message anew."""
-    return {key: value for key, value in (headers or {}).items() if key not in RETURNS_HEADERS}
 
 
 def dead_letter_headers(
@@ -113,7 +76,7 @@ def dead_letter_headers(
     if error is not None:
         text = "".join(traceback.format_exception(error))
         headers["x-mycelia-error-type"] = type(error).__name__
-        headers["x-mycelia-error"] = str(error)[:MAX_ERROR_CHARS]
+        headers["x-mycelia-error"] = text_of(error)[:MAX_ERROR_CHARS]
         headers["x-mycelia-traceback"] = text[-MAX_TRACEBACK_CHARS:]
     return headers
 
@@ -157,9 +120,7 @@ class DeadLetters(SharedExtension):
         dead_queue = dead_letter_queue_name(queue)
         timeout = host.settings.mycelia.publish_timeout
         original = delivery.properties
-        properties = Properties(
-            content_type=original.content_type,
-            content_encoding=original.content_encoding,
+        properties = original.republished(
             headers=dead_letter_headers(
                 delivery,
                 queue=queue,
@@ -169,13 +130,8 @@ class DeadLetters(SharedExtension):
                 error=error,
                 now=time.time(),
             ),
-            delivery_mode=2,
-            correlation_id=original.correlation_id,
-            message_id=original.message_id,
-            timestamp=original.timestamp,
-            type=original.type,
-            app_id=original.app_id,
         )
+        properties.delivery_mode = 2  # it waits for somebody to look at it
         try:
             await host.link.declare(
                 Queue(dead_queue, arguments={"x-queue-type": "quorum"}), timeout=timeout
@@ -184,7 +140,9 @@ class DeadLetters(SharedExtension):
                 Message("", dead_queue, delivery.body, properties, mandatory=True), timeout=timeout
             )
         except MyceliaError as exc:
-            log.error("dead_letter_failed queue=%s error=%s: the message goes back", queue, exc)
+            log.error(
+                event("dead_letter_failed", queue=queue, error=exc, detail="the message goes back")
+            )
             await asyncio.sleep(RETRY_DELAY_S)
             delivery.nack(requeue=True)
         except asyncio.CancelledError:
@@ -194,11 +152,13 @@ class DeadLetters(SharedExtension):
             self.count += 1
             delivery.ack()
             log.warning(
-                "delivery_dead_lettered queue=%s dead_letter_queue=%s reason=%s error=%s",
-                queue,
-                dead_queue,
-                reason,
-                f"{type(error).__name__}: {error}" if error is not None else "",
+                event(
+                    "delivery_dead_lettered",
+                    queue=queue,
+                    dead_letter_queue=dead_queue,
+                    reason=reason,
+                    error=None if error is None else describe(error),
+                )
             )
 
     async def stop(self) -> None:

@@ -22,16 +22,37 @@ from mycelia.amqp import (
     Properties,
     Queue,
 )
-from mycelia.call import Call, CallKind, Outcome, Settle, deadline_from_wire
-from mycelia.entrypoints.dead_letters import DeadLetters, attempt_of
-from mycelia.entrypoints.subscription import stop_deliveries
+from mycelia.call import (
+    Ack,
+    Arguments,
+    Call,
+    CallKind,
+    Direction,
+    GiveBack,
+    Outcome,
+    Reply,
+    Requeue,
+    Retry,
+    Settlement,
+    Target,
+    deadline_from_wire,
+)
+from mycelia.entrypoints.put_back import PutBack
+from mycelia.entrypoints.received import (
+    attempt_of,
+    decode_body,
+    requeue_delay,
+    stop_deliveries,
+)
 from mycelia.errors import (
+    DeadlinePassed,
     LinkError,
     MalformedRequest,
     MethodNotFound,
     MyceliaError,
     UndecodableMessage,
 )
+from mycelia.log_event import event
 from mycelia.runtime import (
     Container,
     Entrypoint,
@@ -40,10 +61,7 @@ from mycelia.runtime import (
     SignatureCheck,
 )
 from mycelia.wire import (
-    COMPRESSION_HEADER,
-    Serializer,
     decode_request,
-    decompress,
     encode_error,
     encode_result,
     read_deadline_ms,
@@ -60,30 +78,20 @@ log = logging.getLogger("mycelia.entrypoints")
 REPLY_TIMEOUT = 30.0
 """Seconds a reply without a deadline waits for a broker that is away, before it is given up."""
 
-
-class _Method:
-    """One `@rpc` method, ready to run."""
-
-    __slots__ = ("entrypoint", "lane", "name", "signature")
-
-    def __init__(self, entrypoint: Rpc, lane: Lane) -> None:
-        self.entrypoint = entrypoint
-        self.lane = lane
-        self.name = entrypoint.method_name
-        self.signature = SignatureCheck(entrypoint.method)
+REPLY = Reply()
+ACK = Ack()
 
 
 class RpcConsumer(SharedExtension):
-    """Consumes a service's request queue and dispatches to its `@rpc` methods."""
+    """Consumes a service's request queue, dispatches to its `@rpc` methods, and answers."""
 
     needs_broker = True
     container: Container
-    dead_letters = DeadLetters()
 
     def __init__(self) -> None:
-        self.expired = 0
         self._entrypoints: list[Rpc] = []
-        self._methods: dict[str, _Method] = {}
+        self._methods: dict[str, Rpc] = {}
+        """By routing key."""
         self._consumer: Consumer | None = None
         self._late_replies: set[asyncio.Task[None]] = set()
 
@@ -92,12 +100,14 @@ class RpcConsumer(SharedExtension):
 
     async def setup(self) -> None:
         container = self.container
-        self._host = container.host
         self._link = container.host.link
         self._exchange = container.settings.rpc_exchange
         self._service = container.service_name
         self._serializers = container.host.serializers
         self._parent_calls_tracked = container.settings.parent_calls_tracked
+        self._put_back = PutBack(
+            self._link, publish_timeout=container.settings.mycelia.publish_timeout
+        )
         self.queue = service_queue_name(self._service)
         await self._link.declare(
             Exchange(self._exchange),
@@ -108,9 +118,11 @@ class RpcConsumer(SharedExtension):
     async def start(self) -> None:
         container = self.container
         for entrypoint in self._entrypoints:
-            lane = container.make_lane(entrypoint, self._settle, self._skip_expired)
-            key = f"{self._service}.{entrypoint.method_name}"
-            self._methods[key] = _Method(entrypoint, lane)
+            entrypoint.lane = container.make_lane(entrypoint)
+            self._methods[f"{self._service}.{entrypoint.method_name}"] = entrypoint
+        # Requests for methods that do not exist are calls like any other, up to the point where they are refused.
+        stray = Target(Direction.INBOUND, CallKind.RPC, self._service, "*")
+        self._stray_lane = container.make_lane(self._entrypoints[0], stray)
         self._consumer = await self._link.consume(
             self.queue,
             self._on_deliveries,
@@ -121,12 +133,12 @@ class RpcConsumer(SharedExtension):
         """Take no more requests; those that wait here go back to the queue. Idempotent."""
         if self._consumer is not None:
             await stop_deliveries(self._consumer)
-        for method in self._methods.values():
-            for call in method.lane.take_backlog():
-                call.message.nack(requeue=True)
+        for entrypoint in self._methods.values():
+            entrypoint.lane.give_back_backlog()
 
     async def stop(self) -> None:
         """Let replies that wait for the broker leave. The last worker has ended."""
+        self._put_back.stop()
         if self._late_replies:
             _, pending = await asyncio.wait(self._late_replies, timeout=5.0)
             for task in pending:
@@ -135,111 +147,77 @@ class RpcConsumer(SharedExtension):
     # --- a request comes in -------------------------------------------------------------------
 
     def _on_deliveries(self, deliveries: list[Delivery]) -> None:
+        arrived_at = time.monotonic()
         for delivery in deliveries:
-            try:
-                self._accept(delivery)
-            except MyceliaError as exc:
-                log.warning(
-                    "request_refused queue=%s routing_key=%s error=%s",
-                    self.queue,
-                    delivery.routing_key,
-                    exc,
-                )
-                self._reply_with_error(delivery, exc)
-            except Exception as exc:
-                # Whatever a message holds, it must not end the consumer.
-                log.exception("request_failed queue=%s", self.queue)
-                self._reply_with_error(delivery, exc)
-
-    def _accept(self, delivery: Delivery) -> None:
-        properties = delivery.properties
-        headers = properties.headers
-        body = delivery.body
-        try:
-            if headers is not None and COMPRESSION_HEADER in headers:
-                body = decompress(body, headers, self._serializers.max_body_bytes)
-            value = self._serializers.decode(
-                body, properties.content_type, properties.content_encoding
-            )
-        except UndecodableMessage as exc:
-            raise MalformedRequest(str(exc)) from exc
-        args, kwargs = decode_request(value)
-        method = self._methods.get(delivery.routing_key)
-        if method is None:
-            raise MethodNotFound(delivery.routing_key.partition(".")[2])
-        method.signature.check(args, kwargs)
-        deadline = None
-        deadline_ms = read_deadline_ms(headers)
-        if deadline_ms is not None:
-            deadline = deadline_from_wire(deadline_ms, monotonic=time.monotonic(), wall=time.time())
-        method.lane.submit(
-            Call(
-                CallKind.RPC,
-                self._service,
-                method.name,
-                args,
-                kwargs,
+            properties = delivery.properties
+            headers = properties.headers
+            entrypoint = self._methods.get(delivery.routing_key)
+            deadline_ms = read_deadline_ms(headers)
+            call = Call(
+                self._stray_target(delivery) if entrypoint is None else entrypoint.target,
                 headers=headers,
-                deadline=deadline,
-                attempt=1 if not delivery.redelivered else attempt_of(delivery) + 1,
+                deadline=None
+                if deadline_ms is None
+                else deadline_from_wire(deadline_ms, monotonic=arrived_at, wall=time.time()),
+                attempt=attempt_of(delivery),
+                arrived_at=arrived_at,
                 message=delivery,
+                serializer=self._serializers.for_reply(properties.content_type),
+                decode=None if entrypoint is None else entrypoint.decode_arguments,
                 parent_calls_tracked=self._parent_calls_tracked,
             )
-        )
+            if entrypoint is None:
+                self._stray_lane.refuse(call, MethodNotFound(call.method))
+            else:
+                entrypoint.lane.submit(call)
 
-    def _skip_expired(self, call: Call) -> None:
-        """Nobody waits for the answer any more: do not do the work."""
-        self.expired += 1
-        log.info("request_expired call=%s", call.target)
-        call.message.ack()
+    def _stray_target(self, delivery: Delivery) -> Target:
+        method = delivery.routing_key.partition(".")[2]
+        return Target(Direction.INBOUND, CallKind.RPC, self._service, method)
 
     # --- an outcome goes out ------------------------------------------------------------------
 
-    def _settle(self, call: Call, outcome: Outcome) -> None:
-        delivery: Delivery = call.message
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
+        delivery = call.message
+        assert delivery is not None
+        match settlement:
+            case Reply():
+                self._reply(call, delivery, self._body(call, outcome))
+            case GiveBack():
+                delivery.nack(requeue=True)
+            case Requeue():
+                self._again(call, delivery, requeue_delay(call.attempt))
+            case Retry(after):
+                self._again(call, delivery, after)
+            case _:
+                delivery.ack()
+
+    def _again(self, call: Call, delivery: Delivery, after: float) -> None:
+        """Another attempt, by the way that the request came, so that it finds its method again."""
+        self._put_back.later(
+            delivery, self._exchange, delivery.routing_key, after, attempt=call.attempt + 1
+        )
+
+    def _body(self, call: Call, outcome: Outcome) -> bytes:
         error = outcome.error
-        if outcome.settle is Settle.REQUEUE:
-            delivery.nack(requeue=True)
-        elif error is None:
-            body = outcome.body
-            if body is None:  # a middleware answered in the method's place
-                try:
-                    body = encode_result(outcome.value, self._serializer_of(delivery))
-                except MyceliaError as exc:
-                    self._reply_with_error(delivery, exc)
-                    return
-            self._reply(delivery, body, call.deadline)
-        else:
-            self._log_error(call, error)
-            self._reply_with_error(delivery, error, call.deadline)
+        serializer = call.serializer or self._serializers.default
+        if error is None:
+            if outcome.body is not None:
+                return outcome.body
+            try:  # a middleware answered in the method's place
+                return encode_result(outcome.value, serializer)
+            except MyceliaError as exc:
+                error = exc
+        return encode_error(serialize_exception(error, traceback=True), serializer)
 
-    def _log_error(self, call: Call, error: BaseException) -> None:
-        method = self._methods[f"{self._service}.{call.method}"]
-        if isinstance(error, method.entrypoint.expected_exceptions):
-            log.warning(
-                "worker_raised call=%s error=%s: %s", call.target, type(error).__name__, error
-            )
-        else:
-            log.error("worker_failed call=%s", call.target, exc_info=error)
-
-    def _serializer_of(self, delivery: Delivery) -> Serializer:
-        """That of the request, so that the caller can read the answer; the default for an unknown one."""
-        return self._serializers.for_reply(delivery.properties.content_type)
-
-    def _reply_with_error(
-        self, delivery: Delivery, error: BaseException, deadline: float | None = None
-    ) -> None:
-        described = serialize_exception(error, traceback=True)
-        self._reply(delivery, encode_error(described, self._serializer_of(delivery)), deadline)
-
-    def _reply(self, delivery: Delivery, body: bytes, deadline: float | None) -> None:
+    def _reply(self, call: Call, delivery: Delivery, body: bytes) -> None:
         """Answer, then acknowledge the request; neither waits."""
         request = delivery.properties
         reply_to = request.reply_to
         if reply_to is None:  # a one-way request: done is done
             delivery.ack()
             return
-        serializer = self._serializer_of(delivery)
+        serializer = call.serializer or self._serializers.default
         properties = Properties(
             serializer.content_type,
             serializer.content_encoding,
@@ -248,34 +226,25 @@ class RpcConsumer(SharedExtension):
             None,
             request.correlation_id,
         )
+        reply = Message(self._exchange, reply_to, body, properties)
         try:
-            self._link.publish_nowait(Message(self._exchange, reply_to, body, properties))
+            self._link.publish_nowait(reply)
         except LinkError:
             task = asyncio.create_task(
-                self._reply_late(delivery, reply_to, body, properties, deadline),
-                name="mycelia:late-reply",
+                self._reply_late(delivery, reply, call.deadline), name="mycelia:late-reply"
             )
             self._late_replies.add(task)
             task.add_done_callback(self._late_replies.discard)
         else:
             delivery.ack()
 
-    async def _reply_late(
-        self,
-        delivery: Delivery,
-        reply_to: str,
-        body: bytes,
-        properties: Properties,
-        deadline: float | None,
-    ) -> None:
+    async def _reply_late(self, delivery: Delivery, reply: Message, deadline: float | None) -> None:
         """The broker is away or blocked: keep the reply for as long as somebody waits for it."""
         timeout = REPLY_TIMEOUT if deadline is None else max(deadline - time.monotonic(), 0.0)
         try:
-            await self._link.publish(
-                Message(self._exchange, reply_to, body, properties), timeout=timeout
-            )
+            await self._link.publish(reply, timeout=timeout)
         except LinkError as exc:
-            log.error("reply_lost queue=%s reply_to=%s error=%s", self.queue, reply_to, exc)
+            log.error(event("reply_lost", queue=self.queue, reply_to=reply.routing_key, error=exc))
         delivery.ack()
 
 
@@ -283,19 +252,47 @@ class Rpc(Entrypoint):
     """The entrypoint behind `@rpc`."""
 
     needs_broker = True
+    kind = CallKind.RPC
+    settlements = frozenset({Reply, Requeue, Retry})
     container: Container
     consumer = RpcConsumer()
+    lane: Lane
+    """Where its workers run, once it has started."""
 
     def setup(self) -> None:
+        self._serializers = self.container.host.serializers
+        self._signature = SignatureCheck(self.method)
         self.consumer.register(self)
 
     async def stop(self) -> None:
         await self.consumer.stop_consuming()
 
+    def decode_arguments(self, call: Call) -> Arguments:
+        """The request's arguments, once they fit the method.
+
+        Raises:
+            MalformedRequest, IncorrectSignature: said to the caller; the method does not run.
+        """
+        assert call.message is not None
+        try:
+            value = decode_body(call.message, self._serializers)
+        except UndecodableMessage as exc:
+            raise MalformedRequest(str(exc)) from exc
+        args, kwargs = decode_request(value)
+        self._signature.check(args, kwargs)
+        return args, kwargs
+
     def encode_result(self, call: Call, value: Any) -> bytes:
         """The reply's body, made in the worker, so that an unserializable result is the worker's error."""
-        serializer = self.container.host.serializers.for_reply(call.message.properties.content_type)
-        return encode_result(value, serializer)
+        return encode_result(value, call.serializer or self._serializers.default)
+
+    def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
+        if outcome.is_refused and isinstance(outcome.error, DeadlinePassed):
+            return ACK  # nobody waits for the answer any more
+        return REPLY
+
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
+        self.consumer.settle(call, outcome, settlement)
 
 
 rpc = Rpc.decorator

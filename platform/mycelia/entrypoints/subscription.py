@@ -6,33 +6,43 @@
 | the handler raised | dead-lettered with the reason |
 | … with `requeue_on_error` | published to its queue again after a growing delay, dead-lettered after 20 attempts |
 | undecodable, oversized, not accepted | dead-lettered with the reason |
+| a middleware says so (`Outcome.settlement`) | acknowledged, tried again later, or dead-lettered |
 | the service stops, or dies | back to the queue; delivered again, dead-lettered when it comes back for the 20th time (quorum queues count) |
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
 from typing import Any
 
-from mycelia.amqp import (
-    Binding,
-    ConsumeOptions,
-    Consumer,
-    Delivery,
-    Exchange,
-    Message,
-    Properties,
-    Queue,
+from mycelia.amqp import Binding, ConsumeOptions, Consumer, Delivery, Exchange, Queue
+from mycelia.call import (
+    Ack,
+    Arguments,
+    Call,
+    CallKind,
+    DeadLetter,
+    GiveBack,
+    Outcome,
+    Requeue,
+    Retry,
+    Settlement,
 )
-from mycelia.call import Call, CallKind, Outcome, Settle
-from mycelia.entrypoints.dead_letters import DeadLetters, attempt_of, returns_of, without_returns
-from mycelia.errors import LinkError, MyceliaError
-from mycelia.runtime import Container, Entrypoint
-from mycelia.wire import ATTEMPT_HEADER, decompress
+from mycelia.entrypoints.dead_letters import DeadLetters
+from mycelia.entrypoints.put_back import PutBack
+from mycelia.entrypoints.received import (
+    attempt_of,
+    decode_body,
+    requeue_delay,
+    returns_of,
+    stop_deliveries,
+)
+from mycelia.errors import TooManyDeliveries
+from mycelia.runtime import Container, Entrypoint, Lane
 
-__all__ = ["Subscription", "requeue_delay", "stop_deliveries"]
+__all__ = ["Subscription"]
 
 log = logging.getLogger("mycelia.entrypoints")
 
@@ -42,41 +52,25 @@ DELIVERY_LIMIT = 20
 buried instead of handled: a message that kills its process must not go through the fleet for ever. RabbitMQ 4 counts
 to 20 as well, and then drops the message where no dead-letter exchange is set."""
 
-CANCEL_TIMEOUT = 3.0
-"""Seconds for the broker's word that it sends no more. It must leave the workers their grace."""
-
-
-async def stop_deliveries(consumer: Consumer) -> None:
-    """Take no more messages. Bounded: a broker that does not answer cannot hold up a stop."""
-    try:
-        async with asyncio.timeout(CANCEL_TIMEOUT):
-            await consumer.cancel()
-    except TimeoutError:
-        log.warning(
-            "cancel_unanswered queue=%s timeout_s=%g: stopping without",
-            consumer.queue,
-            CANCEL_TIMEOUT,
-        )
-
-
-def requeue_delay(attempt: int) -> float:
-    """Seconds before attempt `attempt + 1`: 0.1, 0.2, 0.4 … at most 30."""
-    return float(min(0.1 * 2 ** min(attempt - 1, 10), 30.0))
+ACK = Ack()
+REQUEUE = Requeue()
 
 
 class Subscription(Entrypoint, ABC):
     """An entrypoint that handles the messages of one queue."""
 
     needs_broker = True
+    kind = CallKind.MESSAGE
+    settlements = frozenset({Ack, Requeue, Retry, DeadLetter})
     container: Container
     dead_letters = DeadLetters()
-    kind = CallKind.MESSAGE
 
     def __init__(self, *, requeue_on_error: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.requeue_on_error = requeue_on_error
         self._consumer: Consumer | None = None
-        self._retries: dict[Delivery, asyncio.Task[None]] = {}
+        self._lane: Lane | None = None
+        self._put_back: PutBack | None = None
 
     @abstractmethod
     def topology(self) -> tuple[Queue, list[Exchange | Queue | Binding]]:
@@ -87,12 +81,14 @@ class Subscription(Entrypoint, ABC):
         self._link = container.host.link
         self._serializers = container.host.serializers
         self._limits = container.settings.mycelia
+        self._parent_calls_tracked = container.settings.parent_calls_tracked
+        self._put_back = PutBack(self._link, publish_timeout=self._limits.publish_timeout)
         self._queue, parts = self.topology()
         await self._link.declare(*parts)
 
     async def start(self) -> None:
         container = self.container
-        self._lane = container.make_lane(self, self._settle)
+        self._lane = container.make_lane(self)
         self._consumer = await self._link.consume(
             self._queue.name,
             self._on_deliveries,
@@ -101,114 +97,79 @@ class Subscription(Entrypoint, ABC):
 
     async def stop(self) -> None:
         """Take no more messages; those that wait here go back to the queue."""
-        if self._consumer is not None:
+        if self._consumer is not None and self._lane is not None:
             await stop_deliveries(self._consumer)
-            for call in self._lane.take_backlog():
-                call.message.nack(requeue=True)
-        for task in list(self._retries.values()):
-            task.cancel()
+            self._lane.give_back_backlog()
+        if self._put_back is not None:
+            self._put_back.stop()
+
+    # --- a message comes in -------------------------------------------------------------------
 
     def _on_deliveries(self, deliveries: list[Delivery]) -> None:
+        lane = self._lane
+        assert lane is not None
+        arrived_at = time.monotonic()
         for delivery in deliveries:
-            try:
-                self._accept(delivery)
-            except MyceliaError as exc:
-                self._bury(delivery, "undecodable", exc)
-            except Exception as exc:
-                # Whatever a message holds, it must not end the consumer.
-                log.exception("delivery_failed queue=%s", self._queue.name)
-                self._bury(delivery, "undecodable", exc)
-
-    def _accept(self, delivery: Delivery) -> None:
-        properties = delivery.properties
-        if returns_of(delivery) >= DELIVERY_LIMIT:
-            self._bury(delivery, "too_many_attempts", None)
-            return
-        body = decompress(delivery.body, properties.headers, self._serializers.max_body_bytes)
-        payload = self._serializers.decode(
-            body, properties.content_type, properties.content_encoding
-        )
-        self._lane.submit(
-            Call(
-                self.kind,
-                self.container.service_name,
-                self.method_name,
-                (payload,),
-                headers=properties.headers,
+            call = Call(
+                self.target,
+                headers=delivery.properties.headers,
                 attempt=attempt_of(delivery),
+                arrived_at=arrived_at,
                 message=delivery,
-                parent_calls_tracked=self.container.settings.parent_calls_tracked,
+                decode=self.decode_arguments,
+                parent_calls_tracked=self._parent_calls_tracked,
             )
-        )
-
-    def _settle(self, call: Call, outcome: Outcome) -> None:
-        delivery: Delivery = call.message
-        error = outcome.error
-        if outcome.settle is Settle.REQUEUE:
-            delivery.nack(requeue=True)
-        elif outcome.settle is Settle.DEAD_LETTER:
-            self._bury(delivery, "rejected", error)
-        elif error is None or outcome.settle is Settle.ACK:
-            delivery.ack()
-        else:
-            self._log_error(call, error)
-            if not self.requeue_on_error:
-                self._bury(delivery, "handler_error", error)
-            elif call.attempt >= self._limits.requeue_attempts:
-                self._bury(delivery, "too_many_attempts", error)
+            if returns_of(delivery) >= DELIVERY_LIMIT:
+                lane.refuse(call, TooManyDeliveries(self._queue.name, DELIVERY_LIMIT))
             else:
-                self._retry_later(delivery, call.attempt)
+                lane.submit(call)
 
-    def _log_error(self, call: Call, error: BaseException) -> None:
-        if isinstance(error, self.expected_exceptions):
-            log.warning(
-                "worker_raised call=%s error=%s: %s", call.target, type(error).__name__, error
-            )
-        else:
-            log.error("worker_failed call=%s attempt=%d", call.target, call.attempt, exc_info=error)
+    def decode_arguments(self, call: Call) -> Arguments:
+        """The payload.
+
+        Raises:
+            UndecodableMessage: the message is dead-lettered with it; the method does not run.
+        """
+        assert call.message is not None
+        return (decode_body(call.message, self._serializers),), {}
+
+    # --- an outcome goes out ------------------------------------------------------------------
+
+    def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
+        error = outcome.error
+        if error is None:
+            return ACK
+        if isinstance(error, TooManyDeliveries):
+            return DeadLetter("too_many_attempts")
+        if outcome.is_refused:
+            return DeadLetter("undecodable")
+        return REQUEUE if self.requeue_on_error else DeadLetter("handler_error")
+
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
+        delivery = call.message
+        assert delivery is not None
+        match settlement:
+            case Ack():
+                delivery.ack()
+            case GiveBack():
+                delivery.nack(requeue=True)
+            case Requeue():
+                self._again(call, delivery, requeue_delay(call.attempt), outcome.error)
+            case Retry(after):
+                self._again(call, delivery, after, outcome.error)
+            case DeadLetter(reason):
+                self._bury(delivery, reason, outcome.error)
+
+    def _again(
+        self, call: Call, delivery: Delivery, after: float, error: BaseException | None
+    ) -> None:
+        if call.attempt >= self._limits.requeue_attempts:
+            self._bury(delivery, "too_many_attempts", error)
+            return
+        assert self._put_back is not None
+        self._put_back.later(delivery, "", self._queue.name, after, attempt=call.attempt + 1)
 
     def _bury(self, delivery: Delivery, reason: str, error: BaseException | None) -> None:
         self.dead_letters.bury(
             delivery, queue=self._queue.name, method=self.method_name, reason=reason, error=error
         )
-
-    def _retry_later(self, delivery: Delivery, attempt: int) -> None:
-        """Keep the message for a while, then publish it to the end of its queue with the count raised.
-
-        Kept unacknowledged meanwhile, so a crash loses nothing, and the prefetch bounds how many wait.
-        """
-        task = asyncio.create_task(
-            self._retry(delivery, attempt), name=f"mycelia:requeue:{self._queue.name}"
-        )
-        self._retries[delivery] = task
-        task.add_done_callback(lambda _: self._retries.pop(delivery, None))
-
-    async def _retry(self, delivery: Delivery, attempt: int) -> None:
-        original = delivery.properties
-        headers = without_returns(original.headers) | {ATTEMPT_HEADER: attempt + 1}
-        properties = Properties(
-            content_type=original.content_type,
-            content_encoding=original.content_encoding,
-            headers=headers,
-            delivery_mode=2,
-            priority=original.priority,
-            correlation_id=original.correlation_id,
-            message_id=original.message_id,
-            timestamp=original.timestamp,
-            type=original.type,
-            app_id=original.app_id,
-        )
-        try:
-            await asyncio.sleep(requeue_delay(attempt))
-            await self._link.publish(
-                Message("", self._queue.name, delivery.body, properties, mandatory=True),
-                timeout=self._limits.publish_timeout,
-            )
-        except LinkError as exc:
-            log.warning("requeue_failed queue=%s error=%s", self._queue.name, exc)
-            delivery.nack(requeue=True)
-        except asyncio.CancelledError:
-            delivery.nack(requeue=True)
-            raise
-        else:
-            delivery.ack()

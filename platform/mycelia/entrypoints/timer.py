@@ -12,7 +12,8 @@ import logging
 import math
 from typing import Any
 
-from mycelia.call import Call, CallKind, Outcome, Settle
+from mycelia.call import Call, CallKind, Outcome, Settlement
+from mycelia.log_event import event
 from mycelia.runtime import Container, Entrypoint, Lane
 
 __all__ = ["Timer", "next_tick", "timer"]
@@ -50,6 +51,7 @@ class Timer(Entrypoint):
         ValueError: `interval` is not a number above 0.
     """
 
+    kind = CallKind.TIMER
     container: Container
 
     def __init__(self, interval: float, eager: bool = False, **options: Any) -> None:
@@ -73,7 +75,7 @@ class Timer(Entrypoint):
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._lane = self.container.make_lane(self, self._settle)
+        self._lane = self.container.make_lane(self)
         self._started = self._loop.time()
         if self.eager:
             self._run()
@@ -101,17 +103,13 @@ class Timer(Entrypoint):
         self.ticks += 1
         self._lane.submit(
             Call(
-                CallKind.TIMER,
-                self.container.service_name,
-                self.method_name,
+                self.target,
                 parent_calls_tracked=self.container.settings.parent_calls_tracked,
             )
         )
 
-    def _settle(self, call: Call, outcome: Outcome) -> None:
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
         assert self._loop is not None
-        if outcome.error is not None and outcome.settle is not Settle.REQUEUE:
-            self._log_error(call, outcome.error)
         if self._stopped:
             return
         number = next_tick(self._started, self.interval, self._loop.time(), self._number)
@@ -119,17 +117,14 @@ class Timer(Entrypoint):
         if skipped:
             self.skipped += skipped
             log.debug(
-                "ticks_skipped call=%s ticks=%d interval_s=%g", call.target, skipped, self.interval
+                event(
+                    "ticks_skipped",
+                    call=call.target.name,
+                    ticks=skipped,
+                    interval_s=self.interval,
+                )
             )
         self._schedule(number)
-
-    def _log_error(self, call: Call, error: BaseException) -> None:
-        if isinstance(error, self.expected_exceptions):
-            log.warning(
-                "worker_raised call=%s error=%s: %s", call.target, type(error).__name__, error
-            )
-        else:
-            log.error("worker_failed call=%s", call.target, exc_info=error)
 
 
 timer = Timer.decorator

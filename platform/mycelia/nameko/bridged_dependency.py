@@ -59,8 +59,12 @@ class BridgedDependency(BridgedExtension, DependencyProvider):
         return instance
 
     async def start(self) -> None:
-        shared = getattr(self.counterpart, "get_shared_dependency", None)
-        self._shared = None if shared is None else (shared(False), shared(True))
+        counterpart = self.counterpart
+        self._shared = (
+            (counterpart.shared_dependency(False), counterpart.shared_dependency(True))
+            if counterpart is not None and counterpart.is_shared
+            else None
+        )
         await super().start()
 
     def get_stock_dependency(self, worker_ctx: WorkerContext) -> Any:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mycelia.call import Call, CallKind, Outcome
+from mycelia.call import Call, CallKind, Direction, Outcome, Settlement, Target
 from mycelia.errors import RuntimeStateError
 from mycelia.log_event import event
 from mycelia.nameko.bridge import BridgedExtension, use_thread_events
@@ -65,6 +65,9 @@ class BridgedEntrypoint(BridgedExtension, Entrypoint):
         use_thread_events()
         instance = self._clone(container)
         instance.method_name = method_name
+        instance.target = Target(
+            Direction.INBOUND, instance.kind, container.service_name, method_name
+        )
         face = instance.face = ContainerFace.of(container)
         instance.foreign = self.foreign.bind(face, method_name)
         face.introduce(instance, instance.foreign)
@@ -86,7 +89,7 @@ class BridgedEntrypoint(BridgedExtension, Entrypoint):
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._lane = self.container.make_lane(self, self._settle)
+        self._lane = self.container.make_lane(self)
         self._ready.set()
         await super().start()
 
@@ -122,9 +125,7 @@ class BridgedEntrypoint(BridgedExtension, Entrypoint):
             )
         call = SpawnedCall(
             handle_result,
-            self.kind,
-            self.container.service_name,
-            self.method_name,
+            self.target,
             tuple(args),
             kwargs,
             # The same dict, as in Nameko: what a worker puts in is there for the next one on a websocket.
@@ -151,16 +152,12 @@ class BridgedEntrypoint(BridgedExtension, Entrypoint):
         else:
             self._lane.submit(call)
 
-    def _settle(self, call: Call, outcome: Outcome) -> None:
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
         assert isinstance(call, SpawnedCall)
         call.begun.set()
         error = outcome.error
         if error is None:
             return
-        if isinstance(error, self.expected_exceptions):
-            log.warning(event("worker_raised", call=call.target, error=error))
-        else:
-            log.error(event("worker_failed", call=call.target), exc_info=error)
         if call.handle_result is not None and not call.is_handled:
             # The method never ran (a dependency failed), or never ended: somebody may wait for the result.
             threading.Thread(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 import msgspec
 
 from mycelia.errors import ConfigError
-from mycelia.runtime import Container, DependencyProvider
+from mycelia.runtime import Container, SharedDependency
 
 __all__ = ["Config", "ConfigView"]
 
@@ -140,7 +140,7 @@ def _name(type: Any) -> str:
 _TYPE = type
 
 
-class Config(DependencyProvider, Generic[T]):
+class Config(SharedDependency, Generic[T]):
     """Injects the configuration.
 
         config = Config()                                    # all of it: a read-only mapping
@@ -195,6 +195,6 @@ class Config(DependencyProvider, Generic[T]):
         else:
             self._value = view.typed(self.key, self.type, default=self.default)
 
-    def get_shared_dependency(self, is_async: bool) -> Any:
+    def shared_dependency(self, is_async: bool) -> Any:
         """What every worker gets."""
         return self._value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mycelia.log_event import LogEvent
 from mycelia.providers.call_fields import call_fields
-from mycelia.runtime import Container, DependencyProvider
+from mycelia.runtime import Container, SharedDependency
 
 if TYPE_CHECKING:
     import structlog
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Logger"]
 
 
-class Logger(DependencyProvider):
+class Logger(SharedDependency):
     """Injects a `structlog.stdlib.BoundLogger`.
 
         log = Logger()
@@ -59,7 +59,7 @@ class Logger(DependencyProvider):
             **self.fields,
         ).bind()
 
-    def get_shared_dependency(self, is_async: bool) -> Any:
+    def shared_dependency(self, is_async: bool) -> Any:
         """One logger for all workers; it is safe in threads."""
         return self._logger
 

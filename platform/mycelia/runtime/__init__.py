@@ -7,6 +7,7 @@ from mycelia.runtime.extensions import (
     DependencyProvider,
     Entrypoint,
     Extension,
+    SharedDependency,
     SharedExtension,
     register_entrypoint,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Lane",
     "Runner",
     "Settings",
+    "SharedDependency",
     "SharedExtension",
     "SignatureCheck",
     "WorkerContext",

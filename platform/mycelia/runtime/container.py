@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from mycelia.call import Middleware, Target
 from mycelia.log_event import event
 from mycelia.runtime.declarations import (
     bind_dependency,
@@ -18,7 +19,7 @@ from mycelia.runtime.declarations import (
 from mycelia.runtime.extensions import Entrypoint, Extension, maybe_await
 from mycelia.runtime.handover import hand_over
 from mycelia.runtime.host import Host
-from mycelia.runtime.lane import Lane, OnExpired, OnSettle, ServiceSlots
+from mycelia.runtime.lane import Lane, ServiceSlots
 from mycelia.runtime.threads import ThreadPool
 from mycelia.runtime.worker import Invocation
 
@@ -28,6 +29,13 @@ log = logging.getLogger("mycelia.runtime")
 
 DEFAULT_MAX_WORKERS = 10
 """Threads for `def` methods where `max_workers` says nothing (nameko/constants.py)."""
+
+
+def _place_in(service_cls: type) -> Callable[[tuple[str, Any]], int]:
+    """A sorting key for `(name, member)`: where the class, or the one it inherits the name from, names it."""
+    names = dict.fromkeys(name for cls in reversed(service_cls.__mro__) for name in vars(cls))
+    places = {name: place for place, name in enumerate(names)}
+    return lambda member: places.get(member[0], len(places))
 
 
 class Container:
@@ -63,7 +71,8 @@ class Container:
         """Whether `start()` has completed and `stop()` has not begun."""
         self._begun = False
         self._slots = ServiceSlots(host.settings.max_workers)
-        self._lanes: list[Lane] = []
+        self.lanes: list[Lane] = []
+        """The lanes of all entrypoints, in the order in which they were made."""
         self._threads: ThreadPool | None = None
         self.on_end: Callable[[BaseException | None], None] | None = None
         """Told, on the loop, what `end()` was told; set by the runner."""
@@ -72,12 +81,23 @@ class Container:
         self._bind()
 
     def _bind(self) -> None:
-        for name, member in inspect.getmembers(self.service_cls):
+        for name, member in sorted(
+            inspect.getmembers(self.service_cls), key=_place_in(self.service_cls)
+        ):
             provider = bind_dependency(member, self, name)
             if provider is not None:
                 self.dependencies.append(provider)
         for name, declared in find_entrypoints(self.service_cls):
             self.entrypoints.append(bind_entrypoint(declared, self, name))
+        # All are bound, none is set up: whose middleware stands where never depends on who is quicker.
+        self._inbound = {
+            id(entrypoint): self.middleware_for(entrypoint.target)
+            for entrypoint in self.entrypoints
+        }
+
+    def middleware_for(self, target: Target) -> tuple[Middleware, ...]:
+        """What stands around calls of `target` in this service, outermost first."""
+        return self.host.middleware_for(target, self.extensions)
 
     def adopt(self, extension: Extension) -> None:
         """Take part in `extension`'s life cycle; called by `Extension.bind()`."""
@@ -89,30 +109,30 @@ class Container:
 
     # --- for entrypoints ----------------------------------------------------------------------
 
-    def make_lane(
-        self, entrypoint: Entrypoint, settle: OnSettle, on_expired: OnExpired | None = None
-    ) -> Lane:
+    def make_lane(self, entrypoint: Entrypoint, target: Target | None = None) -> Lane:
         """The lane in which `entrypoint`'s workers run; call it in `setup()` or `start()`.
 
-        `settle(call, outcome)` is called once for each call submitted to the lane.
+        `entrypoint.settle()` is called once for each call submitted to the lane. `target` is given for a lane that
+        serves calls of other targets than the entrypoint's own.
         """
         loop = asyncio.get_running_loop()
         if self._threads is None:
             self._threads = ThreadPool(
                 loop, self._thread_count(), name=f"mycelia-{self.service_name}"
             )
-        invocation = Invocation(self, entrypoint, loop)
         lane = Lane(
-            invocation,
-            settle,
+            entrypoint.target if target is None else target,
+            Invocation(self, entrypoint, loop),
+            entrypoint,
             limit=self.concurrency_of(entrypoint),
             slots=self._slots,
             threads=self._threads,
             loop=loop,
-            middleware=self.host.inbound,
-            on_expired=on_expired,
+            middleware=self._inbound[id(entrypoint)]
+            if target is None
+            else self.middleware_for(target),
         )
-        self._lanes.append(lane)
+        self.lanes.append(lane)
         return lane
 
     def concurrency_of(self, entrypoint: Entrypoint) -> int:
@@ -179,7 +199,7 @@ class Container:
     @property
     def active_workers(self) -> int:
         """Workers that run now, of all entrypoints."""
-        return sum(lane.active for lane in self._lanes)
+        return sum(lane.active for lane in self.lanes)
 
     # --- life cycle ---------------------------------------------------------------------------
 
@@ -233,7 +253,7 @@ class Container:
                 log.exception(event("last_step_failed", service=self.service_name, step=repr(step)))
 
     async def _finish_workers(self, grace: float) -> None:
-        lanes = self._lanes
+        lanes = self.lanes
         active = self.active_workers
         if active:
             log.info(
@@ -264,7 +284,7 @@ class Container:
         if self._begun:
             await self.stop(grace=0)
         else:
-            await asyncio.gather(*(lane.cancel() for lane in self._lanes))
+            await asyncio.gather(*(lane.cancel() for lane in self.lanes))
 
     async def _each_quietly(self, extensions: Iterable[Any], hook: str) -> None:
         async def run(extension: Any) -> None:

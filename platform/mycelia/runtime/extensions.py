@@ -7,16 +7,29 @@ same arguments. So `__init__` runs twice and must have no side effects: those be
 from __future__ import annotations
 
 import inspect
+import logging
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
+from mycelia.call import (
+    Ack,
+    Arguments,
+    Call,
+    CallKind,
+    Direction,
+    Middleware,
+    Outcome,
+    Settlement,
+    Target,
+)
+from mycelia.errors import DeadlinePassed, describe
+from mycelia.log_event import event
 from mycelia.runtime.handover import hand_over
 
 if TYPE_CHECKING:
-    from mycelia.call import Call
     from mycelia.runtime.container import Container
     from mycelia.runtime.worker import WorkerContext
 
@@ -25,10 +38,13 @@ __all__ = [
     "DependencyProvider",
     "Entrypoint",
     "Extension",
+    "SharedDependency",
     "SharedExtension",
     "maybe_await",
     "register_entrypoint",
 ]
+
+log = logging.getLogger("mycelia.runtime")
 
 ENTRYPOINTS_ATTRIBUTE = "nameko_entrypoints"
 """The attribute by which `nameko run` finds service classes (nameko/extensions.py:18)."""
@@ -62,6 +78,15 @@ class Extension:
         instance = super().__new__(cls)
         instance.__params = (args, kwargs)
         return instance
+
+    def middleware(self, direction: Direction, target: Target) -> Middleware | None:
+        """Middleware around calls of `target`; `None`, the default, for none.
+
+        Asked once for each target: of every entrypoint of the container when all extensions are bound, before any
+        `setup()`; of a method of another service, an event or an exchange when it is first used. The extensions of a
+        container stand in the order in which the service class names them, inside what configuration and runner bring.
+        """
+        return None
 
     def setup(self) -> Any:
         """Initialise what does not react to the outside yet. Raising stops the start."""
@@ -138,6 +163,15 @@ class DependencyProvider(Extension):
 
     attr_name: str | None = None
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether one object serves all workers of an entrypoint (`SharedDependency`)."""
+        return False
+
+    def shared_dependency(self, is_async: bool) -> Any:
+        """What all workers of an entrypoint get where `is_shared`; asked once, after `setup()`."""
+        return None
+
     def bind(self, container: Any, attr_name: str = "") -> Any:
         instance = super().bind(container)
         instance.attr_name = attr_name
@@ -158,6 +192,27 @@ class DependencyProvider(Extension):
         """Last, also after an error, of any worker whose dependencies were injected."""
 
 
+class SharedDependency(DependencyProvider):
+    """Injects one object into all workers: a connection pool, a client, a cache, the provider itself.
+
+    Asked once for each entrypoint, so a worker costs nothing for it. A subclass that overrides `get_dependency()` gets
+    that called for each worker, as any provider.
+    """
+
+    @property
+    def is_shared(self) -> bool:
+        return type(self).get_dependency is DependencyProvider.get_dependency
+
+    def shared_dependency(self, is_async: bool) -> Any:
+        """What to inject into all workers of an entrypoint; the provider itself by default.
+
+        Args:
+            is_async: whether the entrypoint's method is `async def`, so that what is injected may be awaited there;
+                a `def` method runs in a thread and needs something that blocks.
+        """
+        return self
+
+
 class Entrypoint(Extension):
     """Something that makes workers run a method of the service.
 
@@ -169,6 +224,11 @@ class Entrypoint(Extension):
     """
 
     method_name: str = ""
+    kind: CallKind = CallKind.OTHER
+    settlements: ClassVar[frozenset[type[Settlement]]] = frozenset({Ack})
+    """What a middleware may have done with this kind of call."""
+    target: Target
+    """Its calls' target, made when it is bound."""
 
     def __init__(
         self,
@@ -189,6 +249,9 @@ class Entrypoint(Extension):
     def bind(self, container: Any, method_name: str = "") -> Any:
         instance = super().bind(container)
         instance.method_name = method_name
+        instance.target = Target(
+            Direction.INBOUND, instance.kind, container.service_name, method_name
+        )
         return instance
 
     @property
@@ -197,6 +260,53 @@ class Entrypoint(Extension):
         assert self.container is not None
         method: Callable[..., Any] = getattr(self.container.service_cls, self.method_name)
         return method
+
+    # --- a call's way, for those who write entrypoints ----------------------------------------
+
+    def decode_arguments(self, call: Call) -> Arguments:
+        """Read the method's arguments from what carried the call; run in the worker, when they are first needed.
+
+        Raises:
+            Exception: they cannot be read or do not fit; the call is refused with it, the method does not run.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives its calls no arguments to decode")
+
+    def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
+        """The rule of this kind: what becomes of a call whose outcome says nothing of it. On the loop."""
+        return Ack()
+
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
+        """Do it: once for each call, on the loop, last of all. Must neither raise nor wait."""
+
+    def log_error(self, call: Call, outcome: Outcome) -> None:
+        """The line for an outcome with an error: one form for all kinds."""
+        error = outcome.error
+        assert error is not None
+        if isinstance(error, DeadlinePassed):
+            log.info(event("call_expired", call=call.target.name))
+        elif outcome.is_refused:
+            log.warning(event("call_refused", call=call.target.name, error=describe(error)))
+        elif isinstance(error, self.expected_exceptions):
+            log.warning(
+                event(
+                    "worker_raised",
+                    call=call.target.name,
+                    call_id=call.call_id,
+                    attempt=call.attempt,
+                    error=describe(error),
+                )
+            )
+        else:
+            log.error(
+                event(
+                    "worker_failed",
+                    call=call.target.name,
+                    call_id=call.call_id,
+                    attempt=call.attempt,
+                    error=describe(error),
+                ),
+                exc_info=error,
+            )
 
     def encode_result(self, call: Call, value: Any) -> bytes | None:
         """Turn the method's result into what is sent, in the worker; `None` where nothing is sent."""

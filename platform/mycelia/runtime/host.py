@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mycelia.amqp import Link, LinkOptions, connect
-from mycelia.call import Middleware
+from mycelia.call import Middleware, MiddlewareSource, Target, middleware_for
 from mycelia.errors import RuntimeStateError
+from mycelia.runtime.middleware import Around, load_middleware
 from mycelia.runtime.settings import Settings
 from mycelia.wire import SerializerRegistry
 
@@ -20,17 +20,20 @@ class Host:
 
     Args:
         config: the whole configuration, as the services see it.
-        inbound: middleware around every worker, outermost first.
-        outbound: middleware around every call that leaves, outermost first.
+        middleware: sources of middleware for calls in all directions, outermost first, inside those that the
+            configuration names (`mycelia: middleware:`).
+        inbound: middleware around every call that arrives, outermost first, inside those.
+        outbound: middleware around every call that leaves, outermost first, inside those.
 
     Raises:
-        ConfigError: a key has a wrong type or value.
+        ConfigError: a key has a wrong type or value, or names middleware that cannot be loaded.
     """
 
     def __init__(
         self,
         config: Mapping[str, Any],
         *,
+        middleware: Iterable[MiddlewareSource] = (),
         inbound: tuple[Middleware, ...] = (),
         outbound: tuple[Middleware, ...] = (),
     ) -> None:
@@ -39,9 +42,19 @@ class Host:
         self.serializers = SerializerRegistry.from_config(
             config, max_body_bytes=self.settings.mycelia.max_body_bytes
         )
-        self.inbound = inbound
-        self.outbound = outbound
+        self.middleware: tuple[MiddlewareSource, ...] = (
+            *load_middleware(self.settings.mycelia.middleware),
+            *middleware,
+            *Around.each(inbound, outbound),
+        )
+        """Asked about every target of every service, before the extensions of the service itself."""
         self._link: Link | None = None
+
+    def middleware_for(
+        self, target: Target, extensions: Iterable[MiddlewareSource] = ()
+    ) -> tuple[Middleware, ...]:
+        """What stands around calls of `target`, outermost first: the host's, then that of a service's `extensions`."""
+        return middleware_for((*self.middleware, *extensions), target)
 
     @property
     def link(self) -> Link:
@@ -73,7 +86,3 @@ class Host:
         link, self._link = self._link, None
         if link is not None:
             await link.aclose()
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()

@@ -2,28 +2,98 @@
 
 Everything here runs on the event loop and is synchronous; only the worker itself awaits. A slot is given back by
 whatever way a worker ends, `BaseException` included.
+
+A call that is not going to run (`refuse()`) passes the middleware like any other; only the worker at the chain's end
+is left out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
-from mycelia.call import Call, Middleware, Next, Outcome, Settle, compose
+import msgspec
+
+from mycelia.call import (
+    Call,
+    GiveBack,
+    Middleware,
+    Next,
+    Outcome,
+    Settlement,
+    Target,
+    compose,
+    current_call,
+)
+from mycelia.errors import DeadlinePassed, RuntimeStateError
+from mycelia.log_event import event
 from mycelia.runtime.threads import ThreadPool
-from mycelia.runtime.worker import Invocation
 
-__all__ = ["Lane", "LaneStatistics", "ServiceSlots"]
+__all__ = ["Lane", "LaneStatistics", "Run", "ServiceSlots", "Settler"]
 
 log = logging.getLogger("mycelia.runtime")
 
-OnSettle = Callable[[Call, Outcome], None]
-OnExpired = Callable[[Call], None]
+
+class Run(Protocol):
+    """How to run one worker."""
+
+    @property
+    def is_async(self) -> bool:
+        """Whether `run()` does it on the event loop, or `run_in_thread()` in a thread."""
+        ...
+
+    async def run(self, call: Call) -> Outcome:
+        """Never raises: what was raised is the outcome's error."""
+        ...
+
+    def run_in_thread(self, call: Call) -> Outcome:
+        """As `run()`, in the calling thread."""
+        ...
+
+
+class Settler(Protocol):
+    """What becomes of a call after its worker: the entrypoint's part of a lane. `Entrypoint` has it all."""
+
+    @property
+    def settlements(self) -> frozenset[type[Settlement]]:
+        """What `settle()` can do, beside `GiveBack`."""
+        ...
+
+    def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
+        """The rule for an outcome that brings no settlement of its own."""
+        ...
+
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
+        """Do it. Called once for each call, on the loop; must not raise, wait, or ask what else might have been."""
+        ...
+
+    def log_error(self, call: Call, outcome: Outcome) -> None:
+        """Write the line for an outcome with an error."""
+        ...
+
+
+class LaneStatistics(msgspec.Struct):
+    """A lane's state now, and counts of calls since the start."""
+
+    limit: int = 0
+    active: int = 0
+    """Workers that run."""
+    waiting: int = 0
+    """Calls that have arrived and wait for a slot."""
+    finished: int = 0
+    failed: int = 0
+    refused: int = 0
+    """Calls whose method was not begun, the expired ones included."""
+    expired: int = 0
+    """Calls whose deadline passed before their worker could start."""
+    lost: int = 0
+    """Calls dropped before they began, because the broker has taken their message back."""
 
 
 def _start_task(
@@ -36,13 +106,18 @@ def _start_task(
 
 
 class ServiceSlots:
-    """How many workers a service may run at once over all of its entrypoints (`max_workers`)."""
+    """How many workers a service may run at once over all of its entrypoints (`max_workers`; `None` for any number).
+
+    Also the one place where waiting calls are started: in a loop, because a worker that never waits ends inside the
+    call that starts it, and starting the next one from there would nest them all.
+    """
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self.active = 0
         self._waiting: dict[Lane, None] = {}
-        """Lanes with calls that wait for a service-wide slot, in the order in which they began to wait."""
+        """Lanes with calls that wait for a slot, in the order in which they began to wait."""
+        self._is_pumping = False
 
     @property
     def has_room(self) -> bool:
@@ -51,125 +126,179 @@ class ServiceSlots:
     def wait(self, lane: Lane) -> None:
         self._waiting[lane] = None
 
-    def wake_next(self) -> None:
-        """Give freed slots to waiting lanes, in turn, so that a busy entrypoint cannot starve a quiet one."""
-        while self._waiting and self.has_room:
-            lane = next(iter(self._waiting))
-            del self._waiting[lane]
-            lane.pump(1)
-
-
-class LaneStatistics:
-    """Counts of calls since the start."""
-
-    __slots__ = ("expired", "failed", "finished")
-
-    def __init__(self) -> None:
-        self.finished = 0
-        self.failed = 0
-        self.expired = 0
+    def pump(self) -> None:
+        """Start calls of the waiting lanes, one of each in turn, so that a busy entrypoint cannot starve a quiet one."""
+        if self._is_pumping:
+            return
+        self._is_pumping = True
+        waiting = self._waiting
+        try:
+            while waiting and self.has_room:
+                lane = next(iter(waiting))
+                del waiting[lane]
+                if lane.start_next():
+                    waiting[lane] = None
+        finally:
+            self._is_pumping = False
 
 
 class Lane:
     """Runs workers for one entrypoint.
 
     Args:
-        invocation: how to run one.
-        settle: called once for each submitted call, on the loop, with what came of it; must not raise.
+        target: the entrypoint's.
+        run: how to run one worker.
+        settler: what becomes of each call afterwards.
         limit: workers at once.
         slots: the service's shared limit.
         threads: where `def` methods run.
-        middleware: composed around the invocation; empty means no layer at all.
-        on_expired: called instead of `settle` for a call whose deadline passed before its worker started.
+        middleware: composed around the worker; empty means no layer at all.
     """
 
     def __init__(
         self,
-        invocation: Invocation,
-        settle: OnSettle,
+        target: Target,
+        run: Run,
+        settler: Settler,
         *,
         limit: int,
         slots: ServiceSlots,
         threads: ThreadPool,
         loop: asyncio.AbstractEventLoop,
         middleware: tuple[Middleware, ...] = (),
-        on_expired: OnExpired | None = None,
     ) -> None:
-        self.invocation = invocation
-        self.limit = limit
-        self.active = 0
-        self.statistics = LaneStatistics()
-        self._name = (
-            f"mycelia:work:{invocation.container.service_name}.{invocation.entrypoint.method_name}"
-        )
-        self._settle = settle
+        self.target = target
+        self._limit = limit
+        self._active = 0
+        self._counts = LaneStatistics()
+        self._name = f"mycelia:work:{target.name}"
+        self._run_worker = run
+        self._settler = settler
         self._slots = slots
         self._threads = threads
         self._loop = loop
-        self._on_expired = on_expired
         self._backlog: deque[Call] = deque()
         self._running: dict[Call, asyncio.Task[None] | None] = {}
+        self._refusing: set[asyncio.Task[None]] = set()
+        """Refused calls that pass the middleware."""
         self._cancelled = False
         self._idle: asyncio.Event | None = None
-        endpoint: Next = invocation.run if invocation.is_async else self._run_in_thread
-        self._chain: Next | None = (
-            compose(middleware, endpoint) if middleware or invocation.is_async else None
-        )
+        self._has_middleware = bool(middleware)
+        endpoint: Next = run.run if run.is_async else self._run_in_thread
+        if middleware:
+            self._chain: Next | None = compose(middleware, _unless_refused(endpoint))
+        else:
+            self._chain = endpoint if run.is_async else None
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.target.name}: {self._active} of {self._limit}, {self.waiting} wait>"
+
+    @property
+    def active(self) -> int:
+        """Workers that run."""
+        return self._active
 
     @property
     def waiting(self) -> int:
         """Calls that have arrived and wait for a slot."""
         return len(self._backlog)
 
+    @property
+    def limit(self) -> int:
+        """Workers at once. May be changed while it runs; workers above a lower limit end in their own time."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, value: int) -> None:
+        self._limit = value
+        if self._backlog:
+            self._slots.wait(self)
+            self._slots.pump()
+
+    def statistics(self) -> LaneStatistics:
+        return msgspec.structs.replace(
+            self._counts, limit=self._limit, active=self._active, waiting=len(self._backlog)
+        )
+
+    # --- a call comes in ----------------------------------------------------------------------
+
     def submit(self, call: Call) -> None:
         """Start a worker for `call`, now or when a slot is free. Never waits."""
-        if self._cancelled:
-            self._backlog.append(call)
-            return
-        if self.active < self.limit and not self._backlog and self._slots.has_room:
+        if (
+            not self._backlog
+            and self._active < self._limit
+            and self._slots.has_room
+            and not self._cancelled
+        ):
             self._start(call)
             return
         self._backlog.append(call)
-        if self.active < self.limit:
+        if self._active < self._limit and not self._cancelled:
             self._slots.wait(self)
+            self._slots.pump()
 
-    def pump(self, at_most: int | None = None) -> None:
-        """Start waiting calls while there are slots; none any more once the lane is cancelled."""
-        if self._cancelled:
+    def refuse(self, call: Call, error: BaseException) -> None:
+        """Settle `call` with `error`, without a worker; it passes the middleware first."""
+        call.refusal = error
+        self._counts.refused += 1
+        if not self._has_middleware:
+            self._settle(call, Outcome(error=error, is_refused=True))
             return
-        backlog = self._backlog
-        while backlog and self.active < self.limit:
-            if not self._slots.has_room or at_most == 0:
-                self._slots.wait(self)
-                return
-            self._start(backlog.popleft())
-            if at_most is not None:
-                at_most -= 1
+        task = _start_task(self._pass_by(call), self._loop, f"{self._name}:refused")
+        if not task.done():
+            self._refusing.add(task)
+            task.add_done_callback(self._refusing.discard)
+
+    def start_next(self) -> bool:
+        """Start the first waiting call, if there is one and a slot for it. Returns whether another could be started."""
+        if self._cancelled or not self._backlog or self._active >= self._limit:
+            return False
+        self._start(self._backlog.popleft())
+        return bool(self._backlog) and self._active < self._limit
 
     def _start(self, call: Call) -> None:
-        deadline = call.deadline
-        if deadline is not None and self._on_expired is not None and deadline <= time.monotonic():
-            self.statistics.expired += 1
-            self._on_expired(call)
+        now = time.monotonic()
+        message = call.message
+        if message is not None and message.is_lost:
+            self._counts.lost += 1  # it comes again, to us or to another instance
             return
-        self.active += 1
+        deadline = call.deadline
+        if deadline is not None and deadline <= now:
+            self._counts.expired += 1
+            self.refuse(
+                call, DeadlinePassed(f"{call.target.name}: its deadline passed in the queue.")
+            )
+            return
+        call.started_at = now
+        self._active += 1
         self._slots.active += 1
+        self._running[call] = None
         if self._chain is None:
-            self._running[call] = None
-            self._threads.submit(self.invocation.run_in_thread, call, self._finished)
+            context = contextvars.copy_context()
+            context.run(current_call.set, call)
+            self._threads.submit(self._run_worker.run_in_thread, call, self._finished, context)
         else:
-            self._running[call] = None
             task = _start_task(self._run(call), self._loop, self._name)
             if call in self._running:  # it may have run through already
                 self._running[call] = task
 
     async def _run(self, call: Call) -> None:
         assert self._chain is not None
+        current_call.set(call)
         try:
             outcome = await self._chain(call)
         except BaseException as exc:  # noqa: BLE001  the worker boundary: a middleware raised, or we were cancelled
             outcome = Outcome(error=exc)
         self._finished(call, outcome)
+
+    async def _pass_by(self, call: Call) -> None:
+        assert self._chain is not None
+        current_call.set(call)
+        try:
+            outcome = await self._chain(call)
+        except BaseException as exc:  # noqa: BLE001  a middleware raised, or we were cancelled
+            outcome = Outcome(error=exc, is_refused=True)
+        self._settle(call, outcome)
 
     async def _run_in_thread(self, call: Call) -> Outcome:
         """The end of a chain around a `def` method."""
@@ -179,34 +308,47 @@ class Lane:
             if not future.done():
                 future.set_result(outcome)
 
-        self._threads.submit(self.invocation.run_in_thread, call, done)
+        self._threads.submit(self._run_worker.run_in_thread, call, done, contextvars.copy_context())
         return await future
+
+    # --- an outcome goes out ------------------------------------------------------------------
 
     def _finished(self, call: Call, outcome: Outcome) -> None:
         if self._running.pop(call, call) is call:
             return  # abandoned by `cancel()`: already settled
-        self.active -= 1
+        self._active -= 1
         slots = self._slots
         slots.active -= 1
-        self.statistics.finished += 1
+        self._counts.finished += 1
         if outcome.error is not None:
-            self.statistics.failed += 1
+            self._counts.failed += 1
             if self._cancelled and isinstance(outcome.error, asyncio.CancelledError):
-                outcome.settle = Settle.REQUEUE
-        try:
-            self._settle(call, outcome)
-        except Exception:
-            # A bug of ours: settle functions contain their own errors. The slot must come back all the same.
-            log.exception("settle_failed call=%s", call.target)
-        if slots.limit is None:
-            if self._backlog:
-                self.pump()
-        else:
-            if self._backlog:
-                slots.wait(self)
-            slots.wake_next()
-        if self._idle is not None and not self.active:
+                outcome = outcome.replace(settlement=GiveBack())
+        self._settle(call, outcome)
+        if self._backlog:
+            slots.wait(self)
+        slots.pump()
+        if self._idle is not None and not self._active:
             self._idle.set()
+
+    def _settle(self, call: Call, outcome: Outcome) -> None:
+        """Every outcome of every call of the lane ends here, whatever kind of entrypoint it is."""
+        settler = self._settler
+        try:
+            settlement = outcome.settlement
+            if settlement is None:
+                settlement = settler.settlement_of(call, outcome)
+            elif type(settlement) is not GiveBack and type(settlement) not in settler.settlements:
+                outcome = Outcome(error=_impossible(call, settlement, settler.settlements))
+                settlement = settler.settlement_of(call, outcome)
+            if outcome.error is not None and type(settlement) is not GiveBack:
+                settler.log_error(call, outcome)
+            settler.settle(call, outcome, settlement)
+        except Exception:
+            # A bug of ours: settlers contain their own errors. The slot must come back all the same.
+            log.exception(event("settle_failed", call=call.target))
+
+    # --- the end ------------------------------------------------------------------------------
 
     def take_backlog(self) -> list[Call]:
         """Give up the calls that have not started, for the entrypoint to put back."""
@@ -214,38 +356,67 @@ class Lane:
         self._backlog.clear()
         return calls
 
+    def give_back_backlog(self) -> None:
+        """Settle the calls that have not started with `GiveBack`."""
+        for call in self.take_backlog():
+            self._settle(call, Outcome(error=asyncio.CancelledError(), settlement=GiveBack()))
+
+    def drop_lost(self) -> int:
+        """Drop waiting calls whose message the broker has taken back. Returns how many."""
+        if not self._backlog:
+            return 0
+        kept = [call for call in self._backlog if call.message is None or not call.message.is_lost]
+        lost = len(self._backlog) - len(kept)
+        self._backlog = deque(kept)
+        self._counts.lost += lost
+        return lost
+
     async def wait_idle(self) -> None:
         """Wait until no worker runs. The caller bounds it."""
-        if self.active:
+        if self._active:
             self._idle = asyncio.Event()
             await self._idle.wait()
+        if self._refusing:
+            await asyncio.wait(self._refusing)
 
     async def cancel(self, timeout: float = 1.0) -> None:
         """Cancel running workers; what does not end within `timeout` seconds, and threads, is abandoned.
 
-        Abandoned and cancelled calls are settled with `Settle.REQUEUE`. Nothing is started any more.
+        Abandoned and cancelled calls are settled with `GiveBack`. Nothing is started any more.
         """
         self._cancelled = True
         tasks = [task for task in self._running.values() if task is not None]
+        tasks += self._refusing
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=timeout)
         for call in list(self._running):
             self._running.pop(call)
-            self.active -= 1
+            self._active -= 1
             self._slots.active -= 1
-            log.warning("worker_abandoned call=%s", call.target)
-            self._settle(call, Outcome(error=asyncio.CancelledError(), settle=Settle.REQUEUE))
+            log.warning(event("worker_abandoned", call=call.target))
+            self._settle(call, Outcome(error=asyncio.CancelledError(), settlement=GiveBack()))
         if self._idle is not None:
             self._idle.set()
 
-    def snapshot(self) -> dict[str, Any]:
-        """The lane's state for logs and `statistics()`."""
-        return {
-            "active": self.active,
-            "waiting": self.waiting,
-            "finished": self.statistics.finished,
-            "failed": self.statistics.failed,
-            "expired": self.statistics.expired,
-        }
+
+def _unless_refused(endpoint: Next) -> Next:
+    """The end of a chain: the worker, or what a refused call has instead of one."""
+
+    async def end(call: Call) -> Outcome:
+        if call.refusal is not None:
+            return Outcome(error=call.refusal, is_refused=True)
+        return await endpoint(call)
+
+    return end
+
+
+def _impossible(
+    call: Call, settlement: Settlement, possible: frozenset[type[Settlement]]
+) -> RuntimeStateError:
+    names = ", ".join(sorted(cls.__name__ for cls in possible)) or "none"
+    return RuntimeStateError(
+        f"{call.target.name}: a middleware asked for {settlement!r}, which a call of kind {call.kind.value} "
+        f"cannot have. It can have: {names}."
+    )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
-from mycelia.call import Middleware
+from mycelia.call import Middleware, MiddlewareSource
 from mycelia.errors import ConfigError, RuntimeStateError
 from mycelia.runtime.container import Container
 from mycelia.runtime.host import Host
@@ -27,8 +27,9 @@ class Runner:
     Args:
         config: the whole configuration, as `nameko run --config` would read it.
         services: the service classes.
-        inbound: middleware around every worker, outermost first.
-        outbound: middleware around every call that leaves, outermost first.
+        middleware: sources of middleware for calls in all directions, outermost first.
+        inbound: middleware around every call that arrives, outermost first.
+        outbound: middleware around every call, event and message that leaves, outermost first.
 
     Raises:
         ConfigError: a key of the wrong type, a class without a name, two services with the same name.
@@ -39,11 +40,12 @@ class Runner:
         config: Mapping[str, Any],
         services: Iterable[type],
         *,
+        middleware: Iterable[MiddlewareSource] = (),
         inbound: tuple[Middleware, ...] = (),
         outbound: tuple[Middleware, ...] = (),
     ) -> None:
         self.config = dict(config)
-        self.host = Host(self.config, inbound=inbound, outbound=outbound)
+        self.host = Host(self.config, middleware=middleware, inbound=inbound, outbound=outbound)
         self.containers: list[Container] = []
         self._stopped: asyncio.Event | None = None
         self._stopping: asyncio.Task[None] | None = None

@@ -41,6 +41,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Largest body that is decoded; RabbitMQ 3.x takes up to 128 MiB by default."""
     requeue_attempts: int = 20
     """Deliveries after which a message with `requeue_on_error` is dead-lettered; RabbitMQ 4's delivery limit."""
+    middleware: tuple[str, ...] = ()
+    """Dotted paths of middleware around every call of every service, outermost first."""
     log_level: str = "INFO"
     """The least level that is logged, where `LOGGING` does not say."""
     log_format: str = "auto"

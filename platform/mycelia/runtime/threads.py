@@ -7,10 +7,10 @@ others ride along. A wake-up for each result, which is what `run_in_executor` do
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from queue import SimpleQueue
 
 from mycelia.call import Call, Outcome
@@ -32,7 +32,7 @@ class ThreadPool:
         self._loop = loop
         self._size = size
         self._name = name
-        self._work: SimpleQueue[tuple[Run, Call, Done] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[Run, Call, Done, Context] | None] = SimpleQueue()
         self._results: deque[tuple[Done, Call, Outcome]] = deque()
         self._drain_scheduled = False
         self._threads: list[threading.Thread] = []
@@ -42,12 +42,16 @@ class ThreadPool:
     def size(self) -> int:
         return self._size
 
-    def submit(self, run: Run, call: Call, done: Done) -> None:
-        """Run `run(call)` in a thread, then `done(call, outcome)` on the loop. Call on the loop."""
+    def submit(self, run: Run, call: Call, done: Done, context: Context) -> None:
+        """Run `run(call)` in a thread, in `context`, then `done(call, outcome)` on the loop. Call on the loop.
+
+        `context` must be a copy of the caller's own: what middleware has set (a tracer's span) is there in the thread,
+        and what the method leaves in context variables dies with it.
+        """
         self._busy += 1
         if self._busy > len(self._threads) and len(self._threads) < self._size:
             self._start_thread()
-        self._work.put((run, call, done))
+        self._work.put((run, call, done, context))
 
     def close(self) -> None:
         """Let idle threads end. Threads that are busy end with their call; nobody waits for them."""
@@ -65,9 +69,8 @@ class ThreadPool:
     def _serve(self) -> None:
         get, append, loop = self._work.get, self._results.append, self._loop
         while (item := get()) is not None:
-            run, call, done = item
-            # A context of its own for each worker: what a handler leaves in context variables dies with it.
-            append((done, call, contextvars.Context().run(run, call)))
+            run, call, done, context = item
+            append((done, call, context.run(run, call)))
             # Order matters: the result is in before the flag is read, and `_drain` clears the flag before it reads
             # the results; so a result is never left behind. Two wake-ups for one batch can happen and do no harm.
             if not self._drain_scheduled:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mycelia.call import Call, Outcome, current_call
+from mycelia.call import Call, Outcome
+from mycelia.errors import describe
 from mycelia.runtime.extensions import DependencyProvider, Entrypoint
 from mycelia.wire import CALL_ID_STACK
 
@@ -94,6 +95,13 @@ class WorkerContext:
 
 
 Hook = Callable[..., Any]
+Steps = Generator[Any, Any, Outcome]
+"""A worker's life as the things to resolve on its way (what a hook or the method returned, to be awaited if need be);
+each is answered with what it came to, or its error is thrown in. What the generator returns is the outcome."""
+
+OFF_LOOP_BYTES = 256 * 1024
+"""Bodies of this size and above are decoded in a thread, also for `async def` methods: 256 KiB of JSON take about
+2 ms, for which nothing else would run."""
 
 
 class Invocation:
@@ -130,9 +138,8 @@ class Invocation:
 
     def _compile(self, provider: DependencyProvider) -> None:
         assert provider.attr_name is not None
-        shared = getattr(provider, "get_shared_dependency", None)
-        if shared is not None:
-            self._constants[provider.attr_name] = shared(self.is_async)
+        if provider.is_shared:
+            self._constants[provider.attr_name] = provider.shared_dependency(self.is_async)
         elif _overrides(provider, DependencyProvider, "get_dependency"):
             self._getters.append((provider.attr_name, provider.get_dependency))
         else:
@@ -147,127 +154,124 @@ class Invocation:
 
     async def run(self, call: Call) -> Outcome:
         """Run an `async def` method on the loop. Never raises: what was raised is the outcome's error."""
-        current_call.set(call)
+        if not call.is_decoded:
+            try:
+                if call.body_size >= OFF_LOOP_BYTES:
+                    await asyncio.to_thread(call.decode)
+                else:
+                    call.decode()
+            except BaseException as exc:  # noqa: BLE001  the worker boundary: every error becomes an outcome
+                return _not_begun(exc)
         if not self._plain:
-            return await self._run_with_hooks(call)
+            return await self._drive(self._steps(call, True))
         try:
             service = self._service_cls()
             service.__dict__.update(self._constants)
             value = await self.method(service, *call.args, **call.kwargs)
             if self._encode is None:
                 return Outcome(value)
-            return Outcome(value, body=self._encode(call, value))
-        except BaseException as exc:  # noqa: BLE001  the worker boundary: every error becomes an outcome
-            return Outcome(error=exc)
-
-    async def _run_with_hooks(self, call: Call) -> Outcome:
-        context = WorkerContext(self.container, self.entrypoint, call, True)
-        injected = False
-        try:
-            service = context.service = self._service_cls()
-            service.__dict__.update(self._constants)
-            for name, get in self._getters:
-                value = get(context)
-                setattr(service, name, await value if inspect.isawaitable(value) else value)
-            injected = True
-            for hook in self._setups:
-                await _call_hook(hook, context)
-            value = await self.method(service, *call.args, **call.kwargs)
-            outcome = Outcome(
-                value, body=None if self._encode is None else self._encode(call, value)
-            )
+            return Outcome(value, None, None, self._encode(call, value))
         except BaseException as exc:  # noqa: BLE001  the worker boundary
-            outcome = Outcome(error=exc)
-        if not injected:
-            return outcome
-        for hook in self._results:
-            outcome = await _guarded(
-                outcome, hook, context, _value(outcome), _exc_info(outcome.error)
-            )
-        for hook in self._teardowns:
-            outcome = await _guarded(outcome, hook, context)
-        return outcome
+            return Outcome(None, exc)
 
     def run_in_thread(self, call: Call) -> Outcome:
         """Run a `def` method, with all of its hooks, in the calling thread. Never raises."""
-        current_call.set(call)
+        if not call.is_decoded:
+            try:
+                call.decode()
+            except BaseException as exc:  # noqa: BLE001  the worker boundary
+                return _not_begun(exc)
         if not self._plain:
-            return self._run_in_thread_with_hooks(call)
+            return self._drive_in_thread(self._steps(call, False))
         try:
             service = self._service_cls()
             service.__dict__.update(self._constants)
             value = self.method(service, *call.args, **call.kwargs)
             if self._encode is None:
                 return Outcome(value)
-            return Outcome(value, body=self._encode(call, value))
+            return Outcome(value, None, None, self._encode(call, value))
         except BaseException as exc:  # noqa: BLE001  the worker boundary
-            return Outcome(error=exc)
+            return Outcome(None, exc)
 
-    def _run_in_thread_with_hooks(self, call: Call) -> Outcome:
-        context = WorkerContext(self.container, self.entrypoint, call, False)
+    def _steps(self, call: Call, is_async: bool) -> Steps:
+        """The order of a worker's life: the one place where it is written."""
+        context = WorkerContext(self.container, self.entrypoint, call, is_async)
         injected = False
         try:
             service = context.service = self._service_cls()
             service.__dict__.update(self._constants)
             for name, get in self._getters:
-                setattr(service, name, self._resolve(get(context)))
+                setattr(service, name, (yield get(context)))
             injected = True
             for hook in self._setups:
-                self._resolve(hook(context))
+                yield hook(context)
             value = self.method(service, *call.args, **call.kwargs)
-            outcome = Outcome(
-                value, body=None if self._encode is None else self._encode(call, value)
-            )
+            if is_async:  # what a `def` method returns is its result, even if it could be awaited
+                value = yield value
+            body = None if self._encode is None else self._encode(call, value)
+            outcome = Outcome(value, body=body)
         except BaseException as exc:  # noqa: BLE001  the worker boundary
             outcome = Outcome(error=exc)
         if not injected:
             return outcome
         for hook in self._results:
-            outcome = self._guarded_in_thread(
-                outcome, hook, context, _value(outcome), _exc_info(outcome.error)
-            )
+            try:
+                yield hook(context, outcome.value, _exc_info(outcome.error))
+            except BaseException as exc:  # noqa: BLE001  every hook gets its turn
+                outcome = _first_error(outcome, exc)
         for hook in self._teardowns:
-            outcome = self._guarded_in_thread(outcome, hook, context)
+            try:
+                yield hook(context)
+            except BaseException as exc:  # noqa: BLE001  every hook gets its turn
+                outcome = _first_error(outcome, exc)
         return outcome
 
-    def _resolve(self, value: Any) -> Any:
-        """What a hook returned; an awaitable is awaited on the loop while this thread waits."""
-        if not inspect.isawaitable(value):
-            return value
-        return asyncio.run_coroutine_threadsafe(_outcome_of(value), self._loop).result().unwrap()
+    async def _drive(self, steps: Steps) -> Outcome:
+        step: Callable[[Any], Any] = steps.send
+        answer: Any = None
+        while True:
+            try:
+                value = step(answer)
+            except StopIteration as end:
+                return _outcome(end)
+            try:
+                answer = await value if inspect.isawaitable(value) else value
+                step = steps.send
+            except BaseException as exc:  # noqa: BLE001  the worker boundary
+                step, answer = steps.throw, exc
 
-    def _guarded_in_thread(self, outcome: Outcome, hook: Hook, *args: Any) -> Outcome:
-        try:
-            self._resolve(hook(*args))
-        except BaseException as exc:  # noqa: BLE001  the worker boundary
-            return _first_error(outcome, exc)
-        return outcome
+    def _drive_in_thread(self, steps: Steps) -> Outcome:
+        """What is awaitable is awaited on the loop while this thread waits."""
+        step: Callable[[Any], Any] = steps.send
+        answer: Any = None
+        while True:
+            try:
+                value = step(answer)
+            except StopIteration as end:
+                return _outcome(end)
+            if inspect.isawaitable(value):
+                done = asyncio.run_coroutine_threadsafe(_outcome_of(value), self._loop).result()
+                step = steps.send if done.error is None else steps.throw
+                answer = done.value if done.error is None else done.error
+            else:
+                step, answer = steps.send, value
 
 
-async def _call_hook(hook: Hook, *args: Any) -> None:
-    value = hook(*args)
-    if inspect.isawaitable(value):
-        await value
-
-
-async def _guarded(outcome: Outcome, hook: Hook, *args: Any) -> Outcome:
-    """Run a hook after the method: every hook gets its turn, and the first error is the outcome's."""
-    try:
-        await _call_hook(hook, *args)
-    except BaseException as exc:  # noqa: BLE001  the worker boundary
-        return _first_error(outcome, exc)
+def _outcome(end: StopIteration) -> Outcome:
+    outcome: Outcome = end.value
     return outcome
+
+
+def _not_begun(error: BaseException) -> Outcome:
+    """The arguments cannot be read, or do not fit; an error of any other kind is a bug, and as much a refusal."""
+    return Outcome(error=error, is_refused=not isinstance(error, asyncio.CancelledError))
 
 
 def _first_error(outcome: Outcome, error: BaseException) -> Outcome:
     if outcome.error is None:
         return Outcome(error=error)
-    outcome.error.add_note(f"then a dependency's hook raised {type(error).__name__}: {error}")
+    outcome.error.add_note(f"then a dependency's hook raised {describe(error)}")
     return outcome
-
-
-def _value(outcome: Outcome) -> Any:
-    return None if outcome.error is not None else outcome.value
 
 
 def _exc_info(error: BaseException | None) -> Any:

@@ -1,10 +1,10 @@
 """The chain: order, and what a middleware may do."""
 
-from mycelia.call import Call, CallKind, Middleware, Next, Outcome, compose
+from mycelia.call import Call, CallKind, Direction, Middleware, Next, Outcome, Target, compose
 
 
 def a_call() -> Call:
-    return Call(CallKind.RPC, "maths", "add", (1, 2))
+    return Call(Target(Direction.INBOUND, CallKind.RPC, "maths", "add"), (1, 2))
 
 
 async def endpoint(call: Call) -> Outcome:

@@ -4,17 +4,21 @@ import time
 
 import pytest
 
-from mycelia.call import Call, CallKind, Outcome
+from mycelia.call import Call, CallKind, Direction, Outcome, Requeue, Target
+
+
+def target(service: str, method: str, kind: CallKind = CallKind.RPC) -> Target:
+    return Target(Direction.INBOUND, kind, service, method)
 
 
 def test_context_is_the_headers_without_prefix() -> None:
-    call = Call(CallKind.RPC, "s", "m", headers={"nameko.user_id": 7, "x-death": []})
+    call = Call(target("s", "m"), headers={"nameko.user_id": 7, "x-death": []})
 
     assert call.context == {"user_id": 7}
 
 
 def test_call_id_stack_ends_with_the_own_id_and_stays_the_same() -> None:
-    call = Call(CallKind.RPC, "planes", "get", headers={"nameko.call_id_stack": ["a.b.1"]})
+    call = Call(target("planes", "get"), headers={"nameko.call_id_stack": ["a.b.1"]})
 
     assert call.call_id_stack == ["a.b.1", call.call_id]
     assert call.call_id.startswith("planes.get.")
@@ -23,21 +27,21 @@ def test_call_id_stack_ends_with_the_own_id_and_stays_the_same() -> None:
 
 def test_call_id_stack_keeps_no_more_parents_than_configured() -> None:
     headers = {"nameko.call_id_stack": [f"a.b.{n}" for n in range(20)]}
-    call = Call(CallKind.RPC, "s", "m", headers=headers, parent_calls_tracked=3)
+    call = Call(target("s", "m"), headers=headers, parent_calls_tracked=3)
 
     assert call.call_id_stack[:-1] == ["a.b.17", "a.b.18", "a.b.19"]
 
 
 def test_outbound_headers_carry_what_middleware_put_into_the_context() -> None:
-    call = Call(CallKind.RPC, "s", "m", headers={"nameko.language": "en"})
+    call = Call(target("s", "m"), headers={"nameko.language": "en"})
     call.context["user_id"] = 7
 
     assert call.outbound_headers() == {"nameko.language": "en", "nameko.user_id": 7}
 
 
 def test_remaining_time_is_none_without_a_deadline_and_negative_after_it() -> None:
-    assert Call(CallKind.TIMER, "s", "m").remaining() is None
-    late = Call(CallKind.RPC, "s", "m", deadline=time.monotonic() - 1.0).remaining()
+    assert Call(target("s", "m", CallKind.TIMER)).remaining() is None
+    late = Call(target("s", "m"), deadline=time.monotonic() - 1.0).remaining()
     assert late is not None
     assert late < 0
 
@@ -45,3 +49,39 @@ def test_remaining_time_is_none_without_a_deadline_and_negative_after_it() -> No
 def test_unwrap_raises_the_error_of_an_outcome() -> None:
     with pytest.raises(KeyError):
         Outcome(error=KeyError("x")).unwrap()
+
+
+def test_an_outcome_cannot_be_changed_in_place() -> None:
+    with pytest.raises(AttributeError):
+        Outcome("password").value = "***"  # type: ignore[misc]
+
+
+def test_a_replaced_value_takes_the_encoded_body_with_it() -> None:
+    outcome = Outcome("password", body=b'"password"')
+
+    assert outcome.replace(value="***") == Outcome("***")
+    assert outcome.replace(settlement=Requeue()).body == b'"password"'
+    error = ValueError("no")
+    assert outcome.replace(error=error) == Outcome(error=error)
+    assert outcome.replace(error=error).replace(value=1) == Outcome(1)
+
+
+def test_arguments_are_decoded_when_first_asked_for_and_once() -> None:
+    reads = []
+
+    def decode(call: Call) -> tuple[list[int], dict[str, int]]:
+        reads.append(call)
+        return [1], {"b": 2}
+
+    call = Call(target("s", "m"), decode=decode)
+    assert not call.is_decoded
+    assert (call.args, call.kwargs, call.args) == ([1], {"b": 2}, [1])
+    assert reads == [call]
+    assert call.is_decoded
+
+
+def test_arguments_given_before_they_are_decoded_stay() -> None:
+    call = Call(target("s", "m"), decode=lambda _: ([1], {}))
+    call.kwargs = {"c": 3}
+
+    assert (call.args, call.kwargs) == ([1], {"c": 3})

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mycelia.amqp import Delivery, Properties
-from mycelia.entrypoints.dead_letters import dead_letter_headers, returns_of
+from mycelia.entrypoints.dead_letters import dead_letter_headers
+from mycelia.entrypoints.received import returns_of
 
 
 class _Unsettled:
@@ -25,11 +26,11 @@ def delivery_with(headers: dict[str, Any] | None, *, redelivered: bool = True) -
 @pytest.mark.parametrize(
     ("headers", "returns"),
     [
-        pytest.param(None, 0, id="classic queue"),
+        pytest.param(None, 1, id="classic queue: it has come back, nobody counts"),
         pytest.param({"x-delivery-count": 3}, 3, id="up to 4.2"),
         pytest.param({"x-acquired-count": 3}, 3, id="4.3, returned by nack"),
         pytest.param({"x-acquired-count": 3, "x-delivery-count": 1}, 3, id="4.3, failed once"),
-        pytest.param({"x-acquired-count": "3"}, 0, id="not a count"),
+        pytest.param({"x-acquired-count": "3"}, 1, id="not a count"),
     ],
 )
 def test_returns_are_read_from_the_header_that_counts_them_all(

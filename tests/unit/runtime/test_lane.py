@@ -2,26 +2,69 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mycelia.call import Call, CallKind, Outcome, Settle
+from mycelia.call import (
+    Ack,
+    Call,
+    CallKind,
+    DeadLetter,
+    Direction,
+    GiveBack,
+    Middleware,
+    Next,
+    Outcome,
+    Reply,
+    Settlement,
+    Target,
+    get_current_call,
+)
+from mycelia.errors import DeadlinePassed, MethodNotFound, RuntimeStateError
 from mycelia.runtime.lane import Lane, ServiceSlots
 from mycelia.runtime.threads import ThreadPool
 
 Work = Callable[[Call], Coroutine[Any, Any, Outcome]]
 
 
+class Worker:
+    """How the lanes here run their calls."""
+
+    is_async = True
+
+    def __init__(self, run: Work) -> None:
+        self.run = run
+
+    def run_in_thread(self, call: Call) -> Outcome:
+        return Outcome(get_current_call())
+
+
+class ThreadWorker(Worker):
+    is_async = False
+
+
 class Scene:
-    """Lanes over plain coroutine functions, with what was settled in order."""
+    """Lanes over plain coroutine functions, with what was settled in order. It is their settler."""
+
+    settlements: frozenset[type[Settlement]] = frozenset({Ack, DeadLetter})
 
     def __init__(self) -> None:
         self.settled: list[tuple[Call, Outcome]] = []
-        self.expired: list[Call] = []
+        self.settlement: dict[Call, Settlement] = {}
+        self.logged: list[Outcome] = []
         self.gates: dict[Call, asyncio.Event] = {}
         self.running: list[Call] = []
+
+    def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
+        return Ack()
+
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
+        self.settled.append((call, outcome))
+        self.settlement[call] = settlement
+
+    def log_error(self, call: Call, outcome: Outcome) -> None:
+        self.logged.append(outcome)
 
     async def gated(self, call: Call) -> Outcome:
         self.running.append(call)
@@ -32,32 +75,40 @@ class Scene:
             return Outcome(error=exc)
         return Outcome(call.method)
 
+    async def at_once(self, call: Call) -> Outcome:
+        self.running.append(call)
+        return Outcome(call.method)
+
     def lane(
-        self, limit: int = 2, slots: ServiceSlots | None = None, work: Work | None = None
+        self,
+        limit: int = 2,
+        slots: ServiceSlots | None = None,
+        work: Work | None = None,
+        middleware: tuple[Middleware, ...] = (),
+        worker: type[Worker] = Worker,
     ) -> Lane:
         loop = asyncio.get_running_loop()
-        invocation: Any = SimpleNamespace(
-            container=SimpleNamespace(service_name="s"),
-            entrypoint=SimpleNamespace(method_name="m"),
-            is_async=True,
-            run=work or self.gated,
-        )
         return Lane(
-            invocation,
-            lambda call, outcome: self.settled.append((call, outcome)),
+            target("m"),
+            worker(work or self.gated),
+            self,
             limit=limit,
             slots=slots or ServiceSlots(None),
             threads=ThreadPool(loop, 1, "test"),
             loop=loop,
-            on_expired=self.expired.append,
+            middleware=middleware,
         )
 
     def open(self, call: Call) -> None:
         self.gates.setdefault(call, asyncio.Event()).set()
 
 
+def target(method: str, kind: CallKind = CallKind.RPC) -> Target:
+    return Target(Direction.INBOUND, kind, "s", method)
+
+
 def calls(count: int) -> list[Call]:
-    return [Call(CallKind.RPC, "s", str(n)) for n in range(count)]
+    return [Call(target(str(n))) for n in range(count)]
 
 
 async def turns(count: int = 5) -> None:
@@ -120,8 +171,8 @@ async def test_base_exception_from_a_middleware_gives_the_slot_back(
 
 async def test_a_settle_function_that_raises_gives_the_slot_back() -> None:
     scene = Scene()
+    scene.settle = lambda call, outcome, settlement: 1 / 0  # type: ignore[assignment, return-value]
     lane = scene.lane(limit=1)
-    lane._settle = lambda call, outcome: 1 / 0
     for call in (todo := calls(2)):
         scene.open(call)
         lane.submit(call)
@@ -134,14 +185,17 @@ async def test_a_settle_function_that_raises_gives_the_slot_back() -> None:
 async def test_expired_call_is_not_started_and_is_counted() -> None:
     scene = Scene()
     lane = scene.lane()
-    late = Call(CallKind.RPC, "s", "m", deadline=0.0)
+    late = Call(target("m"), deadline=0.0)
     lane.submit(late)
     await turns()
 
-    assert scene.expired == [late]
+    [(call, outcome)] = scene.settled
+    assert call is late
+    assert outcome.is_refused
+    assert isinstance(outcome.error, DeadlinePassed)
     assert scene.running == []
     assert lane.active == 0
-    assert lane.statistics.expired == 1
+    assert lane.statistics().expired == 1
 
 
 async def test_service_limit_holds_over_lanes_and_a_busy_lane_does_not_starve_a_quiet_one() -> None:
@@ -151,7 +205,7 @@ async def test_service_limit_holds_over_lanes_and_a_busy_lane_does_not_starve_a_
     first = calls(4)
     for call in first:
         busy.submit(call)
-    lone = Call(CallKind.EVENT, "s", "lone")
+    lone = Call(target("lone", CallKind.EVENT))
     quiet.submit(lone)
     await turns()
     assert scene.running == first[:1]
@@ -168,7 +222,7 @@ async def test_service_limit_holds_over_lanes_and_a_busy_lane_does_not_starve_a_
     assert slots.active == 0
 
 
-async def test_cancel_settles_what_runs_with_requeue_and_leaves_nothing_active() -> None:
+async def test_cancel_gives_back_what_runs_and_leaves_nothing_active() -> None:
     scene = Scene()
     lane = scene.lane(limit=2)
     todo = calls(3)
@@ -179,7 +233,7 @@ async def test_cancel_settles_what_runs_with_requeue_and_leaves_nothing_active()
     await lane.cancel()
 
     assert backlog == todo[2:]
-    assert [outcome.settle for _, outcome in scene.settled] == [Settle.REQUEUE] * 2
+    assert [scene.settlement[call] for call, _ in scene.settled] == [GiveBack()] * 2
     assert lane.active == 0
 
 
@@ -200,9 +254,124 @@ async def test_a_worker_that_refuses_to_be_cancelled_is_abandoned_within_the_tim
     lane.submit(call)
     await turns()
     await lane.cancel(timeout=0.05)
-    assert [(c, o.settle) for c, o in scene.settled] == [(call, Settle.REQUEUE)]
+    assert scene.settlement == {call: GiveBack()}
 
     release.set()
     await turns()
     assert len(scene.settled) == 1
     assert lane.active == 0
+
+
+@pytest.mark.parametrize("limited", [False, True])
+async def test_a_burst_of_calls_that_never_wait_does_not_nest(limited: bool) -> None:
+    """With eager tasks (Python 3.12) a worker may end inside the call that starts it, and there starts the next."""
+    scene = Scene()
+    slots = ServiceSlots(2 if limited else None)
+    first = calls(3)
+
+    async def waits_at_first(call: Call) -> Outcome:
+        return await (scene.gated if call in first else scene.at_once)(call)
+
+    lanes = [scene.lane(limit=1, slots=slots, work=waits_at_first) for _ in range(3)]
+    for call, lane in zip(first, lanes, strict=True):
+        lane.submit(call)
+    for lane in lanes:
+        for call in calls(1500):
+            lane.submit(call)
+    for call in first:
+        scene.open(call)
+    for lane in lanes:
+        while lane.waiting or lane.active:
+            await lane.wait_idle()
+            await turns(1)
+
+    assert len(scene.settled) == 3 + 4500
+    assert scene.logged == []
+    assert slots.active == 0
+
+
+async def test_refused_calls_pass_the_middleware_and_are_settled_without_a_worker() -> None:
+    scene = Scene()
+    seen: list[tuple[Outcome, Call | None]] = []
+
+    async def watch(call: Call, next: Next) -> Outcome:
+        outcome = await next(call)
+        seen.append((outcome, get_current_call()))
+        return outcome
+
+    lane = scene.lane(middleware=(watch,))
+    todo = calls(200)
+    error = MethodNotFound("nope")
+    for call in todo:
+        lane.refuse(call, error)
+    await turns()
+
+    assert scene.running == []
+    assert [call for call, _ in scene.settled] == todo
+    assert [call for _, call in seen] == todo
+    assert all(outcome.is_refused and outcome.error is error for outcome, _ in seen)
+    assert lane.statistics().refused == 200
+
+
+async def test_a_settlement_that_cannot_be_is_an_error_and_never_ignored() -> None:
+    scene = Scene()
+
+    async def wants_a_reply(call: Call, next: Next) -> Outcome:
+        return (await next(call)).replace(settlement=Reply())
+
+    lane = scene.lane(work=scene.at_once, middleware=(wants_a_reply,))
+    [call] = calls(1)
+    lane.submit(call)
+    await turns()
+
+    [(_, outcome)] = scene.settled
+    assert isinstance(outcome.error, RuntimeStateError)
+    assert str(outcome.error) == (
+        "s.0: a middleware asked for Reply(), which a call of kind rpc cannot have. It can have: Ack, DeadLetter."
+    )
+    assert scene.settlement[call] == Ack()
+    assert scene.logged == [outcome]
+
+
+@pytest.mark.parametrize("worker", [Worker, ThreadWorker])
+async def test_the_current_call_is_set_outside_the_chain(worker: type[Worker]) -> None:
+    scene = Scene()
+    seen: list[Call | None] = []
+
+    async def watch(call: Call, next: Next) -> Outcome:
+        seen.append(get_current_call())
+        outcome = await next(call)
+        seen.append(get_current_call())
+        return outcome
+
+    async def tells(call: Call) -> Outcome:
+        return Outcome(get_current_call())
+
+    lane = scene.lane(work=tells, middleware=(watch,), worker=worker)
+    [call] = calls(1)
+    lane.submit(call)
+    await lane.wait_idle()
+
+    assert [outcome.value for _, outcome in scene.settled] == [call]
+    assert seen == [call, call]
+
+
+async def test_a_higher_limit_starts_what_waits_and_a_lower_one_starts_no_more() -> None:
+    scene = Scene()
+    lane = scene.lane(limit=1)
+    todo = calls(6)
+    for call in todo:
+        lane.submit(call)
+    await turns()
+    lane.limit = 3
+    await turns()
+    assert scene.running == todo[:3]
+
+    lane.limit = 1
+    scene.open(todo[0])
+    await turns()
+    assert scene.running == todo[:3]
+    for call in todo:
+        scene.open(call)
+    await lane.wait_idle()
+    assert scene.running == todo

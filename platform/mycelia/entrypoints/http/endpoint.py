@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from mycelia.call import Call, CallKind, Outcome, Settle, current_call
+from mycelia.call import Call, GiveBack, Outcome, Target, current_call
+from mycelia.entrypoints.http.call import HttpCall
 from mycelia.entrypoints.http.requests import BlockingRequest, BodyReader, HttpRequest
 from mycelia.entrypoints.http.responses import (
     encode_body,
@@ -22,13 +22,10 @@ from mycelia.entrypoints.http.responses import (
     stopping_problem,
 )
 from mycelia.errors import Overloaded
-from mycelia.log_event import event
 from mycelia.runtime import Lane
 from mycelia.wire import TRACEPARENT, TRACESTATE
 
-__all__ = ["HttpEndpoint", "HttpExchange", "Sender"]
-
-log = logging.getLogger("mycelia.entrypoints")
+__all__ = ["HttpEndpoint", "Sender"]
 
 MAX_WAITING = 1000
 """Requests that may wait for a worker of one method; more are answered 503. Arbitrary: a queue needs an end."""
@@ -64,27 +61,17 @@ class Sender:
             await asyncio.sleep(0)
 
 
-class HttpExchange:
-    """What carries an HTTP call (`Call.message`): the request, and who waits for its outcome."""
-
-    __slots__ = ("outcome", "request")
-
-    def __init__(self, request: Any, outcome: asyncio.Future[Outcome]) -> None:
-        self.request = request
-        self.outcome = outcome
-
-
 class HttpEndpoint:
     """Answers the requests for one `@http` method.
 
     Args:
-        service: the service's name.
-        method: the method's name.
+        target: its calls' target.
         path: in Starlette's form.
         verbs: the HTTP methods that it answers.
         is_async: whether the method is `async def`.
         expected_exceptions: those that are the client's fault.
         streams_request: whether an `async def` method begins before the body is here.
+        log_error: writes the line for an error that the lane does not see.
         max_body_bytes: of a request.
         body_timeout: seconds in which a body must go on.
         parent_calls_tracked: how many parents a call-id stack keeps.
@@ -92,22 +79,22 @@ class HttpEndpoint:
 
     def __init__(
         self,
-        service: str,
-        method: str,
+        target: Target,
         path: str,
         verbs: tuple[str, ...],
         *,
         is_async: bool,
         expected_exceptions: type[BaseException] | tuple[type[BaseException], ...] = (),
         streams_request: bool = False,
+        log_error: Callable[[Call, Outcome], None],
         max_body_bytes: int,
         body_timeout: float,
         parent_calls_tracked: int,
     ) -> None:
         self.path = path
         self.verbs = verbs
-        self.service = service
-        self.method = method
+        self.target = target
+        self._log_error = log_error
         self.expected_exceptions = expected_exceptions
         self.stopping = asyncio.Event()
         """Set when the service takes no more requests; ends event streams."""
@@ -118,10 +105,6 @@ class HttpEndpoint:
         self._parent_calls_tracked = parent_calls_tracked
         self._lane: Lane | None = None
 
-    @property
-    def target(self) -> str:
-        return f"{self.service}.{self.method}"
-
     def start(self, lane: Lane) -> None:
         """Answer from now on, with workers of `lane`."""
         self._lane = lane
@@ -130,16 +113,13 @@ class HttpEndpoint:
         """Take no more requests. Those that run are finished; those that wait for a worker are answered 503."""
         self.stopping.set()
         if self._lane is not None:
-            for call in self._lane.take_backlog():
-                self.settle(call, Outcome(error=asyncio.CancelledError(), settle=Settle.REQUEUE))
+            self._lane.give_back_backlog()
 
     def settle(self, call: Call, outcome: Outcome) -> None:
         """Hand a worker's outcome to who waits for it; the lane calls it once for each call."""
-        if outcome.error is not None and outcome.settle is not Settle.REQUEUE:
-            self._log_error(call, outcome.error)
-        future = call.message.outcome
-        if not future.done():  # else nobody waits any more: the client's connection was cut
-            future.set_result(outcome)
+        assert isinstance(call, HttpCall)
+        if not call.answer.done():  # else nobody waits any more: the client's connection was cut
+            call.answer.set_result(outcome)
 
     async def answer(self, scope: Scope, receive: Receive, sender: Sender) -> None:
         """Answer one request."""
@@ -157,14 +137,13 @@ class HttpEndpoint:
         if self.stopping.is_set():  # meanwhile
             await stopping_problem()(scope, receive, sender)
             return
-        call = Call(
-            CallKind.HTTP,
-            self.service,
-            self.method,
+        call = HttpCall(
+            self.target,
             (request,),
             scope["path_params"],
             headers=_trace_headers(scope),
-            message=HttpExchange(request, asyncio.get_running_loop().create_future()),
+            request=request,
+            answer=asyncio.get_running_loop().create_future(),
             parent_calls_tracked=self._parent_calls_tracked,
         )
         sender.call_id = call.call_id
@@ -184,19 +163,23 @@ class HttpEndpoint:
             await reader.read_ahead()
         return HttpRequest(scope, reader)
 
-    async def _respond(self, lane: Lane, call: Call) -> Response:
+    async def _respond(self, lane: Lane, call: HttpCall) -> Response:
         if lane.waiting >= MAX_WAITING:
-            error = Overloaded(f"{call.target}: {lane.waiting} requests wait for a worker already.")
-            log.warning(event("request_refused", call=call.target, error=error))
-            return problem_of(error, (), call.call_id)
-        lane.submit(call)
-        outcome: Outcome = await call.message.outcome
+            lane.refuse(
+                call,
+                Overloaded(
+                    f"{call.target.name}: {lane.waiting} requests wait for a worker already."
+                ),
+            )
+        else:
+            lane.submit(call)
+        outcome = await call.answer
         if outcome.error is not None:
             return problem_of(
                 outcome.error,
-                self.expected_exceptions,
+                () if outcome.is_refused else self.expected_exceptions,
                 call.call_id,
-                is_stopping=outcome.settle is Settle.REQUEUE,
+                is_stopping=isinstance(outcome.settlement, GiveBack),
             )
         try:
             body = outcome.body
@@ -204,21 +187,8 @@ class HttpEndpoint:
                 body = encode_body(outcome.value)
             return response_of(outcome.value, body, self.stopping)
         except Exception as exc:  # noqa: BLE001  the method returned something that is no response: its error
-            self._log_error(call, exc)
+            self._log_error(call, Outcome(error=exc))
             return problem_of(exc, (), call.call_id)
-
-    def _log_error(self, call: Call, error: BaseException) -> None:
-        if isinstance(error, HTTPException) and error.status_code < 500:
-            return  # an answer like any other
-        if isinstance(error, ClientDisconnect):
-            log.debug(event("client_gone", call=call.target, call_id=call.call_id))
-            return
-        if isinstance(error, self.expected_exceptions):
-            log.warning(event("worker_raised", call=call.target, error=error))
-        else:
-            log.error(
-                event("worker_failed", call=call.target, call_id=call.call_id), exc_info=error
-            )
 
 
 def _trace_headers(scope: Scope) -> dict[str, Any] | None:

@@ -9,12 +9,14 @@ This module stays light: Starlette and uvicorn are imported when a service with 
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 from typing import TYPE_CHECKING, Any
 
-from mycelia.call import Call
+from mycelia.call import Call, CallKind, Outcome, Reply, Settlement
 from mycelia.entrypoints.http.paths import parameters_of, translate_path
 from mycelia.errors import ConfigError, IncorrectSignature
+from mycelia.log_event import event
 from mycelia.runtime import Container, Entrypoint, SharedExtension, SignatureCheck
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from mycelia.entrypoints.http.server import HttpServer
 
 __all__ = ["Http", "HttpListener", "http"]
+
+log = logging.getLogger("mycelia.entrypoints")
 
 _METHOD = re.compile(r"[A-Z]+")
 
@@ -81,6 +85,8 @@ class Http(Entrypoint):
         ConfigError: at the start, `stream_request` of a `def` method.
     """
 
+    kind = CallKind.HTTP
+    settlements = frozenset({Reply})
     container: Container
     listener = HttpListener()
 
@@ -115,13 +121,13 @@ class Http(Entrypoint):
             )
         settings = self.container.settings
         self._endpoint = HttpEndpoint(
-            self.container.service_name,
-            self.method_name,
+            self.target,
             self.path,
             self.methods,
             is_async=is_async,
             streams_request=self.stream_request,
             expected_exceptions=self.expected_exceptions,
+            log_error=self.log_error,
             max_body_bytes=settings.mycelia.http_max_body_bytes,
             body_timeout=settings.mycelia.http_body_timeout,
             parent_calls_tracked=settings.parent_calls_tracked,
@@ -142,13 +148,32 @@ class Http(Entrypoint):
 
     async def start(self) -> None:
         assert self._endpoint is not None
-        self._endpoint.start(self.container.make_lane(self, self._endpoint.settle))
+        self._endpoint.start(self.container.make_lane(self))
         await self.listener.server.start()
 
     def stop(self) -> None:
         """No more requests; those with a worker are finished."""
         if self._endpoint is not None:
             self.listener.server.retire(self._endpoint)
+
+    def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
+        return Reply()
+
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
+        assert self._endpoint is not None
+        self._endpoint.settle(call, outcome)
+
+    def log_error(self, call: Call, outcome: Outcome) -> None:
+        from starlette.exceptions import HTTPException
+        from starlette.requests import ClientDisconnect
+
+        error = outcome.error
+        if isinstance(error, HTTPException) and error.status_code < 500:
+            return  # an answer like any other
+        if isinstance(error, ClientDisconnect):
+            log.debug(event("client_gone", call=call.target.name, call_id=call.call_id))
+            return
+        super().log_error(call, outcome)
 
     def encode_result(self, call: Call, value: Any) -> bytes | None:
         """The response's body, made in the worker, so that what cannot be encoded is the worker's error."""

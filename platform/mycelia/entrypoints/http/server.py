@@ -178,13 +178,15 @@ class HttpServer:
             both = set(endpoint.verbs) & set(other.verbs)
             if both and shape_of(endpoint.path) == shape_of(other.path):
                 raise ConfigError(
-                    f'{endpoint.target} and {other.target} both answer {"/".join(sorted(both))} "{endpoint.path}". '
+                    f'{endpoint.target.name} and {other.target.name} both answer {"/".join(sorted(both))} "{endpoint.path}". '
                     "Give one of them another path."
                 )
         try:
             route = Route(endpoint.path, _never_called, methods=list(endpoint.verbs))
         except AssertionError as exc:
-            raise ConfigError(f'@http("{endpoint.path}") of {endpoint.target}: {exc}.') from None
+            raise ConfigError(
+                f'@http("{endpoint.path}") of {endpoint.target.name}: {exc}.'
+            ) from None
         self._routes.append((route, endpoint))
         self._routes.sort(key=lambda pair: specificity(pair[1].path))
 
@@ -244,7 +246,7 @@ class HttpServer:
         """A service's workers have ended: forget its endpoints; the last service ends the server."""
         self._services.discard(service)
         if self._services:
-            self._routes = [pair for pair in self._routes if pair[1].service != service]
+            self._routes = [pair for pair in self._routes if pair[1].target.service != service]
             self._sites = [site for site in self._sites if site.service != service]
             return
         if self._uvicorn is not None and self._serving is not None:
