@@ -1,7 +1,8 @@
 """What travels: Nameko's wire protocol as pure functions and data. No socket, no clock, no AMQP type.
 
 serializers    values ⇄ bodies, by content type; what a service accepts
-  json_codec, msgpack_codec, tagged, compression, unserializable
+  json_codec, msgpack_codec, tagged, unserializable
+  bounds, compression, encodings                      what a body may make of itself
 context        context data ⇄ headers
 call_ids       call ids and the stack of them
 rpc            names, requests, replies
@@ -9,6 +10,7 @@ remote_errors  errors ⇄ the error in a reply
 events         names of exchanges and queues
 """
 
+from mycelia.wire.bounds import OFF_LOOP_BYTES, is_large
 from mycelia.wire.call_ids import (
     DEFAULT_PARENT_CALLS_TRACKED,
     call_id,
@@ -83,6 +85,7 @@ __all__ = [
     "MAX_ATTEMPT",
     "MAX_TRACEBACK_BYTES",
     "MSGPACK",
+    "OFF_LOOP_BYTES",
     "REPLY_QUEUE_ARGUMENTS",
     "RPC_EXCHANGE",
     "SERVICE_POOL",
@@ -106,6 +109,7 @@ __all__ = [
     "event_exchange_name",
     "extend_call_stack",
     "handler_queue_name",
+    "is_large",
     "nameko_twin",
     "new_uuid",
     "read_attempt",

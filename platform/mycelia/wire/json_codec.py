@@ -27,11 +27,12 @@ from uuid import UUID
 import msgspec
 
 from mycelia.errors import UndecodableMessage
+from mycelia.wire.bounds import Bounds, check_json
 from mycelia.wire.plain import plain_value
 from mycelia.wire.tagged import TAG_MARK, tag_bytes, untag
 from mycelia.wire.unserializable import unserializable
 
-__all__ = ["JSON_CONTENT_TYPE", "decode_json", "encode_json"]
+__all__ = ["JSON_CONTENT_TYPE", "decode_json", "decode_json_within", "encode_json"]
 
 JSON_CONTENT_TYPE = "application/json"
 
@@ -151,6 +152,16 @@ def decode_json(body: bytes) -> Any:
         raise _undecodable(body, "nested too deeply") from exc
     except ValueError as exc:
         raise _undecodable(body, str(exc)) from exc
+
+
+def decode_json_within(body: bytes, bounds: Bounds) -> Any:
+    """`decode_json` for a body that may hold more than it should.
+
+    Raises:
+        UndecodableMessage: it is not JSON, or more than the bounds allow.
+    """
+    check_json(body, bounds)
+    return decode_json(body)
 
 
 def _undecodable(body: bytes, where: str) -> UndecodableMessage:

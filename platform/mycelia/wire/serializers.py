@@ -6,6 +6,9 @@ kombu has an opinion on a content type (kombu/serialization.py `SerializerRegist
 - `application/data` and `application/text` are always accepted: bytes, or text in their content encoding;
 - any other type must be in `ACCEPT` (default: only the `serializer`);
 - an empty body is given as it is, whatever its type.
+
+Where a message may say what is to be done with it, what it says is bounded: encodings are a short list (`encodings.py`),
+unpacking stops at `max_body_bytes` (`compression.py`), and so does what a body may become (`bounds.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,15 @@ from typing import Any
 import yaml
 
 from mycelia.errors import ConfigError, UndecodableMessage, UnserializableValueError
-from mycelia.wire.json_codec import JSON_CONTENT_TYPE, decode_json, encode_json
+from mycelia.wire.bounds import Bounds, bounds_for
+from mycelia.wire.compression import COMPRESSION_HEADER, decompress
+from mycelia.wire.encodings import BINARY, UTF_8, codec_of, recoded, text_of
+from mycelia.wire.json_codec import (
+    JSON_CONTENT_TYPE,
+    decode_json,
+    decode_json_within,
+    encode_json,
+)
 from mycelia.wire.msgpack_codec import MSGPACK_CONTENT_TYPE, decode_msgpack, encode_msgpack
 from mycelia.wire.unserializable import unserializable
 
@@ -34,8 +45,7 @@ __all__ = [
 DEFAULT_MAX_BODY_BYTES = 128 * 1024 * 1024
 """RabbitMQ's own default `max_message_size` up to 3.13 (134217728)."""
 
-_UTF_8 = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
-_BINARY = frozenset({"binary", "ascii-8bit"})  # kombu's SKIP_DECODE
+_BINARY = frozenset({BINARY, "ascii-8bit"})  # kombu's SKIP_DECODE
 _NO_CONTENT_TYPE = "application/data"
 _ALWAYS_ACCEPTED = frozenset({_NO_CONTENT_TYPE, "application/text"})
 
@@ -53,6 +63,8 @@ class Serializer:
     content_encoding: str
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
+    decode_within: Callable[[bytes, Bounds], Any] | None = None
+    """`decode` that raises `UndecodableMessage` before more is made than the bounds allow, where there is one."""
 
 
 # --- the serializers that are always there -------------------------------------------------------
@@ -109,8 +121,15 @@ def _encode_raw(value: Any) -> bytes:
     )
 
 
-JSON = Serializer("json", JSON_CONTENT_TYPE, "utf-8", encode_json, decode_json)
-MSGPACK = Serializer("msgpack", MSGPACK_CONTENT_TYPE, "binary", encode_msgpack, decode_msgpack)
+JSON = Serializer("json", JSON_CONTENT_TYPE, UTF_8, encode_json, decode_json, decode_json_within)
+MSGPACK = Serializer(
+    "msgpack",
+    MSGPACK_CONTENT_TYPE,
+    BINARY,
+    encode_msgpack,
+    decode_msgpack,
+    decode_msgpack,
+)
 _YAML = _guarded("yaml", "application/x-yaml", "utf-8", yaml.safe_dump, yaml.safe_load)
 _RAW = Serializer("raw", _NO_CONTENT_TYPE, "binary", _encode_raw, bytes)
 _PICKLE = _guarded(
@@ -125,7 +144,15 @@ _PICKLE = _guarded(
 class SerializerRegistry:
     """The serializers of one service: what it writes and what it accepts. Not changed once made."""
 
-    __slots__ = ("_accepted", "_by_name", "_by_type", "default", "max_body_bytes")
+    __slots__ = (
+        "_accepted",
+        "_bounds",
+        "_by_name",
+        "_by_type",
+        "_unchecked_bytes",
+        "default",
+        "max_body_bytes",
+    )
 
     def __init__(
         self,
@@ -159,6 +186,9 @@ class SerializerRegistry:
         self.default = self.by_name(default)
         self._accepted = {s.content_type: s for s in map(self._named_or_typed, accepted)}
         self.max_body_bytes = max_body_bytes
+        self._bounds = bounds_for(max_body_bytes)
+        # Smaller ones cannot hold more than they may: each list and map takes a byte at least.
+        self._unchecked_bytes = min(max_body_bytes, self._bounds.max_containers)
 
     @classmethod
     def from_config(
@@ -212,18 +242,29 @@ class SerializerRegistry:
         return self._find(self._by_type, content_type) or self.default
 
     def decode(
-        self, body: bytes, content_type: str | None, content_encoding: str | None = None
+        self,
+        body: bytes,
+        content_type: str | None,
+        content_encoding: str | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> Any:
         """Decode a message's body by its own properties.
 
+        Args:
+            headers: the message's, which say whether the body is compressed.
+
         Raises:
-            UndecodableMessage: not accepted, too large, or broken bytes.
+            UndecodableMessage: not accepted, too large, too much in it, or broken bytes.
         """
-        if len(body) > self.max_body_bytes:
-            raise UndecodableMessage(
-                f"the body has {len(body)} bytes, more than the limit of {self.max_body_bytes}. "
-                "Send less in one message, or raise the limit."
-            )
+        bounds = None
+        if headers is not None and COMPRESSION_HEADER in headers:
+            sent_bytes = len(body)
+            self._check_size(sent_bytes)
+            body = decompress(body, headers, self.max_body_bytes)
+            bounds = bounds_for(self.max_body_bytes, sent_bytes)
+        elif len(body) > self._unchecked_bytes:
+            self._check_size(len(body))
+            bounds = self._bounds
         serializer = self._accepted.get(content_type)  # type: ignore[arg-type]  # None finds nothing
         if serializer is None:
             serializer = self._find(self._accepted, content_type)
@@ -232,24 +273,25 @@ class SerializerRegistry:
         if not body:
             return body
         if content_encoding and content_encoding != serializer.content_encoding:
-            body = _recoded(body, content_encoding, serializer.content_encoding)
+            body = recoded(body, content_encoding, serializer.content_encoding)
+        if bounds is not None and serializer.decode_within is not None:
+            return serializer.decode_within(body, bounds)
         return serializer.decode(body)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_body_bytes:
+            raise UndecodableMessage(
+                f"the body has {size} bytes, more than the limit of {self.max_body_bytes}. "
+                "Send less in one message, or raise the limit."
+            )
 
     def _decode_data(
         self, body: bytes, content_type: str | None, content_encoding: str | None
     ) -> str | bytes:
         if (content_type or _NO_CONTENT_TYPE) not in _ALWAYS_ACCEPTED:
             raise self._not_accepted(content_type)
-        encoding = (content_encoding or "utf-8").lower()
-        if not body or encoding in _BINARY:
-            return body
-        try:
-            return body.decode(encoding)
-        except (LookupError, UnicodeDecodeError) as exc:
-            raise UndecodableMessage(
-                f'a body of {len(body)} bytes of content type "{content_type or "(none)"}" is not {encoding} text: '
-                f'{exc}. Publish bytes with content encoding "binary".'
-            ) from exc
+        codec = codec_of(content_encoding or UTF_8)
+        return body if not body or codec == BINARY else text_of(body, codec)
 
     def _find(self, table: dict[str, Serializer], content_type: str | None) -> Serializer | None:
         if not content_type:
@@ -270,17 +312,6 @@ class SerializerRegistry:
             f'content type "{content_type or "(none)"}" is not accepted; accepted: {accepted}. '
             "Publish as one of these, or add it to ACCEPT."
         )
-
-
-def _recoded(body: bytes, source: str, target: str) -> bytes:
-    """Text in the sender's encoding, in the one that the serializer reads; other bytes as they are."""
-    source, target = source.lower(), target.lower()
-    if source in _BINARY or target in _BINARY or (source in _UTF_8 and target in _UTF_8):
-        return body
-    try:
-        return body.decode(source).encode(target)
-    except (LookupError, UnicodeError):
-        return body  # as amqp's auto_decode: the serializer says what is wrong with them
 
 
 def _custom(name: str, spec: Any) -> Serializer:

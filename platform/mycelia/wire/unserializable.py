@@ -14,6 +14,7 @@ __all__ = ["unserializable"]
 
 _MAX_DEPTH = 100
 """Deeper than people nest on purpose; below it the path would be longer than a message should be."""
+_MAX_LOOKED_AT = 10_000
 
 
 def unserializable(
@@ -26,7 +27,16 @@ def unserializable(
 
     The result is raised by the caller (`raise unserializable(...) from exc`).
     """
-    path, culprit = _locate(value, "$", encode, (), 0)
+    if isinstance(cause, RecursionError):
+        # Every part of a deep value is refused, each after a long descent: do not ask the encoder again and again.
+        path, culprit = _cycle(value), _CYCLE
+        if path is None:
+            return UnserializableValueError(
+                f"$: the value is nested too deeply to be carried by {content_type}. "
+                "Send it flat, as a list of parts that name each other."
+            )
+    else:
+        path, culprit = _locate(value, "$", encode, (), 0)
     if culprit is _CYCLE:
         text = f"{path}: the value holds itself and cannot be carried by {content_type}."
     else:
@@ -43,6 +53,24 @@ def _reason(cause: BaseException) -> str:
 
 
 _CYCLE = object()
+
+
+def _cycle(value: object) -> str | None:
+    """The path to a part that holds itself, looked for among the first `_MAX_LOOKED_AT` parts; `None` for none."""
+    looked_at = 0
+    path = [("$", id(value), _parts(value))]
+    while path:
+        for step, part in path[-1][2]:
+            looked_at += 1
+            if any(part_id == id(part) for _, part_id, _ in path):
+                return "".join(name for name, _, _ in path) + step
+            if looked_at > _MAX_LOOKED_AT or len(path) >= _MAX_DEPTH:
+                continue
+            path.append((step, id(part), _parts(part)))
+            break
+        else:
+            path.pop()
+    return None
 
 
 def _locate(
