@@ -24,7 +24,7 @@ def connect(uri: str, options: LinkOptions = LINK_DEFAULTS) -> Link:
             MemoryLink,
         )  # a third of this package, and seldom in production
 
-        return MemoryLink(uri)
+        return MemoryLink(uri, options)
     raise ConfigError(
         f'"{redact(uri)}": no link speaks "{scheme}". Use amqp://, amqps://, pyamqp:// or memory://.'
     )

@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any, Final, Protocol
 
 from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
+from mycelia.errors import ConfigError
 
 __all__ = [
     "CONSUME_DEFAULTS",
@@ -25,8 +26,11 @@ __all__ = [
     "LinkState",
     "LinkStatistics",
     "OnDeliveries",
+    "OnLost",
     "OnReturn",
     "OnStateChange",
+    "ResumeFrom",
+    "check_prefetch",
 ]
 
 OnDeliveries = Callable[[list[Delivery]], None]
@@ -34,6 +38,13 @@ OnDeliveries = Callable[[list[Delivery]], None]
 
 OnReturn = Callable[[Returned], None]
 """Takes an unconfirmed mandatory publishing that came back. Called on the loop; must not raise or block."""
+
+
+OnLost = Callable[[], None]
+"""Told that deliveries handed out before are lost. Called on the loop; must not raise or block."""
+
+ResumeFrom = Callable[[], int | None]
+"""Says from which offset of a stream to go on; `None`: the link decides. Called on the loop; must not raise or block."""
 
 
 class LinkState(Enum):
@@ -82,6 +93,10 @@ class LinkOptions:
     """How many bytes may be unconfirmed at once."""
     write_buffer_bytes: int = 4 * 1024 * 1024
     """Unsent bytes on one connection above which `Link.writable` is `False`."""
+    topology_check: float = 5.0
+    """Seconds between two looks at whether what was declared is still there (with a quarter of jitter either way); what is
+    missing is declared again. 0: only where something hints at it (a publishing that comes back, a cancelled consumer).
+    5 is arbitrary: an exchange that was deleted by mistake is back before anyone has found out why."""
 
 
 LINK_DEFAULTS: Final = LinkOptions()
@@ -99,6 +114,14 @@ class ConsumeOptions:
     """Refused where anybody else consumes, and nobody else may while this consumer runs."""
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """`x-priority`, `x-stream-offset`, … as `basic.consume` takes them."""
+    on_lost: OnLost | None = None
+    """Called once when a channel of this consumer ends (connection lost, channel closed, consumer cancelled by the broker
+    or closed by us) with deliveries handed out and not settled. Those are lost (`Delivery.is_lost`): the broker delivers them
+    again, so what has not begun should be dropped. Runs before any delivery of the next channel, and only where there was
+    something to lose."""
+    resume_from: ResumeFrom | None = None
+    """Of a stream: asked, each time before consuming resumes on a new channel, for the offset to go on from (a checkpoint,
+    for instance). Without it, or where it returns `None`, a consumer goes on from the first delivery not settled."""
 
 
 CONSUME_DEFAULTS: Final = ConsumeOptions()
@@ -124,6 +147,18 @@ class LinkStatistics:
     extra: dict[str, int] = field(default_factory=dict)
 
 
+def check_prefetch(prefetch: int) -> None:
+    """Refuse what is no prefetch.
+
+    Raises:
+        ConfigError: not a whole number from 0 (no bound) to 65535, which is all that AMQP can say.
+    """
+    if type(prefetch) is not int or not 0 <= prefetch <= 0xFFFF:
+        raise ConfigError(
+            f"prefetch={prefetch!r} is not a whole number from 0 (no bound) to 65535."
+        )
+
+
 class Consumer(Protocol):
     """A running consumer. It survives reconnects, channel errors and cancellation by the broker."""
 
@@ -131,8 +166,42 @@ class Consumer(Protocol):
     def queue(self) -> str: ...
 
     @property
+    def prefetch(self) -> int:
+        """What `ConsumeOptions.prefetch` or the last `set_prefetch()` said."""
+        ...
+
+    @property
+    def is_paused(self) -> bool: ...
+
+    @property
     def unsettled(self) -> int:
         """Deliveries handed out and not yet settled."""
+        ...
+
+    async def set_prefetch(self, prefetch: int) -> None:
+        """Go on with another prefetch, on the same channel; what was handed out counts no more, and can still be settled.
+
+        Returns when the broker has it; with the broker down, at once. Outlives reconnects. Nothing is lost or delivered twice.
+        A queue with a single active consumer may make another its active one, and an exclusive consumer leaves its queue
+        for the moment of the change.
+
+        Raises:
+            ConfigError: not a whole number from 0 (no bound) to 65535.
+            TopologyError: the broker refuses it (a stream needs a prefetch); the consumer goes on with the one before.
+        """
+        ...
+
+    async def pause(self) -> None:
+        """Hand out nothing from now on, until `resume()`. Idempotent; outlives reconnects; works with the broker down.
+
+        What was handed out can be settled. Messages stay in the queue, for other consumers too, except those that were
+        on the way (at most a prefetch): they are kept here and come first afterwards. An auto-delete queue is not left, because
+        that would delete it; there a whole prefetch may wait here. An exclusive or single active consumer gives its place up.
+        """
+        ...
+
+    async def resume(self) -> None:
+        """Go on after `pause()`; a stream goes on exactly behind what was delivered last. Idempotent."""
         ...
 
     async def cancel(self) -> None:
@@ -197,11 +266,16 @@ class Link(Protocol):
     ) -> None:
         """Declare now, and again after every reconnect (each distinct part is remembered once).
 
-        A queue that exists with other arguments is adopted and the difference logged once.
+        A queue that exists with other arguments is adopted and the difference logged once. A queue whose node is down is
+        waited for. What is remembered is looked after: a deleted exchange, queue or binding is declared again within
+        `LinkOptions.topology_check`, and at once when a mandatory publishing comes back or a consumer is cancelled. Left alone are
+        auto-delete and expiring queues that no consumer of this link is on, and auto-delete exchanges without a
+        binding of this link.
 
         Raises:
             TopologyError: refused for good (for instance, an exchange of another type).
-            BrokerUnavailable: not connected within `timeout` seconds (`None`: waits as long as the link reconnects).
+            BrokerUnavailable: not connected, or a queue's node not up, within `timeout` seconds (`None`: waits as long
+                as the link reconnects).
         """
         ...
 
@@ -266,6 +340,18 @@ class Link(Protocol):
 
         Raises:
             TopologyError: no such queue.
+        """
+        ...
+
+    async def get(self, queue: str, timeout: float = 5.0) -> Delivery | None:
+        """One message of `queue`, to be settled like any other; `None` if none is ready.
+
+        For tools and tests; whoever wants them all consumes. Until it is settled it is yours: it goes back to the queue with
+        the link's connection.
+
+        Raises:
+            TopologyError: no such queue, or a stream.
+            BrokerUnavailable: no answer within `timeout` seconds; the message, if there was one, stays in the queue.
         """
         ...
 

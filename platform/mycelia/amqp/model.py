@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
 __all__ = [
+    "STREAM_OFFSET",
     "TRANSIENT",
     "Binding",
     "Delivery",
     "Exchange",
+    "FaultyDelivery",
     "Message",
     "Properties",
     "Queue",
@@ -20,6 +22,9 @@ __all__ = [
     "Settler",
 ]
 
+
+STREAM_OFFSET = "x-stream-offset"
+"""Header of a stream's deliveries, and the argument that says where a consumer of a stream begins."""
 
 TRANSIENT = 1
 """Delivery mode of a message that need not outlive its broker."""
@@ -187,6 +192,11 @@ class Settler(Protocol):
 
     def nack(self, delivery_tag: int, requeue: bool) -> None: ...
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the channel is gone, so that nothing can be settled here any more."""
+        ...
+
 
 class Delivery:
     """One message as the broker delivered it. Settle it exactly once: `ack()` or `nack()`.
@@ -194,6 +204,11 @@ class Delivery:
     A second settling of the same delivery does nothing. Both never wait: what they say leaves with the next
     coalesced write. Belongs to the event loop's thread.
     """
+
+    fault: ClassVar[Exception | None] = None
+    """Why properties or headers could not be decoded (see `FaultyDelivery`); `None` for every ordinary delivery."""
+    raw_headers: ClassVar[bytes] = b""
+    """The header table as it came, where it could not be decoded."""
 
     __slots__ = (
         "body",
@@ -239,11 +254,66 @@ class Delivery:
         """The message is not handled: back to the queue (`requeue`), else dead-lettered or dropped by the queue's rules."""
         self.settler.nack(self.delivery_tag, requeue)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the channel it came on is gone: the broker has taken it back, and settling it does nothing.
+
+        Says nothing about whether it was settled before. Always false for a `no_ack` consumer's, which is ours for good.
+        """
+        return self.settler.is_lost
+
+    @property
+    def offset(self) -> int | None:
+        """Its place in a stream (`x-stream-offset`); `None` if it comes from a queue."""
+        headers = self.properties.headers
+        offset = None if headers is None else headers.get(STREAM_OFFSET)
+        return offset if type(offset) is int else None
+
     def __repr__(self) -> str:
         return (
             f"Delivery(tag={self.delivery_tag}, exchange={self.exchange!r}, routing_key={self.routing_key!r}, "
             f"{len(self.body)} bytes)"
         )
+
+
+class FaultyDelivery(Delivery):
+    """A delivery whose properties or headers cannot be decoded.
+
+    It is handed up all the same, so that it can be answered or buried with its body; `properties` holds what could be read
+    (see `salvage_properties()`), `raw_headers` the whole table.
+    """
+
+    __slots__ = ("fault", "raw_headers")
+
+    def __init__(
+        self,
+        settler: Settler,
+        consumer_tag: str,
+        delivery_tag: int,
+        redelivered: bool,
+        exchange: str,
+        routing_key: str,
+        properties: Properties,
+        body: bytes,
+        *,
+        fault: Exception,
+        raw_headers: bytes,
+    ) -> None:
+        super().__init__(
+            settler,
+            consumer_tag,
+            delivery_tag,
+            redelivered,
+            exchange,
+            routing_key,
+            properties,
+            body,
+        )
+        self.fault: Exception = fault  # type: ignore[misc]  # a slot here, a constant in the base: costs others nothing
+        self.raw_headers: bytes = raw_headers  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, fault={self.fault})"
 
 
 @dataclass(frozen=True, slots=True)

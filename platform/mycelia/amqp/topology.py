@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from mycelia.amqp.model import Binding, Exchange, Queue
 
@@ -48,6 +48,39 @@ class Topology:
             isinstance(part, Queue) and part.exclusive and part.name == queue
             for part in self._parts
         )
+
+    def queue(self, name: str) -> Queue | None:
+        """How `name` was declared, if it is remembered."""
+        found = None
+        for part in self._parts:
+            if isinstance(part, Queue) and part.name == name:
+                found = part
+        return found
+
+    def in_use(self, consumed: Collection[str]) -> list[Part]:
+        """The remembered parts that must be there now; `consumed` names the queues that a consumer here is on.
+
+        Without those whose absence may be right: a queue that goes with its last consumer (auto-delete) or its time
+        (`x-expires`), unless it is consumed here, its bindings, and an auto-delete exchange that nothing of ours is bound to.
+        Declaring them again would keep alive what was meant to go.
+        """
+        gone = {
+            part.name
+            for part in self._parts
+            if isinstance(part, Queue)
+            and (part.auto_delete or "x-expires" in part.arguments)
+            and part.name not in consumed
+        }
+        bindings = [
+            part for part in self._parts if isinstance(part, Binding) and part.queue not in gone
+        ]
+        bound = {binding.exchange for binding in bindings}
+        return [
+            part
+            for part in self._parts
+            if (isinstance(part, Queue) and part.name not in gone)
+            or (isinstance(part, Exchange) and (not part.auto_delete or part.name in bound))
+        ] + bindings
 
     def split(self, parts: Iterable[Part] | None = None) -> tuple[list[Part], list[Part]]:
         """`parts` (all that is remembered, if not given) as (shared, exclusive), each in order of declaration.

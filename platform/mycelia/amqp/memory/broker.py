@@ -136,6 +136,17 @@ class MemoryBroker:
         """
         self._find_queue(queue).cancel_consumers()
 
+    def delete_exchange(self, name: str) -> None:
+        """Delete an exchange with its bindings, as an operator does. Nothing happens if it does not exist."""
+        self._remove_exchange(name)
+
+    def unbind(self, binding: Binding) -> None:
+        """Delete a binding, as an operator does. Nothing happens if it does not exist."""
+        bindings = self._bindings.get(binding.exchange, [])
+        bound = _Bound(binding.queue, binding.routing_key, _as_sent(binding.arguments))
+        if bound in bindings:
+            bindings.remove(bound)
+
     # --- connections -----------------------------------------------------------------------------
 
     def attach(self, peer: Peer) -> None:
@@ -317,6 +328,45 @@ class MemoryBroker:
         except Refused:
             self._peers[peer].remove(subscription)
             raise
+
+    def get(self, peer: Peer, queue: str, subscription: Subscription) -> bool:
+        """Hand one message of `queue` to `subscription`; return whether there was one.
+
+        Raises:
+            Refused: 404 no such queue, 405 another connection's queue, 540 a stream.
+        """
+        found = self._find_queue(queue)
+        self._check_access(peer, found)
+        found.touch()
+        self._peers[peer].append(subscription)
+        try:
+            has_taken = found.get(subscription)
+        except Refused:
+            self.close(subscription)
+            raise
+        if not has_taken:
+            self.close(subscription)
+        return has_taken
+
+    def begin_anew(self, subscription: Subscription, prefetch: int) -> None:
+        """Another prefetch, as of a second consumer on the channel that takes over from the first."""
+        subscription.begin_anew(prefetch)
+        if subscription.queue is not None:
+            subscription.queue.drain()
+
+    def consume_again(self, subscription: Subscription, prefetch: int) -> bool:
+        """Start a cancelled consumer on its channel again; return whether the queue is still there for it.
+
+        Raises:
+            Refused: as `consume()`.
+        """
+        queue = subscription.queue
+        if queue is None or self._queue(queue.name) is not queue:
+            return False
+        subscription.arguments = {**subscription.arguments, "x-stream-offset": subscription.cursor}
+        subscription.begin_anew(prefetch)
+        queue.subscribe(subscription)
+        return True
 
     def cancel(self, subscription: Subscription) -> None:
         """No more deliveries; what is unsettled can still be settled."""

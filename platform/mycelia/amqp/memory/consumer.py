@@ -11,15 +11,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from mycelia.amqp.link import ConsumeOptions, LinkState, OnDeliveries
+from mycelia.amqp.link import ConsumeOptions, LinkState, OnDeliveries, check_prefetch
 from mycelia.amqp.memory.broker import MemoryBroker, Peer, Refused, Subscription
 from mycelia.amqp.memory.queues import Entry
-from mycelia.amqp.model import Delivery
+from mycelia.amqp.model import STREAM_OFFSET, Delivery
 from mycelia.errors import TopologyError
+from mycelia.log_event import event
 
-__all__ = ["ConsumerHost", "MemoryConsumer"]
+__all__ = ["ConsumerHost", "MemoryConsumer", "get_one"]
 
 log = logging.getLogger("mycelia.amqp")
 
@@ -43,6 +44,10 @@ class ConsumerHost(Peer, Protocol):
         """
         ...
 
+    def is_auto_delete(self, queue: str) -> bool:
+        """Whether `queue` is remembered as one that goes with its last consumer."""
+        ...
+
     def count(self, *, delivered: int = 0, acknowledged: int = 0, requeued: int = 0) -> None:
         """Add to the link's statistics."""
         ...
@@ -57,21 +62,30 @@ class ConsumerHost(Peer, Protocol):
 class _Channel:
     """One incarnation of a consumer's channel: where its deliveries are settled."""
 
-    __slots__ = ("consumer", "outbox", "subscription")
+    __slots__ = ("consumer", "has_told_loss", "outbox", "subscription", "unsettled")
 
     def __init__(self, consumer: MemoryConsumer, subscription: Subscription) -> None:
         self.consumer = consumer
         self.subscription = subscription
         self.outbox: list[Delivery] = []
         """Sent by the broker and not yet handed to the consumer: what a socket would hold."""
+        self.unsettled = 0
+        """Handed out and not settled; kept when the broker has taken them back."""
+        self.has_told_loss = False
+
+    @property
+    def is_lost(self) -> bool:
+        return self.subscription.queue is None and not self.subscription.no_ack
 
     def ack(self, delivery_tag: int) -> None:
         if delivery_tag in self.subscription.unsettled:
+            self.unsettled -= 1
             self.consumer.host.count(acknowledged=1)
             self.consumer.host.broker.settle(self.subscription, delivery_tag, accepted=True)
 
     def nack(self, delivery_tag: int, requeue: bool) -> None:
         if delivery_tag in self.subscription.unsettled:
+            self.unsettled -= 1
             self.consumer.host.count(requeued=int(requeue))
             self.consumer.host.broker.settle(
                 self.subscription, delivery_tag, accepted=False, requeue=requeue
@@ -89,17 +103,34 @@ class MemoryConsumer:
         on_deliveries: OnDeliveries,
         options: ConsumeOptions,
     ) -> None:
+        check_prefetch(options.prefetch)
         self.host = host
         self.tag = tag
         self._queue = queue
         self._on_deliveries = on_deliveries
         self._options = options
         self._channel: _Channel | None = None
+        self._has_started = False
         self._is_cancelled = False
+        self._is_paused = False
+        self._held: list[Delivery] = []
+        """Of a `no_ack` consumer that lost its channel while paused: the broker does not have them any more."""
 
     @property
     def queue(self) -> str:
         return self._queue
+
+    @property
+    def prefetch(self) -> int:
+        return self._options.prefetch
+
+    @property
+    def is_paused(self) -> bool:
+        return self._is_paused
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._is_cancelled
 
     @property
     def unsettled(self) -> int:
@@ -107,6 +138,51 @@ class MemoryConsumer:
         if channel is None or self._options.no_ack:
             return 0
         return len(channel.subscription.unsettled) - len(channel.outbox)
+
+    # --- what can change while it runs -----------------------------------------------------------
+
+    async def set_prefetch(self, prefetch: int) -> None:
+        check_prefetch(prefetch)
+        channel = self._channel
+        if channel is not None and not prefetch and channel.subscription.is_stream:
+            raise TopologyError(
+                f'queue "{self._queue}": prefetch 0 refused: a stream needs a prefetch'
+            )
+        self._options = replace(self._options, prefetch=prefetch)
+        if channel is not None:
+            self.host.broker.begin_anew(channel.subscription, prefetch)
+        await asyncio.sleep(0)
+
+    async def pause(self) -> None:
+        self._is_paused = True
+        if self._channel is not None and not self.host.is_auto_delete(self._queue):
+            self.host.broker.cancel(self._channel.subscription)
+        await asyncio.sleep(0)
+
+    async def resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            held, self._held = self._held, []
+            if held:
+                self._hand_out(held)
+            if self._channel is None:
+                self.come_back()
+            else:
+                self._flush(self._channel)
+                self._consume_again(self._channel)
+        await asyncio.sleep(0)
+
+    def _consume_again(self, channel: _Channel) -> None:
+        if channel.subscription.is_consuming:
+            return
+        try:
+            is_there = self.host.broker.consume_again(channel.subscription, self._options.prefetch)
+        except Refused:
+            is_there = False
+        if not is_there:
+            self._replace(channel)
+
+    # --- life ------------------------------------------------------------------------------------
 
     async def cancel(self) -> None:
         if not self._is_cancelled:
@@ -122,6 +198,7 @@ class MemoryConsumer:
         channel, self._channel = self._channel, None
         if channel is not None:
             self.host.broker.close(channel.subscription)
+            self._tell_loss(channel)
 
     def start(self) -> None:
         """Consume on a new channel.
@@ -136,29 +213,50 @@ class MemoryConsumer:
             prefetch=self._options.prefetch,
             no_ack=self._options.no_ack,
             exclusive=self._options.exclusive,
-            arguments=dict(self._options.arguments),
+            arguments=self._arguments(),
         )
         channel = _Channel(self, subscription)
         self.host.broker.consume(self.host, self._queue, subscription)
         self._channel = channel
+        self._has_started = True
 
-    def resume(self) -> None:
+    def _arguments(self) -> dict[str, object]:
+        """Of the next subscription: a stream goes on where it is asked to."""
+        arguments = dict(self._options.arguments)
+        ask = self._options.resume_from
+        if ask is not None and self._has_started:
+            try:
+                asked = ask()
+            except (
+                Exception
+            ):  # the callback broke its promise; to go on is better than to stand still
+                log.exception(event("resume_from_raised", queue=self._queue))
+            else:
+                if asked is not None:
+                    arguments[STREAM_OFFSET] = asked
+        return arguments
+
+    def come_back(self) -> None:
         """Consume again after a reconnect or a cancellation; tries until it works or the consumer ends."""
-        if self._is_cancelled or self._channel is not None or not self._may_consume:
+        if (
+            self._is_cancelled
+            or self._is_paused
+            or self._channel is not None
+            or not self._may_consume
+        ):
             return
         try:
             self.host.redeclare(self._queue)
             self.start()
         except (Refused, TopologyError) as refusal:
-            log.warning("resume_refused queue=%r reason=%r", self._queue, str(refusal))
-            self.host.call_later(_RESUME_DELAY_S, self.resume)
+            log.warning(event("resume_refused", queue=self._queue, reason=str(refusal)))
+            self.host.call_later(_RESUME_DELAY_S, self.come_back)
 
     def lost(self) -> None:
         """The connection is gone: what was not settled, or not even handed out, is with the broker again."""
         channel, self._channel = self._channel, None
         if channel is not None:
-            channel.outbox.clear()
-            self._remember_offset(channel)
+            self._leave(channel)
 
     def detach(self) -> None:
         """The link closes."""
@@ -166,47 +264,43 @@ class MemoryConsumer:
         if self._channel is not None:
             self._channel.outbox.clear()
 
+    def closed(self) -> None:
+        """The link has closed."""
+        if self._channel is not None:
+            self._tell_loss(self._channel)
+
     @property
     def _may_consume(self) -> bool:
         return self.host.state in (LinkState.CONNECTED, LinkState.BLOCKED)
 
     def _queue_delivery(
-        self, channel: _Channel, tag: int, entry: Entry, extra_headers: Mapping[str, Any]
+        self, channel: _Channel, tag: int, entry: Entry, extra_headers: Mapping[str, object]
     ) -> None:
-        message = entry.message
-        properties = message.copy_properties()
-        if extra_headers:
-            properties.headers = {**(properties.headers or {}), **extra_headers}
         if not channel.outbox:
             self.host.call_soon(lambda: self._flush(channel))
-        channel.outbox.append(
-            Delivery(
-                channel,
-                self.tag,
-                tag,
-                entry.redelivered,
-                message.exchange,
-                message.routing_key,
-                properties,
-                message.body,
-            )
-        )
+        channel.outbox.append(_delivery(channel, self.tag, tag, entry, extra_headers))
 
     def _flush(self, channel: _Channel) -> None:
-        batch, channel.outbox = channel.outbox, []
-        if not batch:
+        if self._is_paused or not channel.outbox:
             return
+        batch, channel.outbox = channel.outbox, []
+        if not self._options.no_ack:
+            channel.unsettled += len(batch)
+        self._hand_out(batch)
+
+    def _hand_out(self, batch: list[Delivery]) -> None:
         self.host.count(delivered=len(batch))
         try:
             self._on_deliveries(batch)
         except Exception:  # the callback broke its promise; the other consumers must not suffer
-            log.exception("on_deliveries_raised queue=%r", self._queue)
+            log.exception(event("on_deliveries_raised", queue=self._queue))
 
     def _return_outbox(self, channel: _Channel) -> None:
-        if self._options.no_ack:
-            self._flush(channel)  # the broker has forgotten them already
-            return
         outbox, channel.outbox = channel.outbox, []
+        if self._options.no_ack:
+            if outbox:
+                self._hand_out(outbox)  # the broker has forgotten them already
+            return
         for delivery in outbox:
             self.host.broker.settle(
                 channel.subscription, delivery.delivery_tag, accepted=False, requeue=True
@@ -219,17 +313,100 @@ class MemoryConsumer:
     def _replace(self, channel: _Channel) -> None:
         if self._channel is not channel:
             return
-        channel.outbox.clear()
         self.host.broker.close(channel.subscription)
-        self._remember_offset(channel)
         self._channel = None
-        self.resume()
+        self._leave(channel)
+        self.come_back()
 
-    def _remember_offset(self, channel: _Channel) -> None:
-        """A stream goes on where it stopped, and does not begin again where `x-stream-offset` first said."""
+    def _leave(self, channel: _Channel) -> None:
+        """Forget what a channel that is gone had not handed out, and go on where it stopped, if it read a stream."""
+        if self._is_paused and self._options.no_ack:
+            self._held += channel.outbox
+        channel.outbox.clear()
+        self._tell_loss(channel)
         if channel.subscription.cursor:
-            arguments = {
-                **self._options.arguments,
-                "x-stream-offset": channel.subscription.cursor,
-            }
+            arguments = {**self._options.arguments, STREAM_OFFSET: channel.subscription.cursor}
             self._options = replace(self._options, arguments=arguments)
+
+    def _tell_loss(self, channel: _Channel) -> None:
+        on_lost = self._options.on_lost
+        if channel.has_told_loss or on_lost is None or not channel.unsettled:
+            return
+        channel.has_told_loss = True
+        try:
+            on_lost()
+        except (
+            Exception
+        ):  # the callback broke its promise; the consumer must come back all the same
+            log.exception(event("on_lost_raised", queue=self._queue))
+
+
+def _delivery(
+    settler: _Channel | _Got,
+    consumer_tag: str,
+    tag: int,
+    entry: Entry,
+    extra_headers: Mapping[str, object],
+) -> Delivery:
+    message = entry.message
+    properties = message.copy_properties()
+    if extra_headers:
+        properties.headers = {**(properties.headers or {}), **extra_headers}
+    return Delivery(
+        settler,
+        consumer_tag,
+        tag,
+        entry.redelivered,
+        message.exchange,
+        message.routing_key,
+        properties,
+        message.body,
+    )
+
+
+class _Got:
+    """Where a message that was asked for is settled."""
+
+    def __init__(self, host: ConsumerHost) -> None:
+        self.delivery: Delivery | None = None
+        self.subscription = Subscription(
+            "", self._take, _ignore, prefetch=1, no_ack=False, exclusive=False, arguments={}
+        )
+        self._host = host
+
+    @property
+    def is_lost(self) -> bool:
+        return self.subscription.queue is None
+
+    def ack(self, delivery_tag: int) -> None:
+        if delivery_tag in self.subscription.unsettled:
+            self._host.count(acknowledged=1)
+            self._settle(delivery_tag, accepted=True)
+
+    def nack(self, delivery_tag: int, requeue: bool) -> None:
+        if delivery_tag in self.subscription.unsettled:
+            self._host.count(requeued=int(requeue))
+            self._settle(delivery_tag, accepted=False, requeue=requeue)
+
+    def _settle(self, tag: int, *, accepted: bool, requeue: bool = False) -> None:
+        self._host.broker.settle(self.subscription, tag, accepted=accepted, requeue=requeue)
+
+    def _take(self, tag: int, entry: Entry, extra_headers: Mapping[str, object]) -> None:
+        self.delivery = _delivery(self, "", tag, entry, extra_headers)
+
+
+def get_one(host: ConsumerHost, queue: str) -> Delivery | None:
+    """One message of `queue`, to be settled; `None` if none is ready.
+
+    Raises:
+        Refused: as `MemoryBroker.get()`.
+    """
+    got = _Got(host)
+    if not host.broker.get(host, queue, got.subscription):
+        return None
+    host.count(delivered=1)
+    return got.delivery
+
+
+def _ignore() -> None:
+    pass

@@ -19,8 +19,11 @@ from typing import Any
 
 from mycelia.amqp.link import (
     CONSUME_DEFAULTS,
+    LINK_DEFAULTS,
     Capabilities,
     ConsumeOptions,
+    Consumer,
+    LinkOptions,
     LinkState,
     LinkStatistics,
     OnDeliveries,
@@ -33,8 +36,8 @@ from mycelia.amqp.memory.broker import (
     Refused,
     broker_at,
 )
-from mycelia.amqp.memory.consumer import MemoryConsumer
-from mycelia.amqp.model import Binding, Exchange, Message, Queue, Returned
+from mycelia.amqp.memory.consumer import MemoryConsumer, get_one
+from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
 from mycelia.amqp.topology import Part, Topology, in_order
 from mycelia.errors import (
     AccessRefused,
@@ -45,6 +48,7 @@ from mycelia.errors import (
     TopologyError,
     Unroutable,
 )
+from mycelia.log_event import event
 
 __all__ = ["MemoryLink"]
 
@@ -57,9 +61,16 @@ class MemoryLink:
     Args:
         uri: `memory://` or `memory://name`.
         broker: the broker to use instead of the one that `uri` names, for instance one on a `ManualClock`.
+        options: of these, only `topology_check` applies: there is no network.
     """
 
-    def __init__(self, uri: str = "memory://", *, broker: MemoryBroker | None = None) -> None:
+    def __init__(
+        self,
+        uri: str = "memory://",
+        options: LinkOptions = LINK_DEFAULTS,
+        *,
+        broker: MemoryBroker | None = None,
+    ) -> None:
         self.uri = uri
         self.broker = broker if broker is not None else broker_at(uri)
         self._state = LinkState.CLOSED
@@ -74,6 +85,10 @@ class MemoryLink:
         """Set, and replaced, at each change of state: what waits for a state waits for this."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tags = itertools.count(1)
+        self._topology_check = options.topology_check
+        self._next_check: asyncio.TimerHandle | None = None
+        self._failing: dict[Part, str] = {}
+        """What could not be redeclared lately, and why: said once, not at each attempt."""
 
     # --- state -----------------------------------------------------------------------------------
 
@@ -127,10 +142,14 @@ class MemoryLink:
         if self._state is LinkState.CLOSED:
             return
         self.broker.detach(self)
-        for consumer in self._consumers:
+        if self._next_check is not None:
+            self._next_check.cancel()
+        consumers, self._consumers = self._consumers, []
+        for consumer in consumers:
             consumer.detach()
-        self._consumers.clear()
         self.broker.disconnect(self)
+        for consumer in consumers:
+            consumer.closed()
         self._set_state(LinkState.CLOSED)
 
     async def ready(self, timeout: float) -> None:
@@ -148,6 +167,8 @@ class MemoryLink:
 
     def forget(self, *parts: Part) -> None:
         self._topology.forget(parts)
+        for part in parts:
+            self._failing.pop(part, None)
 
     async def message_count(self, queue: str, timeout: float = 5.0) -> int:
         await self._connected_within(timeout, f'count the messages of "{queue}"')
@@ -160,6 +181,12 @@ class MemoryLink:
         await asyncio.sleep(0)
         with _as_topology_error():
             return self.broker.consumer_count(self, queue)
+
+    async def get(self, queue: str, timeout: float = 5.0) -> Delivery | None:
+        await self._connected_within(timeout, f'get a message of "{queue}"')
+        await asyncio.sleep(0)
+        with _as_topology_error():
+            return get_one(self, queue)
 
     async def delete_queue(self, queue: str, timeout: float = 5.0) -> None:
         await self._connected_within(timeout, f'delete queue "{queue}"')
@@ -179,10 +206,12 @@ class MemoryLink:
         except Refused as refusal:
             # RabbitMQ would close the channel later, when the publisher is long gone: at most once.
             log.warning(
-                "publish_refused exchange=%r routing_key=%r reason=%r",
-                message.exchange,
-                message.routing_key,
-                refusal.text,
+                event(
+                    "publish_refused",
+                    exchange=message.exchange,
+                    routing_key=message.routing_key,
+                    reason=refusal.text,
+                )
             )
             return
         if message.mandatory and outcome is PublishOutcome.UNROUTABLE:
@@ -196,6 +225,7 @@ class MemoryLink:
                 message.body,
             )
             self._running_loop().call_soon(self._tell_returned, returned)
+            self.call_soon(self._repair)
 
     async def publish(self, message: Message, *, timeout: float = 30.0) -> None:
         if not self.writable:
@@ -223,6 +253,7 @@ class MemoryLink:
         self._statistics.confirmed += 1
         if message.mandatory and outcome is PublishOutcome.UNROUTABLE:
             self._statistics.returned += 1
+            self.call_soon(self._repair)
             raise Unroutable(message.exchange, message.routing_key)
 
     async def consume(
@@ -232,7 +263,7 @@ class MemoryLink:
         options: ConsumeOptions = CONSUME_DEFAULTS,
         *,
         timeout: float | None = None,
-    ) -> MemoryConsumer:
+    ) -> Consumer:
         await self._connected_within(timeout, f'consume from "{queue}"')
         consumer = MemoryConsumer(self, f"ctag-{next(self._tags)}", queue, on_deliveries, options)
         with _as_topology_error():
@@ -273,6 +304,10 @@ class MemoryLink:
             ):
                 self._declare(part)
 
+    def is_auto_delete(self, queue: str) -> bool:
+        declared = self._topology.queue(queue)
+        return declared is not None and declared.auto_delete
+
     def count(self, *, delivered: int = 0, acknowledged: int = 0, requeued: int = 0) -> None:
         self._statistics.delivered += delivered
         self._statistics.acknowledged += acknowledged
@@ -312,17 +347,45 @@ class MemoryLink:
         if self._state is LinkState.RECONNECTING:
             self._statistics.reconnects += 1
         for part in self._remembered():
-            try:
-                self._declare(part)
-            except TopologyError as error:
-                log.error("redeclare_refused part=%r reason=%r", part, str(error))
+            self._redeclare(part)
+        self._check_later()
         self._set_state(self._connected_state)
         for consumer in list(self._consumers):
-            consumer.resume()
+            consumer.come_back()
 
     def _remembered(self) -> list[Part]:
         shared, own = self._topology.split()
         return [*shared, *own]
+
+    def _redeclare(self, part: Part) -> None:
+        try:
+            self._declare(part)
+        except TopologyError as error:
+            if self._failing.get(part) != str(error):
+                self._failing[part] = str(error)
+                log.warning(event("redeclare_failed", part=repr(part), reason=str(error)))
+        else:
+            self._failing.pop(part, None)
+
+    def _check_later(self) -> None:
+        """Look after the topology again in `topology_check` seconds."""
+        if self._next_check is not None:
+            self._next_check.cancel()
+        if self._topology_check:
+            self._next_check = self._running_loop().call_later(self._topology_check, self._check)
+
+    def _check(self) -> None:
+        self._repair()
+        self._check_later()
+
+    def _repair(self) -> None:
+        """Declare what is missing of the topology that is in use now."""
+        if not self._is_connected:
+            return
+        consumed = {one.queue for one in self._consumers if not one.is_cancelled}
+        for part in in_order(self._topology.in_use(consumed)):
+            if not (isinstance(part, Exchange) and not part.name):
+                self._redeclare(part)
 
     def _declare(self, part: Part) -> None:
         with _as_topology_error():
@@ -350,7 +413,9 @@ class MemoryLink:
             raise refusal from None  # it does not exist: the arguments themselves are wrong
         if part not in self._adopted:
             self._adopted.add(part)
-            log.warning("declared_differently part=%r adopted=True broker=%r", part, refusal.text)
+            log.warning(
+                event("declared_differently", part=repr(part), adopted=True, broker=refusal.text)
+            )
 
     def _set_state(self, state: LinkState) -> None:
         if state is self._state:
@@ -367,7 +432,7 @@ class MemoryLink:
             try:
                 listener(state)
             except Exception:  # a listener's fault is not the link's
-                log.exception("state_listener_raised link=%s state=%s", self.uri, state.value)
+                log.exception(event("state_listener_raised", link=self.uri, state=state.value))
 
     async def _until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait for `condition`, which depends on the state only. `False` at the timeout or on a closed link."""
@@ -403,7 +468,7 @@ class MemoryLink:
             try:
                 listener(returned)
             except Exception:  # a listener's fault is not the link's
-                log.exception("return_listener_raised link=%s", self.uri)
+                log.exception(event("return_listener_raised", link=self.uri))
 
 
 @contextmanager

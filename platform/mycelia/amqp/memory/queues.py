@@ -168,10 +168,28 @@ class Subscription:
         self.cursor = 0
         """The next offset to read (streams)."""
         self._tags = itertools.count(1)
+        self._uncounted: set[int] = set()
+        """Of `unsettled`: delivered under an earlier prefetch, which the present one does not count."""
 
     @property
     def has_room(self) -> bool:
-        return self.no_ack or not self.prefetch or len(self.unsettled) < self.prefetch
+        if self.no_ack or not self.prefetch:
+            return True
+        return len(self.unsettled) - len(self._uncounted & self.unsettled.keys()) < self.prefetch
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether the queue still delivers to it: neither cancelled nor closed."""
+        return self.queue is not None and self.queue.has_consumer(self)
+
+    @property
+    def is_stream(self) -> bool:
+        return isinstance(self.queue, LogModel)
+
+    def begin_anew(self, prefetch: int) -> None:
+        """Another consumer on the same channel takes over: what it was not given does not count against its prefetch."""
+        self.prefetch = prefetch
+        self._uncounted = set(self.unsettled)
 
     @property
     def resume_offset(self) -> int:
@@ -254,6 +272,9 @@ class BaseQueue(ABC):
     def consumer_count(self) -> int:
         return len(self._consumers)
 
+    def has_consumer(self, subscription: Subscription) -> bool:
+        return any(one is subscription for one in self._consumers)
+
     def touch(self) -> None:
         """The queue is in use now: its `x-expires` starts anew."""
         if self._unused_timer is not None:
@@ -324,6 +345,14 @@ class BaseQueue(ABC):
         """Messages ready for delivery."""
 
     @abstractmethod
+    def get(self, subscription: Subscription) -> bool:
+        """Hand one message to `subscription`, which does not consume; return whether there was one.
+
+        Raises:
+            Refused: this kind of queue has no single messages to give.
+        """
+
+    @abstractmethod
     def publish(self, message: StoredMessage) -> bool:
         """Take a message; `False` where the queue refuses it."""
 
@@ -368,6 +397,15 @@ class QueueModel(BaseQueue):
     def message_count(self) -> int:
         self._expire_head()
         return len(self._ready)
+
+    def get(self, subscription: Subscription) -> bool:
+        self._expire_head()
+        if not self._ready:
+            return False
+        subscription.queue = self
+        self._channels.add(subscription)
+        self._hand_over(self._pop(), subscription)
+        return True
 
     def publish(self, message: StoredMessage) -> bool:
         """Take a message. `False` where the queue is full and its overflow says reject."""
@@ -447,13 +485,11 @@ class QueueModel(BaseQueue):
             subscription = self._consumers.next()
             if subscription is None:
                 return
-            self._pop()
-            headers = (
-                {"x-delivery-count": head.delivery_count}
-                if self.is_quorum and head.delivery_count
-                else {}
-            )
-            subscription.take(head, headers)
+            self._hand_over(self._pop(), subscription)
+
+    def _hand_over(self, entry: Entry, subscription: Subscription) -> None:
+        counts = self.is_quorum and entry.delivery_count
+        subscription.take(entry, {"x-delivery-count": entry.delivery_count} if counts else {})
 
     def _return(self, entry: Entry, *, to_back: bool) -> None:
         entry.redelivered = True
@@ -518,6 +554,11 @@ class LogModel(BaseQueue):
     @property
     def message_count(self) -> int:
         return len(self._log)
+
+    def get(self, subscription: Subscription) -> bool:
+        raise Refused(
+            540, f"NOT_IMPLEMENTED - basic.get not supported by stream queues '{self.name}'"
+        )
 
     def publish(self, message: StoredMessage) -> bool:
         self._log.append(Entry(message.without_nested_headers(), len(self._log)))

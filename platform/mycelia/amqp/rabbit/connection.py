@@ -436,6 +436,22 @@ class BrokerChannel:
         finally:
             self._waiting.discard(reply)
 
+    def tell(self, method: str, **arguments: Any) -> None:
+        """Call `method` of pika's channel without an answer (`nowait`): if the broker refuses, it closes the channel.
+
+        Raises:
+            ChannelClosed, ConnectionLost: it is gone already.
+            ProtocolError: the arguments cannot be written as AMQP.
+        """
+        if self.closed.done():
+            raise self._closed_error()
+        try:
+            getattr(self._pika, method)(**arguments)
+        except pika.exceptions.ChannelWrongStateError as exc:
+            raise ChannelClosed(0, str(exc)) from exc
+        except (pika.exceptions.AMQPError, ValueError, TypeError) as exc:
+            raise ProtocolError(f"{method}: {exc!r}") from exc
+
     async def close(self, timeout: float) -> None:
         """Close it, after what has been written. Idempotent; waits at most `timeout` seconds."""
         self.close_nowait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from mycelia.amqp.model import Binding, Exchange, Queue
 from mycelia.amqp.rabbit.connection import (
@@ -15,10 +15,14 @@ from mycelia.amqp.rabbit.connection import (
 )
 from mycelia.amqp.topology import Part, in_order
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, ProtocolError, TopologyError
+from mycelia.log_event import event
 
-__all__ = ["Declarer", "refusal"]
+__all__ = ["NOT_POSSIBLE", "Declarer", "describe", "refusal"]
 
 _log = logging.getLogger("mycelia.amqp")
+
+NOT_POSSIBLE: Final = (502, 503, 530, 540)
+"""Reply codes that cost the whole connection, for what this broker or queue cannot do."""
 
 
 class Declarer:
@@ -31,6 +35,10 @@ class Declarer:
     def __init__(self, step_timeout: float = 30.0) -> None:
         self._step_timeout = step_timeout
         self._adopted: set[Part] = set()
+        self._failing: dict[Part, str] = {}
+        """What could not be redeclared lately, and why: said once, not at each attempt."""
+        self._looking: BrokerChannel | None = None
+        """Kept for `repair()`."""
 
     async def declare(self, connection: BrokerConnection, parts: Iterable[Part]) -> None:
         """Declare `parts`, exchanges first.
@@ -51,6 +59,51 @@ class Declarer:
         """
         await self._declare_all(connection, parts, log_refusals=True)
 
+    async def repair(self, connection: BrokerConnection, parts: Iterable[Part]) -> None:
+        """Look whether `parts` are there, and declare what is missing. What fails is logged once, and the rest goes on.
+
+        As cheap as it can be, because it runs for ever: one write, one answer. Exchanges and queues are looked for (passive,
+        without an answer), bindings declared, because AMQP cannot look for them; the broker closes the channel over the first
+        that is missing, and only then is each part declared by itself.
+
+        Raises:
+            BrokerUnavailable: the connection went down, or the broker does not answer.
+        """
+        parts = in_order(parts)
+        failing_before = set(self._failing)
+        sound = [part for part in parts if part not in failing_before]
+        missing = await self._look_for(connection, sound) if sound else None
+        if missing is not None:
+            await self._declare_all(connection, parts, log_refusals=True)
+            if self._failing.keys() <= failing_before:
+                _log.warning(event("topology_repaired", parts=len(parts), missing=missing.text))
+        elif len(sound) < len(parts):
+            failing = [part for part in parts if part in failing_before]
+            await self._declare_all(connection, failing, log_refusals=True)
+
+    async def _look_for(
+        self, connection: BrokerConnection, parts: list[Part]
+    ) -> ChannelClosed | None:
+        """What the broker says of the first part that is missing; `None` if all are there."""
+        channel = self._looking
+        if channel is None or channel.connection is not connection or not channel.is_open:
+            channel = self._looking = await connection.open_channel(self._step_timeout)
+        try:
+            for part in parts:
+                method, arguments = _call_of(part)
+                if not isinstance(part, Binding):
+                    arguments["passive"] = True
+                channel.tell(method, **arguments)
+            await channel.call("basic_qos", self._step_timeout, prefetch_count=1)  # an answer
+        except ChannelClosed as exc:
+            if exc.code == 0:
+                raise BrokerUnavailable(str(exc)) from exc
+            return exc
+        except BaseException:
+            channel.close_nowait()
+            raise
+        return None
+
     async def _declare_all(
         self, connection: BrokerConnection, parts: Iterable[Part], *, log_refusals: bool
     ) -> None:
@@ -64,12 +117,28 @@ class Declarer:
                 except (TopologyError, AccessRefused, BrokerUnavailable) as exc:
                     if not log_refusals or connection.lost.done():
                         raise
-                    _log.warning("redeclare_failed part=%s reason=%s", _describe(part), exc)
+                    self._note_failure(part, str(exc))
                     channel.close_nowait()  # where the answer did not come in time, it may come yet
                     channel = None
+                else:
+                    self._note_success(part)
         finally:
             if channel is not None:
                 channel.close_nowait()
+
+    def _note_failure(self, part: Part, reason: str) -> None:
+        if self._failing.get(part) != reason:
+            self._failing[part] = reason
+            _log.warning(event("redeclare_failed", part=describe(part), reason=reason))
+
+    def _note_success(self, part: Part) -> None:
+        if self._failing.pop(part, None) is not None:
+            _log.info(event("redeclared", part=describe(part)))
+
+    def forget(self, parts: Iterable[Part]) -> None:
+        """What is not remembered any more cannot be failing."""
+        for part in parts:
+            self._failing.pop(part, None)
 
     async def _declare(
         self, connection: BrokerConnection, channel: BrokerChannel, part: Part
@@ -79,11 +148,11 @@ class Declarer:
         except ChannelClosed as exc:
             await self._adopt(connection, part, exc)
         except ConnectionLost as exc:
-            if exc.code in (502, 503, 530, 540):  # a wrong declaration costs the whole connection
-                raise TopologyError(f"{_describe(part)}: {exc}") from exc
+            if exc.code in NOT_POSSIBLE:
+                raise TopologyError(f"{describe(part)}: {exc}") from exc
             raise
         except ProtocolError as exc:
-            raise TopologyError(f"{_describe(part)} cannot be declared: {exc}") from exc
+            raise TopologyError(f"{describe(part)} cannot be declared: {exc}") from exc
 
     async def message_count(self, connection: BrokerConnection, queue: str, timeout: float) -> int:
         """Messages ready in `queue`."""
@@ -126,18 +195,18 @@ class Declarer:
             isinstance(part, Exchange) and "inequivalent arg 'type'" not in error.text
         )
         if error.code != 406 or not adoptable:
-            raise refusal(_describe(part), error) from error
+            raise refusal(describe(part), error) from error
         channel = await connection.open_channel(self._step_timeout)
         try:
             await self._declare_one(channel, part, passive=True)
         except ChannelClosed:
-            raise refusal(_describe(part), error) from error  # the first answer says what is wrong
+            raise refusal(describe(part), error) from error  # the first answer says what is wrong
         finally:
             channel.close_nowait()
         if part not in self._adopted:
             self._adopted.add(part)
             _log.warning(
-                "declared_differently part=%s adopted=True broker=%s", _describe(part), error.text
+                event("declared_differently", part=describe(part), adopted=True, broker=error.text)
             )
 
 
@@ -155,7 +224,8 @@ def refusal(what: str, error: ChannelClosed) -> LinkError:
     return TopologyError(text)
 
 
-def _describe(part: Part) -> str:
+def describe(part: Part) -> str:
+    """`part` in words."""
     if isinstance(part, Exchange):
         return f'exchange "{part.name}" ({part.type})'
     if isinstance(part, Queue):

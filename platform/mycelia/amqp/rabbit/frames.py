@@ -21,10 +21,18 @@ from struct import error as StructError
 from typing import Final, Protocol
 
 from mycelia.amqp.fields import decode_properties, encode_properties, encode_short_string
-from mycelia.amqp.model import Delivery, Message, Returned, Settler
+from mycelia.amqp.model import Delivery, FaultyDelivery, Message, Returned, Settler
+from mycelia.amqp.salvage import salvage_properties
 from mycelia.errors import ProtocolError
 
-__all__ = ["ChannelSink", "FrameReader", "PublishEncoder", "encode_ack", "encode_nack"]
+__all__ = [
+    "ChannelSink",
+    "FrameReader",
+    "PublishEncoder",
+    "encode_ack",
+    "encode_get",
+    "encode_nack",
+]
 
 _HEAD = Struct(">BHI").unpack_from
 _METHOD_HEAD = Struct(">BHII").unpack_from
@@ -45,6 +53,8 @@ _HEARTBEAT: Final = 8
 _BASIC: Final = 60
 _DELIVER: Final = (60 << 16) | 60
 _RETURN: Final = (60 << 16) | 50
+_GET_OK: Final = (60 << 16) | 71
+_GET_EMPTY: Final = (60 << 16) | 72
 _ACK: Final = (60 << 16) | 80
 _NACK: Final = (60 << 16) | 120
 
@@ -71,6 +81,16 @@ def encode_nack(channel: int, delivery_tag: int, requeue: bool) -> bytes:
     return _PACK_SETTLE(
         _METHOD, channel, 13, _BASIC, 120, delivery_tag, 2 if requeue else 0, _FRAME_END
     )
+
+
+def encode_get(channel: int, queue: str) -> bytes:
+    """`basic.get`, to be settled.
+
+    Raises:
+        ProtocolError: AMQP cannot carry the name.
+    """
+    arguments = b"\x00\x3c\x00\x46\x00\x00" + encode_short_string(queue) + b"\x00"
+    return _PACK_HEAD(_METHOD, channel, len(arguments)) + arguments + b"\xce"
 
 
 class PublishEncoder:
@@ -157,11 +177,14 @@ class ChannelSink(Protocol):
         """Take `batch` and leave an empty list in its place. Must not raise."""
 
     def on_undecodable(self, delivery_tag: int, error: ProtocolError) -> None:
-        """A message in well-formed frames whose properties or headers cannot be decoded."""
+        """A message whose properties or headers cannot be decoded. It is in `batch` all the same, as a `FaultyDelivery`."""
 
     def on_return(self, returned: Returned) -> None: ...
 
     def on_confirm(self, delivery_tag: int, multiple: bool, acknowledged: bool) -> None: ...
+
+    def on_get_empty(self) -> None:
+        """`basic.get` found no message. (What it finds comes in `batch`.)"""
 
 
 class _Content:
@@ -272,14 +295,25 @@ class FrameReader:
                             raw = data[start + 9 : header - 1]
                             route = routes.get(raw) or self._decode_route(raw)
                             position = end + 1
-                            try:
-                                properties = decode_properties(data, header + 19, header_end)
-                            except ProtocolError as error:
-                                sink.on_undecodable(delivery_tag, error)
-                                continue
                             batch = sink.batch
                             if not batch:
                                 touched.append(sink)
+                            try:
+                                properties = decode_properties(data, header + 19, header_end)
+                            except ProtocolError as error:
+                                body = data[header_end + 8 : end] if body_size else b""
+                                batch.append(
+                                    _faulty(
+                                        sink,
+                                        delivery_tag,
+                                        redelivered != 0,
+                                        route,
+                                        data[header + 19 : header_end],
+                                        body,
+                                        error,
+                                    )
+                                )
+                                continue
                             batch.append(
                                 Delivery(
                                     sink.settler,
@@ -345,6 +379,11 @@ class FrameReader:
             )
         if method in (_DELIVER, _RETURN):
             self._contents[channel] = _Content(data[position + 11 : end], method == _RETURN)
+        elif method == _GET_OK:
+            # as a delivery, but without a consumer tag and with the number of messages left
+            self._contents[channel] = _Content(b"\x00" + data[position + 11 : end - 4], False)
+        elif method == _GET_EMPTY:
+            sink.on_get_empty()
         elif method in (_ACK, _NACK):
             if size != 13:
                 raise ProtocolError(f"confirm of {size} bytes on channel {channel}, not 13")
@@ -385,14 +424,16 @@ class FrameReader:
             return
         tag_end = 1 + method[0]
         delivery_tag, redelivered = _TAG_AND_BITS(method, tag_end)
-        exchange, routing_key = self._decode_route(method[tag_end + 9 :])
+        exchange, routing_key = route = self._decode_route(method[tag_end + 9 :])
+        if not sink.batch:
+            touched.append(sink)
         try:
             properties = decode_properties(header, 12, len(header))
         except ProtocolError as error:
-            sink.on_undecodable(delivery_tag, error)
+            sink.batch.append(
+                _faulty(sink, delivery_tag, redelivered != 0, route, header[12:], body, error)
+            )
             return
-        if not sink.batch:
-            touched.append(sink)
         sink.batch.append(
             Delivery(
                 sink.settler,
@@ -427,6 +468,32 @@ class FrameReader:
         return ProtocolError(f"no frame has type {kind}: the peer sent {start!r}.{hint}")
 
 
+def _faulty(
+    sink: ChannelSink,
+    delivery_tag: int,
+    redelivered: bool,
+    route: tuple[str, str],
+    values: bytes,
+    body: bytes,
+    error: ProtocolError,
+) -> FaultyDelivery:
+    """A delivery with as much of `values`, its undecodable properties, as can be read."""
+    sink.on_undecodable(delivery_tag, error)
+    properties, raw_headers = salvage_properties(values, 0, len(values))
+    return FaultyDelivery(
+        sink.settler,
+        sink.consumer_tag,
+        delivery_tag,
+        redelivered,
+        route[0],
+        route[1],
+        properties,
+        body,
+        fault=error,
+        raw_headers=raw_headers,
+    )
+
+
 def _frame_name(kind: int) -> str:
     return "header" if kind == _HEADER else "body"
 
@@ -445,5 +512,8 @@ def _decode_return(method: bytes, header: bytes, body: bytes) -> Returned:
     routing_key, end = _split_short_string(method, end)
     if end != len(method):
         raise ProtocolError(f"broken basic.return: {method[:80]!r}")
-    properties = decode_properties(header, 12, len(header))
+    try:
+        properties = decode_properties(header, 12, len(header))
+    except ProtocolError:  # our own publishing: whoever waits for it knows it by its correlation id
+        properties = salvage_properties(header, 12, len(header)).properties
     return Returned(reply_code, reply_text, exchange, routing_key, properties, body)

@@ -2,7 +2,8 @@
 
     supervisor.py   keeps a connection up       publisher.py    publishes, confirms, sends again
     connection.py   one connection (pika)       consumer.py     consumes, settles, resumes
-    declarer.py     declares and adopts         topology.py     what to declare again
+    declarer.py     declares and adopts         getter.py       one message at a time
+    topology.py     what to declare again       topology_watch.py   looks whether it is still there
 
 Two connections: one publishes (and declares), one consumes, so that a blocked publisher never blocks acknowledgements. The
 consuming one is opened when it is first needed. Exclusive queues belong to one connection, and are declared, counted and deleted on
@@ -18,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import takewhile
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from mycelia.amqp.link import (
     CONSUME_DEFAULTS,
@@ -33,20 +34,26 @@ from mycelia.amqp.link import (
     OnReturn,
     OnStateChange,
 )
-from mycelia.amqp.model import Binding, Exchange, Message, Queue, Returned
+from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
 from mycelia.amqp.rabbit.backoff import Backoff
 from mycelia.amqp.rabbit.connection import BrokerConnection, open_connection
 from mycelia.amqp.rabbit.consumer import RabbitConsumer
 from mycelia.amqp.rabbit.declarer import Declarer
+from mycelia.amqp.rabbit.getter import Getter
 from mycelia.amqp.rabbit.publisher import Publisher
 from mycelia.amqp.rabbit.supervisor import Supervisor
+from mycelia.amqp.rabbit.topology_watch import TopologyWatch
 from mycelia.amqp.topology import Part, Topology
 from mycelia.amqp.uri import Endpoint, parse_uri, redact, ssl_context
-from mycelia.errors import BrokerBlocked, BrokerUnavailable
+from mycelia.errors import BrokerBlocked, BrokerUnavailable, TopologyError, Unroutable
+from mycelia.log_event import event
 
 __all__ = ["RabbitLink"]
 
 _log = logging.getLogger("mycelia.amqp")
+
+_REMIND_EVERY_S: Final = 30.0
+"""Between two lines about a declaration that waits for a queue's node. Arbitrary."""
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -87,6 +94,7 @@ class RabbitLink:
         self._writable_waiters: set[asyncio.Future[None]] = set()
         self._blocked_since: float | None = None
         self._is_open = False
+        self._watch = TopologyWatch(self._name, self._repair, options.topology_check, self._random)
         self._publishing = self._supervise("publish", self._prepare_publishing)
         self._consuming = self._supervise("consume", self._prepare_consuming)
         self._publisher = Publisher(
@@ -98,6 +106,7 @@ class RabbitLink:
             window_bytes=options.confirm_bytes,
             step_timeout=options.step_timeout,
         )
+        self._getter = Getter(self._statistics, self._connected_to_consume, options.step_timeout)
 
     def __repr__(self) -> str:
         return f"<RabbitLink {self._name} {self._uri} {self._state.value}>"
@@ -142,7 +151,7 @@ class RabbitLink:
             try:
                 listener(new)
             except Exception:  # noqa: BLE001  # a listener's fault is not the link's
-                _log.exception("state_listener_raised link=%s state=%s", self._name, new.value)
+                _log.exception(event("state_listener_raised", link=self._name, state=new.value))
 
     def _current_state(self) -> LinkState:
         if not self._is_open:
@@ -155,11 +164,12 @@ class RabbitLink:
         return LinkState.BLOCKED if publishing.blocked else LinkState.CONNECTED
 
     def _tell_return(self, returned: Returned) -> None:
+        self._watch.hint()
         for listener in list(self._return_listeners):
             try:
                 listener(returned)
             except Exception:  # noqa: BLE001  # a listener's fault is not the link's
-                _log.exception("return_listener_raised link=%s", self._name)
+                _log.exception(event("return_listener_raised", link=self._name))
 
     # --- life ---
 
@@ -167,6 +177,7 @@ class RabbitLink:
         if self._is_open:
             return
         self._is_open = True
+        self._watch.start()
         self._refresh_state()
         try:
             async with asyncio.timeout(timeout):
@@ -188,6 +199,7 @@ class RabbitLink:
         def remaining() -> float:
             return max(0.0, deadline - asyncio.get_running_loop().time())
 
+        await self._watch.aclose()
         # side by side, so that a blocked publisher does not keep acknowledgements from leaving
         await asyncio.gather(
             self._publisher.drain(timeout),
@@ -247,11 +259,13 @@ class RabbitLink:
         self._refresh_state()
 
     def _on_blocked(self, blocked: bool) -> None:
+        connection = self._publishing.connection
         _log.warning(
-            "publishing_%s link=%s broker=%s",
-            "blocked" if blocked else "unblocked",
-            self._name,
-            self._publishing.connection and self._publishing.connection.endpoint,
+            event(
+                "publishing_blocked" if blocked else "publishing_unblocked",
+                link=self._name,
+                broker=None if connection is None else str(connection.endpoint),
+            )
         )
         self._count_blocked(blocked)
         self._refresh_state()
@@ -299,29 +313,60 @@ class RabbitLink:
     ) -> None:
         self._require_open("declare()")
         shared, own = self._topology.split(parts)
+        waits_for: list[str] = []
         try:
             async with asyncio.timeout(timeout):
-                await self._declare_on(self._publishing, shared)
-                await self._declare_on(self._consuming, own)
+                await self._declare_on(self._publishing, shared, waits_for)
+                await self._declare_on(self._consuming, own, waits_for)
         except TimeoutError:
+            reason = waits_for[0] if waits_for else f"no answer from {self._uri}"
             raise BrokerUnavailable(
-                f"declaring {len(parts)} parts: no answer from {self._uri} within {timeout:g} s"
+                f"declaring {len(parts)} parts: not done within {timeout:g} s; {reason}"
             ) from None
 
-    async def _declare_on(self, side: Supervisor, parts: list[Part]) -> None:
+    async def _declare_on(self, side: Supervisor, parts: list[Part], waits_for: list[str]) -> None:
+        backoff = Backoff(self._random)
+        remind_at = 0.0
         while parts:
             connection = await side.connected()
             try:
                 await self._declarer.declare(connection, parts)
-            except BrokerUnavailable:
+            except BrokerUnavailable as exc:
                 if connection.lost.done():
                     continue  # connected() waits for the next one
-                raise
+                waits_for[:] = [
+                    str(exc)
+                ]  # a queue's node is down: it may be back before we give up
+                delay = backoff.next_delay()
+                now = connection.loop.time()
+                if now >= remind_at:
+                    remind_at = now + _REMIND_EVERY_S
+                    _log.warning(
+                        event(
+                            "declare_waiting",
+                            link=self._name,
+                            retry_in_s=round(delay, 2),
+                            reason=exc,
+                        )
+                    )
+                await asyncio.sleep(delay)
+                continue
             self._topology.remember(parts)
             return
 
     def forget(self, *parts: Exchange | Queue | Binding) -> None:
         self._topology.forget(parts)
+        self._declarer.forget(parts)
+
+    async def _repair(self) -> None:
+        """Declare what is missing of the topology that is in use now."""
+        consumed = {one.queue for one in self._consumers if not one.is_cancelled}
+        shared, own = self._topology.split(self._topology.in_use(consumed))
+        consuming, publishing = self._consuming.connection, self._publishing.connection
+        if consuming is not None:
+            await self._declarer.repair(consuming, [*shared, *own])
+        elif publishing is not None and not publishing.blocked:  # blocked, it would not be read
+            await self._declarer.repair(publishing, shared)
 
     async def _redeclare_shared(self, connection: BrokerConnection) -> None:
         await self._declarer.redeclare(connection, self._topology.split()[0])
@@ -349,6 +394,19 @@ class RabbitLink:
             await self._declarer.delete_queue(connection, queue, timeout)
         self._topology.forget_queue(queue)
 
+    async def get(self, queue: str, timeout: float = 5.0) -> Delivery | None:
+        self._require_open("get()")
+        declared = self._topology.queue(queue)
+        if declared is not None and declared.arguments.get("x-queue-type") == "stream":
+            raise TopologyError(  # asked, RabbitMQ closes the whole connection
+                f'queue "{queue}" is a stream, of which no single message can be got. Consume from it.'
+            )
+        async with _bounded(f'getting a message of queue "{queue}"', timeout):
+            return await self._getter.get(queue)
+
+    async def _connected_to_consume(self) -> BrokerConnection:
+        return await self._consuming.connected()
+
     def _side_of(self, queue: str) -> Supervisor:
         return self._consuming if self._topology.is_exclusive(queue) else self._publishing
 
@@ -359,7 +417,11 @@ class RabbitLink:
 
     async def publish(self, message: Message, *, timeout: float = 30.0) -> None:
         self._require_open("publish()")
-        await self._publisher.publish(message, timeout)
+        try:
+            await self._publisher.publish(message, timeout)
+        except Unroutable:
+            self._watch.hint()
+            raise
 
     async def consume(
         self,
@@ -375,8 +437,9 @@ class RabbitLink:
             options,
             on_deliveries,
             self._statistics,
+            declared=self._topology.queue,
             connected=self._consuming.connected,
-            redeclare=self._redeclare_all,
+            redeclare=self._watch.looked,
             backoff=Backoff(self._random),
             step_timeout=self._options.step_timeout,
             on_closed=self._consumers.discard,

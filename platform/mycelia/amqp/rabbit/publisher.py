@@ -90,6 +90,9 @@ class _Sink:
     def on_undecodable(self, delivery_tag: int, error: ProtocolError) -> None:
         raise ProtocolError(f"a delivery on a channel that only publishes ({error})")
 
+    def on_get_empty(self) -> None:
+        raise ProtocolError("an answer to basic.get on a channel that only publishes")
+
 
 class Publisher:
     """Publishes for a link, on whatever connection it has at the moment.

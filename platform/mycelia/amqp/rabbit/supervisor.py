@@ -11,6 +11,7 @@ from mycelia.amqp.rabbit.backoff import Backoff
 from mycelia.amqp.rabbit.connection import BrokerConnection, ConnectionLost
 from mycelia.amqp.uri import Endpoint
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError
+from mycelia.log_event import event
 
 __all__ = ["Supervisor"]
 
@@ -122,11 +123,13 @@ class Supervisor:
             self.was_up = True
             self._up.set()
             _log.info(
-                "connected link=%s role=%s broker=%s version=%s",
-                self._name,
-                self._role,
-                connection.endpoint,
-                connection.server_properties.get("version", "?"),
+                event(
+                    "connected",
+                    link=self._name,
+                    role=self._role,
+                    broker=str(connection.endpoint),
+                    version=connection.server_properties.get("version", "?"),
+                )
             )
             self._on_up()
             reason = await asyncio.shield(connection.lost)
@@ -134,11 +137,13 @@ class Supervisor:
                 self._backoff.reset()
             delay = self._backoff.next_delay()
             _log.warning(
-                "connection_lost link=%s role=%s retry_in_s=%.2f reason=%s",
-                self._name,
-                self._role,
-                delay,
-                reason,
+                event(
+                    "connection_lost",
+                    link=self._name,
+                    role=self._role,
+                    retry_in_s=round(delay, 2),
+                    reason=reason,
+                )
             )
             self._set_down()
             await asyncio.sleep(delay)
@@ -162,7 +167,7 @@ class Supervisor:
                 if not self.was_up:
                     raise
                 # A fault of ours must not leave a running service without its broker, in silence.
-                _log.exception("connecting_raised link=%s role=%s", self._name, self._role)
+                _log.exception(event("connecting_raised", link=self._name, role=self._role))
                 reason = BrokerUnavailable(repr(exc))
             self.last_error = reason
             failures += 1
@@ -170,11 +175,14 @@ class Supervisor:
             if loop.time() >= remind_at:
                 remind_at = loop.time() + _REMIND_EVERY_S
                 _log.warning(
-                    "broker_unreachable link=%s role=%s attempts=%d trying_on=True reason=%s",
-                    self._name,
-                    self._role,
-                    failures,
-                    reason,
+                    event(
+                        "broker_unreachable",
+                        link=self._name,
+                        role=self._role,
+                        attempts=failures,
+                        trying_on=True,
+                        reason=reason,
+                    )
                 )
             if failures % len(self._endpoints) == 0:
                 await asyncio.sleep(self._backoff.next_delay())

@@ -1,0 +1,381 @@
+"""One channel of a consumer: takes its deliveries, settles them, and changes while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from typing import Any, Final
+
+from mycelia.amqp.link import ConsumeOptions, LinkStatistics, OnDeliveries
+from mycelia.amqp.model import STREAM_OFFSET, Delivery, Queue, Returned
+from mycelia.amqp.rabbit.ack_ledger import AckLedger
+from mycelia.amqp.rabbit.connection import BrokerChannel
+from mycelia.amqp.rabbit.frames import encode_ack, encode_nack
+from mycelia.errors import LinkError, ProtocolError
+from mycelia.log_event import event
+
+__all__ = ["Intake"]
+
+_log = logging.getLogger("mycelia.amqp")
+
+_ACK_DELAY: Final = 0.004
+"""Seconds an acknowledgement may wait for others. Bounds what is handled twice when the process dies right then."""
+
+
+class _NoSettler:
+    """Of a `no_ack` consumer: the broker has forgotten its messages already."""
+
+    def ack(self, delivery_tag: int) -> None:
+        pass
+
+    def nack(self, delivery_tag: int, requeue: bool) -> None:
+        pass
+
+    is_lost = False
+
+
+class Intake:
+    """One channel incarnation of a consumer: takes its deliveries and settles them."""
+
+    def __init__(
+        self,
+        channel: BrokerChannel,
+        queue: str,
+        options: ConsumeOptions,
+        on_deliveries: OnDeliveries,
+        statistics: LinkStatistics,
+        declared: Queue | None,
+    ) -> None:
+        self.channel = channel
+        self.batch: list[Delivery] = []
+        self.settler: Any = _NoSettler() if options.no_ack else self
+        self.ledger = AckLedger()
+        self.ended: asyncio.Future[str] = channel.connection.loop.create_future()
+        self.consumer_tag = f"{queue[:120]}.{os.urandom(8).hex()}"
+        """Given to every delivery, also of the subscriptions that follow the first on this channel."""
+        self.prefetch = 0
+        self.is_paused = False
+        self.held: list[Delivery] = []
+        """Came while paused (they were on the way): handed out at `resume()`."""
+        self._subscriptions: list[str] = []
+        """Consumer tags that the broker delivers to, the latest last."""
+        self._subscription_count = 0
+        self._connection = channel.connection
+        self._number = channel.number
+        self._queue = queue
+        self._options = options
+        self._declared = declared
+        self._on_deliveries = on_deliveries
+        self._take: OnDeliveries = on_deliveries
+        self._statistics = statistics
+        self._is_dirty = False
+        self._untold = 0
+        self._tell_at = 1
+        self._telling_later: asyncio.TimerHandle | None = None
+        self._offsets: deque[tuple[int, int]] = deque()
+        """(tag, stream offset), from the lowest unsettled tag or just below it."""
+        self._overlap: set[int] | None = None
+        """Stream offsets seen since two subscriptions run side by side; `None` while there is one."""
+        self._is_cancelled = False
+        self._has_told_loss = False
+
+    # --- in: called by the frame reader ---
+
+    def on_batch(self) -> None:
+        batch = self.batch
+        self.batch = []
+        if not self.channel.is_open:
+            return
+        if not self._options.no_ack:
+            self.ledger.delivered_through(batch[-1].delivery_tag)
+            if self._overlap is not None:
+                batch = self._without_repeats(batch, self._overlap)
+                if not batch:
+                    return
+            if batch[0].properties.headers and STREAM_OFFSET in batch[0].properties.headers:
+                self._note_offsets(batch)
+        if self._is_cancelled:  # still on the way when the cancellation was sent
+            for delivery in batch:
+                delivery.nack(requeue=True)
+            return
+        self._statistics.delivered += len(batch)
+        self._hand_out(batch)
+
+    def _hand_out(self, batch: list[Delivery]) -> None:
+        try:
+            self._take(batch)
+        except Exception:  # noqa: BLE001  # a fault of the runtime; the connection must not pay for it
+            _log.exception(event("on_deliveries_raised", queue=self._queue, count=len(batch)))
+
+    def on_undecodable(self, delivery_tag: int, error: ProtocolError) -> None:
+        _log.warning(
+            event("message_undecodable", queue=self._queue, delivery_tag=delivery_tag, reason=error)
+        )
+        self._statistics.extra["undecodable"] = self._statistics.extra.get("undecodable", 0) + 1
+
+    def on_return(self, returned: Returned) -> None:
+        raise ProtocolError(f"basic.return on channel {self._number}, which only consumes")
+
+    def on_confirm(self, delivery_tag: int, multiple: bool, acknowledged: bool) -> None:
+        raise ProtocolError(f"a confirm on channel {self._number}, which only consumes")
+
+    def on_get_empty(self) -> None:
+        raise ProtocolError(
+            f"an answer to basic.get on channel {self._number}, which only consumes"
+        )
+
+    # --- out: the settler of its deliveries ---
+
+    @property
+    def is_lost(self) -> bool:
+        return not self.channel.is_open
+
+    def ack(self, delivery_tag: int) -> None:
+        """Tell the broker soon: with a quarter of the prefetch, or after `_ACK_DELAY`, whichever is first.
+
+        An acknowledgement in a write of its own costs a system call here and another at the broker, about as much as
+        the rest of an RPC. The broker needs it only to deliver beyond the prefetch.
+        """
+        if self.channel.is_open and self.ledger.ack(delivery_tag):
+            self._statistics.acknowledged += 1
+            self._untold += 1
+            if self._untold >= self._tell_at:
+                self.settle_soon()
+            elif self._telling_later is None:
+                self._telling_later = self._connection.loop.call_later(_ACK_DELAY, self._tell)
+
+    def nack(self, delivery_tag: int, requeue: bool) -> None:
+        if self.channel.is_open and self.ledger.nack(delivery_tag, requeue):
+            if requeue:
+                self._statistics.requeued += 1
+            self.settle_soon()
+
+    def settle_soon(self) -> None:
+        """Have what is settled and untold leave with the next write."""
+        if not self._is_dirty:
+            self._is_dirty = True
+            self._connection.settle_soon(self)
+
+    def _tell(self) -> None:
+        self._telling_later = None
+        if self._untold:
+            self.settle_soon()
+
+    def write_settlements(self, out: list[bytes]) -> None:
+        self._is_dirty = False
+        self._untold = 0
+        news = self.ledger.take()
+        if not self.channel.is_open:
+            return
+        number = self._number
+        out.extend(encode_nack(number, tag, requeue) for tag, requeue in news.rejected)
+        if news.acked_through:
+            out.append(encode_ack(number, news.acked_through, True))
+        out.extend(encode_ack(number, tag, False) for tag in news.acked_singly)
+
+    # --- life ---
+
+    @property
+    def unsettled(self) -> int:
+        """Deliveries handed out and not settled."""
+        return self.ledger.unsettled - len(self.held) if not self._options.no_ack else 0
+
+    async def start(self, prefetch: int, offset: int | None, timeout: float) -> None:
+        """Begin consuming; a stream from `offset`, if given.
+
+        Raises:
+            ChannelClosed: the broker refuses.
+            BrokerUnavailable: the connection went down, or the broker does not answer.
+        """
+        self._connection.set_sink(self._number, self)
+        self.channel.on_cancelled = self._on_cancelled_by_broker
+        self.channel.on_closed = self._on_closed
+        await self._subscribe(prefetch, offset, timeout)
+
+    async def change_prefetch(self, prefetch: int, timeout: float) -> None:
+        """Go on with another prefetch, on the same channel, so that what was handed out can still be settled.
+
+        The broker takes a prefetch for consumers that start after it. So a second one is started, then the first one
+        cancelled: an auto-delete queue would not survive the other order. Two cannot be side by side where the consumer is
+        exclusive; and a stream, once its place is known, is better left and entered again at exactly the next offset.
+
+        Raises:
+            As `start()`.
+        """
+        if self.is_paused and not self._subscriptions:
+            self._set_prefetch(prefetch)  # `resume()` subscribes with it
+            return
+        if self._options.exclusive or self._offsets:
+            await self._unsubscribe(timeout)
+            await self._subscribe(prefetch, self._following_offset, timeout)
+            return
+        self._overlap = set()
+        try:
+            await self._subscribe(prefetch, None, timeout)
+            while len(self._subscriptions) > 1:
+                await self._unsubscribe(timeout)
+        finally:
+            self._overlap = None
+
+    def hold(self) -> None:
+        """Hand out nothing from now on; what comes is kept."""
+        self.is_paused = True
+        self._take = self.held.extend
+
+    async def pause(self, timeout: float) -> None:
+        """Have the broker send nothing more.
+
+        An auto-delete queue would be gone without its last consumer, and a stream consumer that has seen nothing yet could
+        not be entered again where it was: there the subscription stays, and up to a prefetch is kept here.
+        """
+        self.hold()
+        declared = self._declared
+        if declared is not None and declared.auto_delete:
+            return
+        if self._is_stream and not self._offsets:
+            return
+        while self._subscriptions:
+            await self._unsubscribe(timeout)
+
+    async def resume(self, prefetch: int, timeout: float) -> None:
+        """Hand out what was kept, and have the broker send again."""
+        self.is_paused = False
+        self._take = self._on_deliveries
+        if self.held:
+            held, self.held = self.held, []
+            self._hand_out(held)
+        if not self._subscriptions:
+            await self._subscribe(prefetch, self._following_offset, timeout)
+
+    async def cancel(self, timeout: float) -> None:
+        """Stop deliveries; what was handed out can still be settled."""
+        if self._is_cancelled:
+            return
+        self._is_cancelled = True
+        held, self.held = self.held, []
+        if self._options.no_ack:
+            if held:  # the broker has forgotten them already
+                self._take = self._on_deliveries
+                self._hand_out(held)
+        else:
+            for delivery in held:
+                delivery.nack(requeue=True)
+        try:
+            while self._subscriptions:
+                await self._unsubscribe(timeout)
+        except LinkError as exc:
+            _log.debug(event("cancel_unanswered", queue=self._queue, reason=exc))
+
+    def close(self) -> None:
+        """It has ended: give the channel up, and say what is lost with it."""
+        self.channel.close_nowait()
+        self._tell_loss()
+
+    async def _subscribe(self, prefetch: int, offset: int | None, timeout: float) -> None:
+        self._set_prefetch(prefetch)
+        if not self._options.no_ack:
+            await self.channel.call("basic_qos", timeout, prefetch_count=prefetch)
+        arguments = dict(self._options.arguments)
+        if offset is not None:
+            arguments[STREAM_OFFSET] = offset
+        tag = self.consumer_tag
+        if self._subscription_count:
+            tag = f"{tag}.{self._subscription_count}"
+        self._subscription_count += 1
+        self._subscriptions.append(tag)
+        await self.channel.call(
+            "basic_consume",
+            timeout,
+            queue=self._queue,
+            on_message_callback=_never_called,
+            auto_ack=self._options.no_ack,
+            exclusive=self._options.exclusive,
+            consumer_tag=tag,
+            arguments=arguments,
+        )
+
+    async def _unsubscribe(self, timeout: float) -> None:
+        """End the oldest subscription. What is on the way from it still arrives."""
+        tag = self._subscriptions.pop(0)
+        if not self.channel.closed.done() and not self.ended.done():
+            await self.channel.call("basic_cancel", timeout, consumer_tag=tag)
+
+    def _set_prefetch(self, prefetch: int) -> None:
+        self.prefetch = prefetch
+        self._tell_at = max(1, prefetch // 4) if prefetch else 64
+
+    def _on_cancelled_by_broker(self) -> None:
+        self.end("cancelled by the broker: was the queue deleted, or has its node gone?")
+
+    def _on_closed(self, reason: LinkError) -> None:
+        self._tell_loss()
+        self.end(str(reason))
+
+    def end(self, reason: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result(reason)
+
+    def _tell_loss(self) -> None:
+        if self._has_told_loss:
+            return
+        self._has_told_loss = True
+        on_lost = self._options.on_lost
+        if on_lost is None or not self.unsettled:
+            return
+        try:
+            on_lost()
+        except Exception:  # noqa: BLE001  # a fault of the runtime; the consumer must come back all the same
+            _log.exception(event("on_lost_raised", queue=self._queue))
+
+    # --- streams: where to go on ---
+
+    @property
+    def _is_stream(self) -> bool:
+        declared = self._declared
+        return STREAM_OFFSET in self._options.arguments or (
+            declared is not None and declared.arguments.get("x-queue-type") == "stream"
+        )
+
+    @property
+    def _following_offset(self) -> int | None:
+        """Of a stream: the offset behind the last that came on this channel."""
+        return self._offsets[-1][1] + 1 if self._offsets else None
+
+    def _note_offsets(self, batch: list[Delivery]) -> None:
+        offsets = self._offsets
+        for delivery in batch:
+            offset = delivery.offset
+            if offset is not None:
+                offsets.append((delivery.delivery_tag, offset))
+        low = self.ledger.lowest_unsettled
+        while len(offsets) > 1 and offsets[0][0] < low and offsets[1][0] <= low:
+            offsets.popleft()
+
+    def _without_repeats(self, batch: list[Delivery], seen: set[int]) -> list[Delivery]:
+        """Of a stream that two subscriptions read side by side: each message once."""
+        fresh: list[Delivery] = []
+        for delivery in batch:
+            offset = delivery.offset
+            if offset is None:
+                fresh.append(delivery)
+            elif offset in seen:
+                self.ledger.ack(delivery.delivery_tag)
+                self.settle_soon()
+            else:
+                seen.add(offset)
+                fresh.append(delivery)
+        return fresh
+
+    def next_offset(self) -> int | None:
+        """Of a stream: the offset to go on from, so that nothing unsettled is left out. `None`: no stream, or nothing came."""
+        low = self.ledger.lowest_unsettled
+        for tag, offset in self._offsets:
+            if tag >= low:
+                return offset
+        return self._following_offset
+
+
+def _never_called(*_arguments: Any) -> None:
+    """What pika would call with a delivery; the frame reader takes them before pika sees them."""
