@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 from mycelia.amqp import Delivery
 from mycelia.testing.eventually import eventually
 
-__all__ = ["Inbox"]
+__all__ = ["Inbox", "cut_until"]
 
 
 class Inbox:
@@ -38,3 +41,17 @@ class Inbox:
         """The first delivery of this body, as soon as it is there."""
         await eventually(lambda: body in self.bodies, timeout, what=f"{body!r} delivered")
         return self.deliveries[self.bodies.index(body)]
+
+
+async def cut_until(cut: Callable[[], Awaitable[None]], condition: Callable[[], bool]) -> None:
+    """Cut connections until `condition` tells that the right one was among them: the broker lists a new one late."""
+
+    async def is_met() -> bool:
+        await cut()
+        for _ in range(100):
+            if condition():
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+    await eventually(is_met, 30, what="the connection is cut")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
+import pika
 import pytest
 from tests.link.inbox import Inbox
 
@@ -18,7 +20,6 @@ from mycelia.amqp import (
     Queue,
     RabbitLink,
 )
-from mycelia.amqp.fields import decode_properties
 from mycelia.broker.node import PrivateNode
 from mycelia.errors import ProtocolError
 from mycelia.testing import eventually
@@ -57,7 +58,7 @@ async def test_consumer_of_a_deleted_queue_declares_it_again_and_goes_on(
     await other.aclose()
 
     await _deliver(link, inbox, b"after")
-    assert any('consumer_lost queue="q"' in message for message in caplog.messages)
+    assert any("consumer_lost queue=q" in message for message in caplog.messages)
     assert any("cancelled by the broker" in message for message in caplog.messages)
 
 
@@ -127,32 +128,63 @@ async def test_slow_handler_holds_back_nobodys_acknowledgement(
     held[0].ack()
 
 
-async def test_message_with_undecodable_headers_is_dead_lettered_and_the_next_arrives(
-    link: RabbitLink, monkeypatch: pytest.MonkeyPatch
+def _nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"k": value}
+    return value
+
+
+def _publish_with_pika(uri: str, queue: str, bodies: dict[bytes, dict[str, Any]]) -> None:
+    """Publish what our own codec refuses to write: by body, its headers."""
+    connection = pika.BlockingConnection(pika.URLParameters(uri))
+    channel = connection.channel()
+    for body, headers in bodies.items():
+        properties = pika.BasicProperties(
+            headers=headers, correlation_id="c-1", reply_to="r-1", delivery_mode=2
+        )
+        channel.basic_publish("", queue, body, properties)
+    connection.close()
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+async def test_message_with_undecodable_headers_comes_up_with_its_fault_and_is_not_lost(
+    link: RabbitLink, rabbit_uri: str, queue_type: str
 ) -> None:
-    inbox, dead = Inbox(acks=True), Inbox(acks=True)
-    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "dead"}
-    await link.declare(Queue("dead"), Queue("q", arguments=arguments))
-    await link.consume("q", inbox)
+    inbox = Inbox()
+    await link.declare(Queue("q", arguments={"x-queue-type": queue_type}))
+    consumer = await link.consume("q", inbox)
 
-    def decode(data: bytes, position: int, end: int) -> Properties:
-        properties = decode_properties(data, position, end)
-        if (
-            properties.correlation_id == "poison"
-        ):  # RabbitMQ itself refuses what really is undecodable
-            raise ProtocolError("broken properties")
-        return properties
+    deep = {"before": "b", "deep": _nested(70), "later": 7}
+    await asyncio.to_thread(
+        _publish_with_pika, rabbit_uri, "q", {b"first": {}, b"deep": deep, b"next": {}}
+    )
+    first, faulty, following = await inbox.wait(3)
 
-    monkeypatch.setattr("mycelia.amqp.rabbit.frames.decode_properties", decode)
-    await link.publish(Message("", "q", b"poison", Properties(correlation_id="poison")))
-    await link.publish(Message("", "q", b"next", Properties()))
-    await inbox.wait_for(b"next")
-    monkeypatch.undo()
-    await link.consume("dead", dead)
-
-    assert (await dead.wait(1))[0].body == b"poison"
-    assert inbox.bodies == [b"next"]
+    assert (first.fault, following.fault) == (None, None)
+    assert [one.body for one in inbox.deliveries] == [b"first", b"deep", b"next"]
+    assert isinstance(faulty.fault, ProtocolError)
+    assert faulty.properties.headers == {"before": "b", "later": 7}
+    assert (faulty.properties.correlation_id, faulty.properties.reply_to) == ("c-1", "r-1")
+    assert b"\x04deepF" in faulty.raw_headers
     assert link.statistics().extra == {"undecodable": 1}
+    assert link.statistics().reconnects == 0
+    await consumer.aclose()  # nothing settled it: it is still there
+    await eventually(lambda: _is_ready(link, 3), 10, what="all three back in the queue")
+
+
+async def test_message_with_undecodable_headers_can_be_got(
+    link: RabbitLink, rabbit_uri: str
+) -> None:
+    await link.declare(Queue("q"))
+    await asyncio.to_thread(_publish_with_pika, rabbit_uri, "q", {b"deep": {"d": _nested(300)}})
+
+    delivery = await link.get("q")
+
+    assert delivery is not None
+    assert isinstance(delivery.fault, ProtocolError)
+    assert delivery.properties.correlation_id == "c-1"
+    delivery.ack()
     assert link.statistics().reconnects == 0
 
 

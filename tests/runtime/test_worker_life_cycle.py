@@ -49,6 +49,10 @@ class _WatchedSettler:
         self._log.append("nack")
         self._inner.nack(delivery_tag, requeue)
 
+    @property
+    def is_lost(self) -> bool:
+        return bool(self._inner.is_lost)
+
 
 class Hooks(DependencyProvider):
     """A provider whose hooks are `def`."""

@@ -241,11 +241,6 @@ class Delivery:
         self.properties = properties
         self.body = body
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether the broker has taken this delivery back: its channel is gone, and settling it does nothing."""
-        return False
-
     def ack(self) -> None:
         """The message is handled; the broker may forget it."""
         self.settler.ack(self.delivery_tag)

@@ -42,6 +42,7 @@ log = logging.getLogger("mycelia.entrypoints")
 
 MAX_ERROR_CHARS = 4 * 1024
 MAX_TRACEBACK_CHARS = 16 * 1024
+MAX_RAW_HEADERS_BYTES = 16 * 1024
 RETRY_DELAY_S = 5.0
 """How long a message is kept back when its dead letter could not be published, before it goes back to the queue."""
 
@@ -73,6 +74,8 @@ def dead_letter_headers(
         "x-mycelia-failed-at-ms": int(now * 1000),
         ATTEMPT_HEADER: attempt_of(delivery),
     }
+    if delivery.fault is not None:  # what could not be decoded goes along as it came
+        headers["x-mycelia-raw-headers"] = delivery.raw_headers[:MAX_RAW_HEADERS_BYTES]
     if error is not None:
         text = "".join(traceback.format_exception(error))
         headers["x-mycelia-error-type"] = type(error).__name__

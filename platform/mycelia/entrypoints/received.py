@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from mycelia.amqp import Consumer, Delivery
+from mycelia.errors import UndecodableMessage
 from mycelia.log_event import event
 from mycelia.wire import (
     COMPRESSION_HEADER,
@@ -44,8 +45,10 @@ def decode_body(delivery: Delivery, serializers: SerializerRegistry) -> Any:
     """What the message's body says, unpacked if need be.
 
     Raises:
-        UndecodableMessage: too large, not accepted, or broken.
+        UndecodableMessage: too large, not accepted, or broken (headers and properties included).
     """
+    if delivery.fault is not None:
+        raise UndecodableMessage(f"headers or properties: {delivery.fault}")
     properties = delivery.properties
     headers = properties.headers
     body = delivery.body

@@ -400,7 +400,7 @@ class FrameReader:
                 f"{'header' if content.header is None else 'body'} frame must come"
             )
         if kind == _HEADER:
-            if len(payload) < 14 or _U16(payload, 0)[0] != _BASIC:
+            if len(payload) < 12 or _U16(payload, 0)[0] != _BASIC:
                 raise ProtocolError(
                     f"content header on channel {channel} is not of class basic (60): {payload[:14]!r}"
                 )
