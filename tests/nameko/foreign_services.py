@@ -371,3 +371,25 @@ class BindsOurs:
 
     @timer(interval=1000)
     def method(self) -> None: ...
+
+
+async def answer(call: Any, next_step: Any) -> Any:
+    """A middleware that answers in the method's place."""
+    from mycelia import Outcome  # not above: stock Nameko runs services of this module too
+
+    return Outcome("from the cache")
+
+
+class Hearing(Asking):
+    def run(self) -> None:
+        done = Event()
+        self.container.spawn_worker(self, (), {}, handle_result=partial(self.handle_result, done))
+        say(f"heard {done.wait()}")
+
+
+class Answered:
+    name = "answered"
+
+    @Hearing.decorator
+    def handle(self) -> str:
+        return "from the method"

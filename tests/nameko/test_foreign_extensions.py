@@ -113,6 +113,13 @@ def test_entrypoint_hears_of_a_method_that_exits(start: Start) -> None:
     assert run.terminate() == 0
 
 
+def test_entrypoint_hears_what_a_middleware_answered_in_the_method_s_place(start: Start) -> None:
+    run = start("Answered", mycelia={"middleware": ["tests.nameko.foreign_services.answer"]})
+
+    run.await_output("heard from the cache")
+    assert run.terminate() == 0
+
+
 def test_subclass_of_the_stock_timer_runs_as_it_is(start: Start) -> None:
     run = start("CustomTimer")
     output = run.await_output("tock\ntick\ntock\ntick\ntock")

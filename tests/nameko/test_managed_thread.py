@@ -18,7 +18,7 @@ def _ignore(_: ManagedThread) -> None: ...
 
 
 def test_wait_returns_the_result() -> None:
-    thread = ManagedThread(lambda: 42, "x", _ignore)
+    thread = ManagedThread(lambda: 42, "x", _ignore).start()
 
     assert thread.wait() == 42
     assert thread.dead
@@ -29,13 +29,13 @@ def test_wait_raises_the_error() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        ManagedThread(fail, "x", _ignore).wait()
+        ManagedThread(fail, "x", _ignore).start().wait()
 
 
 def test_links_are_called_before_the_owner_and_late_ones_at_once() -> None:
     called: list[Any] = []
     gate = threading.Event()
-    thread = ManagedThread(gate.wait, "x", lambda _: called.append("owner"))
+    thread = ManagedThread(gate.wait, "x", lambda _: called.append("owner")).start()
     thread.link(lambda one, word: called.append((one is thread, word)), "early")
     gate.set()
     assert thread.join(5)
@@ -47,7 +47,7 @@ def test_links_are_called_before_the_owner_and_late_ones_at_once() -> None:
 def test_broken_link_does_not_keep_the_others_from_being_called() -> None:
     called: list[str] = []
     gate = threading.Event()
-    thread = ManagedThread(gate.wait, "x", lambda _: called.append("owner"))
+    thread = ManagedThread(gate.wait, "x", lambda _: called.append("owner")).start()
     thread.link(lambda _: 1 / 0)
     gate.set()
     assert thread.join(5)
@@ -66,7 +66,7 @@ def test_killed_thread_runs_its_clean_up_and_ends() -> None:
         finally:
             cleaned.set()
 
-    thread = ManagedThread(loop, "x", _ignore)
+    thread = ManagedThread(loop, "x", _ignore).start()
     assert running.wait(5)
     thread.kill()
 

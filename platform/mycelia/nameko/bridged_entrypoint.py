@@ -155,20 +155,17 @@ class BridgedEntrypoint(BridgedExtension, Entrypoint):
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
         assert isinstance(call, SpawnedCall)
         call.begun.set()
-        error = outcome.error
-        if error is None:
-            return
         if call.handle_result is not None and not call.is_handled:
-            # The method never ran (a dependency failed), or never ended: somebody may wait for the result.
+            # The method never ran (a dependency failed, a middleware answered), or never ended: somebody may wait.
             threading.Thread(
-                target=self._tell, args=(call, error), name="mycelia:handle_result", daemon=True
+                target=self._tell, args=(call, outcome), name="mycelia:handle_result", daemon=True
             ).start()
 
-    def _tell(self, call: SpawnedCall, error: BaseException) -> None:
+    def _tell(self, call: SpawnedCall, outcome: Outcome) -> None:
         try:
-            call.finish(None, error)
+            call.finish(outcome.value, outcome.error)
         except BaseException as exc:
-            if exc is not error:
+            if exc is not outcome.error:
                 log.exception(event("handle_result_failed", entrypoint=repr(self)))
 
 

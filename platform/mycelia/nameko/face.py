@@ -70,9 +70,6 @@ class ContainerFace:
         """Foreign extensions by the `id()` of their bound counterpart, which the container keeps alive."""
         self._spawns: dict[int, Spawn] = {}
         self._managed_threads: dict[ManagedThread, str] = {}
-        self._contexts: weakref.WeakKeyDictionary[WorkerContext, WorkerContext] = (
-            weakref.WeakKeyDictionary()
-        )
         self._ended = threading.Event()
         self._error: BaseException | None = None
 
@@ -173,7 +170,7 @@ class ContainerFace:
 
         One for each worker, alive as long as `worker_ctx`, so providers may keep things by it.
         """
-        context = self._contexts.get(worker_ctx)
+        context = worker_ctx.foreign
         if context is None:
             call = worker_ctx.call
             if isinstance(call, SpawnedCall):
@@ -182,7 +179,7 @@ class ContainerFace:
                 entrypoint = self.foreign_of(worker_ctx.entrypoint)
                 context = self.make_context(entrypoint, call, worker_ctx.is_async)
             context.service = worker_ctx.service
-            self._contexts[worker_ctx] = context
+            worker_ctx.foreign = context
         return context
 
     def make_context(self, entrypoint: Any, call: Call, is_async: bool) -> WorkerContext:
@@ -206,10 +203,8 @@ class ContainerFace:
         """
         name: str = getattr(fn, "__name__", "<unknown>") if identifier is None else identifier
         thread = ManagedThread(fn, f"{self.service_name}:{name}", self._on_thread_exit)
-        self._managed_threads[thread] = name
-        if thread.dead:
-            self._managed_threads.pop(thread, None)
-        return thread
+        self._managed_threads[thread] = name  # first, so that whoever `fn` asks knows of it
+        return thread.start()
 
     def _on_thread_exit(self, thread: ManagedThread) -> None:
         self._managed_threads.pop(thread, None)

@@ -26,7 +26,7 @@ class ManagedThreadKilled(BaseException):
 
 
 class ManagedThread:
-    """A running thread with the four things that Nameko's extensions use of a greenthread.
+    """A thread with the four things that Nameko's extensions use of a greenthread.
 
     Args:
         function: called without arguments, in the thread.
@@ -46,7 +46,10 @@ class ManagedThread:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"mycelia:{name}", daemon=True)
+
+    def start(self) -> ManagedThread:
         self._thread.start()
+        return self
 
     @property
     def dead(self) -> bool:

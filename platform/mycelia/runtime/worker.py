@@ -30,6 +30,9 @@ class WorkerContext:
     Contexts of one call are equal, so a provider may keep what belongs to a worker in a dict with the context as key.
     """
 
+    foreign: WorkerContext | None = None
+    """The same worker as providers of another framework know it; kept here by what runs those, for as long as it lasts."""
+
     def __init__(self, container: Container, entrypoint: Entrypoint, call: Call, is_async: bool):
         self.container = container
         self.entrypoint = entrypoint
