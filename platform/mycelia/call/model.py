@@ -7,6 +7,7 @@ request, an event, a message) are the same thing seen from two sides; middleware
 from __future__ import annotations
 
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -50,6 +51,7 @@ class Call:
         message: the delivery that carried it, with properties, exchange and routing key; `None` where there is none.
         serializer: what the answer is written with; `None` where nothing is answered.
         refusal: why its method is not going to run (it came too late, fits no method, …); `None` for a call that is.
+        interruption: why its worker has been cancelled (it ran too long); `None` while nobody has.
         options: of a call that leaves: how; `None` on one that arrived.
         parent_calls_tracked: length of the call id stack (Nameko's setting of that name).
     """
@@ -64,6 +66,7 @@ class Call:
         "attempt",
         "deadline",
         "headers",
+        "interruption",
         "message",
         "options",
         "parent_calls_tracked",
@@ -105,6 +108,7 @@ class Call:
         self.options = options
         self.parent_calls_tracked = parent_calls_tracked
         self.refusal: BaseException | None = None
+        self.interruption: BaseException | None = None
         self._context = context
         self._call_id: str | None = None
 
@@ -200,6 +204,12 @@ class Call:
         if self._context is not None:
             headers |= encode_context(self._context)
         return headers
+
+    def reason_for(self, error: BaseException) -> BaseException:
+        """What a worker's end with `error` is put down to: of a cancellation, why it was cancelled, if that is known."""
+        if isinstance(error, CancelledError) and self.interruption is not None:
+            return self.interruption
+        return error
 
     def remaining(self) -> float | None:
         """Seconds until the deadline, below zero once it has passed; `None` without a deadline."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from mycelia.errors import ConfigError
 from mycelia.runtime import find_entrypoints
+from mycelia.runtime.thread_locals import watch_locals
 
 __all__ = ["load_services", "services_in"]
 
@@ -21,6 +22,7 @@ def load_services(names: list[str]) -> list[type]:
     Raises:
         ConfigError: no such module or class, or no service in it. An error inside a module is raised as it is.
     """
+    watch_locals()
     found: dict[type, None] = {}
     for name in names:
         module_name, _, class_name = name.partition(":")

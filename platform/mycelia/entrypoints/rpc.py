@@ -254,6 +254,7 @@ class Rpc(Entrypoint):
     needs_broker = True
     kind = CallKind.RPC
     settlements = frozenset({Reply, Requeue, Retry})
+    sheds_overload = True
     container: Container
     consumer = RpcConsumer()
     lane: Lane

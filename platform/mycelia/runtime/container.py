@@ -131,8 +131,13 @@ class Container:
             middleware=self._inbound[id(entrypoint)]
             if target is None
             else self.middleware_for(target),
+            timeout=self.settings.mycelia.handler_timeout
+            if entrypoint.timeout is None
+            else entrypoint.timeout,
+            sheds=entrypoint.sheds_overload and self.settings.mycelia.shed_overload,
         )
         self.lanes.append(lane)
+        self.host.watch(loop).add(lane)
         return lane
 
     def concurrency_of(self, entrypoint: Entrypoint) -> int:
@@ -274,6 +279,8 @@ class Container:
                 )
             )
         await asyncio.gather(*(lane.cancel() for lane in lanes))
+        if self._loop is not None:
+            self.host.watch(self._loop).remove(lanes)
 
     async def kill(self) -> None:
         """Stop without grace: workers are cancelled at once, their messages go back to the queue.

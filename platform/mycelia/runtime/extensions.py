@@ -221,12 +221,16 @@ class Entrypoint(Extension):
         sensitive_arguments: names of arguments whose values must not be logged or traced.
         concurrency: how many workers of this entrypoint may run at once; the service's setting by default.
         prefetch: how many messages the broker may have outstanding here; twice the concurrency by default.
+        timeout: seconds that the method may take; then its task is cancelled, or its thread left to itself, and the
+            call ends as `HandlerTimeout`. The setting `mycelia.handler_timeout` (any time) by default.
     """
 
     method_name: str = ""
     kind: CallKind = CallKind.OTHER
     settlements: ClassVar[frozenset[type[Settlement]]] = frozenset({Ack})
     """What a middleware may have done with this kind of call."""
+    sheds_overload: ClassVar[bool] = False
+    """Whether a call that has waited is refused when it has less time left than the method usually takes."""
     target: Target
     """Its calls' target, made when it is bound."""
 
@@ -237,10 +241,14 @@ class Entrypoint(Extension):
         sensitive_arguments: str | tuple[str, ...] = (),
         concurrency: int | None = None,
         prefetch: int | None = None,
+        timeout: float | None = None,
     ) -> None:
         for name, value in (("concurrency", concurrency), ("prefetch", prefetch)):
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+        if timeout is not None and (type(timeout) not in (int, float) or not timeout > 0):
+            raise ValueError(f"timeout={timeout!r}: expected seconds, a number above 0")
+        self.timeout = timeout
         self.expected_exceptions = expected_exceptions
         self.sensitive_arguments = sensitive_arguments
         self.concurrency = concurrency

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from mycelia.call import Middleware, MiddlewareSource, Target, middleware_for
 from mycelia.errors import RuntimeStateError
 from mycelia.runtime.middleware import Around, load_middleware
 from mycelia.runtime.settings import Settings
+from mycelia.runtime.watch import Watch
 from mycelia.wire import SerializerRegistry
 
 __all__ = ["Host"]
@@ -49,6 +51,7 @@ class Host:
         )
         """Asked about every target of every service, before the extensions of the service itself."""
         self._link: Link | None = None
+        self._watch: Watch | None = None
 
     def middleware_for(
         self, target: Target, extensions: Iterable[MiddlewareSource] = ()
@@ -65,6 +68,12 @@ class Host:
                 "and may use it from `setup()` on."
             )
         return self._link
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> Watch:
+        """What looks after the running workers of this process; made when first asked for."""
+        if self._watch is None:
+            self._watch = Watch(loop, slow_after=self.settings.mycelia.slow_after)
+        return self._watch
 
     async def open_link(self, timeout: float | None = None) -> None:
         """Connect to the broker; waits for one that is not up yet.

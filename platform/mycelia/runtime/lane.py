@@ -15,7 +15,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, KeysView
 from typing import Any, Protocol
 
 import msgspec
@@ -30,9 +30,11 @@ from mycelia.call import (
     Target,
     compose,
     current_call,
+    tighter,
 )
-from mycelia.errors import DeadlinePassed, RuntimeStateError
+from mycelia.errors import DeadlinePassed, HandlerTimeout, Overloaded, RuntimeStateError
 from mycelia.log_event import event
+from mycelia.runtime.service_time import ServiceTime
 from mycelia.runtime.threads import ThreadPool
 
 __all__ = ["Lane", "LaneStatistics", "Run", "ServiceSlots", "Settler"]
@@ -92,6 +94,10 @@ class LaneStatistics(msgspec.Struct):
     """Calls whose method was not begun, the expired ones included."""
     expired: int = 0
     """Calls whose deadline passed before their worker could start."""
+    overloaded: int = 0
+    """Calls that had waited, and had less time left than the method usually takes."""
+    timed_out: int = 0
+    """Workers that were given up because they ran too long."""
     lost: int = 0
     """Calls dropped before they began, because the broker has taken their message back."""
 
@@ -153,6 +159,9 @@ class Lane:
         slots: the service's shared limit.
         threads: where `def` methods run.
         middleware: composed around the worker; empty means no layer at all.
+        timeout: seconds that a worker may take; `None` for any time. A call's deadline counts as well.
+        sheds: whether a call that has waited and has less time left than the method usually takes is refused as
+            `Overloaded`: begun, it would only be late, and make those behind it late as well.
     """
 
     def __init__(
@@ -166,8 +175,14 @@ class Lane:
         threads: ThreadPool,
         loop: asyncio.AbstractEventLoop,
         middleware: tuple[Middleware, ...] = (),
+        timeout: float | None = None,
+        sheds: bool = False,
     ) -> None:
         self.target = target
+        self.timeout = timeout
+        self.on_active: Callable[[], None] | None = None
+        """Told whenever a worker starts; set by the watch that looks after this lane."""
+        self._service_time = ServiceTime() if sheds else None
         self._limit = limit
         self._active = 0
         self._counts = LaneStatistics()
@@ -181,6 +196,8 @@ class Lane:
         self._running: dict[Call, asyncio.Task[None] | None] = {}
         self._refusing: set[asyncio.Task[None]] = set()
         """Refused calls that pass the middleware."""
+        self._left: set[asyncio.Task[None]] = set()
+        """Workers that would not be cancelled: settled, and cancelled once more at the end."""
         self._cancelled = False
         self._idle: asyncio.Event | None = None
         self._has_middleware = bool(middleware)
@@ -202,6 +219,11 @@ class Lane:
     def waiting(self) -> int:
         """Calls that have arrived and wait for a slot."""
         return len(self._backlog)
+
+    @property
+    def running(self) -> KeysView[Call]:
+        """The calls whose workers run, in the order in which they started."""
+        return self._running.keys()
 
     @property
     def limit(self) -> int:
@@ -253,26 +275,32 @@ class Lane:
         """Start the first waiting call, if there is one and a slot for it. Returns whether another could be started."""
         if self._cancelled or not self._backlog or self._active >= self._limit:
             return False
-        self._start(self._backlog.popleft())
+        self._start(self._backlog.popleft(), waited=True)
         return bool(self._backlog) and self._active < self._limit
 
-    def _start(self, call: Call) -> None:
+    def _start(self, call: Call, waited: bool = False) -> None:
         now = time.monotonic()
         message = call.message
         if message is not None and message.is_lost:
             self._counts.lost += 1  # it comes again, to us or to another instance
             return
         deadline = call.deadline
-        if deadline is not None and deadline <= now:
-            self._counts.expired += 1
-            self.refuse(
-                call, DeadlinePassed(f"{call.target.name}: its deadline passed in the queue.")
-            )
-            return
+        if deadline is not None:
+            left = deadline - now
+            if left <= 0:
+                self._counts.expired += 1
+                self.refuse(call, _expired(call))
+                return
+            if waited and self._service_time is not None and left < self._service_time.usual:
+                self._counts.overloaded += 1
+                self.refuse(call, _overloaded(call, left, self._service_time.usual))
+                return
         call.started_at = now
         self._active += 1
         self._slots.active += 1
         self._running[call] = None
+        if self.on_active is not None:
+            self.on_active()
         if self._chain is None:
             context = contextvars.copy_context()
             context.run(current_call.set, call)
@@ -288,7 +316,7 @@ class Lane:
         try:
             outcome = await self._chain(call)
         except BaseException as exc:  # noqa: BLE001  the worker boundary: a middleware raised, or we were cancelled
-            outcome = Outcome(error=exc)
+            outcome = Outcome(error=call.reason_for(exc))
         self._finished(call, outcome)
 
     async def _pass_by(self, call: Call) -> None:
@@ -309,27 +337,82 @@ class Lane:
                 future.set_result(outcome)
 
         self._threads.submit(self._run_worker.run_in_thread, call, done, contextvars.copy_context())
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if call.interruption is None:
+                raise
+            self._threads.abandon(call)
+            return Outcome(error=call.interruption)
 
     # --- an outcome goes out ------------------------------------------------------------------
 
     def _finished(self, call: Call, outcome: Outcome) -> None:
         if self._running.pop(call, call) is call:
             return  # abandoned by `cancel()`: already settled
+        error = outcome.error
+        if error is None:
+            if self._service_time is not None:
+                self._service_time.add(time.monotonic() - call.started_at)
+        elif self._cancelled and isinstance(error, asyncio.CancelledError):
+            outcome = outcome.replace(settlement=GiveBack())
+        self._leave(call, outcome)
+
+    def _leave(self, call: Call, outcome: Outcome) -> None:
+        """A worker has ended, or is given up: settle its call and give its slot to the next."""
         self._active -= 1
         slots = self._slots
         slots.active -= 1
-        self._counts.finished += 1
+        counts = self._counts
+        counts.finished += 1
         if outcome.error is not None:
-            self._counts.failed += 1
-            if self._cancelled and isinstance(outcome.error, asyncio.CancelledError):
-                outcome = outcome.replace(settlement=GiveBack())
+            counts.failed += 1
+            if outcome.error is call.interruption:
+                counts.timed_out += 1
         self._settle(call, outcome)
         if self._backlog:
             slots.wait(self)
         slots.pump()
         if self._idle is not None and not self._active:
             self._idle.set()
+
+    # --- a worker takes too long --------------------------------------------------------------
+
+    def ends_at(self, call: Call) -> float | None:
+        """When a running worker is given up, on the monotonic clock: at its timeout or its call's deadline."""
+        return tighter(
+            call.deadline, None if self.timeout is None else call.started_at + self.timeout
+        )
+
+    def interrupt(self, call: Call, error: HandlerTimeout) -> None:
+        """End a running worker, so that its call ends with `error`: cancel its task, or leave its thread to itself."""
+        call.interruption = error
+        task = self._running[call]
+        if task is not None:
+            task.cancel()
+        else:
+            self.abandon(call)
+
+    def abandon(self, call: Call) -> None:
+        """Take an interrupted worker's slot back without it. What it still comes to is dropped."""
+        task = self._running.pop(call)
+        if task is None:
+            has_substitute = self._threads.abandon(call)
+        else:
+            has_substitute = True
+            self._left.add(task)
+            task.add_done_callback(self._left.discard)
+        log.warning(
+            event(
+                "worker_abandoned",
+                call=call.target.name,
+                call_id=call.call_id,
+                running_s=round(time.monotonic() - call.started_at, 1),
+                threads_left=self._threads.abandoned,
+                detail=None if has_substitute else "no more threads: this one is not replaced",
+            )
+        )
+        self._leave(call, Outcome(error=call.interruption))
 
     def _settle(self, call: Call, outcome: Outcome) -> None:
         """Every outcome of every call of the lane ends here, whatever kind of entrypoint it is."""
@@ -386,7 +469,7 @@ class Lane:
         """
         self._cancelled = True
         tasks = [task for task in self._running.values() if task is not None]
-        tasks += self._refusing
+        tasks += [*self._refusing, *self._left]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -395,10 +478,21 @@ class Lane:
             self._running.pop(call)
             self._active -= 1
             self._slots.active -= 1
-            log.warning(event("worker_abandoned", call=call.target))
+            log.warning(event("worker_abandoned", call=call.target.name, call_id=call.call_id))
             self._settle(call, Outcome(error=asyncio.CancelledError(), settlement=GiveBack()))
         if self._idle is not None:
             self._idle.set()
+
+
+def _expired(call: Call) -> DeadlinePassed:
+    return DeadlinePassed(f"{call.target.name}: its deadline passed in the queue.")
+
+
+def _overloaded(call: Call, left: float, usual: float) -> Overloaded:
+    return Overloaded(
+        f"{call.target.name}: not begun: {left:.3g} s are left of its time, and the method usually takes {usual:.3g} s. "
+        "The service has more work than it can do in time: run more instances, or call it less."
+    )
 
 
 def _unless_refused(endpoint: Next) -> Next:

@@ -41,6 +41,12 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Largest body that is decoded; RabbitMQ 3.x takes up to 128 MiB by default."""
     requeue_attempts: int = 20
     """Deliveries after which a message with `requeue_on_error` is dead-lettered; RabbitMQ 4's delivery limit."""
+    handler_timeout: float | None = None
+    """How long a worker may take where its entrypoint says nothing; an RPC may take until its deadline in any case."""
+    slow_after: float = 30.0
+    """After how long a worker that still runs is said to be slow, once; 0 for never."""
+    shed_overload: bool = True
+    """Whether an RPC that has waited is refused when it has less time left than its method usually takes."""
     middleware: tuple[str, ...] = ()
     """Dotted paths of middleware around every call of every service, outermost first."""
     log_level: str = "INFO"
@@ -76,6 +82,10 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ValueError("loop_blocked_after must be 0 or more")
         for proxy in self.http_trusted_proxies or ():
             _check_proxy(proxy)
+        if self.handler_timeout is not None and self.handler_timeout <= 0:
+            raise ValueError("handler_timeout must be greater than 0")
+        if self.slow_after < 0:
+            raise ValueError("slow_after must be at least 0")
         if self.event_queue_type not in ("quorum", "classic"):
             raise ValueError('event_queue_type must be "quorum" or "classic"')
         if self.log_level not in LOG_LEVELS:

@@ -14,8 +14,12 @@ from contextvars import Context
 from queue import SimpleQueue
 
 from mycelia.call import Call, Outcome
+from mycelia.runtime.thread_locals import empty_locals
 
 __all__ = ["ThreadPool"]
+
+MAX_ABANDONED = 1000
+"""Threads of methods that never return, which can only be left alone. Arbitrary; each takes some 100 KB."""
 
 Run = Callable[[Call], Outcome]
 Done = Callable[[Call, Outcome], None]
@@ -37,10 +41,29 @@ class ThreadPool:
         self._drain_scheduled = False
         self._threads: list[threading.Thread] = []
         self._busy = 0
+        self._abandoned: set[Call] = set()
+        """Calls whose threads nobody waits for; each has a substitute as long as it lasts."""
 
     @property
     def size(self) -> int:
-        return self._size
+        """Threads at most, without those that were abandoned."""
+        return self._size - len(self._abandoned)
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that nobody waits for any more."""
+        return len(self._abandoned)
+
+    def abandon(self, call: Call) -> bool:
+        """Wait for `call` no more, and let another thread take its place. What it comes to is dropped.
+
+        Returns whether there is another thread: past `MAX_ABANDONED` there is none, and the pool shrinks.
+        """
+        if len(self._abandoned) >= MAX_ABANDONED:
+            return False
+        self._abandoned.add(call)
+        self._size += 1
+        return True
 
     def submit(self, run: Run, call: Call, done: Done, context: Context) -> None:
         """Run `run(call)` in a thread, in `context`, then `done(call, outcome)` on the loop. Call on the loop.
@@ -71,6 +94,7 @@ class ThreadPool:
         while (item := get()) is not None:
             run, call, done, context = item
             append((done, call, context.run(run, call)))
+            empty_locals()
             # Order matters: the result is in before the flag is read, and `_drain` clears the flag before it reads
             # the results; so a result is never left behind. Two wake-ups for one batch can happen and do no harm.
             if not self._drain_scheduled:
@@ -86,4 +110,10 @@ class ThreadPool:
         while results:
             done, call, outcome = results.popleft()
             self._busy -= 1
+            if self._abandoned and call in self._abandoned:
+                self._abandoned.discard(call)
+                self._size -= 1
+                if len(self._threads) > self._size:  # its substitute, or any other that comes by
+                    self._threads.pop()
+                    self._work.put(None)
             done(call, outcome)

@@ -164,7 +164,7 @@ class Invocation:
                 else:
                     call.decode()
             except BaseException as exc:  # noqa: BLE001  the worker boundary: every error becomes an outcome
-                return _not_begun(exc)
+                return _not_begun(call.reason_for(exc))
         if not self._plain:
             return await self._drive(self._steps(call, True))
         try:
@@ -175,7 +175,7 @@ class Invocation:
                 return Outcome(value)
             return Outcome(value, None, None, self._encode(call, value))
         except BaseException as exc:  # noqa: BLE001  the worker boundary
-            return Outcome(None, exc)
+            return Outcome(None, call.reason_for(exc))
 
     def run_in_thread(self, call: Call) -> Outcome:
         """Run a `def` method, with all of its hooks, in the calling thread. Never raises."""
@@ -183,7 +183,7 @@ class Invocation:
             try:
                 call.decode()
             except BaseException as exc:  # noqa: BLE001  the worker boundary
-                return _not_begun(exc)
+                return _not_begun(call.reason_for(exc))
         if not self._plain:
             return self._drive_in_thread(self._steps(call, False))
         try:
@@ -214,7 +214,7 @@ class Invocation:
             body = None if self._encode is None else self._encode(call, value)
             outcome = Outcome(value, body=body)
         except BaseException as exc:  # noqa: BLE001  the worker boundary
-            outcome = Outcome(error=exc)
+            outcome = Outcome(error=call.reason_for(exc))
         if not injected:
             return outcome
         for hook in self._results:

@@ -17,6 +17,7 @@ from mycelia.errors import (
     BrokerBlocked,
     BrokerUnavailable,
     CircuitOpen,
+    HandlerTimeout,
     Overloaded,
     RpcTimeout,
     UnknownService,
@@ -196,7 +197,7 @@ def problem_of(
     """The problem document for what a method raised. Only expected errors show their text to the client.
 
     400 for `expected`, the error's own status for Starlette's `HTTPException`, 503 where a limit is reached or the broker
-    or a service is away, 504 for an RPC that timed out, 500 for everything else.
+    or a service is away, 504 for what took too long, here or in a service that is needed, 500 for everything else.
     """
     if isinstance(error, HTTPException):
         return problem(error.status_code, str(error.detail), headers=error.headers, call_id=call_id)
@@ -206,6 +207,8 @@ def problem_of(
         return problem(
             504, "A service that is needed here did not answer in time.", call_id=call_id
         )
+    if isinstance(error, HandlerTimeout):
+        return problem(504, "The request took longer than it may.", call_id=call_id)
     if is_stopping:
         return stopping_problem(call_id)
     if isinstance(error, UNAVAILABLE):
