@@ -2,7 +2,7 @@
 
 General layout, lowest floor first; a module imports only from floors before its own (import-linter holds it):
 
-    errors  log_event            one tree of errors | a log line as a name and typed fields
+    errors  log_event redaction  one tree of errors | a log line as a name and typed fields | what may be printed
     broker | amqp | wire         RabbitMQ nodes | the broker link | Nameko's protocol; they do not know each other
     call                         Call, Outcome, deadline, middleware
     runtime                      host, container, workers, life cycle, hand-over from `nameko run`

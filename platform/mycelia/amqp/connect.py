@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mycelia.amqp.link import LINK_DEFAULTS, Link, LinkOptions
 from mycelia.amqp.rabbit.link import RabbitLink
-from mycelia.amqp.uri import redact
+from mycelia.amqp.uri import unknown_scheme
 from mycelia.errors import ConfigError
 
 __all__ = ["connect"]
@@ -25,6 +25,4 @@ def connect(uri: str, options: LinkOptions = LINK_DEFAULTS) -> Link:
         )  # a third of this package, and seldom in production
 
         return MemoryLink(uri, options)
-    raise ConfigError(
-        f'"{redact(uri)}": no link speaks "{scheme}". Use amqp://, amqps://, pyamqp:// or memory://.'
-    )
+    raise ConfigError(unknown_scheme(uri))

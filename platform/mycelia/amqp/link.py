@@ -76,7 +76,9 @@ class Capabilities:
 class LinkOptions:
     """How to reach the broker. Told to a link in memory too, which has no network for them to apply to."""
 
-    ssl: bool | Mapping[str, Any] | ssl_module.SSLContext | None = field(default=None, hash=False)
+    ssl: bool | Mapping[str, Any] | ssl_module.SSLContext | None = field(
+        default=None, hash=False, repr=False
+    )
     """As Nameko's `AMQP_SSL`: `True`, or a dict (`ssl_context()` names its keys)."""
     heartbeat: float = 60.0
     """Seconds, 0 for none; a `heartbeat=` in the URI goes before. 60 is Nameko's default."""

@@ -9,14 +9,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from mycelia.broker import debian_packages
 from mycelia.broker.node import PrivateNode, find_rabbitmq, probe_amqp
 from mycelia.broker.private_files import STATE_DIRECTORY
 from mycelia.errors import BrokerUnavailable, ConfigError
+from mycelia.redaction import URI_PART, brokers_in, scheme_of
 
 __all__ = [
     "DEFAULT_DIRECTORY",
@@ -39,7 +39,7 @@ Say = Callable[[str], object]
 class FoundBroker:
     """A broker that answers, and how it was come by."""
 
-    uri: str
+    uri: str = field(repr=False)
     description: str
     node: PrivateNode | None = None
     """The private node, when it is one."""
@@ -94,13 +94,21 @@ def find_or_start_broker(
 
 
 def _named(uri: str) -> FoundBroker:
-    parts = urlsplit(uri)
-    if parts.scheme not in ("amqp", "amqps"):
-        raise ConfigError(f'AMQP_URI must begin with amqp:// or amqps://, not "{parts.scheme}://".')
-    host = parts.hostname or "localhost"
-    port = parts.port or (5671 if parts.scheme == "amqps" else 5672)
-    where = f"{parts.scheme}://{host}:{port}{parts.path}"  # without user and password
-    if parts.scheme == "amqps":
+    # With several brokers the first is asked.
+    match = URI_PART.fullmatch(next(iter(brokers_in(uri)), ""))
+    scheme = (match["scheme"] if match else scheme_of(uri) or "").lower()
+    if scheme not in ("amqp", "amqps"):
+        found = f', not "{scheme}://"' if scheme_of(uri) else ""
+        raise ConfigError(f"AMQP_URI must begin with amqp:// or amqps://{found}.")
+    if match is None:
+        raise ConfigError(
+            "AMQP_URI cannot be read. Write amqp://user:password@host:port/vhost, and in the password %23 for #, "
+            "%2F for /, %3F for ?, %40 for @ and so on."
+        )
+    host = match["host"].strip("[]") or "localhost"
+    port = int(match["port"] or (5671 if scheme == "amqps" else 5672))
+    where = f"{scheme}://{host}:{port}{match['path'] or ''}"  # without user and password
+    if scheme == "amqps":
         version = "" if _accepts(host, port) else None
     else:
         version = probe_amqp(host, port, _PROBE_TIMEOUT)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mycelia.broker.find import DEFAULT_DIRECTORY, install_rabbitmq, shown, start_private_node
 from mycelia.broker.node import PrivateNode
@@ -15,7 +16,7 @@ __all__ = ["add_broker_commands", "main"]
 
 
 def add_broker_commands(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    subparsers: argparse._SubParsersAction[Any],
 ) -> None:
     """Add `broker` to the command line. The chosen action is left in `args.main`: called with args, it gives the exit code."""
     broker = subparsers.add_parser(

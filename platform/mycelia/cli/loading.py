@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from mycelia.errors import ConfigError
+from mycelia.redaction import redact_words
 from mycelia.runtime import find_entrypoints
 from mycelia.runtime.thread_locals import watch_locals
 
@@ -25,6 +26,10 @@ def load_services(names: list[str]) -> list[type]:
     watch_locals()
     found: dict[type, None] = {}
     for name in names:
+        if redact_words(name) != name:
+            raise ConfigError(
+                "a URI stands where the module of a service is expected. The broker is named with --broker URI."
+            )
         module_name, _, class_name = name.partition(":")
         module = _import(module_name)
         if class_name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib.metadata import version
+from typing import Any, NoReturn
 
 from mycelia.cli.broker import add_broker_commands
 from mycelia.cli.call_and_publish import (
@@ -15,13 +16,28 @@ from mycelia.cli.call_and_publish import (
 )
 from mycelia.cli.completion import SHELLS, completion_script
 from mycelia.cli.run import add_run_arguments, run_command
+from mycelia.redaction import HIDDEN, redact_words
 
 __all__ = ["build_parser", "main"]
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line without the password in a URI that has come to the wrong place."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            shown = " ".join(HIDDEN if redact_words(word) != word else word for word in unknown)
+            self.error(f"unrecognized arguments: {shown}")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redact_words(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mycelia",
         description="Message-driven services and real-time pipelines on RabbitMQ.",
         epilog="`nameko run` and `nameko shell` work beside it: the programming model and the wire are Nameko's.",

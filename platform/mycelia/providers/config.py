@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import msgspec
 
 from mycelia.errors import ConfigError
+from mycelia.redaction import shown_value
 from mycelia.runtime import Container, SharedDependency
 
 __all__ = ["Config", "ConfigView"]
 
 T = TypeVar("T")
-
-
-_SECRET = re.compile(r"pass|secret|token|credential|key$", re.IGNORECASE)
 
 
 class _Required:
@@ -108,7 +105,7 @@ class ConfigView(Mapping[str, Any]):
         if inner:
             found = f"in {self._full(key)}, which is to be {_name(type)}"
         else:
-            found = f"the value is {_shown(self._full(key), value)}"
+            found = f"the value is {shown_value(self._full(key), value)}"
         return f'configuration key "{full}": {problem[0].lower()}{problem[1:]}; {found}{self._for_whom()}.'
 
     def __repr__(self) -> str:
@@ -117,20 +114,6 @@ class ConfigView(Mapping[str, Any]):
 
 
 _MISSING: Any = object()
-
-
-def _shown(key: str, value: Any) -> str:
-    """A value in an error message: enough to find the fault, nothing that must stay secret."""
-    if isinstance(value, Mapping):
-        return (
-            f"a mapping with the keys {', '.join(map(str, value))}" if value else "an empty mapping"
-        )
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    text = repr(value)
-    if _SECRET.search(key) or "://" in text:
-        return "not shown here"
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _name(type: Any) -> str:

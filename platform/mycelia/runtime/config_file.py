@@ -8,6 +8,7 @@ keep their type; `!env_var "…"` does the same in a quoted one; `!raw_env_var "
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,7 @@ def expand(text: str, environ: Mapping[str, str]) -> str:
         name, colon, default = text[start + 2 : end].partition(":")
         if not name or any(c in name for c in "{} \t"):
             raise ConfigError(
-                f'"{text}": "{text[start : end + 1]}" names no environment variable. '
-                "Write ${NAME} or ${NAME:default}."
+                'a "${…}" names no environment variable. Write ${NAME} or ${NAME:default}.'
             )
         value = environ.get(name)
         if value is None:
@@ -52,7 +52,7 @@ def _closing_brace(text: str, position: int) -> int:
             depth -= 1
             if not depth:
                 return index
-    raise ConfigError(f'"{text}": a "${{" is not closed with "}}".')
+    raise ConfigError('a "${" is not closed with "}".')
 
 
 def _make_loader(environ: Mapping[str, str]) -> type[yaml.SafeLoader]:
@@ -62,7 +62,11 @@ def _make_loader(environ: Mapping[str, str]) -> type[yaml.SafeLoader]:
     def construct(loader: yaml.SafeLoader, node: yaml.Node, raw: bool) -> Any:
         assert isinstance(node, yaml.ScalarNode)
         text = loader.construct_scalar(node)
-        value = expand(text, environ)
+        try:
+            value = expand(text, environ)
+        except ConfigError as exc:  # the text may be a secret: the place will do
+            mark = node.start_mark
+            raise ConfigError(f"line {mark.line + 1}, column {mark.column + 1}: {exc}") from None
         if raw or value == text:
             return value
         return yaml.safe_load(value)
@@ -98,7 +102,7 @@ def parse_config(
     try:
         value = yaml.load(text, Loader=_make_loader(os.environ if environ is None else environ))
     except yaml.YAMLError as exc:
-        raise ConfigError(f"{source} is not valid YAML: {_one_line(exc)}") from exc
+        raise ConfigError(f"{source} is not valid YAML: {_one_line(exc)}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -109,11 +113,13 @@ def parse_config(
 
 
 def _one_line(exc: yaml.YAMLError) -> str:
-    """What is wrong and where, without PyYAML's drawing of the place."""
+    """What is wrong and where, without PyYAML's drawing of the place, and without words of the text: a password that
+    begins with `*` or `!` reads as an alias or a tag."""
     mark = getattr(exc, "problem_mark", None)
     problem = getattr(exc, "problem", None)
     if mark is None or problem is None:
-        return str(exc).replace("\n", " ")
+        return "it holds characters that YAML does not allow."
+    problem = re.sub(r"(['\"])(?!<)(?!\1).{2,}\1", "'…'", problem)
     return f"{problem} at line {mark.line + 1}, column {mark.column + 1}."
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from mycelia.call import DEFAULT_TIMEOUT
 from mycelia.errors import ConfigError
+from mycelia.redaction import redact, shown_value
 
 __all__ = ["DEFAULT_BROKER", "MyceliaSection", "Settings"]
 
@@ -131,6 +132,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.max_workers is not None and self.max_workers < 1:
             raise ValueError("max_workers must be at least 1")
 
+    def __repr__(self) -> str:
+        return f"<Settings of {redact(self.AMQP_URI)}>"  # the others may hold secrets as well
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:
         """Check `config` and take from it what the runtime needs.
@@ -160,7 +164,7 @@ def _check_section_keys(section: Mapping[str, Any]) -> None:
 
 
 def _explain(text: str, config: Mapping[str, Any]) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.max_workers`", as a sentence with the key and its value."""
+    """msgspec's "Expected `int`, got `str` - at `$.max_workers`", as a sentence with the key and its value, if it may be shown."""
     problem, _, path = text.partition(" - at `$")
     key = path.strip("`.")
     if not key:
@@ -168,4 +172,6 @@ def _explain(text: str, config: Mapping[str, Any]) -> str:
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    return f'configuration key "{key}": {problem[0].lower()}{problem[1:]} ({value!r}).'
+    return (
+        f'configuration key "{key}": {problem[0].lower()}{problem[1:]} ({shown_value(key, value)}).'
+    )

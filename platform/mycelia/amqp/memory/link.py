@@ -49,6 +49,7 @@ from mycelia.errors import (
     Unroutable,
 )
 from mycelia.log_event import event
+from mycelia.redaction import redact
 
 __all__ = ["MemoryLink"]
 
@@ -71,7 +72,7 @@ class MemoryLink:
         *,
         broker: MemoryBroker | None = None,
     ) -> None:
-        self.uri = uri
+        self.uri = redact(uri)
         self.broker = broker if broker is not None else broker_at(uri)
         self._state = LinkState.CLOSED
         self._statistics = LinkStatistics()
