@@ -160,6 +160,37 @@ async def test_def_methods_that_call_each_other_do_not_starve_of_threads(
     assert await asyncio.gather(*calls) == [2] * 10
 
 
+@pytest.mark.parametrize("kind", ["threaded", "on_loop"])
+async def test_a_method_that_fills_the_window_does_not_keep_the_others_from_their_requests(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    gate = Gate()
+
+    class Pair:
+        name = "pair"
+
+        @rpc(concurrency=5)
+        def threaded(self) -> int:
+            return gate.wait()
+
+        @rpc(concurrency=5)
+        async def on_loop(self) -> int:
+            return await gate.wait_on_loop()
+
+        @rpc(concurrency=5)
+        async def quick(self) -> str:
+            return "quick"
+
+    await serve(Pair)
+    calls = [asyncio.ensure_future(invoke("pair", kind, timeout=20)) for _ in range(600)]
+    await eventually(lambda: gate.inside == 5)
+
+    assert await invoke("pair", "quick", timeout=5) == "quick"
+    assert gate.entered == 5  # not one of the others has ended
+    gate.open()
+    assert await asyncio.gather(*calls) == [1] * 600
+
+
 def expired_in(runner: Runner) -> int:
     """How many requests were skipped because nobody waited for them any more."""
     return sum(lane.statistics().expired for lane in runner.containers[0].lanes)

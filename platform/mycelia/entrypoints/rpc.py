@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mycelia.amqp import (
@@ -44,6 +45,7 @@ from mycelia.entrypoints.received import (
     requeue_delay,
     stop_deliveries,
 )
+from mycelia.entrypoints.shared_prefetch import SharedPrefetch
 from mycelia.errors import (
     DeadlinePassed,
     LinkError,
@@ -94,6 +96,9 @@ class RpcConsumer(SharedExtension):
         """By routing key."""
         self._consumer: Consumer | None = None
         self._late_replies: set[asyncio.Task[None]] = set()
+        self._window: SharedPrefetch | None = None
+        self._resizing: asyncio.Task[None] | None = None
+        self._stop_looking: Callable[[], None] = lambda: None
 
     def register(self, entrypoint: Rpc) -> None:
         self._entrypoints.append(entrypoint)
@@ -123,14 +128,45 @@ class RpcConsumer(SharedExtension):
         # Requests for methods that do not exist are calls like any other, up to the point where they are refused.
         stray = Target(Direction.INBOUND, CallKind.RPC, self._service, "*")
         self._stray_lane = container.make_lane(self._entrypoints[0], stray)
+        prefetch = container.shared_prefetch_of(self._entrypoints)
         self._consumer = await self._link.consume(
-            self.queue,
-            self._on_deliveries,
-            ConsumeOptions(prefetch=container.shared_prefetch_of(self._entrypoints)),
+            self.queue, self._on_deliveries, ConsumeOptions(prefetch=prefetch)
         )
+        if len(self._entrypoints) > 1 and all(e.prefetch is None for e in self._entrypoints):
+            self._window = SharedPrefetch(prefetch, container.settings.mycelia.rpc_prefetch_max)
+            watch = container.host.watch(asyncio.get_running_loop())
+            self._stop_looking = watch.each_look(self._look_at_window)
+
+    def _look_at_window(self) -> None:
+        """Let a method that has nothing to do get requests, though another's fill the window."""
+        consumer, window = self._consumer, self._window
+        if consumer is None or window is None or self._resizing is not None:
+            return
+        lanes = [entrypoint.lane for entrypoint in self._entrypoints]
+        is_full = consumer.unsettled >= window.now
+        if window.look(
+            unsettled=consumer.unsettled,
+            has_idle_method=any(lane.has_room for lane in lanes),
+            waiting_bytes=sum(lane.waiting_bytes for lane in lanes) if is_full else 0,
+        ):
+            log.debug(event("prefetch_changed", queue=self.queue, prefetch=window.now))
+            self._resizing = asyncio.create_task(
+                self._resize(consumer, window.now), name=f"mycelia:prefetch:{self.queue}"
+            )
+
+    async def _resize(self, consumer: Consumer, prefetch: int) -> None:
+        try:
+            await consumer.set_prefetch(prefetch)
+        except MyceliaError as exc:
+            log.debug(event("prefetch_unchanged", queue=self.queue, error=exc))
+        finally:
+            self._resizing = None
 
     async def stop_consuming(self) -> None:
         """Take no more requests; those that wait here go back to the queue. Idempotent."""
+        self._stop_looking()
+        if self._resizing is not None:
+            self._resizing.cancel()
         if self._consumer is not None:
             await stop_deliveries(self._consumer)
         for entrypoint in self._methods.values():

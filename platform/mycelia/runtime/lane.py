@@ -221,6 +221,16 @@ class Lane:
         return len(self._backlog)
 
     @property
+    def waiting_bytes(self) -> int:
+        """Bodies of the calls that wait for a slot; walks them all."""
+        return sum(len(call.message.body) for call in self._backlog if call.message is not None)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another call would be started at once."""
+        return not self._backlog and self._active < self._limit and self._slots.has_room
+
+    @property
     def running(self) -> KeysView[Call]:
         """The calls whose workers run, in the order in which they started."""
         return self._running.keys()
@@ -280,8 +290,7 @@ class Lane:
 
     def _start(self, call: Call, waited: bool = False) -> None:
         now = time.monotonic()
-        message = call.message
-        if message is not None and message.is_lost:
+        if waited and call.message is not None and call.message.is_lost:
             self._counts.lost += 1  # it comes again, to us or to another instance
             return
         deadline = call.deadline

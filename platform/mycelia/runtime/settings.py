@@ -46,6 +46,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """How long a worker may take where its entrypoint says nothing; an RPC may take until its deadline in any case."""
     slow_after: float = 30.0
     """After how long a worker that still runs is said to be slow, once; 0 for never."""
+    rpc_prefetch_max: int = 5000
+    """How far the window of requests may grow while one slow method fills it and another has nothing to do."""
     shed_overload: bool = True
     """Whether an RPC that has waited is refused when it has less time left than its method usually takes."""
     middleware: tuple[str, ...] = ()
@@ -73,6 +75,7 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
                 raise ValueError(f"{name} must be greater than 0")
         for name in (
             "async_concurrency",
+            "rpc_prefetch_max",
             "requeue_attempts",
             "max_body_bytes",
             "http_max_body_bytes",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from mycelia.call import Call
 from mycelia.errors import HandlerTimeout
@@ -41,6 +42,12 @@ class Watch:
         """Calls that have been said to be slow, while they run."""
         self._full_since: dict[Lane, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._others: list[Callable[[], None]] = []
+
+    def each_look(self, look: Callable[[], None]) -> Callable[[], None]:
+        """Call `look()` at each look as well. Returns a function that ends it."""
+        self._others.append(look)
+        return lambda: self._others.remove(look) if look in self._others else None
 
     def add(self, lane: Lane) -> None:
         """Look after `lane`, which calls `wake()` whenever it starts a worker."""
@@ -79,6 +86,8 @@ class Watch:
             running.update(lane.running)
             self._look_for_room(lane, now)
         self._slow &= running
+        for look in self._others:
+            look()
 
     def _look_at(self, lane: Lane, call: Call, now: float) -> None:
         ends_at = lane.ends_at(call)
