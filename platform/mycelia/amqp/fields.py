@@ -9,6 +9,13 @@ Field types, read / written as:
     f d float     D Decimal      S text (bytes where it is not UTF-8)           written: `d`, `D`, `S`
     T datetime (UTC; the number of seconds where no datetime holds it)  A list  F dict  V None  x bytes
 
+Whatever is read can be written: who has taken a message can always keep it, put it back or send it on. So what no value here
+could be written from is read as something plainer: seconds beyond 63 bits and floats that are no number as their text, and
+what is nested deeper than 64 as the bytes it came in. (RabbitMQ lets the first and the last pass, and never the second.)
+
+Whatever cannot be on the wire is refused before it gets there, with the name of the header or property: RabbitMQ would close the
+channel over it, or, over a float that is no number, the whole connection.
+
 Text that is not UTF-8 in a short string (a name, a routing key, a property) keeps its bytes as surrogate escapes, so that
 it goes out again as it came in.
 """
@@ -16,6 +23,7 @@ it goes out again as it came in.
 from __future__ import annotations
 
 import calendar
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -56,6 +64,9 @@ _PACK_TYPE_F64 = Struct(">cd").pack
 _PACK_TYPE_DECIMAL = Struct(">cBi").pack
 
 _OCTETS: Final = tuple(bytes((n,)) for n in range(256))
+_OCTET_OF: Final = dict(
+    enumerate(_OCTETS)
+)  # of a number from outside: a tuple would take -1 for 255
 _TEXT_HEADS: Final = tuple(b"S" + n.to_bytes(4, "big") for n in range(1024))  # type and length
 _MAX_NESTING: Final = 64
 """Tables and lists in one another. Arbitrary; it keeps hostile headers from exhausting the stack."""
@@ -134,7 +145,7 @@ def _encode_table(table: Mapping[str, Any], depth: int) -> bytes:
         add(_encode_name(name) if key is None else key)
         kind = type(value)
         if kind is str:
-            _add_text(add, value)
+            _add_text(add, value, name)
         elif kind is list and depth <= _MAX_NESTING:
             add(_encode_list(value, name, depth + 1))
         elif kind is int and 0x7FFFFFFF < value <= 0x7FFFFFFFFFFFFFFF:  # times in milliseconds
@@ -145,11 +156,11 @@ def _encode_table(table: Mapping[str, Any], depth: int) -> bytes:
     return _PACK_U32(len(body)) + body
 
 
-def _add_text(add: Callable[[bytes], None], text: str) -> None:
+def _add_text(add: Callable[[bytes], None], text: str, name: str) -> None:
     try:
         raw = text.encode()
     except UnicodeEncodeError:
-        raw = _encode_escaped(text)
+        raw = _encode_header_text(text, name)
     size = len(raw)
     add(_TEXT_HEADS[size] if size < 1024 else _PACK_TYPE_U32(b"S", size))
     add(raw)
@@ -160,17 +171,27 @@ def _encode_list(items: Sequence[Any], name: str, depth: int) -> bytes:
     add = parts.append
     for item in items:
         if type(item) is str:
-            _add_text(add, item)
+            _add_text(add, item, name)
         else:
             add(_encode_value(item, name, depth))
     body = b"".join(parts)
     return _PACK_TYPE_U32(b"A", len(body)) + body
 
 
+def _encode_header_text(text: str, name: str) -> bytes:
+    try:
+        return _encode_escaped(text)
+    except ProtocolError as exc:
+        raise ProtocolError(f"header {name!r}: {exc}") from exc
+
+
 def _encode_name(name: str) -> bytes:
     if not isinstance(name, str):
         raise ProtocolError(f"header name {name!r} is a {type(name).__name__}; names are text.")
-    return _encode_cached(name)
+    try:
+        return _encode_cached(name)
+    except ProtocolError as exc:
+        raise ProtocolError(f"header name {exc}") from exc
 
 
 def _encode_value(value: Any, name: str, depth: int) -> bytes:
@@ -191,11 +212,16 @@ def _encode_value(value: Any, name: str, depth: int) -> bytes:
             return _PACK_TYPE_I64(b"l", value)
         raise ProtocolError(f"header {name!r}: {value} does not fit 64 bits. Send it as text.")
     if isinstance(value, str):  # of a subclass, for instance an enumeration
-        raw = _encode_escaped(value)
+        raw = _encode_header_text(value, name)
         return _PACK_TYPE_U32(b"S", len(raw)) + raw
     if isinstance(value, Mapping):
         return b"F" + _encode_table(value, depth + 1)
     if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ProtocolError(
+                f"header {name!r}: {value} is not a number, and RabbitMQ closes the connection over it. "
+                "Send text, or leave it out."
+            )
         return _PACK_TYPE_F64(b"d", value)
     if isinstance(value, bytes | bytearray | memoryview):
         raw = bytes(value)
@@ -322,8 +348,11 @@ def _decode_value(kind: int, data: bytes, position: int, depth: int) -> tuple[An
     if kind == 108 or kind == 76:  # l, L: both signed (rabbitmq-server#1093)
         return _I64(data, position)[0], position + 8
     if kind == 65 or kind == 70:  # A, F
-        if depth >= _MAX_NESTING:
-            raise ValueError(f"nested more than {_MAX_NESTING} deep")
+        if depth >= _MAX_NESTING:  # unread: a message is not lost over it, nor the stack
+            (size,) = _U32(data, position)
+            start = position + 4
+            position = start + size
+            return data[start:position], position
         if kind == 65:
             return _decode_list(data, position, depth + 1)
         return _decode_table(data, position, depth + 1)
@@ -332,7 +361,7 @@ def _decode_value(kind: int, data: bytes, position: int, depth: int) -> tuple[An
     if kind == 86:  # V
         return None, position
     if kind == 100:  # d
-        return _F64(data, position)[0], position + 8
+        return _number_or_text(_F64(data, position)[0]), position + 8
     if kind == 84:  # T
         return _decode_datetime(_U64(data, position)[0]), position + 8
     if kind == 98:  # b
@@ -346,19 +375,23 @@ def _decode_value(kind: int, data: bytes, position: int, depth: int) -> tuple[An
     if kind == 105:  # i
         return _U32(data, position)[0], position + 4
     if kind == 102:  # f
-        return _F32(data, position)[0], position + 4
+        return _number_or_text(_F32(data, position)[0]), position + 4
     if kind == 68:  # D
         places, unscaled = _DECIMAL(data, position)
         return Decimal(unscaled).scaleb(-places), position + 5
     raise ValueError(f"unknown field type {bytes((kind,))!r}")
 
 
-def _decode_datetime(seconds: int) -> datetime | int:
+def _decode_datetime(seconds: int) -> datetime | int | str:
     # Some peers write milliseconds, which lies past the year 9999: a number is better than losing the message.
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
-        return seconds
+        return seconds if seconds <= 0x7FFFFFFFFFFFFFFF else str(seconds)
+
+
+def _number_or_text(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 # --- properties ----------------------------------------------------------------------------------
@@ -373,83 +406,113 @@ def encode_properties(properties: Properties, message_id: str | None = None) -> 
     Raises:
         ProtocolError: a value does not fit its AMQP type.
     """
-    flags = 0
-    parts = [b""]
-    add = parts.append
-    text = properties.content_type
-    if text is not None:
-        flags = 0x8000
-        add(_encoded.get(text) or _encode_cached(text))
-    text = properties.content_encoding
-    if text is not None:
-        flags |= 0x4000
-        add(_encoded.get(text) or _encode_cached(text))
-    headers = properties.headers
-    if headers is not None:
-        flags |= 0x2000
-        add(_encode_table(headers, 0))
     try:
+        flags = 0
+        parts = [b""]
+        add = parts.append
+        text = properties.content_type
+        if text is not None:
+            flags = 0x8000
+            add(_encoded.get(text) or _encode_cached(text))
+        text = properties.content_encoding
+        if text is not None:
+            flags |= 0x4000
+            add(_encoded.get(text) or _encode_cached(text))
+        headers = properties.headers
+        if headers is not None:
+            flags |= 0x2000
+            add(_encode_table(headers, 0))
         number = properties.delivery_mode
         if number is not None:
             flags |= 0x1000
-            add(_OCTETS[number])
+            add(_OCTET_OF[number])
         number = properties.priority
         if number is not None:
             flags |= 0x0800
-            add(_OCTETS[number])
-    except (IndexError, TypeError):
-        raise _not_an_octet(properties) from None
-    text = properties.correlation_id
-    if text is not None:
-        flags |= 0x0400
-        add(encode_short_string(text))
-    text = properties.reply_to
-    if text is not None:
-        flags |= 0x0200
-        add(_encoded.get(text) or _encode_cached(text))
-    text = properties.expiration
-    if text is not None:
-        flags |= 0x0100
-        add(encode_short_string(text))
-    text = properties.message_id
-    if text is None:
-        text = message_id
-    if text is not None:
-        flags |= 0x0080
-        add(encode_short_string(text))
-    number = properties.timestamp
-    if number is not None:
-        flags |= 0x0040
-        if not 0 <= number <= 0xFFFFFFFFFFFFFFFF:
-            raise ProtocolError(
-                f"property timestamp: {number} is not a count of seconds in 64 bits"
+            add(_OCTET_OF[number])
+        text = properties.correlation_id
+        if text is not None:
+            flags |= 0x0400
+            add(encode_short_string(text))
+        text = properties.reply_to
+        if text is not None:
+            flags |= 0x0200
+            add(_encoded.get(text) or _encode_cached(text))
+        text = properties.expiration
+        if text is not None:
+            flags |= 0x0100
+            add(encode_short_string(text))
+        text = properties.message_id
+        if text is None:
+            text = message_id
+        if text is not None:
+            flags |= 0x0080
+            add(encode_short_string(text))
+        number = properties.timestamp
+        if number is not None:
+            flags |= 0x0040
+            add(_PACK_U64(number))
+        text = properties.type
+        if text is not None:
+            flags |= 0x0020
+            add(_encoded.get(text) or _encode_cached(text))
+        text = properties.user_id
+        if text is not None:
+            flags |= 0x0010
+            add(_encoded.get(text) or _encode_cached(text))
+        text = properties.app_id
+        if text is not None:
+            flags |= 0x0008
+            add(_encoded.get(text) or _encode_cached(text))
+        text = properties.cluster_id
+        if text is not None:
+            flags |= 0x0004
+            add(_encoded.get(text) or _encode_cached(text))
+        parts[0] = _PACK_U16(flags)
+        return b"".join(parts)
+    except (ProtocolError, StructError, LookupError, TypeError, AttributeError) as exc:
+        raise _unwritable(properties, message_id, exc) from exc
+
+
+_OCTET_PROPERTIES: Final = ("delivery_mode", "priority")
+_TEXT_PROPERTIES: Final = tuple(
+    name
+    for name in Properties.__slots__
+    if name not in ("headers", "timestamp", *_OCTET_PROPERTIES)
+)
+
+
+def _unwritable(properties: Properties, message_id: str | None, error: Exception) -> ProtocolError:
+    """Which property it was. The hot path only knows that one was wrong."""
+    headers: object = properties.headers
+    if headers is not None and not isinstance(headers, Mapping):
+        return ProtocolError(f"property headers: {headers!r:.80} is not a dict")
+    for name in _OCTET_PROPERTIES:
+        number = getattr(properties, name)
+        if number is not None and not (isinstance(number, int) and 0 <= number <= 255):
+            return ProtocolError(
+                f"property {name}: {number!r:.80} is not a whole number from 0 to 255"
             )
-        add(_PACK_U64(number))
-    text = properties.type
-    if text is not None:
-        flags |= 0x0020
-        add(_encoded.get(text) or _encode_cached(text))
-    text = properties.user_id
-    if text is not None:
-        flags |= 0x0010
-        add(_encoded.get(text) or _encode_cached(text))
-    text = properties.app_id
-    if text is not None:
-        flags |= 0x0008
-        add(_encoded.get(text) or _encode_cached(text))
-    text = properties.cluster_id
-    if text is not None:
-        flags |= 0x0004
-        add(_encoded.get(text) or _encode_cached(text))
-    parts[0] = _PACK_U16(flags)
-    return b"".join(parts)
-
-
-def _not_an_octet(properties: Properties) -> ProtocolError:
-    return ProtocolError(
-        f"delivery_mode={properties.delivery_mode!r} and priority={properties.priority!r} "
-        "must be whole numbers from 0 to 255"
-    )
+    number = properties.timestamp
+    if number is not None and not (isinstance(number, int) and 0 <= number < 2**64):
+        return ProtocolError(
+            f"property timestamp: {number!r:.80} is not a count of whole seconds in 64 bits"
+        )
+    for name in _TEXT_PROPERTIES:
+        text = getattr(properties, name)
+        if name == "message_id" and text is None:
+            text = message_id
+        if text is None:
+            continue
+        if not isinstance(text, str):
+            return ProtocolError(
+                f"property {name}: {text!r:.80} is a {type(text).__name__}, and must be text"
+            )
+        try:
+            encode_short_string(text)
+        except ProtocolError as exc:
+            return ProtocolError(f"property {name}: {exc}")
+    return error if isinstance(error, ProtocolError) else ProtocolError(f"properties: {error!r}")
 
 
 def decode_properties(data: bytes, position: int, end: int) -> Properties:

@@ -169,6 +169,23 @@ def test_headers_larger_than_a_frame_are_refused() -> None:
         encoder.encode(Message("", "q", b"", Properties(headers={"x": "y" * FRAME_MAX})))
 
 
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (Message("x" * 256, "q", b"", Properties()), "at most 255"),
+        (Message("", "\ud83d", b"", Properties()), "UTF-8 cannot carry"),
+        (Message(None, "q", b"", Properties()), "the exchange is a NoneType"),  # type: ignore[arg-type]
+        (Message("", 7, b"", Properties()), "the routing key is a int"),  # type: ignore[arg-type]
+        (Message("", "q", "text", Properties()), "the body is a str"),  # type: ignore[arg-type]
+        (Message("", "q", {"a": 1}, Properties()), "the body is a dict"),  # type: ignore[arg-type]
+        (Message("", "q", None, Properties()), "the body is a NoneType"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_message_is_refused_in_words(message: Message, words: str) -> None:
+    with pytest.raises(ProtocolError, match=words):
+        PublishEncoder(1, FRAME_MAX).encode(message)
+
+
 def test_publishing_after_more_routes_than_are_kept_is_still_right() -> None:
     encoder = PublishEncoder(1, FRAME_MAX)
     first = encoder.encode(Message("", "q0", b"", Properties()))

@@ -115,33 +115,36 @@ class PublishEncoder:
         """The bytes of one publishing. `message_id` is sent where the properties carry none.
 
         Raises:
-            ProtocolError: a name, property or header that AMQP cannot carry.
+            ProtocolError: a name, property, header or body that AMQP cannot carry.
         """
-        route = (message.exchange, message.routing_key, message.mandatory)
-        method = self._methods.get(route)
-        if method is None:
-            method = self._encode_method(route)
-        values = encode_properties(message.properties, message_id)
-        body = message.body
-        size = len(body)
-        channel = self._channel
-        if len(values) + 12 > self._body_max:
-            raise ProtocolError(
-                f"the headers and properties of a message are {len(values)} bytes, "
-                f"and the broker's frame_max leaves {self._body_max - 12}. Put large values into the body."
-            )
-        header = _PACK_CONTENT_HEADER(_HEADER, channel, len(values) + 12, _BASIC, 0, size)
-        if size == 0:
-            return b"".join((method, header, values, b"\xce"))
-        if size <= self._body_max:
-            head = _PACK_HEAD(_BODY, channel, size)
-            return b"".join((method, header, values, b"\xce", head, body, b"\xce"))
-        parts: list[bytes | memoryview] = [method, header, values, b"\xce"]
-        view = memoryview(body)
-        for start in range(0, size, self._body_max):
-            piece = view[start : start + self._body_max]
-            parts += (_PACK_HEAD(_BODY, channel, len(piece)), piece, b"\xce")
-        return b"".join(parts)
+        try:
+            route = (message.exchange, message.routing_key, message.mandatory)
+            method = self._methods.get(route)
+            if method is None:
+                method = self._encode_method(route)
+            values = encode_properties(message.properties, message_id)
+            body = message.body
+            size = len(body)
+            channel = self._channel
+            if len(values) + 12 > self._body_max:
+                raise ProtocolError(
+                    f"the headers and properties of a message are {len(values)} bytes, "
+                    f"and the broker's frame_max leaves {self._body_max - 12}. Put large values into the body."
+                )
+            header = _PACK_CONTENT_HEADER(_HEADER, channel, len(values) + 12, _BASIC, 0, size)
+            if size == 0:
+                return b"".join((method, header, values, b"\xce"))
+            if size <= self._body_max:
+                head = _PACK_HEAD(_BODY, channel, size)
+                return b"".join((method, header, values, b"\xce", head, body, b"\xce"))
+            parts: list[bytes | memoryview] = [method, header, values, b"\xce"]
+            view = memoryview(body)
+            for start in range(0, size, self._body_max):
+                piece = view[start : start + self._body_max]
+                parts += (_PACK_HEAD(_BODY, channel, len(piece)), piece, b"\xce")
+            return b"".join(parts)
+        except (TypeError, AttributeError) as exc:
+            raise _not_a_message(message, exc) from exc
 
     def _encode_method(self, route: tuple[str, str, bool]) -> bytes:
         exchange, routing_key, mandatory = route
@@ -158,6 +161,19 @@ class PublishEncoder:
         method = _PACK_HEAD(_METHOD, self._channel, len(arguments)) + arguments + b"\xce"
         self._methods[route] = method
         return method
+
+
+def _not_a_message(message: Message, error: Exception) -> ProtocolError:
+    for name, value in (("exchange", message.exchange), ("routing key", message.routing_key)):
+        if not isinstance(value, str):
+            return ProtocolError(
+                f"{message.target}: the {name} is a {type(value).__name__}, not text"
+            )
+    if not isinstance(message.body, bytes | bytearray | memoryview):
+        return ProtocolError(
+            f"{message.target}: the body is a {type(message.body).__name__}, not bytes. Encode it first."
+        )
+    return ProtocolError(f"{message.target}: cannot be written as AMQP: {error!r}")
 
 
 # --- in ------------------------------------------------------------------------------------------
