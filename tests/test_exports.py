@@ -59,6 +59,7 @@ TESTING = {
 ERRORS = {
     *("MyceliaError", "ConfigError", "RuntimeStateError", "FlowError"),
     *("LinkError", "BrokerUnavailable", "BrokerBlocked", "AccessRefused", "PublishRejected"),
+    "MessageTooLarge",
     *("Unroutable", "TopologyError", "ProtocolError"),
     *(
         "CallError",

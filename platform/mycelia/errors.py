@@ -7,6 +7,7 @@
     │   ├── BrokerBlocked          the broker has stopped taking publishings (memory or disk alarm)
     │   ├── AccessRefused          user, password or virtual host are wrong; trying again is no use
     │   ├── PublishRejected        the broker said no to a publishing (basic.nack)
+    │   │   └── MessageTooLarge    its body is larger than the broker takes
     │   ├── Unroutable             no queue is bound for the message (basic.return)
     │   ├── TopologyError          a declaration is refused for good
     │   └── ProtocolError          bytes that are not AMQP 0-9-1
@@ -51,6 +52,7 @@ __all__ = [
     "IncorrectSignature",
     "LinkError",
     "MalformedRequest",
+    "MessageTooLarge",
     "MethodNotFound",
     "MyceliaError",
     "Overloaded",
@@ -106,6 +108,20 @@ class PublishRejected(LinkError):
     """The broker answered a publishing with `basic.nack`; it has not taken responsibility for it."""
 
     retryable = True
+
+
+class MessageTooLarge(PublishRejected):
+    """A body is larger than the broker takes (`max_message_size`). Not sent, or sent and refused."""
+
+    retryable = False
+
+    def __init__(self, what: str, size_bytes: int, max_bytes: int) -> None:
+        super().__init__(
+            f"{what}: the body is {size_bytes} bytes, and the broker takes {max_bytes} at most "
+            "(max_message_size). Send less, or in parts, or raise the broker's limit."
+        )
+        self.size_bytes = size_bytes
+        self.max_bytes = max_bytes
 
 
 class Unroutable(LinkError):

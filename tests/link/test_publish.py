@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -19,7 +20,14 @@ from mycelia.amqp import (
     Queue,
     Returned,
 )
-from mycelia.errors import AccessRefused, ProtocolError, PublishRejected, TopologyError, Unroutable
+from mycelia.errors import (
+    AccessRefused,
+    LinkError,
+    ProtocolError,
+    PublishRejected,
+    TopologyError,
+    Unroutable,
+)
 from mycelia.testing.eventually import eventually
 
 EVERY_HEADER_TYPE = {
@@ -269,10 +277,94 @@ async def test_full_queue_that_rejects_is_told_to_the_publisher(link: Link) -> N
     )
     await link.publish(Message("", "small", b"1", Properties()))
 
-    with pytest.raises(PublishRejected):
-        await link.publish(Message("", "small", b"2", Properties()))
+    started = asyncio.get_running_loop().time()
+    with pytest.raises(PublishRejected, match="full"):
+        await link.publish(Message("", "small", b"2", Properties()), timeout=0.5)
 
+    assert asyncio.get_running_loop().time() - started < 1.0
     assert await link.message_count("small") == 1
+
+
+async def test_full_queue_that_gets_room_takes_what_it_had_rejected(link: Link) -> None:
+    """A nack is tried again within the publisher's timeout: a full queue is emptied, a leader is elected."""
+    await link.declare(
+        Queue("small", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    )
+    await link.publish(Message("", "small", b"0", Properties()))
+    patient = [
+        asyncio.ensure_future(link.publish(Message("", "small", b"%d" % n, Properties())))
+        for n in range(1, 6)
+    ]
+    done, _ = await asyncio.wait(patient, timeout=0.3)
+    assert not done
+
+    inbox = Inbox(acks=True)
+    await link.consume("small", inbox, ConsumeOptions(prefetch=1))
+    await asyncio.gather(*patient)
+
+    await inbox.wait(6)
+    assert sorted(inbox.bodies) == [b"%d" % n for n in range(6)]
+    assert link.statistics().rejected == 0
+
+
+async def test_cancelled_wait_for_a_full_queue_leaves_nothing_behind(link: Link) -> None:
+    await link.declare(
+        Queue("small", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    )
+    await link.publish(Message("", "small", b"0", Properties()))
+    waiting = asyncio.ensure_future(link.publish(Message("", "small", b"1", Properties())))
+    await asyncio.wait([waiting], timeout=0.2)
+
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    await eventually(lambda: link.statistics().unconfirmed == 0)
+    assert await link.message_count("small") == 1
+
+
+async def test_refused_unconfirmed_publishing_is_told_with_its_error(
+    link: Link, queue: str
+) -> None:
+    told: list[tuple[Message, LinkError]] = []
+    kept: list[Message] = []
+    remove = link.on_refused(lambda message, error: told.append((message, error)))
+    link.on_refused(lambda message, error: kept.append(message))
+    wrong = Message("absent", "key", b"wrong", Properties())
+
+    for number in range(20):
+        link.publish_nowait(
+            wrong if number == 10 else Message("", queue, b"%d" % number, Properties())
+        )
+
+    await eventually(lambda: told)
+    [(message, error)] = told
+    assert message is wrong
+    assert isinstance(error, TopologyError)
+    assert "absent" in str(error)
+
+    async def all_others_came() -> bool:
+        return await link.message_count(queue) == 19
+
+    await eventually(all_others_came, what="what was written beside it arrives, once")
+    remove()
+    link.publish_nowait(wrong)
+    await eventually(lambda: len(kept) == 2)
+    assert len(told) == 1
+
+
+async def test_publishing_with_time_to_be_sent_again_arrives_once_where_nothing_breaks(
+    link: Link, queue: str
+) -> None:
+    until = time.monotonic() + 60
+    for number in range(50):
+        link.publish_nowait(Message("", queue, b"%d" % number, Properties()), resend_until=until)
+    await link.publish(Message("", queue, b"last", Properties()))
+
+    inbox = Inbox(acks=True)
+    await link.consume(queue, inbox)
+    await inbox.wait(51)
+
+    assert sorted(inbox.bodies) == sorted([b"%d" % number for number in range(50)] + [b"last"])
 
 
 async def test_confirmed_publishing_to_an_absent_exchange_names_it(link: Link, queue: str) -> None:

@@ -115,9 +115,10 @@ async def test_full_queue_rejects(link: RabbitLink) -> None:
     await link.publish(Message("", "full", b"fits", Properties()))
 
     with pytest.raises(PublishRejected, match=r"basic\.nack"):
-        await link.publish(Message("", "full", b"does not", Properties()))
+        await link.publish(Message("", "full", b"does not", Properties()), timeout=0.5)
 
     assert link.statistics().rejected == 1
+    assert link.statistics().extra["nacks_tried_again"] >= 2
 
 
 async def test_window_smaller_than_the_burst_lets_everything_through(rabbit_uri: str) -> None:

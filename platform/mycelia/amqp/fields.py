@@ -29,7 +29,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from struct import Struct
 from struct import error as StructError
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from mycelia.amqp.model import Properties
 from mycelia.errors import ProtocolError
@@ -484,7 +484,7 @@ _TEXT_PROPERTIES: Final = tuple(
 
 def _unwritable(properties: Properties, message_id: str | None, error: Exception) -> ProtocolError:
     """Which property it was. The hot path only knows that one was wrong."""
-    headers: object = properties.headers
+    headers = cast(object, properties.headers)
     if headers is not None and not isinstance(headers, Mapping):
         return ProtocolError(f"property headers: {headers!r:.80} is not a dict")
     for name in _OCTET_PROPERTIES:
@@ -493,10 +493,10 @@ def _unwritable(properties: Properties, message_id: str | None, error: Exception
             return ProtocolError(
                 f"property {name}: {number!r:.80} is not a whole number from 0 to 255"
             )
-    number = properties.timestamp
-    if number is not None and not (isinstance(number, int) and 0 <= number < 2**64):
+    seconds = cast(object, properties.timestamp)
+    if seconds is not None and not (isinstance(seconds, int) and 0 <= seconds < 2**64):
         return ProtocolError(
-            f"property timestamp: {number!r:.80} is not a count of whole seconds in 64 bits"
+            f"property timestamp: {seconds!r:.80} is not a count of whole seconds in 64 bits"
         )
     for name in _TEXT_PROPERTIES:
         text = getattr(properties, name)

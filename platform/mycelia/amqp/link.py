@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Final, Protocol
 
 from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
-from mycelia.errors import ConfigError
+from mycelia.errors import ConfigError, LinkError
 
 __all__ = [
     "CONSUME_DEFAULTS",
@@ -27,6 +27,7 @@ __all__ = [
     "LinkStatistics",
     "OnDeliveries",
     "OnLost",
+    "OnRefused",
     "OnReturn",
     "OnStateChange",
     "ResumeFrom",
@@ -38,6 +39,9 @@ OnDeliveries = Callable[[list[Delivery]], None]
 
 OnReturn = Callable[[Returned], None]
 """Takes an unconfirmed mandatory publishing that came back. Called on the loop; must not raise or block."""
+
+OnRefused = Callable[[Message, LinkError], None]
+"""Takes an unconfirmed publishing that the broker refused, and why. Called on the loop; must not raise or block."""
 
 
 OnLost = Callable[[], None]
@@ -93,6 +97,10 @@ class LinkOptions:
     majority, and throughput is window / that time."""
     confirm_bytes: int = 64 * 1024 * 1024
     """How many bytes may be unconfirmed at once."""
+    rejected_patience: float = 10.0
+    """Seconds for which a publishing that the broker nacks is tried again, with growing delays and never beyond its own
+    timeout; 0 for not at all. A quorum queue nacks while it elects a leader, which takes some seconds; a full one
+    (`x-overflow: reject-publish`) nacks for as long as nobody consumes."""
     write_buffer_bytes: int = 4 * 1024 * 1024
     """Unsent bytes on one connection above which `Link.writable` is `False`."""
     topology_check: float = 5.0
@@ -241,6 +249,13 @@ class Link(Protocol):
         """Call `listener` for each unconfirmed mandatory publishing that came back. Returns a remover."""
         ...
 
+    def on_refused(self, listener: OnRefused) -> Callable[[], None]:
+        """Call `listener` for each unconfirmed publishing that the broker refused (no such exchange, not allowed, too large).
+
+        Its error is one that `publish()` would have raised. Returns a remover.
+        """
+        ...
+
     async def open(self, timeout: float | None = None) -> None:
         """Connect, trying every host with jittered backoff until it works or `timeout` seconds have passed.
 
@@ -285,14 +300,22 @@ class Link(Protocol):
         """Do not redeclare these any more."""
         ...
 
-    def publish_nowait(self, message: Message) -> None:
-        """Publish at most once, without a confirm. Leaves with the loop turn's one coalesced write.
+    def publish_nowait(self, message: Message, *, resend_until: float | None = None) -> None:
+        """Publish without a confirm. Leaves with the loop turn's one coalesced write.
 
-        An unroutable `mandatory` message comes back through `on_return`.
+        An unroutable `mandatory` message comes back through `on_return`, one that the broker refuses through
+        `on_refused`; what was written behind that one is not lost.
+
+        Args:
+            resend_until: monotonic seconds. `None` publishes at most once: what is on its way when the connection is
+                lost, is lost. Else the message is kept until the broker has provably taken it, and published again
+                after a reconnect, until then: at least once, so its receiver must know a duplicate.
 
         Raises:
             BrokerUnavailable: not connected.
             BrokerBlocked: the broker takes no publishings, or the write buffer is over its bound.
+            MessageTooLarge: the broker has refused such a size before.
+            ProtocolError: something in it cannot be on the wire; the text names it.
         """
         ...
 
@@ -305,7 +328,11 @@ class Link(Protocol):
 
         Raises:
             Unroutable: `mandatory`, and no queue is bound.
-            PublishRejected: the broker said no (`basic.nack`).
+            PublishRejected: the broker said no (`basic.nack`), and kept to it for `rejected_patience` seconds.
+            MessageTooLarge: the broker does not take a body of that size.
+            TopologyError: no such exchange.
+            AccessRefused: the user may not write to it.
+            ProtocolError: something in it cannot be on the wire; the text names it.
             BrokerUnavailable, BrokerBlocked: not confirmed within `timeout` seconds; it may or may not have arrived.
         """
         ...

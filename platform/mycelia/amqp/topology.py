@@ -42,6 +42,10 @@ class Topology:
             ):
                 del self._parts[part]
 
+    def has_exchange(self, name: str) -> bool:
+        """Whether an exchange of that name is remembered."""
+        return any(isinstance(part, Exchange) and part.name == name for part in self._parts)
+
     def is_exclusive(self, queue: str) -> bool:
         """Whether `queue` is remembered as exclusive: only the connection that declared it may use it."""
         return any(

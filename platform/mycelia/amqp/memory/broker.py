@@ -72,9 +72,13 @@ class MemoryBroker:
     Args:
         clock: where TTL, expiry and timestamps take their time from. Default: real time; give a `ManualClock`
             to drive it by hand.
+
+    Attributes:
+        max_message_bytes: a larger body is refused (RabbitMQ's `max_message_size`; its own limit in version 3).
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
+        self.max_message_bytes = 128 * 1024 * 1024
         self.clock: Clock = clock or LoopClock()
         self.is_running = True
         self.is_blocked = False
@@ -289,7 +293,8 @@ class MemoryBroker:
         reach the queues.
 
         Raises:
-            Refused: 404 no such exchange, 403 an internal one, 406 `expiration` is not milliseconds as text.
+            Refused: 404 no such exchange, 403 an internal one, 406 `expiration` is not milliseconds as text, or the body
+                is too large.
             ProtocolError: something that AMQP cannot carry.
         """
         exchange, routing_key, properties = (
@@ -297,6 +302,13 @@ class MemoryBroker:
             message.routing_key,
             message.properties,
         )
+        size = len(message.body)
+        if size > self.max_message_bytes:
+            limit = self.max_message_bytes
+            raise Refused(
+                406,
+                f"PRECONDITION_FAILED - message size {size} is larger than configured max size {limit}",
+            )
         if self._find_exchange(exchange).internal:
             raise Refused(
                 403,

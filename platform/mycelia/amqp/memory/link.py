@@ -27,9 +27,11 @@ from mycelia.amqp.link import (
     LinkState,
     LinkStatistics,
     OnDeliveries,
+    OnRefused,
     OnReturn,
     OnStateChange,
 )
+from mycelia.amqp.link_status import LinkStatus
 from mycelia.amqp.memory.broker import (
     MemoryBroker,
     PublishOutcome,
@@ -38,13 +40,12 @@ from mycelia.amqp.memory.broker import (
 )
 from mycelia.amqp.memory.consumer import MemoryConsumer, get_one
 from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
+from mycelia.amqp.refusals import describe, publishing_nacked, publishing_refused
 from mycelia.amqp.topology import Part, Topology, in_order
 from mycelia.errors import (
-    AccessRefused,
     BrokerBlocked,
     BrokerUnavailable,
     LinkError,
-    PublishRejected,
     TopologyError,
     Unroutable,
 )
@@ -61,8 +62,8 @@ class MemoryLink:
 
     Args:
         uri: `memory://` or `memory://name`.
+        options: those that do not concern a network.
         broker: the broker to use instead of the one that `uri` names, for instance one on a `ManualClock`.
-        options: of these, only `topology_check` applies: there is no network.
     """
 
     def __init__(
@@ -73,15 +74,13 @@ class MemoryLink:
         broker: MemoryBroker | None = None,
     ) -> None:
         self.uri = redact(uri)
+        self._options = options
         self.broker = broker if broker is not None else broker_at(uri)
-        self._state = LinkState.CLOSED
+        self._status = LinkStatus(self.uri)
         self._statistics = LinkStatistics()
-        self._blocked_since: float | None = None
         self._topology = Topology()
         self._adopted: set[Part] = set()
         self._consumers: list[MemoryConsumer] = []
-        self._state_listeners: list[OnStateChange] = []
-        self._return_listeners: list[OnReturn] = []
         self._changed: asyncio.Event | None = None
         """Set, and replaced, at each change of state: what waits for a state waits for this."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -95,7 +94,7 @@ class MemoryLink:
 
     @property
     def state(self) -> LinkState:
-        return self._state
+        return self._status.state
 
     @property
     def capabilities(self) -> Capabilities:
@@ -103,24 +102,26 @@ class MemoryLink:
 
     @property
     def writable(self) -> bool:
-        return self._state is LinkState.CONNECTED
+        return self._status.state is LinkState.CONNECTED
 
     def statistics(self) -> LinkStatistics:
-        blocked_s = self._statistics.blocked_s
-        if self._blocked_since is not None:
-            blocked_s += time.monotonic() - self._blocked_since
-        return replace(self._statistics, blocked_s=blocked_s, extra=dict(self._statistics.extra))
+        return replace(
+            self._statistics,
+            blocked_s=self._status.blocked_s,
+            extra=dict(self._statistics.extra),
+        )
 
     def on_state_change(self, listener: OnStateChange) -> Callable[[], None]:
-        self._state_listeners.append(listener)
-        return lambda: _discard(self._state_listeners, listener)
+        return self._status.on_state_change(listener)
 
     def on_return(self, listener: OnReturn) -> Callable[[], None]:
-        self._return_listeners.append(listener)
-        return lambda: _discard(self._return_listeners, listener)
+        return self._status.on_return(listener)
+
+    def on_refused(self, listener: OnRefused) -> Callable[[], None]:
+        return self._status.on_refused(listener)
 
     async def open(self, timeout: float | None = None) -> None:
-        if self._state is not LinkState.CLOSED:
+        if self._status.state is not LinkState.CLOSED:
             return
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
@@ -140,7 +141,7 @@ class MemoryLink:
             )
 
     async def aclose(self, timeout: float = 5.0) -> None:
-        if self._state is LinkState.CLOSED:
+        if self._status.state is LinkState.CLOSED:
             return
         self.broker.detach(self)
         if self._next_check is not None:
@@ -198,23 +199,29 @@ class MemoryLink:
 
     # --- messages --------------------------------------------------------------------------------
 
-    def publish_nowait(self, message: Message) -> None:
+    def publish_nowait(self, message: Message, *, resend_until: float | None = None) -> None:
+        # What is published is in its queues when this returns: there is nothing to send again.
         if not self.writable:
             raise self._not_writable("now")
-        self._statistics.published += 1
         try:
             outcome = self.broker.publish(message)
         except Refused as refusal:
-            # RabbitMQ would close the channel later, when the publisher is long gone: at most once.
+            self._statistics.published += 1
+            error = publishing_refused(message, refusal.code, refusal.text)
             log.warning(
                 event(
-                    "publish_refused",
+                    "publishing_refused",
+                    confirmed=False,
                     exchange=message.exchange,
                     routing_key=message.routing_key,
-                    reason=refusal.text,
+                    may_be_lost=0,
+                    broker=f"{refusal.code} {refusal.text}",
                 )
             )
+            # RabbitMQ says so later, when the publisher is long gone
+            self._running_loop().call_soon(self._status.tell_refused, message, error)
             return
+        self._statistics.published += 1
         if message.mandatory and outcome is PublishOutcome.UNROUTABLE:
             self._statistics.returned += 1
             returned = Returned(
@@ -225,10 +232,34 @@ class MemoryLink:
                 message.properties,
                 message.body,
             )
-            self._running_loop().call_soon(self._tell_returned, returned)
+            self._running_loop().call_soon(self._status.tell_returned, returned)
             self.call_soon(self._repair)
 
     async def publish(self, message: Message, *, timeout: float = 30.0) -> None:
+        started = time.monotonic()
+        attempts = 0
+        nacked_at = started
+        while True:
+            outcome = await self._publish_once(message, started + timeout - time.monotonic())
+            if outcome is not PublishOutcome.REJECTED:
+                break
+            attempts += 1
+            now = time.monotonic()
+            if attempts == 1:
+                nacked_at = now
+            delay = min(0.025 * 2.0**attempts, 1.0)
+            until = min(started + timeout, nacked_at + self._options.rejected_patience)
+            if now + delay >= until:
+                self._statistics.rejected += 1
+                raise publishing_nacked(message, attempts, now - nacked_at)
+            await asyncio.sleep(delay)
+        self._statistics.confirmed += 1
+        if message.mandatory and outcome is PublishOutcome.UNROUTABLE:
+            self._statistics.returned += 1
+            self.call_soon(self._repair)
+            raise Unroutable(message.exchange, message.routing_key)
+
+    async def _publish_once(self, message: Message, timeout: float) -> PublishOutcome:
         if not self.writable:
             self._statistics.unconfirmed += 1
             try:
@@ -241,21 +272,11 @@ class MemoryLink:
         try:
             outcome = self.broker.publish(message, uuid.uuid4().hex)
         except Refused as refusal:
-            raise _publishing_error(message, refusal) from refusal
+            raise publishing_refused(message, refusal.code, refusal.text) from refusal
         # The confirm comes with a later turn of the loop, as from a socket; else a publisher in a loop would starve
         # the consumers.
         await asyncio.sleep(0)
-        if outcome is PublishOutcome.REJECTED:
-            self._statistics.rejected += 1
-            raise PublishRejected(
-                f"{message.target}: the broker rejected the message: "
-                "a queue bound there is full (x-overflow=reject-publish). Consume faster, or publish later."
-            )
-        self._statistics.confirmed += 1
-        if message.mandatory and outcome is PublishOutcome.UNROUTABLE:
-            self._statistics.returned += 1
-            self.call_soon(self._repair)
-            raise Unroutable(message.exchange, message.routing_key)
+        return outcome
 
     async def consume(
         self,
@@ -327,7 +348,7 @@ class MemoryLink:
 
     @property
     def _is_connected(self) -> bool:
-        return self._state in (LinkState.CONNECTED, LinkState.BLOCKED)
+        return self._status.state in (LinkState.CONNECTED, LinkState.BLOCKED)
 
     @property
     def _connected_state(self) -> LinkState:
@@ -339,13 +360,13 @@ class MemoryLink:
         return self._loop
 
     def _connect(self) -> None:
-        if self._state not in (LinkState.CONNECTING, LinkState.RECONNECTING):
+        if self._status.state not in (LinkState.CONNECTING, LinkState.RECONNECTING):
             return
         try:
             self.broker.connect(self)
         except Refused:
             return  # `on_restored()` comes with its start
-        if self._state is LinkState.RECONNECTING:
+        if self._status.state is LinkState.RECONNECTING:
             self._statistics.reconnects += 1
         for part in self._remembered():
             self._redeclare(part)
@@ -364,7 +385,7 @@ class MemoryLink:
         except TopologyError as error:
             if self._failing.get(part) != str(error):
                 self._failing[part] = str(error)
-                log.warning(event("redeclare_failed", part=repr(part), reason=str(error)))
+                log.warning(event("redeclare_failed", part=describe(part), reason=str(error)))
         else:
             self._failing.pop(part, None)
 
@@ -415,32 +436,26 @@ class MemoryLink:
         if part not in self._adopted:
             self._adopted.add(part)
             log.warning(
-                event("declared_differently", part=repr(part), adopted=True, broker=refusal.text)
+                event(
+                    "declared_differently", part=describe(part), adopted=True, broker=refusal.text
+                )
             )
 
     def _set_state(self, state: LinkState) -> None:
-        if state is self._state:
+        if state is self._status.state:
             return
-        now = time.monotonic()
-        if self._blocked_since is not None:
-            self._statistics.blocked_s += now - self._blocked_since
-        self._blocked_since = now if state is LinkState.BLOCKED else None
-        self._state = state
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = asyncio.Event()
-        for listener in list(self._state_listeners):
-            try:
-                listener(state)
-            except Exception:  # a listener's fault is not the link's
-                log.exception(event("state_listener_raised", link=self.uri, state=state.value))
+        self._status.count_blocked(state is LinkState.BLOCKED)
+        changed, self._changed = self._changed, asyncio.Event()
+        self._status.change(state)
+        if changed is not None:
+            changed.set()
 
     async def _until(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait for `condition`, which depends on the state only. `False` at the timeout or on a closed link."""
         try:
             async with asyncio.timeout(timeout):
                 while not condition():
-                    if self._state is LinkState.CLOSED or self._changed is None:
+                    if self._status.state is LinkState.CLOSED or self._changed is None:
                         return False
                     await self._changed.wait()
         except TimeoutError:
@@ -451,25 +466,18 @@ class MemoryLink:
         if not await self._until(lambda: self._is_connected, timeout):
             waited = "" if timeout is None else f" within {timeout:g} s"
             raise BrokerUnavailable(
-                f"{self.uri}: cannot {purpose}: not connected{waited}; the link is {self._state.value}."
+                f"{self.uri}: cannot {purpose}: not connected{waited}; the link is {self._status.state.value}."
             )
 
     def _not_writable(self, when: str) -> LinkError:
-        if self._state is LinkState.BLOCKED:
+        if self._status.state is LinkState.BLOCKED:
             return BrokerBlocked(
                 f"{self.uri}: the broker takes no publishings {when} (connection.blocked). "
                 "Relieve its memory or disk alarm."
             )
         return BrokerUnavailable(
-            f"{self.uri}: not connected {when}; the link is {self._state.value}."
+            f"{self.uri}: not connected {when}; the link is {self._status.state.value}."
         )
-
-    def _tell_returned(self, returned: Returned) -> None:
-        for listener in list(self._return_listeners):
-            try:
-                listener(returned)
-            except Exception:  # a listener's fault is not the link's
-                log.exception(event("return_listener_raised", link=self.uri))
 
 
 @contextmanager
@@ -478,15 +486,6 @@ def _as_topology_error() -> Iterator[None]:
         yield
     except Refused as refusal:
         raise TopologyError(f"{refusal.code} {refusal.text}") from refusal
-
-
-def _publishing_error(message: Message, refusal: Refused) -> LinkError:
-    text = f"{message.target}: {refusal.code} {refusal.text}"
-    if refusal.code == 404:
-        return TopologyError(f"{text}. Declare the exchange, or check its name.")
-    if refusal.code == 403:
-        return AccessRefused(f"{text}. Publish to another exchange.")
-    return PublishRejected(text)
 
 
 def _discard(items: list[Any], item: object) -> None:

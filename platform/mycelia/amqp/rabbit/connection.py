@@ -452,6 +452,10 @@ class BrokerChannel:
         except (pika.exceptions.AMQPError, ValueError, TypeError) as exc:
             raise ProtocolError(f"{method}: {exc!r}") from exc
 
+    def call_nowait(self, method: str, on_reply: Callable[[], None], **arguments: Any) -> None:
+        """Call `method` of pika's channel, which is open, and have `on_reply` called with the broker's answer, if one comes."""
+        getattr(self._pika, method)(callback=lambda _frame: on_reply(), **arguments)
+
     async def close(self, timeout: float) -> None:
         """Close it, after what has been written. Idempotent; waits at most `timeout` seconds."""
         self.close_nowait()

@@ -26,8 +26,8 @@ from mycelia.amqp.rabbit.connection import (
     ChannelClosed,
     ConnectionLost,
 )
-from mycelia.amqp.rabbit.declarer import NOT_POSSIBLE, refusal
 from mycelia.amqp.rabbit.intake import Intake
+from mycelia.amqp.refusals import NOT_POSSIBLE, declaration_refused
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, ProtocolError, TopologyError
 from mycelia.log_event import event
 
@@ -376,7 +376,9 @@ class RabbitConsumer:
         try:
             await intake.start(self._prefetch, self._resume_offset(), self._step_timeout)
         except ChannelClosed as exc:
-            raise refusal(f'consuming from queue "{self._queue}"', exc) from exc
+            raise declaration_refused(
+                f'consuming from queue "{self._queue}"', exc.code, exc.text
+            ) from exc
         except ConnectionLost as exc:
             if exc.code in NOT_POSSIBLE:
                 raise TopologyError(f'consuming from queue "{self._queue}": {exc}') from exc

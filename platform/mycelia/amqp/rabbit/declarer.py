@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 from mycelia.amqp.model import Binding, Exchange, Queue
 from mycelia.amqp.rabbit.connection import (
@@ -13,16 +13,19 @@ from mycelia.amqp.rabbit.connection import (
     ChannelClosed,
     ConnectionLost,
 )
+from mycelia.amqp.refusals import (
+    NOT_FOUND,
+    NOT_POSSIBLE,
+    declaration_refused,
+    describe,
+)
 from mycelia.amqp.topology import Part, in_order
-from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, ProtocolError, TopologyError
+from mycelia.errors import AccessRefused, BrokerUnavailable, ProtocolError, TopologyError
 from mycelia.log_event import event
 
-__all__ = ["NOT_POSSIBLE", "Declarer", "describe", "refusal"]
+__all__ = ["Declarer"]
 
 _log = logging.getLogger("mycelia.amqp")
-
-NOT_POSSIBLE: Final = (502, 503, 530, 540)
-"""Reply codes that cost the whole connection, for what this broker or queue cannot do."""
 
 
 class Declarer:
@@ -168,7 +171,7 @@ class Declarer:
         try:
             return await channel.call("queue_declare", timeout, queue=queue, passive=True)
         except ChannelClosed as exc:
-            raise refusal(f'queue "{queue}"', exc) from exc
+            raise declaration_refused(f'queue "{queue}"', exc.code, exc.text) from exc
         finally:
             channel.close_nowait()
 
@@ -178,8 +181,8 @@ class Declarer:
         try:
             await channel.call("queue_delete", timeout, queue=queue)
         except ChannelClosed as exc:
-            if exc.code != 404:
-                raise refusal(f'queue "{queue}"', exc) from exc
+            if exc.code != NOT_FOUND:
+                raise declaration_refused(f'queue "{queue}"', exc.code, exc.text) from exc
         finally:
             channel.close_nowait()
 
@@ -195,12 +198,14 @@ class Declarer:
             isinstance(part, Exchange) and "inequivalent arg 'type'" not in error.text
         )
         if error.code != 406 or not adoptable:
-            raise refusal(describe(part), error) from error
+            raise declaration_refused(describe(part), error.code, error.text) from error
         channel = await connection.open_channel(self._step_timeout)
         try:
             await self._declare_one(channel, part, passive=True)
         except ChannelClosed:
-            raise refusal(describe(part), error) from error  # the first answer says what is wrong
+            raise declaration_refused(
+                describe(part), error.code, error.text
+            ) from error  # the first answer says what is wrong
         finally:
             channel.close_nowait()
         if part not in self._adopted:
@@ -208,29 +213,6 @@ class Declarer:
             _log.warning(
                 event("declared_differently", part=describe(part), adopted=True, broker=error.text)
             )
-
-
-def refusal(what: str, error: ChannelClosed) -> LinkError:
-    """The error for users that `error`, the broker's answer about `what`, amounts to."""
-    text = f"{what}: {error.code} {error.text}"
-    if error.code == 404 and ("down or inaccessible" in error.text or "is down" in error.text):
-        return BrokerUnavailable(text)
-    if error.code == 403 and "refused for user" in error.text:
-        return AccessRefused(
-            f"{text}. Give the user the permission, or declare it with another user."
-        )
-    if error.code == 0:
-        return BrokerUnavailable(text)
-    return TopologyError(text)
-
-
-def describe(part: Part) -> str:
-    """`part` in words."""
-    if isinstance(part, Exchange):
-        return f'exchange "{part.name}" ({part.type})'
-    if isinstance(part, Queue):
-        return f'queue "{part.name}"'
-    return f'binding of queue "{part.queue}" to exchange "{part.exchange}" by "{part.routing_key}"'
 
 
 def _call_of(part: Part) -> tuple[str, dict[str, Any]]:

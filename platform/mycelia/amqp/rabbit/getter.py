@@ -18,8 +18,8 @@ from mycelia.amqp.rabbit.connection import (
     ChannelClosed,
     ConnectionLost,
 )
-from mycelia.amqp.rabbit.declarer import NOT_POSSIBLE, refusal
 from mycelia.amqp.rabbit.frames import encode_ack, encode_get, encode_nack
+from mycelia.amqp.refusals import NOT_POSSIBLE, declaration_refused
 from mycelia.errors import LinkError, ProtocolError, TopologyError
 
 __all__ = ["Getter"]
@@ -135,7 +135,7 @@ class Getter:
             try:
                 return await one.get(queue)
             except ChannelClosed as exc:
-                raise refusal(f'queue "{queue}"', exc) from exc
+                raise declaration_refused(f'queue "{queue}"', exc.code, exc.text) from exc
             except ConnectionLost as exc:
                 if exc.code in NOT_POSSIBLE:
                     raise TopologyError(f'queue "{queue}": {exc}') from exc

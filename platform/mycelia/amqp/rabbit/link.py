@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import takewhile
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from mycelia.amqp.link import (
     CONSUME_DEFAULTS,
@@ -31,9 +31,11 @@ from mycelia.amqp.link import (
     LinkState,
     LinkStatistics,
     OnDeliveries,
+    OnRefused,
     OnReturn,
     OnStateChange,
 )
+from mycelia.amqp.link_status import LinkStatus
 from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
 from mycelia.amqp.rabbit.backoff import Backoff
 from mycelia.amqp.rabbit.connection import BrokerConnection, open_connection
@@ -54,8 +56,6 @@ _log = logging.getLogger("mycelia.amqp")
 
 _REMIND_EVERY_S: Final = 30.0
 """Between two lines about a declaration that waits for a queue's node. Arbitrary."""
-
-F = TypeVar("F", bound=Callable[..., None])
 
 
 class RabbitLink:
@@ -83,39 +83,40 @@ class RabbitLink:
         self._options = options
         self._name = options.name
         self._random = random or Random()  # jitter, not secrets
-        self._state = LinkState.CLOSED
+        self._status = LinkStatus(options.name)
         self._statistics = LinkStatistics()
         self._capabilities = Capabilities(product="unknown")
         self._topology = Topology()
         self._declarer = Declarer(options.step_timeout)
         self._consumers: set[RabbitConsumer] = set()
-        self._state_listeners: list[OnStateChange] = []
-        self._return_listeners: list[OnReturn] = []
         self._writable_waiters: set[asyncio.Future[None]] = set()
-        self._blocked_since: float | None = None
         self._is_open = False
         self._watch = TopologyWatch(self._name, self._repair, options.topology_check, self._random)
         self._publishing = self._supervise("publish", self._prepare_publishing)
         self._consuming = self._supervise("consume", self._prepare_consuming)
         self._publisher = Publisher(
             self._statistics,
-            on_return=self._tell_return,
+            on_return=self._tell_returned,
+            on_refused=self._status.tell_refused,
             on_writable=self._wake_writable,
             redeclare=self._redeclare_shared,
+            declares_exchange=self._topology.has_exchange,
             window_messages=options.confirm_messages,
             window_bytes=options.confirm_bytes,
             step_timeout=options.step_timeout,
+            rejected_patience=options.rejected_patience,
+            random=self._random,
         )
         self._getter = Getter(self._statistics, self._connected_to_consume, options.step_timeout)
 
     def __repr__(self) -> str:
-        return f"<RabbitLink {self._name} {self._uri} {self._state.value}>"
+        return f"<RabbitLink {self._name} {self._uri} {self.state.value}>"
 
     # --- state ---
 
     @property
     def state(self) -> LinkState:
-        return self._state
+        return self._status.state
 
     @property
     def capabilities(self) -> Capabilities:
@@ -126,32 +127,26 @@ class RabbitLink:
         return self._publisher.writable
 
     def statistics(self) -> LinkStatistics:
-        blocked_s = self._statistics.blocked_s
-        if self._blocked_since is not None:
-            blocked_s += asyncio.get_running_loop().time() - self._blocked_since
+        extra = dict(self._statistics.extra)
+        self._publisher.count_into(extra)
         return replace(
             self._statistics,
             unconfirmed=self._publisher.unconfirmed,
-            blocked_s=blocked_s,
-            extra=dict(self._statistics.extra),
+            blocked_s=self._status.blocked_s,
+            extra=extra,
         )
 
     def on_state_change(self, listener: OnStateChange) -> Callable[[], None]:
-        return _subscribe(self._state_listeners, listener)
+        return self._status.on_state_change(listener)
 
     def on_return(self, listener: OnReturn) -> Callable[[], None]:
-        return _subscribe(self._return_listeners, listener)
+        return self._status.on_return(listener)
+
+    def on_refused(self, listener: OnRefused) -> Callable[[], None]:
+        return self._status.on_refused(listener)
 
     def _refresh_state(self) -> None:
-        new = self._current_state()
-        if new is self._state:
-            return
-        self._state = new
-        for listener in list(self._state_listeners):
-            try:
-                listener(new)
-            except Exception:  # noqa: BLE001  # a listener's fault is not the link's
-                _log.exception(event("state_listener_raised", link=self._name, state=new.value))
+        self._status.change(self._current_state())
 
     def _current_state(self) -> LinkState:
         if not self._is_open:
@@ -163,13 +158,9 @@ class RabbitLink:
             return LinkState.RECONNECTING
         return LinkState.BLOCKED if publishing.blocked else LinkState.CONNECTED
 
-    def _tell_return(self, returned: Returned) -> None:
+    def _tell_returned(self, returned: Returned) -> None:
         self._watch.hint()
-        for listener in list(self._return_listeners):
-            try:
-                listener(returned)
-            except Exception:  # noqa: BLE001  # a listener's fault is not the link's
-                _log.exception(event("return_listener_raised", link=self._name))
+        self._status.tell_returned(returned)
 
     # --- life ---
 
@@ -211,7 +202,7 @@ class RabbitLink:
         await self._publishing.aclose(remaining())
         self._publishing = self._supervise("publish", self._prepare_publishing)
         self._consuming = self._supervise("consume", self._prepare_consuming)
-        self._count_blocked(False)
+        self._status.count_blocked(False)
         self._refresh_state()
         self._wake_writable()
 
@@ -254,7 +245,7 @@ class RabbitLink:
             self._statistics.reconnects += 1
 
     def _on_publishing_down(self) -> None:
-        self._count_blocked(False)
+        self._status.count_blocked(False)
         self._publisher.detach()
         self._refresh_state()
 
@@ -267,17 +258,11 @@ class RabbitLink:
                 broker=None if connection is None else str(connection.endpoint),
             )
         )
-        self._count_blocked(blocked)
+        self._status.count_blocked(blocked)
         self._refresh_state()
         if not blocked:
             self._publisher.on_unblocked()
             self._wake_writable()
-
-    def _count_blocked(self, blocked: bool) -> None:
-        now = asyncio.get_running_loop().time()
-        if self._blocked_since is not None:
-            self._statistics.blocked_s += now - self._blocked_since
-        self._blocked_since = now if blocked else None
 
     async def ready(self, timeout: float) -> None:
         try:
@@ -412,8 +397,8 @@ class RabbitLink:
 
     # --- publish and consume ---
 
-    def publish_nowait(self, message: Message) -> None:
-        self._publisher.publish_nowait(message)
+    def publish_nowait(self, message: Message, *, resend_until: float | None = None) -> None:
+        self._publisher.publish_nowait(message, resend_until)
 
     async def publish(self, message: Message, *, timeout: float = 30.0) -> None:
         self._require_open("publish()")
@@ -461,16 +446,6 @@ async def _bounded(what: str, timeout: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise BrokerUnavailable(f"{what}: no answer from the broker within {timeout:g} s") from None
-
-
-def _subscribe(listeners: list[F], listener: F) -> Callable[[], None]:
-    listeners.append(listener)
-
-    def remove() -> None:
-        if listener in listeners:
-            listeners.remove(listener)
-
-    return remove
 
 
 def _capabilities_of(server_properties: Mapping[str, Any]) -> Capabilities:

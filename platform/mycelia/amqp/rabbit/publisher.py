@@ -1,12 +1,20 @@
 """The publishing side: two channels on one connection, one in confirm mode.
 
-`publish_nowait()` writes to the plain channel. `publish()` puts a `_Publishing` into the queue, `_pump()` moves it from there to the wire
-and into the confirm window as far as there is room, and the broker's confirm resolves it. When the connection is lost, what
-the window holds goes back to the head of the queue.
+`publish_nowait()` writes to the plain channel (`unconfirmed.py`). `publish()` puts a `_Publishing` into the queue, `_pump()` moves it
+from there to the wire and into the confirm window as far as there is room, and the broker's confirm resolves it. When the connection
+is lost, what the window holds goes back to the head of the queue.
 
-A publishing can cost its channel: an exchange that does not exist, a permission, an expiration that is no number. The broker
-does not say which one it was. So after such an error all that was unconfirmed is suspect and is sent again one at a time: the
-one with which the channel closes again is the culprit and gets the error, the others go through.
+A nack is not the end: a quorum queue that is electing its leader nacks, and takes the same message a moment later; a queue that
+rejects what it has no room for may have room again. So a nacked publishing is tried again after a growing delay, for as long as
+its publisher waits, but not longer than `rejected_patience` seconds, for a queue may stay full for good.
+
+A publishing can cost its channel (an exchange that does not exist, a permission, a body too large) or the whole connection (bytes
+that the broker cannot read). Mostly the broker's text tells which one it was (`refusals.py`): it gets the error, and the others are sent again.
+Where it does not, all that was unconfirmed is suspect:
+
+- Suspects are sent again one at a time, each beside whatever else is published, which need not wait for them.
+- One that is on the wire when it happens again is sent alone, ahead of everything, unconfirmed publishings included. If it happens
+  then, it is the culprit and gets the error; if not, it is innocent, and what was on the wire beside it is suspect now.
 """
 
 from __future__ import annotations
@@ -16,40 +24,62 @@ import logging
 import os
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import count
-from typing import Any
+from random import Random
+from typing import Any, Final
 
 from mycelia.amqp.link import LinkStatistics
-from mycelia.amqp.model import Delivery, Message, Returned
+from mycelia.amqp.model import Message, Returned
+from mycelia.amqp.rabbit.backoff import Backoff
 from mycelia.amqp.rabbit.confirm_window import ConfirmWindow
 from mycelia.amqp.rabbit.connection import BrokerConnection, ChannelClosed
 from mycelia.amqp.rabbit.frames import PublishEncoder
+from mycelia.amqp.rabbit.publishing_sink import PublishingSink
+from mycelia.amqp.rabbit.resend_ledger import Written
+from mycelia.amqp.rabbit.unconfirmed import UnconfirmedPublisher
+from mycelia.amqp.refusals import (
+    NOT_FOUND,
+    blames_a_publishing,
+    find_culprit,
+    max_message_bytes,
+    publishing_nacked,
+    publishing_refused,
+)
 from mycelia.errors import (
-    AccessRefused,
     BrokerBlocked,
     BrokerUnavailable,
     LinkError,
+    MessageTooLarge,
     ProtocolError,
-    PublishRejected,
-    TopologyError,
     Unroutable,
 )
+from mycelia.log_event import event
 
 __all__ = ["Publisher"]
 
 _log = logging.getLogger("mycelia.amqp")
+
+_NO_ROUTE: Final = 312
+_FIRST_NACK_DELAY_S: Final = 0.05
+_LONGEST_NACK_DELAY_S: Final = 1.0
 
 
 class _Publishing:
     """One `publish()` on its way."""
 
     __slots__ = (
+        "deadline",
         "done",
         "is_returned",
-        "is_suspect",
         "message",
         "message_id",
+        "nack_backoff",
+        "nacked_since",
+        "nacks",
+        "suspicion",
         "timeout",
+        "times_refused",
         "times_sent",
     )
 
@@ -59,39 +89,21 @@ class _Publishing:
         message_id: str,
         done: asyncio.Future[None],
         timeout: float,
+        deadline: float,
     ) -> None:
         self.message = message
         self.message_id = message_id
         self.done = done
         self.timeout = timeout
+        self.deadline = deadline
         self.times_sent = 0
+        self.times_refused = 0
         self.is_returned = False
-        self.is_suspect = False
-
-
-class _Sink:
-    """What the two publishing channels receive: returns and confirms, never deliveries."""
-
-    def __init__(
-        self,
-        on_return: Callable[[Returned], None],
-        on_confirm: Callable[[int, bool, bool], None],
-    ) -> None:
-        self.settler: Any = None
-        self.consumer_tag = ""
-        self.batch: list[Delivery] = []
-        self.on_return = on_return
-        self.on_confirm = on_confirm
-
-    def on_batch(self) -> None:
-        self.batch = []
-        raise ProtocolError("a delivery on a channel that only publishes")
-
-    def on_undecodable(self, delivery_tag: int, error: ProtocolError) -> None:
-        raise ProtocolError(f"a delivery on a channel that only publishes ({error})")
-
-    def on_get_empty(self) -> None:
-        raise ProtocolError("an answer to basic.get on a channel that only publishes")
+        self.suspicion = 0
+        """How often it was on the wire when a channel or connection was closed over we do not know which publishing."""
+        self.nacks = 0
+        self.nacked_since = 0.0
+        self.nack_backoff: Backoff | None = None
 
 
 class Publisher:
@@ -99,9 +111,13 @@ class Publisher:
 
     Args:
         on_return: takes unconfirmed mandatory publishings that came back.
+        on_refused: takes unconfirmed publishings that the broker refused, with the error.
         on_writable: called when `writable` may have changed.
         redeclare: declares the remembered topology on a connection.
+        declares_exchange: whether the remembered topology holds the exchange of that name.
         max_waiting: publishings that may wait for room or for a connection; more are refused at once.
+        rejected_patience: seconds for which a nacked publishing is tried again.
+        random: for the jitter of trying again.
     """
 
     def __init__(
@@ -109,34 +125,64 @@ class Publisher:
         statistics: LinkStatistics,
         *,
         on_return: Callable[[Returned], None],
+        on_refused: Callable[[Message, LinkError], None],
         on_writable: Callable[[], None],
         redeclare: Callable[[BrokerConnection], Awaitable[None]],
+        declares_exchange: Callable[[str], bool],
         window_messages: int,
         window_bytes: int,
         max_waiting: int = 65536,
         step_timeout: float = 30.0,
+        rejected_patience: float = 10.0,
+        random: Random | None = None,
     ) -> None:
         self._statistics = statistics
         self._on_return = on_return
+        self._on_refused = on_refused
         self._on_writable = on_writable
         self._redeclare = redeclare
+        self._declares_exchange = declares_exchange
         self._step_timeout = step_timeout
+        self._rejected_patience = rejected_patience
+        self._random = random or Random()
         self._window: ConfirmWindow[_Publishing] = ConfirmWindow(window_messages, window_bytes)
         self._waiting: deque[_Publishing] = deque()
         self._max_waiting = max_waiting
-        self._suspects = 0  # while there are any, one publishing is on the wire at a time
+        self._suspects: deque[_Publishing] = deque()  # those that must go alone are ahead
+        self._suspect: _Publishing | None = None
+        """The one of them that is on the wire."""
+        self._delayed: dict[_Publishing, asyncio.TimerHandle] = {}  # nacked, to be tried again
         self._connection: BrokerConnection | None = None
-        self._plain: PublishEncoder | None = None
         self._confirmed: PublishEncoder | None = None
         self._reopening: asyncio.Task[None] | None = None
         self._id_prefix = os.urandom(8).hex()
         self._ids = count(1)
         self._idle: asyncio.Event = asyncio.Event()
+        self._unconfirmed = UnconfirmedPublisher(
+            statistics,
+            on_return=on_return,
+            on_refused=on_refused,
+            resend=self._resend,
+            on_ready=on_writable,
+            redeclare=redeclare,
+            declares_exchange=declares_exchange,
+        )
 
     # --- for the link ---
 
     @property
     def writable(self) -> bool:
+        return self._has_room() and self._unconfirmed.is_open and not self._tests_alone
+
+    @property
+    def _tests_alone(self) -> bool:
+        """Whether a suspect is, or is next to be, alone on the wire."""
+        if self._suspect is not None:
+            return self._suspect.suspicion > 1
+        suspects = self._suspects
+        return bool(suspects) and suspects[0].suspicion > 1 and not suspects[0].done.done()
+
+    def _has_room(self) -> bool:
         connection = self._connection
         return connection is not None and not connection.blocked and connection.has_room
 
@@ -148,7 +194,13 @@ class Publisher:
 
     @property
     def unconfirmed(self) -> int:
-        return len(self._window) + len(self._waiting)
+        return len(self._window) + len(self._waiting) + len(self._suspects) + len(self._delayed)
+
+    def count_into(self, extra: dict[str, int]) -> None:
+        """Put this side's gauges and rarer counters into `extra`."""
+        extra["unproven"] = self._unconfirmed.unproven
+        if self._unconfirmed.forgotten:
+            extra["forgotten_unproven"] = self._unconfirmed.forgotten
 
     async def attach(self, connection: BrokerConnection) -> None:
         """Publish on `connection` from now on; what was unconfirmed is sent again.
@@ -156,18 +208,24 @@ class Publisher:
         Raises:
             LinkError: the channels cannot be opened.
         """
-        self._take_back()
         await self._open_confirmed(connection)
-        self._open_plain(connection)
+        self._unconfirmed.attach(connection)
         self._connection = connection  # last: from here on publishings go out
         connection.on_writable = self._on_room
         self._on_room()
 
     def detach(self) -> None:
         """The connection is gone."""
-        self._connection = None
-        self._plain = None
+        connection, self._connection = self._connection, None
+        suspect = False
+        if connection is not None and connection.lost.done():
+            reason = connection.lost.result()
+            suspect = blames_a_publishing(reason.code)
+            if suspect:
+                self._log_refusal(None, str(reason))
+                self._blame(reason.code, str(reason), alone=not self._unconfirmed.unproven)
         self._take_back()
+        self._unconfirmed.detach(suspect)
 
     def _on_room(self) -> None:
         self._pump()
@@ -185,15 +243,18 @@ class Publisher:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
         except TimeoutError:
-            _log.warning("unconfirmed_at_close count=%d", self.unconfirmed)
+            _log.warning(event("unconfirmed_at_close", count=self.unconfirmed))
 
     async def aclose(self) -> None:
         """Give up what is still unconfirmed."""
+        await self._unconfirmed.aclose()
         self.detach()
         if self._reopening is not None:
             self._reopening.cancel()
             await asyncio.wait([self._reopening])
-        for publishing in self._waiting:
+        for handle in self._delayed.values():
+            handle.cancel()
+        for publishing in (*self._suspects, *self._waiting, *self._delayed):
             if not publishing.done.done():
                 publishing.done.set_exception(
                     BrokerUnavailable(
@@ -201,20 +262,23 @@ class Publisher:
                         "it may or may not have arrived"
                     )
                 )
+        self._suspects.clear()
         self._waiting.clear()
+        self._delayed.clear()
 
     # --- without confirms ---
 
-    def publish_nowait(self, message: Message) -> None:
+    def publish_nowait(self, message: Message, resend_until: float | None) -> None:
         connection = self._connection
         if (
             connection is None
-            or self._plain is None
             or connection.blocked
             or not connection.has_room
+            or not self._unconfirmed.is_open
+            or ((self._suspects or self._suspect) and self._tests_alone)
         ):
             raise self.not_writable(message.target)
-        connection.write(self._plain.encode(message))
+        self._unconfirmed.publish(message, resend_until)
         self._statistics.published += 1
 
     def not_writable(self, what: str) -> LinkError:
@@ -226,85 +290,150 @@ class Publisher:
                 f"{what}: not sent, the broker takes no publishings (memory or disk alarm). "
                 "Look at its alarms: rabbitmq-diagnostics alarms."
             )
+        if not self._unconfirmed.is_open:
+            return BrokerUnavailable(
+                f"{what}: not sent, an exchange was deleted and is being declared again"
+            )
+        if self._tests_alone:
+            return BrokerUnavailable(
+                f"{what}: not sent, the broker has closed the connection over some publishing, and it is being found out which"
+            )
         return BrokerBlocked(
             f"{what}: not sent, the write buffer is full: the broker or the network is slower than the publisher"
         )
 
-    def _open_plain(self, connection: BrokerConnection) -> None:
-        # Without waiting for the answer: what is written to the channel arrives behind its opening.
-        channel = connection.open_channel_nowait()
-        connection.set_sink(channel.number, _Sink(self._on_plain_return, _no_confirm))
-        channel.on_closed = lambda reason: self._on_plain_closed(connection, reason)
-        self._plain = PublishEncoder(channel.number, connection.frame_max)
+    def _resend(self, doubtful: list[Written], suspect: bool) -> None:
+        """Publish with a confirm what was written without one and may not have arrived."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for message, until in doubtful:
+            if until is None or until <= now or self.unconfirmed >= self._max_waiting:
+                self._count_extra("resend_given_up")
+                continue
+            publishing = self._publishing_of(message, until - now, until)
+            publishing.suspicion = int(suspect)
+            publishing.times_sent = 1
+            expiry = loop.call_at(until, self._expire, publishing)
+            publishing.done.add_done_callback(partial(self._resent, message, expiry))
+            (self._suspects if suspect else self._waiting).append(publishing)
+        self._pump()
 
-    def _on_plain_closed(self, connection: BrokerConnection, reason: LinkError) -> None:
-        if self._connection is not connection or not isinstance(reason, ChannelClosed):
-            return  # the whole connection is going down
-        _log.warning(
-            "publishing_refused confirmed=False broker=%s; publishings just before it may be lost too",
-            reason,
-        )
-        try:
-            self._open_plain(connection)
-        except LinkError as exc:
-            connection.abort(exc)
+    def _resent(
+        self, message: Message, expiry: asyncio.TimerHandle, done: asyncio.Future[None]
+    ) -> None:
+        expiry.cancel()
+        error = done.exception()
+        if isinstance(error, Unroutable):
+            self._on_return(
+                Returned(
+                    _NO_ROUTE,
+                    "NO_ROUTE",
+                    message.exchange,
+                    message.routing_key,
+                    message.properties,
+                    message.body,
+                )
+            )
+        elif isinstance(error, BrokerUnavailable | BrokerBlocked):
+            self._count_extra("resend_given_up")  # its time is up: nobody waits for it any more
+        elif isinstance(error, LinkError):
+            self._on_refused(message, error)
 
-    def _on_plain_return(self, returned: Returned) -> None:
-        self._statistics.returned += 1
-        self._on_return(returned)
+    def _count_extra(self, name: str) -> None:
+        extra = self._statistics.extra
+        extra[name] = extra.get(name, 0) + 1
 
     # --- with confirms ---
 
     async def publish(self, message: Message, timeout: float) -> None:
         loop = asyncio.get_running_loop()
-        publishing = _Publishing(
-            message,
-            message.properties.message_id or f"{self._id_prefix}{next(self._ids):x}",
-            loop.create_future(),
-            timeout,
-        )
+        deadline = loop.time() + timeout
+        publishing = self._publishing_of(message, timeout, deadline)
         if self._waiting or not self._can_send():
             if len(self._waiting) >= self._max_waiting:
                 raise BrokerBlocked(
-                    f"{publishing.message.target}: not sent, {self._max_waiting} publishings are waiting already"
+                    f"{message.target}: not sent, {self._max_waiting} publishings are waiting already"
                 )
             self._waiting.append(publishing)
+            if self._suspects:
+                self._pump()  # the one they wait for may have been given up
         else:
             self._send(publishing)
-        expiry = loop.call_later(timeout, self._expire, publishing)
+        expiry = loop.call_at(deadline, self._expire, publishing)
         try:
             await publishing.done
         finally:
             expiry.cancel()
 
+    def _publishing_of(self, message: Message, timeout: float, deadline: float) -> _Publishing:
+        return _Publishing(
+            message,
+            message.properties.message_id or f"{self._id_prefix}{next(self._ids):x}",
+            asyncio.get_running_loop().create_future(),
+            timeout,
+            deadline,
+        )
+
     def _can_send(self) -> bool:
+        """Whether an ordinary publishing may go now."""
         window = self._window
         return (
             self._confirmed is not None
-            and self.writable
+            and self._has_room()
             and window.has_room()
-            and (not self._suspects or not len(window))
+            and not ((self._suspects or self._suspect) and self._tests_alone)
         )
 
     def _pump(self) -> None:
         waiting = self._waiting
+        if self._suspects:
+            self._pump_suspects()
         while waiting and self._can_send():
             publishing = waiting.popleft()
-            if publishing.is_suspect:
-                self._suspects -= 1
-            if publishing.done.done():
-                continue
-            try:
-                self._send(publishing)
-            except ProtocolError as exc:
-                publishing.done.set_exception(exc)
-        if not waiting and not len(self._window):
+            if not publishing.done.done():
+                self._try_to_send(publishing)
+        if not self.unconfirmed:
             self._idle.set()
+
+    def _pump_suspects(self) -> None:
+        """Put the next suspect on the wire, if none is there; alone, if it has been suspected before."""
+        suspects = self._suspects
+        while suspects and self._suspect is None:
+            if suspects[0].done.done():
+                suspects.popleft()
+                continue
+            alone = suspects[0].suspicion > 1
+            if (
+                self._confirmed is None
+                or not self._has_room()
+                or (len(self._window) if alone else not self._window.has_room())
+            ):
+                return
+            self._suspect = suspects.popleft()
+            self._try_to_send(self._suspect)
+
+    def _try_to_send(self, publishing: _Publishing) -> None:
+        try:
+            self._send(publishing)
+        except (ProtocolError, MessageTooLarge) as exc:
+            publishing.done.set_exception(exc)
+            if publishing is self._suspect:
+                self._acquit()
+
+    def _acquit(self) -> None:
+        """The suspect on the wire has got an answer."""
+        was_alone = self._tests_alone
+        self._suspect = None
+        if was_alone:
+            self._on_writable()
 
     def _send(self, publishing: _Publishing) -> None:
         assert self._confirmed is not None
         assert self._connection is not None
         message = publishing.message
+        limit = self._unconfirmed.max_body_bytes
+        if limit is not None and len(message.body) > limit:
+            raise MessageTooLarge(message.target, len(message.body), limit)
         data = self._confirmed.encode(message, publishing.message_id)
         self._window.add(
             publishing, len(data), publishing.message_id if message.mandatory else None
@@ -319,20 +448,15 @@ class Publisher:
     def _on_confirm(self, delivery_tag: int, multiple: bool, acknowledged: bool) -> None:
         statistics = self._statistics
         for publishing in self._window.confirm(delivery_tag, multiple):
+            if publishing is self._suspect:
+                self._acquit()
             if acknowledged:
                 statistics.confirmed += 1
-            else:
-                statistics.rejected += 1
             done = publishing.done
             if done.done():
                 continue
             if not acknowledged:
-                done.set_exception(
-                    PublishRejected(
-                        f"{publishing.message.target}: the broker did not take it (basic.nack): "
-                        "a queue is full (x-overflow: reject-publish) or in trouble"
-                    )
-                )
+                self._nacked(publishing)
             elif publishing.is_returned:
                 done.set_exception(
                     Unroutable(publishing.message.exchange, publishing.message.routing_key)
@@ -347,12 +471,45 @@ class Publisher:
         if publishing is not None:
             publishing.is_returned = True
 
+    def _nacked(self, publishing: _Publishing) -> None:
+        """Try again in a while, as long as that makes sense."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        publishing.nacks += 1
+        publishing.is_returned = False
+        publishing.suspicion = 0  # whatever was closed, this was not why: the broker has read it
+        if publishing.nack_backoff is None:
+            publishing.nacked_since = now
+            publishing.nack_backoff = Backoff(
+                self._random, first=_FIRST_NACK_DELAY_S, cap=_LONGEST_NACK_DELAY_S
+            )
+        delay = publishing.nack_backoff.next_delay()
+        until = min(publishing.deadline, publishing.nacked_since + self._rejected_patience)
+        if now + delay >= until:
+            self._statistics.rejected += 1
+            publishing.done.set_exception(
+                publishing_nacked(
+                    publishing.message, publishing.nacks, now - publishing.nacked_since
+                )
+            )
+            return
+        self._count_extra("nacks_tried_again")
+        self._delayed[publishing] = loop.call_later(delay, self._try_nacked_again, publishing)
+
+    def _try_nacked_again(self, publishing: _Publishing) -> None:
+        del self._delayed[publishing]
+        self._waiting.append(publishing)
+        self._pump()
+
     def _expire(self, publishing: _Publishing) -> None:
         if publishing.done.done():
             return
         what = f"{publishing.message.target}: not confirmed within {publishing.timeout:g} s"
         error: LinkError
-        if self._connection is None or self._connection.lost.done():
+        if publishing in self._delayed:
+            waited_s = asyncio.get_running_loop().time() - publishing.nacked_since
+            error = publishing_nacked(publishing.message, publishing.nacks, waited_s)
+        elif self._connection is None or self._connection.lost.done():
             error = BrokerUnavailable(f"{what}, no connection to the broker")
         elif self.is_blocked:
             error = BrokerBlocked(f"{what}, the broker takes no publishings")
@@ -364,7 +521,9 @@ class Publisher:
 
     async def _open_confirmed(self, connection: BrokerConnection) -> None:
         channel = await connection.open_channel(self._step_timeout)
-        connection.set_sink(channel.number, _Sink(self._on_confirmed_return, self._on_confirm))
+        connection.set_sink(
+            channel.number, PublishingSink(self._on_confirmed_return, self._on_confirm)
+        )
         # pika calls `ack_nack_callback` only for frames the reader does not take
         await channel.call("confirm_delivery", self._step_timeout, ack_nack_callback=_never_called)
         self._confirmed = PublishEncoder(channel.number, connection.frame_max)
@@ -373,55 +532,95 @@ class Publisher:
     def _on_confirmed_closed(self, connection: BrokerConnection, reason: LinkError) -> None:
         if self._connection is not connection or not isinstance(reason, ChannelClosed):
             return  # the whole connection is going down; detach() takes back what is unconfirmed
-        _log.warning(
-            "publishing_refused confirmed=True unconfirmed=%d broker=%s", len(self._window), reason
-        )
-        self._blame(reason)
+        sizes = max_message_bytes(reason.text)
+        if sizes is not None:
+            self._unconfirmed.max_body_bytes = sizes[1]
+        culprit = self._blame(reason.code, reason.text, alone=True)
+        self._log_refusal(culprit, str(reason))
+        self._take_back()
+        # only if the exchange may have been one of ours: a wrong name must not cost the others a declaration
+        redeclare = reason.code == NOT_FOUND and (culprit is None or not culprit.done.done())
         self._reopening = asyncio.create_task(
-            self._reopen(connection), name="mycelia:publish:reopen"
+            self._reopen(connection, redeclare),
+            name="mycelia:publish:reopen",
         )
 
-    def _blame(self, reason: LinkError) -> None:
-        suspects = [one for one in self._window.reset() if not one.done.done()]
-        self._confirmed = None
-        if len(suspects) == 1 and suspects[0].is_suspect:
-            culprit = suspects.pop()
-            culprit.done.set_exception(_refused(culprit, reason))
-        for suspect in suspects:
-            suspect.is_suspect = True
-        self._suspects += len(suspects)
-        self._waiting.extendleft(reversed(suspects))
+    def _blame(self, code: int, text: str, *, alone: bool) -> _Publishing | None:
+        """Find out over which publishing the channel or connection was closed, and give it the error.
+
+        Where that cannot be known yet, those on the wire become suspects.
+
+        Args:
+            alone: it cannot have been closed over anything outside the confirm window.
+        """
+        on_wire = self._window.reset()
+        suspect, self._suspect = self._suspect, None
+        index = find_culprit((one.message for one in on_wire), code, text)
+        if index is not None:
+            culprit = on_wire.pop(index)
+        elif alone and suspect is not None and suspect.suspicion > 1:
+            culprit = suspect
+            on_wire.remove(suspect)
+        else:
+            for publishing in on_wire:
+                publishing.suspicion += 1
+            self._put_back(on_wire)
+            return None
+        self._put_back(on_wire)
+        culprit.times_refused += 1
+        if culprit.done.done():
+            return culprit
+        if (
+            code == NOT_FOUND
+            and culprit.times_refused == 1
+            and self._declares_exchange(culprit.message.exchange)
+        ):
+            self._waiting.appendleft(
+                culprit
+            )  # someone has deleted the exchange; it is declared again
+        else:
+            culprit.done.set_exception(publishing_refused(culprit.message, code, text))
+        return culprit
 
     def _take_back(self) -> None:
-        """The connection is lost: everything unconfirmed goes back to the head of the queue."""
+        """The channel is gone: everything unconfirmed goes back to the head of the queue."""
         self._confirmed = None
-        unconfirmed = [one for one in self._window.reset() if not one.done.done()]
-        self._suspects += sum(one.is_suspect for one in unconfirmed)
-        self._waiting.extendleft(reversed(unconfirmed))
+        self._suspect = None
+        self._put_back(self._window.reset())
 
-    async def _reopen(self, connection: BrokerConnection) -> None:
+    def _put_back(self, unconfirmed: list[_Publishing]) -> None:
+        for publishing in reversed(unconfirmed):
+            if publishing.done.done():
+                continue
+            if publishing.suspicion > 1:
+                self._suspects.appendleft(publishing)
+            elif publishing.suspicion:
+                self._suspects.append(publishing)
+            else:
+                self._waiting.appendleft(publishing)
+
+    def _log_refusal(self, culprit: _Publishing | None, reason: str) -> None:
+        _log.warning(
+            event(
+                "publishing_refused",
+                confirmed=True,
+                exchange=None if culprit is None else culprit.message.exchange,
+                routing_key=None if culprit is None else culprit.message.routing_key,
+                unconfirmed=self.unconfirmed,
+                broker=reason,
+            )
+        )
+
+    async def _reopen(self, connection: BrokerConnection, redeclare: bool) -> None:
         try:
-            await self._redeclare(connection)  # the exchange may have been deleted
+            if redeclare:  # the exchange may have been deleted
+                await self._redeclare(connection)
             await self._open_confirmed(connection)
         except LinkError as exc:
             # Without the channel nobody's publishing would ever be confirmed: start over with a new connection.
             connection.abort(exc)
             return
         self._pump()
-
-
-def _refused(publishing: _Publishing, reason: LinkError) -> LinkError:
-    text = f"{publishing.message.target}: {reason}"
-    code = reason.code if isinstance(reason, ChannelClosed) else 0
-    if code == 404:
-        return TopologyError(f"{text}. Declare the exchange, or check its name.")
-    if code == 403:
-        return AccessRefused(f"{text}. Give the user the permission to write.")
-    return PublishRejected(text)
-
-
-def _no_confirm(_delivery_tag: int, _multiple: bool, _acknowledged: bool) -> None:
-    raise ProtocolError("a confirm on a channel that is not in confirm mode")
 
 
 def _never_called(*_arguments: Any) -> None:
