@@ -56,7 +56,7 @@ async def test_only_what_is_unproven_is_sent_again(
     until = time.monotonic() + 30
     for number in range(200):
         link.publish_nowait(Message("", "work", b"%d" % number, Properties()), resend_until=until)
-    await eventually(lambda: link.statistics().extra["unproven"] == 0, 5)
+    await eventually(lambda: link.statistics().unproven == 0, 5)
 
     proxy.drop()
     await eventually(lambda: link.statistics().reconnects == 1, 15)

@@ -10,8 +10,8 @@ Field types, read / written as:
     T datetime (UTC; the number of seconds where no datetime holds it)  A list  F dict  V None  x bytes
 
 Whatever is read can be written: who has taken a message can always keep it, put it back or send it on. So what no value here
-could be written from is read as something plainer: seconds beyond 63 bits and floats that are no number as their text, and
-what is nested deeper than 64 as the bytes it came in. (RabbitMQ lets the first and the last pass, and never the second.)
+could be written from is read as text: seconds beyond 63 bits, and floats that are no number. What cannot be read at all
+(nested more than 64 deep, an unknown type) is for `salvage.py`.
 
 Whatever cannot be on the wire is refused before it gets there, with the name of the header or property: RabbitMQ would close the
 channel over it, or, over a float that is no number, the whole connection.
@@ -348,11 +348,8 @@ def _decode_value(kind: int, data: bytes, position: int, depth: int) -> tuple[An
     if kind == 108 or kind == 76:  # l, L: both signed (rabbitmq-server#1093)
         return _I64(data, position)[0], position + 8
     if kind == 65 or kind == 70:  # A, F
-        if depth >= _MAX_NESTING:  # unread: a message is not lost over it, nor the stack
-            (size,) = _U32(data, position)
-            start = position + 4
-            position = start + size
-            return data[start:position], position
+        if depth >= _MAX_NESTING:
+            raise ValueError(f"nested more than {_MAX_NESTING} deep")
         if kind == 65:
             return _decode_list(data, position, depth + 1)
         return _decode_table(data, position, depth + 1)

@@ -153,6 +153,8 @@ class LinkStatistics:
     reconnects: int = 0
     unconfirmed: int = 0
     """Publishings waiting for their confirm right now."""
+    unproven: int = 0
+    """Publishings without a confirm of which it is not known yet whether the broker has processed them."""
     blocked_s: float = 0.0
     extra: dict[str, int] = field(default_factory=dict)
 

@@ -127,13 +127,12 @@ class RabbitLink:
         return self._publisher.writable
 
     def statistics(self) -> LinkStatistics:
-        extra = dict(self._statistics.extra)
-        self._publisher.count_into(extra)
         return replace(
             self._statistics,
             unconfirmed=self._publisher.unconfirmed,
+            unproven=self._publisher.unproven,
             blocked_s=self._status.blocked_s,
-            extra=extra,
+            extra=dict(self._statistics.extra),
         )
 
     def on_state_change(self, listener: OnStateChange) -> Callable[[], None]:
@@ -251,13 +250,11 @@ class RabbitLink:
 
     def _on_blocked(self, blocked: bool) -> None:
         connection = self._publishing.connection
-        _log.warning(
-            event(
-                "publishing_blocked" if blocked else "publishing_unblocked",
-                link=self._name,
-                broker=None if connection is None else str(connection.endpoint),
-            )
-        )
+        broker = None if connection is None else str(connection.endpoint)
+        if blocked:
+            _log.warning(event("publishing_blocked", link=self._name, broker=broker))
+        else:
+            _log.warning(event("publishing_unblocked", link=self._name, broker=broker))
         self._status.count_blocked(blocked)
         self._refresh_state()
         if not blocked:

@@ -196,11 +196,9 @@ class Publisher:
     def unconfirmed(self) -> int:
         return len(self._window) + len(self._waiting) + len(self._suspects) + len(self._delayed)
 
-    def count_into(self, extra: dict[str, int]) -> None:
-        """Put this side's gauges and rarer counters into `extra`."""
-        extra["unproven"] = self._unconfirmed.unproven
-        if self._unconfirmed.forgotten:
-            extra["forgotten_unproven"] = self._unconfirmed.forgotten
+    @property
+    def unproven(self) -> int:
+        return self._unconfirmed.unproven
 
     async def attach(self, connection: BrokerConnection) -> None:
         """Publish on `connection` from now on; what was unconfirmed is sent again.

@@ -96,11 +96,6 @@ class UnconfirmedPublisher:
         """Publishings of which nobody knows yet whether the broker has processed them."""
         return len(self._ledger)
 
-    @property
-    def forgotten(self) -> int:
-        """Publishings that left the ledger unproven, because it was full."""
-        return self._ledger.dropped
-
     def publish(self, message: Message, resend_until: float | None) -> None:
         """Write `message`; the caller has seen that there is room.
 
@@ -186,6 +181,8 @@ class UnconfirmedPublisher:
         if self._channel is not channel:
             return
         self._ledger.prove(mark)
+        if self._ledger.dropped:
+            self._statistics.extra["forgotten_unproven"] = self._ledger.dropped
         self._mark_due = False
         if len(self._ledger) and self._connection is not None:
             self._mark_soon(self._connection)
