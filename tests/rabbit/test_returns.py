@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Properties, Queue, RabbitLink
+from mycelia.amqp import Message, Properties, Queue, RabbitLink
 from mycelia.entrypoints.received import returns_of
 
 
@@ -16,7 +16,7 @@ async def link(rabbit_uri: str) -> AsyncIterator[RabbitLink]:
     link = RabbitLink(rabbit_uri)
     await link.open(timeout=15)
     await link.declare(Queue("q", arguments={"x-queue-type": "quorum"}))
-    await link.publish("", "q", b"1", Properties(delivery_mode=2), mandatory=True)
+    await link.publish(Message("", "q", b"1", Properties(delivery_mode=2), mandatory=True))
     yield link
     await link.aclose()
 
