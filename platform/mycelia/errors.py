@@ -279,13 +279,20 @@ class FlowError(MyceliaError):
 
 def describe(error: BaseException) -> str:
     """`Type: text` for any error, also for one whose own `__str__` raises."""
-    return f"{type(error).__name__}: {text_of(error)}"
+    return f"{class_name_of(error)}: {text_of(error)}"
 
 
 def text_of(error: BaseException) -> str:
     """`str(error)`; where that raises, a word about it instead. Never raises, never holds what UTF-8 cannot."""
     try:
         text = str(error)
-    except Exception as exc:  # noqa: BLE001  a user's `__str__` may raise anything
-        text = f"(its text cannot be had: __str__ raised {type(exc).__name__})"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    except BaseException as exc:  # noqa: BLE001  a user's `__str__` may raise anything
+        text = f"(its text cannot be had: __str__ raised {class_name_of(exc)})"
+    # `str`'s own method: what `__str__` returns may be of a class that overrides it
+    return str.encode(text, "utf-8", "backslashreplace").decode("utf-8")
+
+
+def class_name_of(error: BaseException) -> str:
+    """The name of the error's class, also where its metaclass has another idea of `__name__`."""
+    name: str = type.__dict__["__name__"].__get__(type(error))
+    return str.encode(name, "utf-8", "backslashreplace").decode("utf-8")

@@ -59,7 +59,7 @@ async def test_fault_15_failed_event_is_kept_with_its_reason(rabbit_uri: str) ->
     assert headers["x-mycelia-reason"] == "handler_error"
     assert headers["x-mycelia-error"] == "cannot handle {'tail': 'N1'}"
     assert "on_broken" in headers["x-mycelia-traceback"]
-    assert headers["x-mycelia-attempt"] >= 1
+    assert headers["x-mycelia-attempts"] >= 1
 
 
 async def test_fault_15_failed_message_is_kept_with_its_reason(rabbit_uri: str) -> None:

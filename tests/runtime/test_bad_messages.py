@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import bz2
 import itertools
 import json
 import time
@@ -17,7 +16,6 @@ from tests.runtime.dead_letter_box import read_dead_letters
 
 from mycelia import Client, consume, event_handler, rpc
 from mycelia.amqp import ConsumeOptions, Delivery, Exchange, Link, Message, Properties, Queue
-from mycelia.amqp.memory.broker import broker_at
 from mycelia.errors import MalformedRequest
 from mycelia.testing import eventually
 from mycelia.wire import decode_reply
@@ -177,52 +175,6 @@ async def test_event_that_cannot_be_read_is_dead_lettered_with_the_reason(
     assert await link.message_count(EVENT_QUEUE) == 0
 
 
-def _many(piece: bytes) -> bytes:
-    return b'{"args":[[' + piece * 2_000_000 + b'0]],"kwargs":{}}'
-
-
-_JSON = "application/json"
-BOMBS: dict[str, tuple[bytes, Properties, str]] = {
-    "punycode": (b"a-" * 150_000, Properties(_JSON, "punycode"), '"punycode" is not known'),
-    "punycode-text": (b"a-" * 150_000, Properties(None, "punycode"), '"punycode" is not known'),
-    "lists": (
-        zlib.compress(_many(b"[],")),
-        Properties(_JSON, "utf-8", {"compression": "application/x-gzip"}),
-        "values, more than the limit of",
-    ),
-    "texts": (
-        bz2.compress(_many(b'"ab",')),
-        Properties(_JSON, "utf-8", {"compression": "application/x-bz2"}),
-        "values, more than the limit of",
-    ),
-    "zeros": (
-        bz2.compress(bytes(200 * 1024 * 1024)),
-        Properties(_JSON, "utf-8", {"compression": "application/x-bz2"}),
-        "more than 134217728 bytes once decompressed",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BOMBS)
-async def test_small_body_that_asks_for_much_work_is_refused_with_its_numbers(
-    serve: Serve, ask: Ask, client: Client, link: Link, case: str
-) -> None:
-    await serve(Service)
-    body, properties, words = BOMBS[case]
-    assert len(body) <= 300_000
-
-    with pytest.raises(MalformedRequest, match=words):
-        await ask(body, properties)
-    await link.publish(Message("source.events", "happened", body, properties))
-    (letter,) = await read_dead_letters(link, EVENT_QUEUE, 1)
-
-    headers = letter.properties.headers or {}
-    assert headers["x-mycelia-reason"] == "undecodable"
-    assert words in headers["x-mycelia-error"]
-    await client.publish("source", "happened", "alive")
-    await eventually(lambda: Service.got == ["alive"])
-
-
 async def test_event_without_content_type_or_body_is_handed_over_as_nameko_does(
     serve: Serve, link: Link
 ) -> None:
@@ -271,7 +223,7 @@ async def test_failed_event_is_dead_lettered_with_its_whole_story(
         "x-mycelia-routing-key": "failing",
         "x-mycelia-service": "service",
         "x-mycelia-method": "failing",
-        "x-mycelia-attempt": 1,
+        "x-mycelia-attempts": 1,
     }
     assert 'raise LookupError(f"no plane {payload}")' in traceback
     assert before_ms <= failed_at_ms <= int(time.time() * 1000)
@@ -287,15 +239,15 @@ async def test_long_error_and_traceback_are_cut(serve: Serve, link: Link, client
 
         @consume("words")
         def fail(self, payload: Any) -> None:
-            raise ValueError("é" * 100_000)
+            raise ValueError("!" + "é" * 100_000)
 
     await serve(Wordy)
     await link.publish(Message("", "words", b"1", Properties("application/json", "utf-8")))
 
     (letter,) = await read_dead_letters(link, "words", 1)
     headers = letter.properties.headers or {}
-    assert len(headers["x-mycelia-error"]) == 4096
-    assert len(headers["x-mycelia-traceback"]) == 16384
+    assert 4095 <= len(headers["x-mycelia-error"].encode()) <= 4096
+    assert 16383 <= len(headers["x-mycelia-traceback"].encode()) <= 16384
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
@@ -332,7 +284,7 @@ async def test_requeue_on_error_backs_off_and_ends_in_the_dead_letter_queue(
     assert pauses[0] >= 0.1
     assert pauses[1] >= 0.2
     assert headers["x-mycelia-reason"] == "too_many_attempts"
-    assert headers["x-mycelia-attempt"] == 3
+    assert headers["x-mycelia-attempts"] == 3
     assert letter.properties.message_id == "m"
 
 
@@ -357,7 +309,7 @@ async def test_attempt_that_somebody_made_up_neither_loops_nor_skips_the_limit(
     (letter,) = await read_dead_letters(link, queue, 1)
 
     assert 1 <= len(tried) <= 2
-    assert (letter.properties.headers or {})["x-mycelia-attempt"] >= 2
+    assert (letter.properties.headers or {})["x-mycelia-attempts"] >= 2
     assert await link.message_count(queue) == 0
 
 
@@ -404,8 +356,9 @@ async def test_stop_puts_messages_that_wait_for_their_retry_back(
     await eventually(is_back)
 
 
+@pytest.mark.parametrize("queue_type", ["quorum", "classic"])
 async def test_message_whose_handlers_die_is_dead_lettered_in_the_end(
-    serve: Serve, client: Client, link: Link, uri: str, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, client: Client, link: Link, monkeypatch: pytest.MonkeyPatch, queue_type: str
 ) -> None:
     monkeypatch.setattr("mycelia.entrypoints.subscription.DELIVERY_LIMIT", 3)
     begun: list[int] = []
@@ -413,20 +366,21 @@ async def test_message_whose_handlers_die_is_dead_lettered_in_the_end(
     class Fatal:
         name = "fatal"
 
-        @event_handler("source", "happened")
+        @event_handler("source", "happened", queue_type=queue_type)
         async def happened(self, payload: int) -> None:
             begun.append(payload)
-            await asyncio.Event().wait()  # never has an outcome: its process is about to die
+            await asyncio.Event().wait()  # never has an outcome: its process is about to end
 
-    await serve(Fatal)
+    runner = await serve(Fatal)
     await client.publish("source", "happened", 1)
-    for deaths in range(1, 4):
-        await eventually(lambda deaths=deaths: len(begun) == deaths)
-        broker_at(uri).drop_connections()  # what the broker sees of a process that dies
+    for ends in range(1, 4):
+        await eventually(lambda ends=ends: len(begun) == ends)
+        await runner.stop(grace=0)
+        runner = await serve(Fatal)
 
     (letter,) = await read_dead_letters(link, "evt-source-happened--fatal.happened", 1)
 
     headers = letter.properties.headers or {}
     assert headers["x-mycelia-reason"] == "too_many_attempts"
-    assert headers["x-mycelia-attempt"] == 4
+    assert headers["x-mycelia-attempts"] == 4
     assert len(begun) == 3

@@ -41,6 +41,7 @@ from mycelia.wire import (
     Serializer,
     SerializerRegistry,
     decode_reply,
+    decompress,
     encode_request,
     nameko_twin,
     new_uuid,
@@ -270,11 +271,11 @@ class ReplyRouter:
                 log.debug("reply_unmatched correlation_id=%s", properties.correlation_id)
                 continue
             try:
+                body = delivery.body
+                if properties.headers:
+                    body = decompress(body, properties.headers, self._serializers.max_body_bytes)
                 value = self._serializers.decode(
-                    delivery.body,
-                    properties.content_type,
-                    properties.content_encoding,
-                    properties.headers,
+                    body, properties.content_type, properties.content_encoding
                 )
                 result = decode_reply(value)
             except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the one who waits

@@ -4,84 +4,63 @@ The service publishes the message itself to `<queue>.dead` (confirmed, then the 
 queue declared exactly as Nameko declares it has no dead-letter arguments. So a crash in between leaves the message
 in both places, never in neither.
 
-Headers added to the message's own:
+Headers added to the message's own (docs/operating.md has them for its readers):
 
 | header | type | meaning |
 |---|---|---|
-| `x-mycelia-reason` | str | `handler_error`, `undecodable`, `too_many_attempts`, `rejected` |
+| `x-mycelia-reason` | str | `handler_error`, `undecodable`, `too_many_attempts`, `expired`, `rejected` |
 | `x-mycelia-error-type`, `x-mycelia-error` | str | the error's class and text (the text cut at 4 KiB) |
 | `x-mycelia-traceback` | str | cut at 16 KiB, the end kept |
 | `x-mycelia-queue`, `-exchange`, `-routing-key` | str | where it came from |
 | `x-mycelia-service`, `x-mycelia-method` | str | who could not handle it |
-| `x-mycelia-attempt` | int | how often it was tried |
+| `x-mycelia-attempts` | int | how often it was tried |
 | `x-mycelia-failed-at-ms` | int | wall clock, milliseconds since the epoch |
+| `x-mycelia-left-out` | str | headers and properties of the message that were too large, or cannot be sent |
+
+What becomes of its properties: `republished`. Nothing that a message or an error holds can keep it from being buried; what
+is left are faults of the broker or its configuration. Then it is tried again with growing pauses, `GIVE_UP_PAUSES_S`, and only
+then the message goes back to its queue, so that even a broker that takes nothing makes no hot loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-import traceback
-from typing import Any
+from collections.abc import Iterator
+from typing import Final
 
-from mycelia.amqp import Delivery, Message, Queue
-from mycelia.entrypoints.received import attempt_of, without_returns
-from mycelia.errors import MyceliaError, describe, text_of
+from mycelia.amqp import Delivery, Message, Properties, Queue
+from mycelia.entrypoints.moving import Mover
+from mycelia.entrypoints.republished import (
+    HEADER_LIMITS,
+    dead_letter,
+    dead_letter_headers,
+    own_user,
+)
+from mycelia.errors import LinkError, ProtocolError, Unroutable, describe
 from mycelia.log_event import event
 from mycelia.runtime import Container, SharedExtension
-from mycelia.wire import ATTEMPT_HEADER
 
-__all__ = [
-    "DeadLetters",
-    "dead_letter_headers",
-    "dead_letter_queue_name",
-]
+__all__ = ["DeadLetters", "dead_letter_queue_name"]
 
 log = logging.getLogger("mycelia.entrypoints")
 
-MAX_ERROR_CHARS = 4 * 1024
-MAX_TRACEBACK_CHARS = 16 * 1024
-MAX_RAW_HEADERS_BYTES = 16 * 1024
-RETRY_DELAY_S = 5.0
-"""How long a message is kept back when its dead letter could not be published, before it goes back to the queue."""
+GIVE_UP_PAUSES_S: Final = (5.0, 10.0, 20.0, 40.0, 80.0)
+"""Before each further try when a dead letter could not be published. Arbitrary: a good two minutes, within the half hour for
+which RabbitMQ lets a delivery be unsettled. After the last the message goes back to its queue."""
+
+SUFFIX: Final = ".dead"
 
 
 def dead_letter_queue_name(queue: str) -> str:
-    """The dead-letter queue of `queue`."""
-    return f"{queue}.dead"
-
-
-def dead_letter_headers(
-    delivery: Delivery,
-    *,
-    queue: str,
-    service: str,
-    method: str,
-    reason: str,
-    error: BaseException | None,
-    now: float,
-) -> dict[str, Any]:
-    """The message's own headers and those that tell its fate. `now` is wall-clock seconds."""
-    headers = without_returns(delivery.properties.headers)
-    headers |= {
-        "x-mycelia-reason": reason,
-        "x-mycelia-queue": queue,
-        "x-mycelia-exchange": delivery.exchange,
-        "x-mycelia-routing-key": delivery.routing_key,
-        "x-mycelia-service": service,
-        "x-mycelia-method": method,
-        "x-mycelia-failed-at-ms": int(now * 1000),
-        ATTEMPT_HEADER: attempt_of(delivery),
-    }
-    if delivery.fault is not None:  # what could not be decoded goes along as it came
-        headers["x-mycelia-raw-headers"] = delivery.raw_headers[:MAX_RAW_HEADERS_BYTES]
-    if error is not None:
-        text = "".join(traceback.format_exception(error))
-        headers["x-mycelia-error-type"] = type(error).__name__
-        headers["x-mycelia-error"] = text_of(error)[:MAX_ERROR_CHARS]
-        headers["x-mycelia-traceback"] = text[-MAX_TRACEBACK_CHARS:]
-    return headers
+    """The dead-letter queue of `queue`: its name with `.dead`; a name too long for that is cut, and told apart by a hash."""
+    raw = queue.encode("utf-8", "surrogateescape")
+    if len(raw) + len(SUFFIX) <= 255:
+        return queue + SUFFIX
+    mark = "~" + hashlib.sha256(raw).hexdigest()[:16] + SUFFIX
+    return raw[: 255 - len(mark)].decode("utf-8", "ignore") + mark
 
 
 class DeadLetters(SharedExtension):
@@ -91,8 +70,21 @@ class DeadLetters(SharedExtension):
     container: Container | None = None
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._movers: dict[str, Mover] = {}
+        """For each queue that messages come from."""
+        self._declaring: dict[str, asyncio.Task[None]] = {}
+        """One declaration for each queue, however many wait for it; those that succeeded stay."""
+        self._user: str | None = None
         self.count = 0
+
+    def setup(self) -> None:
+        assert self.container is not None
+        self._user = own_user(self.container.settings.AMQP_URI)
+
+    def under_way(self, queue: str) -> list[Delivery]:
+        """The messages of `queue` that are being buried."""
+        mover = self._movers.get(queue)
+        return [] if mover is None else mover.deliveries
 
     def bury(
         self,
@@ -101,73 +93,162 @@ class DeadLetters(SharedExtension):
         queue: str,
         method: str,
         reason: str,
+        attempts: int,
         error: BaseException | None = None,
+        dead_queue: str | None = None,
     ) -> None:
-        """Publish `delivery` to `<queue>.dead`, then acknowledge it. Does not wait; never raises."""
-        task = asyncio.create_task(
-            self._bury(delivery, queue, method, reason, error), name=f"mycelia:dead:{queue}"
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """Publish `delivery` to its dead-letter queue, then acknowledge it. Does not wait; never raises.
 
-    async def _bury(
-        self,
-        delivery: Delivery,
-        queue: str,
-        method: str,
-        reason: str,
-        error: BaseException | None,
-    ) -> None:
+        Args:
+            queue: where it came from.
+            method: which method could not handle it.
+            attempts: how often it was tried.
+            dead_queue: where to; `dead_letter_queue_name(queue)` by default.
+        """
         assert self.container is not None
-        host = self.container.host
-        dead_queue = dead_letter_queue_name(queue)
-        timeout = host.settings.mycelia.publish_timeout
-        original = delivery.properties
-        properties = original.republished(
-            headers=dead_letter_headers(
-                delivery,
-                queue=queue,
-                service=self.container.service_name,
-                method=method,
-                reason=reason,
-                error=error,
-                now=time.time(),
-            ),
+        target = dead_letter_queue_name(queue) if dead_queue is None else dead_queue
+        letter = _Letter(
+            delivery,
+            queue=queue,
+            service=self.container.service_name,
+            method=method,
+            reason=reason,
+            attempts=attempts,
+            error=error,
+            user=self._user,
         )
-        properties.delivery_mode = 2  # it waits for somebody to look at it
-        try:
-            await host.link.declare(
-                Queue(dead_queue, arguments={"x-queue-type": "quorum"}), timeout=timeout
-            )
-            await host.link.publish(
-                Message("", dead_queue, delivery.body, properties, mandatory=True), timeout=timeout
-            )
-        except MyceliaError as exc:
+
+        def on_failure(exc: Exception, retry_in_s: float | None) -> None:
             log.error(
-                event("dead_letter_failed", queue=queue, error=exc, detail="the message goes back")
+                event(
+                    "dead_letter_failed",
+                    queue=queue,
+                    dead_letter_queue=target,
+                    error=describe(exc),
+                    retry_in_s=retry_in_s,
+                    detail="the message goes back to its queue" if retry_in_s is None else None,
+                )
             )
-            await asyncio.sleep(RETRY_DELAY_S)
-            delivery.nack(requeue=True)
-        except asyncio.CancelledError:
-            delivery.nack(requeue=True)
-            raise
-        else:
+
+        def on_moved() -> None:
             self.count += 1
-            delivery.ack()
             log.warning(
                 event(
                     "delivery_dead_lettered",
                     queue=queue,
-                    dead_letter_queue=dead_queue,
+                    dead_letter_queue=target,
                     reason=reason,
                     error=None if error is None else describe(error),
                 )
             )
 
+        mover = self._movers.get(queue)
+        if mover is None:
+            mover = self._movers[queue] = Mover()
+        mover.move(
+            delivery,
+            lambda: self._publish(letter, target),
+            name=f"mycelia:dead:{queue}",
+            pauses=GIVE_UP_PAUSES_S,
+            on_failure=on_failure,
+            on_moved=on_moved,
+        )
+
+    async def _publish(self, letter: _Letter, queue: str) -> None:
+        """Put the letter into its queue.
+
+        Raises:
+            LinkError: that cannot be done now.
+        """
+        assert self.container is not None
+        host = self.container.host
+        timeout = host.settings.mycelia.publish_timeout
+        await self._declare(queue, timeout)
+        refusal: ProtocolError | None = None
+        for properties in letter.forms():
+            message = Message("", queue, letter.delivery.body, properties, mandatory=True)
+            try:
+                await host.link.publish(message, timeout=timeout)
+            except ProtocolError as exc:  # the frame is smaller than hoped for
+                refusal = exc
+            except Unroutable:
+                self._declaring.pop(queue, None)  # somebody deleted it: declare it for the next try
+                raise
+            else:
+                return
+        assert refusal is not None
+        raise refusal
+
+    async def _declare(self, queue: str, timeout: float) -> None:
+        """Have `queue` declared, once for all that wait for it at once."""
+        assert self.container is not None
+        declaring = self._declaring.get(queue)
+        if declaring is None or (declaring.done() and _failed(declaring)):
+            declaring = self._declaring[queue] = asyncio.create_task(
+                self.container.host.link.declare(
+                    Queue(queue, arguments={"x-queue-type": "quorum"}), timeout=timeout
+                ),
+                name=f"mycelia:declare:{queue}",
+            )
+        if not declaring.done():
+            await asyncio.wait([declaring])  # not cancelled with one of those who wait
+        if declaring.cancelled():
+            raise LinkError(f'queue "{queue}" cannot be declared: the service stops')
+        declaring.result()
+
     async def stop(self) -> None:
         """Let what is under way reach its queue."""
-        if self._tasks:
-            done, pending = await asyncio.wait(self._tasks, timeout=5.0)
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*done, *pending, return_exceptions=True)
+        await asyncio.gather(*(mover.finish(5.0) for mover in self._movers.values()))
+        for declaring in self._declaring.values():
+            declaring.cancel()
+        await asyncio.gather(*self._declaring.values(), return_exceptions=True)
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.cancelled() or task.exception() is not None
+
+
+class _Letter:
+    """A message and why it could not be handled, in forms of decreasing size."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        *,
+        queue: str,
+        service: str,
+        method: str,
+        reason: str,
+        attempts: int,
+        error: BaseException | None,
+        user: str | None,
+    ) -> None:
+        self.delivery = delivery
+        self._user = user
+        try:
+            self._headers = dead_letter_headers(
+                delivery,
+                queue=queue,
+                service=service,
+                method=method,
+                reason=reason,
+                attempts=attempts,
+                error=error,
+                now=time.time(),
+            )
+        except Exception:
+            log.exception(event("dead_letter_without_story", queue=queue, reason=reason))
+            self._headers = {"x-mycelia-reason": reason, "x-mycelia-queue": queue}
+
+    def forms(self) -> Iterator[Properties]:
+        """What to publish it with, the fullest form first."""
+        for limit in HEADER_LIMITS:
+            try:
+                properties = dead_letter(self.delivery, self._headers, user=self._user, limit=limit)
+            except Exception as exc:
+                log.exception(event("dead_letter_form_failed", error=describe(exc)))
+            else:
+                yield properties
+        bare = Properties(headers={"x-mycelia-left-out": "everything but the body"})
+        bare.delivery_mode = 2
+        yield bare

@@ -11,6 +11,7 @@ from typing import Any
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import CallKind
+from mycelia.entrypoints.dead_letters import dead_letter_queue_name
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.errors import ConfigError
 from mycelia.runtime.topology import event_exchange
@@ -107,6 +108,20 @@ class EventHandler(Subscription):
         declare_exchange = config.get("DECLARE_EVENT_EXCHANGES") is not False
         exchanges = [exchange] if declare_exchange else []
         return queue, [*exchanges, queue, Binding(name, exchange.name, self.event_type)]
+
+    def dead_letter_queue(self) -> str:
+        """`<queue>.dead`. Instances that are told apart by a number made at their start share one, named after what they
+        have in common: or each start would leave a queue behind that nobody knows."""
+        if self.handler_type == BROADCAST and not self._has_own_identifier():
+            shared = handler_queue_name(
+                SERVICE_POOL,
+                self.source_service,
+                self.event_type,
+                self.container.service_name,
+                self.method_name,
+            )
+            return dead_letter_queue_name(shared)
+        return super().dead_letter_queue()
 
     def _queue_of(self, name: str) -> Queue:
         if not self.reliable_delivery:

@@ -2,67 +2,117 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import time
+from collections.abc import Callable
+from typing import Final
 
 from mycelia.amqp import Delivery, Link, Message
-from mycelia.entrypoints.received import without_returns
-from mycelia.errors import LinkError
+from mycelia.entrypoints.moving import Mover
+from mycelia.entrypoints.republished import HEADER_LIMITS, for_another_attempt
+from mycelia.errors import BrokerBlocked, BrokerUnavailable, ProtocolError, describe
 from mycelia.log_event import event
-from mycelia.wire import ATTEMPT_HEADER
 
 __all__ = ["PutBack"]
 
 log = logging.getLogger("mycelia.entrypoints")
 
+PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Before each further try when the queue does not take the message back (it is full, for instance). Arbitrary: half a
+minute, beside what the link itself waits for."""
+
 
 class PutBack:
     """Puts messages of one consumer back, each after its own delay.
 
-    A message stays unacknowledged meanwhile, so a crash loses nothing, and the prefetch bounds how many wait.
-
     Args:
         link: an open link.
         publish_timeout: seconds for the broker to take the message.
+        user: who publishes on the link.
     """
 
-    def __init__(self, link: Link, *, publish_timeout: float) -> None:
+    def __init__(self, link: Link, *, publish_timeout: float, user: str | None = None) -> None:
         self._link = link
         self._publish_timeout = publish_timeout
-        self._tasks: dict[Delivery, asyncio.Task[None]] = {}
+        self._user = user
+        self._mover = Mover()
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """What waits to be put back."""
+        return self._mover.deliveries
 
     def later(
-        self, delivery: Delivery, exchange: str, routing_key: str, after: float, *, attempt: int
+        self,
+        delivery: Delivery,
+        exchange: str,
+        routing_key: str,
+        after: float,
+        *,
+        attempt: int,
+        returns: int = 0,
+        expires_at_ms: int | None = None,
+        on_given_up: Callable[[], None],
     ) -> None:
-        """Publish `delivery` again `after` seconds from now, as attempt number `attempt`, then acknowledge it."""
-        task = asyncio.create_task(
-            self._wait_and_publish(delivery, exchange, routing_key, after, attempt),
+        """Publish `delivery` again `after` seconds from now, then acknowledge it. Does not wait; never raises.
+
+        Args:
+            attempt: which one it will be.
+            returns: how often it has come back without an outcome, where the queue does not count that.
+            expires_at_ms: when its time to live ends, in milliseconds since the epoch.
+            on_given_up: settles it when the queue does not take it, after half a minute and more. (Where no broker
+                can be reached, it goes back.)
+        """
+
+        async def publish() -> None:
+            refusal: ProtocolError | None = None
+            for limit in HEADER_LIMITS:
+                properties = for_another_attempt(
+                    delivery,
+                    attempt=attempt,
+                    returns=returns,
+                    expires_at_ms=expires_at_ms,
+                    now_ms=int(time.time() * 1000),
+                    user=self._user,
+                    limit=limit,
+                )
+                message = Message(exchange, routing_key, delivery.body, properties, mandatory=True)
+                try:
+                    await self._link.publish(message, timeout=self._publish_timeout)
+                except ProtocolError as exc:  # the frame is smaller than hoped for
+                    refusal = exc
+                else:
+                    return
+            assert refusal is not None
+            raise refusal
+
+        def on_failure(exc: Exception, retry_in_s: float | None) -> None:
+            log.warning(
+                event(
+                    "put_back_failed",
+                    routing_key=routing_key,
+                    attempt=attempt,
+                    retry_in_s=retry_in_s,
+                    error=describe(exc),
+                )
+            )
+
+        def given_up(exc: Exception) -> None:
+            if isinstance(exc, BrokerUnavailable | BrokerBlocked):
+                delivery.nack(requeue=True)
+            else:
+                on_given_up()
+
+        self._mover.move(
+            delivery,
+            publish,
             name=f"mycelia:put-back:{routing_key}",
+            after=after,
+            pauses=PAUSES_S,
+            on_failure=on_failure,
+            on_given_up=given_up,
         )
-        self._tasks[delivery] = task
-        task.add_done_callback(lambda _: self._tasks.pop(delivery, None))
 
     def stop(self) -> None:
         """Give back at once what waits; it loses this attempt's count."""
-        for task in list(self._tasks.values()):
-            task.cancel()
-
-    async def _wait_and_publish(
-        self, delivery: Delivery, exchange: str, routing_key: str, after: float, attempt: int
-    ) -> None:
-        headers = without_returns(delivery.properties.headers) | {ATTEMPT_HEADER: attempt}
-        properties = delivery.properties.republished(headers=headers)
-        try:
-            await asyncio.sleep(after)
-            await self._link.publish(
-                Message(exchange, routing_key, delivery.body, properties, mandatory=True),
-                timeout=self._publish_timeout,
-            )
-        except LinkError as exc:
-            log.warning(event("put_back_failed", routing_key=routing_key, error=exc))
-            delivery.nack(requeue=True)
-        except asyncio.CancelledError:
-            delivery.nack(requeue=True)
-            raise
-        else:
-            delivery.ack()
+        self._mover.give_back()

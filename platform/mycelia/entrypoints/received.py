@@ -10,19 +10,22 @@ from mycelia.amqp import Consumer, Delivery
 from mycelia.errors import UndecodableMessage
 from mycelia.log_event import event
 from mycelia.wire import (
+    COMPRESSION_HEADER,
     MAX_ATTEMPT,
     SerializerRegistry,
+    decompress,
     read_attempt,
+    read_returns,
 )
 
 __all__ = [
     "RETURNS_HEADERS",
     "attempt_of",
     "decode_body",
+    "is_counted",
     "requeue_delay",
     "returns_of",
     "stop_deliveries",
-    "without_returns",
 ]
 
 log = logging.getLogger("mycelia.entrypoints")
@@ -43,41 +46,48 @@ def decode_body(delivery: Delivery, serializers: SerializerRegistry) -> Any:
     """What the message's body says, unpacked if need be.
 
     Raises:
-        UndecodableMessage: too large, too much in it, not accepted, or broken (headers and properties included).
+        UndecodableMessage: too large, not accepted, or broken (headers and properties included).
     """
     if delivery.fault is not None:
         raise UndecodableMessage(f"headers or properties: {delivery.fault}")
     properties = delivery.properties
-    return serializers.decode(
-        delivery.body, properties.content_type, properties.content_encoding, properties.headers
-    )
+    headers = properties.headers
+    body = delivery.body
+    if headers is not None and COMPRESSION_HEADER in headers:
+        body = decompress(body, headers, serializers.max_body_bytes)
+    return serializers.decode(body, properties.content_type, properties.content_encoding)
 
 
 def returns_of(delivery: Delivery) -> int:
-    """How often this message has come back without an outcome, as far as anybody has counted.
+    """How often this message has come back without an outcome.
 
     Quorum queues count in a header; it is true only of a redelivery: a first delivery has it as its publisher sent it
     (RabbitMQ 3.10 writes it from the second on), so a dead letter that somebody put back would bring the count of its
-    former life. Of a classic queue one only knows that it has come back, so that counts as once.
+    former life. A classic queue says no more than that a message has come back; earlier returns are in a header of ours,
+    once the entrypoint has counted them there (`is_counted()`).
     """
+    headers = delivery.properties.headers
+    returns = read_returns(headers) if headers else 0
     if not delivery.redelivered:
-        return 0
-    headers = delivery.properties.headers or {}
-    for header in RETURNS_HEADERS:
-        count = headers.get(header)
+        return returns
+    for header in RETURNS_HEADERS if headers else ():
+        count = headers.get(header)  # type: ignore[union-attr]  # there are headers
         if type(count) is int:
-            return max(count, 1)
-    return 1
+            return max(count, 1) + returns
+    return returns + 1
 
 
-def without_returns(headers: dict[str, Any] | None) -> dict[str, Any]:
-    """A copy of the headers without the queue's counts, to publish the message anew."""
-    return {key: value for key, value in (headers or {}).items() if key not in RETURNS_HEADERS}
+def is_counted(delivery: Delivery) -> bool:
+    """Whether whoever gets this message next will know how often it has come back: nothing to count, or its queue does."""
+    if not delivery.redelivered:
+        return True
+    headers = delivery.properties.headers or {}
+    return any(type(headers.get(header)) is int for header in RETURNS_HEADERS)
 
 
-def attempt_of(delivery: Delivery) -> int:
+def attempt_of(delivery: Delivery, returns: int) -> int:
     """Which attempt this delivery is, from 1: what we count in a header, and the returns since."""
-    return min(read_attempt(delivery.properties.headers) + returns_of(delivery), MAX_ATTEMPT)
+    return min(read_attempt(delivery.properties.headers) + returns, MAX_ATTEMPT)
 
 
 def requeue_delay(attempt: int) -> float:

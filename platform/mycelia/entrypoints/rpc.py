@@ -13,14 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mycelia.amqp import (
-    TRANSIENT,
     Binding,
     ConsumeOptions,
     Consumer,
     Delivery,
     Exchange,
     Message,
-    Properties,
     Queue,
 )
 from mycelia.call import (
@@ -37,21 +35,27 @@ from mycelia.call import (
     Settlement,
     Target,
     deadline_from_wire,
+    deadline_to_wire,
 )
 from mycelia.entrypoints.put_back import PutBack
 from mycelia.entrypoints.received import (
     attempt_of,
     decode_body,
+    is_counted,
     requeue_delay,
+    returns_of,
     stop_deliveries,
 )
+from mycelia.entrypoints.remembered import Remembered, request_key
+from mycelia.entrypoints.replies import REPLY_TIMEOUT, Replies
+from mycelia.entrypoints.republished import expires_at_ms, for_another_attempt, own_user
 from mycelia.entrypoints.shared_prefetch import SharedPrefetch
 from mycelia.errors import (
     DeadlinePassed,
-    LinkError,
     MalformedRequest,
     MethodNotFound,
     MyceliaError,
+    TooManyDeliveries,
     UndecodableMessage,
 )
 from mycelia.log_event import event
@@ -64,10 +68,9 @@ from mycelia.runtime import (
 )
 from mycelia.wire import (
     decode_request,
-    encode_error,
     encode_result,
+    read_attempt,
     read_deadline_ms,
-    serialize_exception,
     service_binding_key,
     service_queue_name,
 )
@@ -75,10 +78,6 @@ from mycelia.wire import (
 __all__ = ["Rpc", "RpcConsumer", "rpc"]
 
 log = logging.getLogger("mycelia.entrypoints")
-
-
-REPLY_TIMEOUT = 30.0
-"""Seconds a reply without a deadline waits for a broker that is away, before it is given up."""
 
 REPLY = Reply()
 ACK = Ack()
@@ -95,7 +94,7 @@ class RpcConsumer(SharedExtension):
         self._methods: dict[str, Rpc] = {}
         """By routing key."""
         self._consumer: Consumer | None = None
-        self._late_replies: set[asyncio.Task[None]] = set()
+        self._remembered = Remembered(request_key)
         self._window: SharedPrefetch | None = None
         self._resizing: asyncio.Task[None] | None = None
         self._stop_looking: Callable[[], None] = lambda: None
@@ -110,10 +109,21 @@ class RpcConsumer(SharedExtension):
         self._service = container.service_name
         self._serializers = container.host.serializers
         self._parent_calls_tracked = container.settings.parent_calls_tracked
+        settings = container.settings.mycelia
+        self._max_attempts = settings.requeue_attempts
+        self._max_runs = settings.rpc_max_runs
+        self._user = own_user(container.settings.AMQP_URI)
         self._put_back = PutBack(
-            self._link, publish_timeout=container.settings.mycelia.publish_timeout
+            self._link, publish_timeout=settings.publish_timeout, user=self._user
         )
         self.queue = service_queue_name(self._service)
+        self._replies = Replies(
+            self._link,
+            self._exchange,
+            self._serializers,
+            queue=self.queue,
+            tracebacks=settings.error_tracebacks,
+        )
         await self._link.declare(
             Exchange(self._exchange),
             Queue(self.queue),
@@ -130,7 +140,9 @@ class RpcConsumer(SharedExtension):
         self._stray_lane = container.make_lane(self._entrypoints[0], stray)
         prefetch = container.shared_prefetch_of(self._entrypoints)
         self._consumer = await self._link.consume(
-            self.queue, self._on_deliveries, ConsumeOptions(prefetch=prefetch)
+            self.queue,
+            self._on_deliveries,
+            ConsumeOptions(prefetch=prefetch, on_lost=self._on_lost),
         )
         if len(self._entrypoints) > 1 and all(e.prefetch is None for e in self._entrypoints):
             self._window = SharedPrefetch(prefetch, container.settings.mycelia.rpc_prefetch_max)
@@ -170,32 +182,58 @@ class RpcConsumer(SharedExtension):
         if self._consumer is not None:
             await stop_deliveries(self._consumer)
         for entrypoint in self._methods.values():
-            entrypoint.lane.give_back_backlog()
+            for call in entrypoint.lane.take_backlog():
+                self._give_back(call)
+
+    def _give_back(self, call: Call) -> None:
+        """Back to the queue, not begun. Published anew, so that the next instance does not count it as a return."""
+        delivery = call.message
+        assert delivery is not None
+        message = Message(
+            self._exchange,
+            delivery.routing_key,
+            delivery.body,
+            for_another_attempt(
+                delivery,
+                attempt=read_attempt(call.headers),
+                returns=returns_of(delivery),
+                expires_at_ms=self._expires_at_ms(call, delivery),
+                now_ms=int(time.time() * 1000),
+                user=self._user,
+            ),
+        )
+        resend_until = time.monotonic() + REPLY_TIMEOUT if call.deadline is None else call.deadline
+        try:
+            self._link.publish_nowait(message, resend_until=resend_until)
+        except MyceliaError:
+            delivery.nack(requeue=True)
+        else:
+            delivery.ack()
 
     async def stop(self) -> None:
         """Let replies that wait for the broker leave. The last worker has ended."""
         self._put_back.stop()
-        if self._late_replies:
-            _, pending = await asyncio.wait(self._late_replies, timeout=5.0)
-            for task in pending:
-                task.cancel()
+        await self._replies.stop(5.0)
 
     # --- a request comes in -------------------------------------------------------------------
 
     def _on_deliveries(self, deliveries: list[Delivery]) -> None:
         arrived_at = time.monotonic()
+        if self._remembered:
+            deliveries = self._remembered.claim(deliveries, arrived_at)
         for delivery in deliveries:
             properties = delivery.properties
             headers = properties.headers
             entrypoint = self._methods.get(delivery.routing_key)
             deadline_ms = read_deadline_ms(headers)
+            returns = returns_of(delivery)
             call = Call(
                 self._stray_target(delivery) if entrypoint is None else entrypoint.target,
                 headers=headers,
                 deadline=None
                 if deadline_ms is None
                 else deadline_from_wire(deadline_ms, monotonic=arrived_at, wall=time.time()),
-                attempt=attempt_of(delivery),
+                attempt=attempt_of(delivery, returns),
                 arrived_at=arrived_at,
                 message=delivery,
                 serializer=self._serializers.for_reply(properties.content_type),
@@ -204,8 +242,49 @@ class RpcConsumer(SharedExtension):
             )
             if entrypoint is None:
                 self._stray_lane.refuse(call, MethodNotFound(call.method))
+            elif returns and not entrypoint.idempotent:
+                self._run_again(call, delivery, entrypoint.lane, returns)
             else:
                 entrypoint.lane.submit(call)
+
+    def _run_again(self, call: Call, delivery: Delivery, lane: Lane, returns: int) -> None:
+        """A request that has come back: whoever ran it may have died of it.
+
+        The queue is a classic one in a fleet with stock Nameko, and counts nothing. So the return is made durable before
+        the method runs: the request is published anew with its count.
+        """
+        if returns >= self._max_runs:
+            lane.refuse(call, TooManyDeliveries(self.queue, returns))
+        elif is_counted(delivery):
+            lane.submit(call)
+        else:
+            self._put_back.later(
+                delivery,
+                self._exchange,
+                delivery.routing_key,
+                0.0,
+                attempt=read_attempt(call.headers),
+                returns=returns,
+                expires_at_ms=self._expires_at_ms(call, delivery),
+                on_given_up=lambda: lane.submit(call),  # not counted, but run
+            )
+
+    def _expires_at_ms(self, call: Call, delivery: Delivery) -> int | None:
+        """When the request is of no use any more, wall clock: at its caller's deadline, or its time to live's end."""
+        monotonic, wall = time.monotonic(), time.time()
+        if call.deadline is not None:
+            return deadline_to_wire(call.deadline, monotonic=monotonic, wall=wall)
+        arrived = wall - (monotonic - call.arrived_at)
+        return expires_at_ms(delivery, int(arrived * 1000))
+
+    def _on_lost(self) -> None:
+        """The channel is gone, and the broker delivers again what we had: some of it to us."""
+        now = time.monotonic()
+        lanes = [self._stray_lane, *(entrypoint.lane for entrypoint in self._methods.values())]
+        running = [call.message for lane in lanes for call in lane.running if call.message]
+        self._remembered.keep([*running, *self._replies.waiting, *self._put_back.deliveries], now)
+        dropped = [call.message for lane in lanes for call in lane.drop_lost() if call.message]
+        self._remembered.drop(dropped, now)
 
     def _stray_target(self, delivery: Delivery) -> Target:
         method = delivery.routing_key.partition(".")[2]
@@ -218,74 +297,51 @@ class RpcConsumer(SharedExtension):
         assert delivery is not None
         match settlement:
             case Reply():
-                self._reply(call, delivery, self._body(call, outcome))
+                self._replies.send(call, delivery, outcome)
             case GiveBack():
                 delivery.nack(requeue=True)
             case Requeue():
-                self._again(call, delivery, requeue_delay(call.attempt))
+                self._again(call, delivery, requeue_delay(call.attempt), outcome)
             case Retry(after):
-                self._again(call, delivery, after)
+                self._again(call, delivery, after, outcome)
             case _:
                 delivery.ack()
 
-    def _again(self, call: Call, delivery: Delivery, after: float) -> None:
-        """Another attempt, by the way that the request came, so that it finds its method again."""
-        self._put_back.later(
-            delivery, self._exchange, delivery.routing_key, after, attempt=call.attempt + 1
-        )
-
-    def _body(self, call: Call, outcome: Outcome) -> bytes:
+    def _again(self, call: Call, delivery: Delivery, after: float, outcome: Outcome) -> None:
+        """Another attempt, by the way that the request came, so that it finds its method again; or the last answer."""
         error = outcome.error
-        serializer = call.serializer or self._serializers.default
-        if error is None:
-            if outcome.body is not None:
-                return outcome.body
-            try:  # a middleware answered in the method's place
-                return encode_result(outcome.value, serializer)
-            except MyceliaError as exc:
-                error = exc
-        return encode_error(serialize_exception(error, traceback=True), serializer)
-
-    def _reply(self, call: Call, delivery: Delivery, body: bytes) -> None:
-        """Answer, then acknowledge the request; neither waits."""
-        request = delivery.properties
-        reply_to = request.reply_to
-        if reply_to is None:  # a one-way request: done is done
-            delivery.ack()
-            return
-        serializer = call.serializer or self._serializers.default
-        properties = Properties(
-            serializer.content_type,
-            serializer.content_encoding,
-            None,
-            TRANSIENT,
-            None,
-            request.correlation_id,
-        )
-        reply = Message(self._exchange, reply_to, body, properties)
-        try:
-            self._link.publish_nowait(reply)
-        except LinkError:
-            task = asyncio.create_task(
-                self._reply_late(delivery, reply, call.deadline), name="mycelia:late-reply"
+        if call.attempt >= self._max_attempts:
+            error = error or TooManyDeliveries(self.queue, call.attempt)
+        elif call.deadline is not None and time.monotonic() + after >= call.deadline:
+            error = error or DeadlinePassed(
+                f"{call.target.name}: another attempt in {after:g} s would come after its deadline."
             )
-            self._late_replies.add(task)
-            task.add_done_callback(self._late_replies.discard)
         else:
-            delivery.ack()
-
-    async def _reply_late(self, delivery: Delivery, reply: Message, deadline: float | None) -> None:
-        """The broker is away or blocked: keep the reply for as long as somebody waits for it."""
-        timeout = REPLY_TIMEOUT if deadline is None else max(deadline - time.monotonic(), 0.0)
-        try:
-            await self._link.publish(reply, timeout=timeout)
-        except LinkError as exc:
-            log.error(event("reply_lost", queue=self.queue, reply_to=reply.routing_key, error=exc))
-        delivery.ack()
+            self._put_back.later(
+                delivery,
+                self._exchange,
+                delivery.routing_key,
+                after,
+                attempt=call.attempt + 1,
+                expires_at_ms=self._expires_at_ms(call, delivery),
+                on_given_up=lambda: self._replies.send(
+                    call,
+                    delivery,
+                    Outcome(error=error or TooManyDeliveries(self.queue, call.attempt)),
+                ),
+            )
+            return
+        self._replies.send(call, delivery, Outcome(error=error))
 
 
 class Rpc(Entrypoint):
-    """The entrypoint behind `@rpc`."""
+    """The entrypoint behind `@rpc`.
+
+    Args:
+        idempotent: a request whose process dies is run again by the next, without a limit but its deadline; else the
+            setting `mycelia.rpc_max_runs` (2) limits it.
+        options: those of every entrypoint (`Entrypoint`).
+    """
 
     needs_broker = True
     kind = CallKind.RPC
@@ -295,6 +351,10 @@ class Rpc(Entrypoint):
     consumer = RpcConsumer()
     lane: Lane
     """Where its workers run, once it has started."""
+
+    def __init__(self, *, idempotent: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.idempotent = idempotent
 
     def setup(self) -> None:
         self._serializers = self.container.host.serializers

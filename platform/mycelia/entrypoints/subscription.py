@@ -4,10 +4,11 @@
 |---|---|
 | handled | acknowledged |
 | the handler raised | dead-lettered with the reason |
-| … with `requeue_on_error` | published to its queue again after a growing delay, dead-lettered after 20 attempts |
+| … with `requeue_on_error` | published to its queue again after a growing delay, dead-lettered after 20 attempts or when its time to live is over |
 | undecodable, oversized, not accepted | dead-lettered with the reason |
 | a middleware says so (`Outcome.settlement`) | acknowledged, tried again later, or dead-lettered |
-| the service stops, or dies | back to the queue; delivered again, dead-lettered when it comes back for the 20th time (quorum queues count) |
+| the service stops, or dies | back to the queue; delivered again, dead-lettered when it comes back for the 20th time (quorum queues count; for others, we do) |
+| the channel is lost while the handler runs | delivered again; settled with what the handler came to (`remembered`) |
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ from mycelia.call import (
     Retry,
     Settlement,
 )
-from mycelia.entrypoints.dead_letters import DeadLetters
+from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
 from mycelia.entrypoints.put_back import PutBack
 from mycelia.entrypoints.received import (
     attempt_of,
     decode_body,
+    is_counted,
     requeue_delay,
     returns_of,
     stop_deliveries,
 )
+from mycelia.entrypoints.remembered import Remembered, event_key
+from mycelia.entrypoints.republished import expires_at_ms, own_user
 from mycelia.errors import TooManyDeliveries
 from mycelia.runtime import Container, Entrypoint, Lane
+from mycelia.wire import read_attempt
 
 __all__ = ["Subscription"]
 
@@ -71,10 +76,15 @@ class Subscription(Entrypoint, ABC):
         self._consumer: Consumer | None = None
         self._lane: Lane | None = None
         self._put_back: PutBack | None = None
+        self._remembered = Remembered(event_key)
 
     @abstractmethod
     def topology(self) -> tuple[Queue, list[Exchange | Queue | Binding]]:
         """The queue to consume, and all that must be declared for it, the queue included."""
+
+    def dead_letter_queue(self) -> str:
+        """Where messages go that cannot be handled."""
+        return dead_letter_queue_name(self._queue.name)
 
     async def setup(self) -> None:
         container = self.container
@@ -82,8 +92,13 @@ class Subscription(Entrypoint, ABC):
         self._serializers = container.host.serializers
         self._limits = container.settings.mycelia
         self._parent_calls_tracked = container.settings.parent_calls_tracked
-        self._put_back = PutBack(self._link, publish_timeout=self._limits.publish_timeout)
+        self._put_back = PutBack(
+            self._link,
+            publish_timeout=self._limits.publish_timeout,
+            user=own_user(container.settings.AMQP_URI),
+        )
         self._queue, parts = self.topology()
+        self._dead_queue = self.dead_letter_queue()
         await self._link.declare(*parts)
 
     async def start(self) -> None:
@@ -92,7 +107,7 @@ class Subscription(Entrypoint, ABC):
         self._consumer = await self._link.consume(
             self._queue.name,
             self._on_deliveries,
-            ConsumeOptions(prefetch=container.prefetch_of(self)),
+            ConsumeOptions(prefetch=container.prefetch_of(self), on_lost=self._on_lost),
         )
 
     async def stop(self) -> None:
@@ -109,20 +124,55 @@ class Subscription(Entrypoint, ABC):
         lane = self._lane
         assert lane is not None
         arrived_at = time.monotonic()
+        if self._remembered:
+            deliveries = self._remembered.claim(deliveries, arrived_at)
         for delivery in deliveries:
+            returns = returns_of(delivery)
             call = Call(
                 self.target,
                 headers=delivery.properties.headers,
-                attempt=attempt_of(delivery),
+                attempt=attempt_of(delivery, returns),
                 arrived_at=arrived_at,
                 message=delivery,
                 decode=self.decode_arguments,
                 parent_calls_tracked=self._parent_calls_tracked,
             )
-            if returns_of(delivery) >= DELIVERY_LIMIT:
-                lane.refuse(call, TooManyDeliveries(self._queue.name, DELIVERY_LIMIT))
+            if returns >= DELIVERY_LIMIT:
+                lane.refuse(call, TooManyDeliveries(self._queue.name, returns))
+            elif not is_counted(delivery):
+                self._count(call, delivery, lane, returns)
             else:
                 lane.submit(call)
+
+    def _count(self, call: Call, delivery: Delivery, lane: Lane, returns: int) -> None:
+        """Make a return durable that the queue does not count: publish the message to it anew, with its count."""
+        assert self._put_back is not None
+        self._put_back.later(
+            delivery,
+            "",
+            self._queue.name,
+            0.0,
+            attempt=read_attempt(call.headers),
+            returns=returns,
+            expires_at_ms=self._expires_at_ms(call, delivery),
+            on_given_up=lambda: lane.submit(call),  # not counted, but handled
+        )
+
+    def _expires_at_ms(self, call: Call, delivery: Delivery) -> int | None:
+        arrived = time.time() - (time.monotonic() - call.arrived_at)
+        return expires_at_ms(delivery, int(arrived * 1000))
+
+    def _on_lost(self) -> None:
+        """The channel is gone, and the broker delivers again what we had: some of it to us."""
+        lane, put_back = self._lane, self._put_back
+        assert lane is not None
+        assert put_back is not None
+        now = time.monotonic()
+        running = [call.message for call in lane.running if call.message is not None]
+        on_their_way = [*put_back.deliveries, *self.dead_letters.under_way(self._queue.name)]
+        self._remembered.keep([*running, *on_their_way], now)
+        dropped = [call.message for call in lane.drop_lost() if call.message is not None]
+        self._remembered.drop(dropped, now)
 
     def decode_arguments(self, call: Call) -> Arguments:
         """The payload.
@@ -158,18 +208,37 @@ class Subscription(Entrypoint, ABC):
             case Retry(after):
                 self._again(call, delivery, after, outcome.error)
             case DeadLetter(reason):
-                self._bury(delivery, reason, outcome.error)
+                self._bury(call, delivery, reason, outcome.error)
 
     def _again(
         self, call: Call, delivery: Delivery, after: float, error: BaseException | None
     ) -> None:
+        expires = self._expires_at_ms(call, delivery)
         if call.attempt >= self._limits.requeue_attempts:
-            self._bury(delivery, "too_many_attempts", error)
-            return
-        assert self._put_back is not None
-        self._put_back.later(delivery, "", self._queue.name, after, attempt=call.attempt + 1)
+            self._bury(call, delivery, "too_many_attempts", error)
+        elif expires is not None and (time.time() + after) * 1000 >= expires:
+            self._bury(call, delivery, "expired", error)
+        else:
+            assert self._put_back is not None
+            self._put_back.later(
+                delivery,
+                "",
+                self._queue.name,
+                after,
+                attempt=call.attempt + 1,
+                expires_at_ms=expires,
+                on_given_up=lambda: self._bury(call, delivery, "too_many_attempts", error),
+            )
 
-    def _bury(self, delivery: Delivery, reason: str, error: BaseException | None) -> None:
+    def _bury(
+        self, call: Call, delivery: Delivery, reason: str, error: BaseException | None
+    ) -> None:
         self.dead_letters.bury(
-            delivery, queue=self._queue.name, method=self.method_name, reason=reason, error=error
+            delivery,
+            queue=self._queue.name,
+            method=self.method_name,
+            reason=reason,
+            attempts=call.attempt,
+            error=error,
+            dead_queue=self._dead_queue,
         )

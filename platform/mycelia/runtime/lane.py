@@ -453,14 +453,13 @@ class Lane:
         for call in self.take_backlog():
             self._settle(call, Outcome(error=asyncio.CancelledError(), settlement=GiveBack()))
 
-    def drop_lost(self) -> int:
-        """Drop waiting calls whose message the broker has taken back. Returns how many."""
-        if not self._backlog:
-            return 0
-        kept = [call for call in self._backlog if call.message is None or not call.message.is_lost]
-        lost = len(self._backlog) - len(kept)
-        self._backlog = deque(kept)
-        self._counts.lost += lost
+    def drop_lost(self) -> list[Call]:
+        """Drop waiting calls whose message the broker has taken back, and return them."""
+        lost = [call for call in self._backlog if call.message is not None and call.message.is_lost]
+        if lost:
+            dropped = set(lost)
+            self._backlog = deque(call for call in self._backlog if call not in dropped)
+            self._counts.lost += len(lost)
         return lost
 
     async def wait_idle(self) -> None:

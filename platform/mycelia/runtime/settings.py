@@ -30,6 +30,11 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     rpc_timeout: float = DEFAULT_TIMEOUT
     """How long an RPC may take where the proxy or the call says nothing."""
+    rpc_max_runs: int = 2
+    """How often a request may be begun whose process dies over it, where the method is not `idempotent`; then it is answered
+    with an error. 2, so that one crash for another reason costs nothing, and one deadly request not the whole fleet."""
+    error_tracebacks: bool = True
+    """Whether error replies tell Mycelia callers the traceback, with paths and source lines."""
     publish_timeout: float = 30.0
     """How long a confirmed publishing may wait for the broker."""
     grace: float = 25.0
@@ -77,6 +82,7 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             "async_concurrency",
             "rpc_prefetch_max",
             "requeue_attempts",
+            "rpc_max_runs",
             "max_body_bytes",
             "http_max_body_bytes",
         ):

@@ -17,7 +17,7 @@ from mycelia.wire.call_ids import (
     extend_call_stack,
     new_uuid,
 )
-from mycelia.wire.compression import COMPRESSION_HEADER
+from mycelia.wire.compression import COMPRESSION_HEADER, decompress
 from mycelia.wire.context import (
     ATTEMPT_HEADER,
     AUTH_TOKEN,
@@ -26,6 +26,7 @@ from mycelia.wire.context import (
     HEADER_PREFIX,
     LANGUAGE,
     MAX_ATTEMPT,
+    RETURNS_HEADER,
     TRACEPARENT,
     TRACESTATE,
     USER_AGENT,
@@ -34,6 +35,7 @@ from mycelia.wire.context import (
     encode_context,
     read_attempt,
     read_deadline_ms,
+    read_returns,
 )
 from mycelia.wire.events import (
     BROADCAST,
@@ -87,6 +89,7 @@ __all__ = [
     "MSGPACK",
     "OFF_LOOP_BYTES",
     "REPLY_QUEUE_ARGUMENTS",
+    "RETURNS_HEADER",
     "RPC_EXCHANGE",
     "SERVICE_POOL",
     "SINGLETON",
@@ -100,6 +103,7 @@ __all__ = [
     "decode_context",
     "decode_reply",
     "decode_request",
+    "decompress",
     "deserialize_exception",
     "encode_context",
     "encode_error",
@@ -113,6 +117,7 @@ __all__ = [
     "new_uuid",
     "read_attempt",
     "read_deadline_ms",
+    "read_returns",
     "register_remote_error",
     "reply_queue_name",
     "rpc_routing_key",

@@ -20,6 +20,7 @@ __all__ = [
     "HEADER_PREFIX",
     "LANGUAGE",
     "MAX_ATTEMPT",
+    "RETURNS_HEADER",
     "TRACEPARENT",
     "TRACESTATE",
     "USER_AGENT",
@@ -28,6 +29,7 @@ __all__ = [
     "encode_context",
     "read_attempt",
     "read_deadline_ms",
+    "read_returns",
 ]
 
 HEADER_PREFIX: Final = "nameko."
@@ -50,8 +52,11 @@ TRACESTATE: Final = "tracestate"
 ATTEMPT_HEADER: Final = "x-mycelia-attempt"
 """Header of one message: which attempt this delivery is, an int from 1. Never inherited by the next call."""
 
+RETURNS_HEADER: Final = "x-mycelia-returns"
+"""Header of one message: how often it has come back without an outcome, on a queue that does not count that itself."""
+
 MAX_ATTEMPT: Final = 1_000_000
-"""What `read_attempt` reads at most. Arbitrary; it leaves room for further counting in every integer type of AMQP."""
+"""What `read_attempt` and `read_returns` read at most. Arbitrary; it leaves room for further counting in every integer type of AMQP."""
 
 _UNPREFIXED = frozenset({TRACEPARENT, TRACESTATE})
 
@@ -132,6 +137,15 @@ def read_attempt(headers: Mapping[str, Any] | None) -> int:
         return 1
     attempt = _whole_number(value)
     return 1 if attempt is None else min(max(attempt, 1), MAX_ATTEMPT)
+
+
+def read_returns(headers: Mapping[str, Any] | None) -> int:
+    """What `RETURNS_HEADER` says, from 0 to `MAX_ATTEMPT`; 0 if the header is absent or no number."""
+    value = headers.get(RETURNS_HEADER) if headers else None
+    if value is None:
+        return 0
+    returns = _whole_number(value)
+    return 0 if returns is None else min(max(returns, 0), MAX_ATTEMPT)
 
 
 _YEAR_9999_MS = 253_402_300_799_999

@@ -27,6 +27,7 @@ from mycelia.errors import (
     RemoteError,
     UndecodableMessage,
     UnserializableValueError,
+    class_name_of,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ MAX_TRACEBACK_BYTES: Final = 16 * 1024
 
 _MAX_DEPTH = 16
 _MAX_ITEMS = 1000  # of an iterable argument, which may be endless
+_MAX_TOTAL = 20_000  # of all arguments together: a thousand lists of a thousand are a million
 
 _NAMEKO = "nameko.exceptions"
 _TRAVEL_AS_NAMEKO = frozenset(
@@ -84,10 +86,11 @@ def serialize_exception(exc: BaseException, *, traceback: bool) -> dict[str, Any
         traceback: also carry its traceback as text, at most `MAX_TRACEBACK_BYTES`.
     """
     cls = _wire_class(type(exc))
+    name = class_name_of(exc)
     error: dict[str, Any] = {
-        "exc_type": cls.__name__,
-        "exc_path": f"{_NAMEKO}.{cls.__name__}" if cls in _TRAVEL_AS_NAMEKO else _path(cls),
-        "exc_args": [_safe(arg, 0) for arg in exc.args],
+        "exc_type": name,
+        "exc_path": f"{_NAMEKO}.{name}" if cls in _TRAVEL_AS_NAMEKO else _path_of(cls, name),
+        "exc_args": _safe_arguments(exc),
         "value": _text(exc),
     }
     if traceback:
@@ -100,20 +103,45 @@ def _wire_class(cls: type[BaseException]) -> type[BaseException]:
     return _twinned.get(cls, cls)
 
 
-def _safe(value: Any, depth: int) -> Any:
+def _path_of(cls: type[BaseException], name: str) -> str:
+    try:
+        return f"{_text(cls.__module__)}.{name}"
+    except BaseException:  # noqa: BLE001  # a metaclass may do anything
+        return name
+
+
+def _safe_arguments(exc: BaseException) -> list[Any]:
+    try:
+        args = tuple(exc.args)
+    except BaseException:  # noqa: BLE001  # `args` may be a property of the application's
+        return [_text(exc)]
+    budget = _Budget()
+    return [_safe(arg, 0, budget) for arg in args]
+
+
+class _Budget:
+    """How many more values one error may carry."""
+
+    def __init__(self) -> None:
+        self.left = _MAX_TOTAL
+
+
+def _safe(value: Any, depth: int, budget: _Budget) -> Any:
     """Text as it is; maps and iterables with their items made safe; all else as its `str()`.
 
     As Nameko's `safe_for_serialization`, except that bytes become text and not a list of numbers.
     """
-    if isinstance(value, (str, bytes, bytearray)) or depth >= _MAX_DEPTH:
-        return _text(value)
+    budget.left -= 1
     try:
+        if isinstance(value, (str, bytes, bytearray)) or depth >= _MAX_DEPTH or budget.left <= 0:
+            return _text(value)
         if isinstance(value, Mapping):
-            items = islice(value.items(), _MAX_ITEMS)
-            return {_text(key): _safe(item, depth + 1) for key, item in items}
+            pairs = islice(value.items(), min(_MAX_ITEMS, budget.left))
+            return {_text(key): _safe(item, depth + 1, budget) for key, item in pairs}
         if isinstance(value, Iterable):
-            return [_safe(item, depth + 1) for item in islice(value, _MAX_ITEMS)]
-    except Exception:  # noqa: BLE001  # an error must travel even if its arguments misbehave
+            items = islice(value, min(_MAX_ITEMS, budget.left))
+            return [_safe(item, depth + 1, budget) for item in items]
+    except BaseException:  # noqa: BLE001  # an error must travel even if its arguments misbehave
         return _text(value)
     return _text(value)
 
@@ -123,18 +151,16 @@ def _text(value: Any) -> str:
     try:
         if isinstance(value, (bytes, bytearray)):
             return value.decode(errors="backslashreplace")
-        text = str(value)
-    except Exception:  # noqa: BLE001
+        # `str`'s own method: what `__str__` returns may be of a class that overrides it
+        return str.encode(str(value), errors="backslashreplace").decode()
+    except BaseException:  # noqa: BLE001
         return "[__unicode__ failed]"  # Nameko's words
-    if text.isascii():
-        return text
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _traceback_text(exc: BaseException) -> str:
     try:
         raw = "".join(tracebacks.format_exception(exc)).encode(errors="backslashreplace")
-    except Exception:  # noqa: BLE001
+    except BaseException:  # noqa: BLE001
         return "[traceback cannot be formatted]"
     excess = len(raw) - MAX_TRACEBACK_BYTES
     if excess <= 0:

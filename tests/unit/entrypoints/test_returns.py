@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mycelia.amqp import Delivery, Properties
-from mycelia.entrypoints.dead_letters import dead_letter_headers
-from mycelia.entrypoints.received import returns_of
+from mycelia.entrypoints.received import is_counted, returns_of
+from mycelia.entrypoints.republished import dead_letter, for_another_attempt
 
 
 class _Unsettled:
@@ -40,12 +40,28 @@ def test_returns_are_read_from_the_header_that_counts_them_all(
     assert returns_of(delivery_with(headers, redelivered=False)) == 0
 
 
+def test_returns_that_we_have_counted_are_added() -> None:
+    ours = {"x-mycelia-returns": 3}
+
+    assert returns_of(delivery_with(ours, redelivered=False)) == 3
+    assert returns_of(delivery_with(ours, redelivered=True)) == 4
+    assert returns_of(delivery_with(ours | {"x-delivery-count": 2}, redelivered=True)) == 5
+
+
+def test_return_is_counted_by_its_queue_or_has_yet_to_be() -> None:
+    assert is_counted(delivery_with({"x-delivery-count": 1}))
+    assert is_counted(delivery_with(None, redelivered=False))
+    assert not is_counted(delivery_with(None))
+    assert not is_counted(delivery_with({"x-delivery-count": "1"}))
+
+
 def test_counts_of_one_queue_are_not_taken_to_another() -> None:
     delivery = delivery_with({"x-acquired-count": 3, "x-delivery-count": 1, "mine": 1})
 
-    headers = dead_letter_headers(
-        delivery, queue="q", service="s", method="m", reason="rejected", error=None, now=0.0
+    letter = dead_letter(delivery, {}, user=None, limit=1000)
+    again = for_another_attempt(
+        delivery, attempt=2, returns=0, expires_at_ms=None, now_ms=0, user=None
     )
 
-    assert headers["mine"] == 1
-    assert not {"x-acquired-count", "x-delivery-count"} & headers.keys()
+    assert letter.headers == {"mine": 1}
+    assert again.headers == {"mine": 1, "x-mycelia-attempt": 2}

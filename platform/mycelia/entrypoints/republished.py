@@ -1,0 +1,295 @@
+"""What a message becomes when it is published again: for another attempt, or as a dead letter. Pure.
+
+It keeps its body and every property, with these exceptions:
+
+| what | why | where it is kept |
+|---|---|---|
+| `expiration` | another attempt has only the time that is left; a dead letter must not expire | `x-mycelia-expires-at-ms` (of an attempt), `x-mycelia-expiration` |
+| `user_id` of somebody else | RabbitMQ closes the channel over it | `x-mycelia-user-id` |
+| the headers `CC` and `BCC` | the broker would send another copy to everyone named there | `x-mycelia-cc`, `x-mycelia-bcc` |
+| a queue's own counts | true in that queue only | nowhere |
+| `x-mycelia-…` headers of a former life | a dead letter that somebody put back is a new message | nowhere |
+
+Whatever arrived can be published again: what cannot be encoded or does not fit is cut or left out, and
+`x-mycelia-left-out` names it. The body is never touched.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mycelia.amqp import Delivery, Properties
+from mycelia.amqp.fields import encode_properties, encode_table
+from mycelia.amqp.uri import parse_uri
+from mycelia.entrypoints.received import RETURNS_HEADERS
+from mycelia.errors import ConfigError, class_name_of, text_of
+from mycelia.wire import ATTEMPT_HEADER, RETURNS_HEADER
+
+__all__ = [
+    "HEADER_LIMITS",
+    "dead_letter",
+    "dead_letter_headers",
+    "expires_at_ms",
+    "for_another_attempt",
+    "own_user",
+]
+
+HEADER_LIMITS: Final = (128 * 1024 - 1024, 32 * 1024, 4096 - 128)
+"""Bytes of properties and headers to try, one after the other. They travel in one frame: of 128 KiB where nobody sets
+`frame_max`, of 4 KiB at the very least (AMQP 0-9-1 §4.2.3)."""
+
+MAX_ERROR_BYTES = 4 * 1024
+MAX_TRACEBACK_BYTES = 16 * 1024
+MAX_RAW_HEADERS_BYTES = 16 * 1024
+MAX_NAME_BYTES = 1024
+"""Of a class's or a method's name, and of the list of what was left out."""
+
+OWN_PREFIX: Final = "x-mycelia-"
+EXPIRES_AT_HEADER: Final = "x-mycelia-expires-at-ms"
+EXPIRATION_HEADER: Final = "x-mycelia-expiration"
+USER_ID_HEADER: Final = "x-mycelia-user-id"
+TRACEBACK_HEADER: Final = "x-mycelia-traceback"
+ERROR_HEADER: Final = "x-mycelia-error"
+RAW_HEADERS_HEADER: Final = "x-mycelia-raw-headers"
+LEFT_OUT_HEADER: Final = "x-mycelia-left-out"
+
+_COPIES: Final = {"CC": "x-mycelia-cc", "BCC": "x-mycelia-bcc"}
+_MAX_EXPIRATION_DIGITS: Final = 15
+_SHRINKABLE: Final = (RAW_HEADERS_HEADER, TRACEBACK_HEADER, ERROR_HEADER)
+"""What is cut where there is little room, the least telling first."""
+
+
+def own_user(uri: str) -> str | None:
+    """The user that publishes on a link to `uri`: the only `user_id` that the broker lets through.
+
+    `None` where there is none (`memory://`), or more than one.
+    """
+    try:
+        users = {endpoint.user for endpoint in parse_uri(uri)}
+    except ConfigError:
+        return None
+    return users.pop() if len(users) == 1 else None
+
+
+def expires_at_ms(delivery: Delivery, now_ms: int) -> int | None:
+    """When the message's time to live ends, in milliseconds since the epoch; `None` if it has none.
+
+    An attempt after the first brings the moment along. For the first it is counted from now, as the broker does not tell
+    how long the message has waited.
+    """
+    headers = delivery.properties.headers or {}
+    end = headers.get(EXPIRES_AT_HEADER)
+    if type(end) is int:
+        return end
+    expiration = _expiration_of(delivery)
+    return None if expiration is None else now_ms + int(expiration)
+
+
+def for_another_attempt(
+    delivery: Delivery,
+    *,
+    attempt: int,
+    returns: int,
+    expires_at_ms: int | None,
+    now_ms: int,
+    user: str | None,
+    limit: int = HEADER_LIMITS[0],
+) -> Properties:
+    """Properties for publishing the message to its queue again.
+
+    Args:
+        attempt: which one it will be, from 1.
+        returns: how often it has come back without an outcome.
+        expires_at_ms: when its time to live ends; the broker is told what is left of it.
+        user: who publishes it.
+        limit: bytes that all of it may take.
+    """
+    ours: dict[str, Any] = {ATTEMPT_HEADER: attempt}
+    if returns:
+        ours[RETURNS_HEADER] = returns
+    expiration = None
+    if expires_at_ms is not None:
+        expiration = str(max(expires_at_ms - now_ms, 0))
+        ours[EXPIRES_AT_HEADER] = expires_at_ms
+    return _properties(delivery, ours, expiration, user, limit)
+
+
+def dead_letter(
+    delivery: Delivery, headers: Mapping[str, Any], *, user: str | None, limit: int
+) -> Properties:
+    """Properties for the message as a dead letter, with `headers` from `dead_letter_headers()`."""
+    properties = _properties(delivery, dict(headers), None, user, limit)
+    properties.delivery_mode = 2  # it waits for somebody to look at it
+    return properties
+
+
+def dead_letter_headers(
+    delivery: Delivery,
+    *,
+    queue: str,
+    service: str,
+    method: str,
+    reason: str,
+    attempts: int,
+    error: BaseException | None,
+    now: float,
+) -> dict[str, Any]:
+    """The headers that tell a message's fate. `now` is wall-clock seconds. Never raises, whatever `error` is."""
+    headers: dict[str, Any] = {
+        "x-mycelia-reason": reason,
+        "x-mycelia-queue": queue,
+        "x-mycelia-exchange": delivery.exchange,
+        "x-mycelia-routing-key": delivery.routing_key,
+        "x-mycelia-service": _head(service, MAX_NAME_BYTES),
+        "x-mycelia-method": _head(method, MAX_NAME_BYTES),
+        "x-mycelia-failed-at-ms": int(now * 1000),
+        "x-mycelia-attempts": attempts,
+    }
+    if delivery.fault is not None:  # what could not be decoded goes along as it came
+        headers[RAW_HEADERS_HEADER] = delivery.raw_headers[:MAX_RAW_HEADERS_BYTES]
+    if error is not None:
+        headers["x-mycelia-error-type"] = _head(class_name_of(error), MAX_NAME_BYTES)
+        headers[ERROR_HEADER] = _head(text_of(error), MAX_ERROR_BYTES)
+        headers[TRACEBACK_HEADER] = _tail(_traceback_of(error), MAX_TRACEBACK_BYTES)
+    return headers
+
+
+# --- inside ----------------------------------------------------------------------------------------
+
+
+def _expiration_of(delivery: Delivery) -> str | None:
+    """The time to live that its publisher gave the message, in milliseconds."""
+    properties = delivery.properties
+    kept = (properties.headers or {}).get(EXPIRATION_HEADER)
+    for text in (kept, properties.expiration):
+        if (
+            isinstance(text, str)
+            and text.isascii()
+            and text.isdigit()
+            and len(text) <= _MAX_EXPIRATION_DIGITS
+        ):
+            return text
+    return None
+
+
+def _properties(
+    delivery: Delivery, ours: dict[str, Any], expiration: str | None, user: str | None, limit: int
+) -> Properties:
+    properties = delivery.properties
+    theirs: dict[Any, Any] = {}
+    for name, value in (properties.headers or {}).items():
+        if name in RETURNS_HEADERS or str(name).startswith(OWN_PREFIX):
+            continue
+        if name in _COPIES:
+            ours[_COPIES[name]] = value
+        else:
+            theirs[name] = value
+    original = _expiration_of(delivery)
+    if original is not None:
+        ours[EXPIRATION_HEADER] = original
+    kept_user = (properties.headers or {}).get(USER_ID_HEADER)
+    again = properties.republished(headers=None)
+    again.expiration = expiration
+    if properties.user_id is not None and properties.user_id != user:
+        again.user_id = None
+        ours[USER_ID_HEADER] = properties.user_id
+    elif isinstance(kept_user, str):
+        ours[USER_ID_HEADER] = kept_user
+    left_out = _drop_what_cannot_be_sent(again)
+    again.headers = _fitting(theirs, ours, left_out, limit - len(encode_properties(again)))
+    return again
+
+
+def _drop_what_cannot_be_sent(properties: Properties) -> list[str]:
+    """Remove properties that have no form on the wire, as a handler may have left them; return their names."""
+    try:
+        encode_properties(properties)
+    except Exception:  # noqa: BLE001  whatever stands there, the body is kept
+        dropped = []
+        for name in Properties.__slots__:
+            try:
+                encode_properties(Properties(**{name: getattr(properties, name)}))
+            except Exception:  # noqa: BLE001
+                setattr(properties, name, None)
+                dropped.append(name)
+        return dropped
+    return []
+
+
+def _fitting(
+    theirs: dict[Any, Any], ours: dict[str, Any], left_out: list[str], room: int
+) -> dict[str, Any]:
+    """Both, within `room` bytes: first what tells an error is cut, then the largest of `theirs` are left out."""
+    sizes: dict[Any, int] = {}
+    for headers in (theirs, ours):
+        for name, value in list(headers.items()):
+            size = _size_of(name, value)
+            if size is None:
+                del headers[name]
+                left_out.append(str(name))
+            else:
+                sizes[name] = size
+    if not left_out and sum(sizes.values()) + 4 <= room:
+        return {**theirs, **ours}
+    room -= 4 + len(LEFT_OUT_HEADER) + 6 + MAX_NAME_BYTES
+    excess = sum(sizes.values()) - room
+    for name in _SHRINKABLE:
+        if excess > 0 and name in ours:
+            excess -= _shrink(ours, name, excess)
+    for name in sorted(theirs, key=sizes.__getitem__, reverse=True):
+        if excess <= 0:
+            break
+        del theirs[name]
+        left_out.append(f"{name} ({sizes[name]} bytes)")
+        excess -= sizes[name]
+    for name in sorted(ours, key=sizes.__getitem__, reverse=True):
+        if excess <= 0:
+            break
+        del ours[name]
+        excess -= sizes[name]
+    if left_out:
+        ours[LEFT_OUT_HEADER] = _head(", ".join(left_out), MAX_NAME_BYTES)
+    return {**theirs, **ours}
+
+
+def _size_of(name: Any, value: Any) -> int | None:
+    """Bytes of one header on the wire; `None` if it cannot be there."""
+    try:
+        return len(encode_table({name: value})) - 4
+    except Exception:  # noqa: BLE001  ProtocolError, or what a strange value does when it is looked at
+        return None
+
+
+def _shrink(headers: dict[str, Any], name: str, excess: int) -> int:
+    """Cut a header by `excess` bytes, or remove it. Returns how many bytes that made."""
+    value = headers[name]
+    raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+    left = len(raw) - excess
+    if left <= 0:
+        del headers[name]
+        return len(raw) + len(name) + 6
+    if isinstance(value, bytes):
+        headers[name] = value[:left]
+    else:
+        headers[name] = (_tail if name == TRACEBACK_HEADER else _head)(value, left)
+    return excess
+
+
+def _head(text: str, max_bytes: int) -> str:
+    raw = text.encode("utf-8", "backslashreplace")
+    return text if len(raw) <= max_bytes else raw[:max_bytes].decode("utf-8", "ignore")
+
+
+def _tail(text: str, max_bytes: int) -> str:
+    raw = text.encode("utf-8", "backslashreplace")
+    return text if len(raw) <= max_bytes else raw[-max_bytes:].decode("utf-8", "ignore")
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException as exc:  # noqa: BLE001  notes, causes and locals may do anything when they are looked at
+        return f"(its traceback cannot be had: {class_name_of(exc)})"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
