@@ -42,6 +42,10 @@ __all__ = ["Lane", "LaneStatistics", "Run", "ServiceSlots", "Settler"]
 log = logging.getLogger("mycelia.runtime")
 
 
+WAY_BACK = 0.05
+"""Seconds that a reply is given to reach its caller, with both processes and the broker as busy as in an overload."""
+
+
 class Run(Protocol):
     """How to run one worker."""
 
@@ -182,7 +186,8 @@ class Lane:
         self.timeout = timeout
         self.on_active: Callable[[], None] | None = None
         """Told whenever a worker starts; set by the watch that looks after this lane."""
-        self._service_time = ServiceTime() if sheds else None
+        self.service_time = ServiceTime() if sheds else None
+        """How long the method usually takes, where it matters."""
         self._limit = limit
         self._active = 0
         self._counts = LaneStatistics()
@@ -300,9 +305,9 @@ class Lane:
                 self._counts.expired += 1
                 self.refuse(call, _expired(call))
                 return
-            if waited and self._service_time is not None and left < self._service_time.usual:
+            if waited and self._is_hopeless(left):
                 self._counts.overloaded += 1
-                self.refuse(call, _overloaded(call, left, self._service_time.usual))
+                self.refuse(call, _overloaded(call, left))
                 return
         call.started_at = now
         self._active += 1
@@ -318,6 +323,17 @@ class Lane:
             task = _start_task(self._run(call), self._loop, self._name)
             if call in self._running:  # it may have run through already
                 self._running[call] = task
+
+    def _is_hopeless(self, left: float) -> bool:
+        """Whether a call that has waited, with `left` seconds to go, is better not begun.
+
+        Less than the method usually takes is too little. So is little more, where others wait behind it: a queue with
+        deadlines is served at the very end of each one's time, and an answer that is begun in time arrives too late.
+        """
+        if self.service_time is None:
+            return False
+        usual = self.service_time.usual
+        return left < (usual + WAY_BACK if self._backlog else usual)
 
     async def _run(self, call: Call) -> None:
         assert self._chain is not None
@@ -361,8 +377,8 @@ class Lane:
             return  # abandoned by `cancel()`: already settled
         error = outcome.error
         if error is None:
-            if self._service_time is not None:
-                self._service_time.add(time.monotonic() - call.started_at)
+            if self.service_time is not None:
+                self.service_time.add(time.monotonic() - call.started_at)
         elif self._cancelled and isinstance(error, asyncio.CancelledError):
             outcome = outcome.replace(settlement=GiveBack())
         self._leave(call, outcome)
@@ -496,9 +512,9 @@ def _expired(call: Call) -> DeadlinePassed:
     return DeadlinePassed(f"{call.target.name}: its deadline passed in the queue.")
 
 
-def _overloaded(call: Call, left: float, usual: float) -> Overloaded:
+def _overloaded(call: Call, left: float) -> Overloaded:
     return Overloaded(
-        f"{call.target.name}: not begun: {left:.3g} s are left of its time, and the method usually takes {usual:.3g} s. "
+        f"{call.target.name}: not begun: after its wait {left:.3g} s of its time are left, too little for an answer. "
         "The service has more work than it can do in time: run more instances, or call it less."
     )
 

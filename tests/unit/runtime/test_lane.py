@@ -1,6 +1,7 @@
 """Lanes: bounds, order, fairness, and slots that always come back."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -21,7 +22,7 @@ from mycelia.call import (
     Target,
     get_current_call,
 )
-from mycelia.errors import DeadlinePassed, MethodNotFound, RuntimeStateError
+from mycelia.errors import DeadlinePassed, MethodNotFound, Overloaded, RuntimeStateError
 from mycelia.runtime.lane import Lane, ServiceSlots
 from mycelia.runtime.threads import ThreadPool
 
@@ -86,6 +87,7 @@ class Scene:
         work: Work | None = None,
         middleware: tuple[Middleware, ...] = (),
         worker: type[Worker] = Worker,
+        sheds: bool = False,
     ) -> Lane:
         loop = asyncio.get_running_loop()
         return Lane(
@@ -97,6 +99,7 @@ class Scene:
             threads=ThreadPool(loop, 1, "test"),
             loop=loop,
             middleware=middleware,
+            sheds=sheds,
         )
 
     def open(self, call: Call) -> None:
@@ -375,3 +378,57 @@ async def test_a_higher_limit_starts_what_waits_and_a_lower_one_starts_no_more()
         scene.open(call)
     await lane.wait_idle()
     assert scene.running == todo
+
+
+def due_in(seconds: float, count: int) -> list[Call]:
+    return [Call(target("m"), deadline=time.monotonic() + seconds) for _ in range(count)]
+
+
+async def test_calls_that_have_waited_and_cannot_be_done_in_time_are_refused_at_once() -> None:
+    scene = Scene()
+    lane = scene.lane(limit=1, sheds=True)
+    assert lane.service_time is not None
+    lane.service_time.add(10.0)
+    [first], late, good = due_in(60, 1), due_in(5, 200), due_in(60, 1)
+    for call in [first, *late, *good]:
+        lane.submit(call)
+    scene.open(first)
+    await turns()
+
+    assert scene.running == [first, *good]
+    refused = [outcome for call, outcome in scene.settled if call in late]
+    assert len(refused) == 200
+    assert all(outcome.is_refused for outcome in refused)
+    assert {type(outcome.error) for outcome in refused} == {Overloaded}
+    assert lane.statistics().overloaded == 200
+    scene.open(good[0])
+    await lane.wait_idle()
+
+
+async def test_a_call_that_has_not_waited_is_begun_however_little_time_it_has() -> None:
+    """Or a method that was slow once would never be tried again."""
+    scene = Scene()
+    lane = scene.lane(limit=1, sheds=True)
+    assert lane.service_time is not None
+    lane.service_time.add(10.0)
+    [call] = due_in(5, 1)
+    lane.submit(call)
+    await turns()
+
+    assert scene.running == [call]
+    scene.open(call)
+    await lane.wait_idle()
+
+
+async def test_the_last_in_the_queue_is_begun_with_just_enough_time() -> None:
+    scene = Scene()
+    lane = scene.lane(limit=1, sheds=True)
+    [first], [last] = due_in(60, 1), due_in(0.04, 1)
+    lane.submit(first)
+    lane.submit(last)
+    scene.open(first)
+    await turns()
+
+    assert scene.running == [first, last]
+    scene.open(last)
+    await lane.wait_idle()
