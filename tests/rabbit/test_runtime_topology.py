@@ -127,6 +127,30 @@ async def test_declarations_are_stock_nameko_s_but_for_quorum_event_queues(
     }
 
 
+@pytest.mark.parametrize("there_before", [False, True], ids=["fresh", "classic before"])
+async def test_rpc_queue_is_a_quorum_queue_when_asked_for_and_an_existing_one_is_adopted(
+    rabbit_uri: str,
+    client: Client,
+    link: Link,
+    rabbit_api: ManagementApi,
+    rabbit_vhost: str,
+    there_before: bool,
+) -> None:
+    if there_before:
+        await link.declare(Queue("rpc-service"))
+    config = {"AMQP_URI": rabbit_uri, "mycelia": {"rpc_queue_type": "quorum", "grace": 1}}
+    runner = Runner(config, [Service])
+    await runner.start(20)
+    try:
+        assert await client.call("service", "echo", 1) == 1
+        queue = await asyncio.to_thread(rabbit_api.queue, rabbit_vhost, "rpc-service")
+    finally:
+        await runner.stop()
+
+    assert queue is not None
+    assert queue["type"] == ("classic" if there_before else "quorum")
+
+
 async def test_existing_classic_queue_is_adopted_as_it_is(
     rabbit_uri: str,
     link: Link,

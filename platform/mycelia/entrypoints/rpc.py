@@ -1,4 +1,5 @@
-"""`@rpc`: a method that other services call. Exchange, queue and binding are exactly Nameko's.
+"""`@rpc`: a method that other services call. Exchange, queue and binding are exactly Nameko's, unless the setting
+`mycelia.rpc_queue_type` asks for a quorum queue.
 
 All `@rpc` methods of a service share the queue `rpc-{service}`, bound with `{service}.*`; a request is dispatched by
 its routing key. The reply goes to the request's `reply_to`, a routing key on the same exchange.
@@ -83,6 +84,11 @@ REPLY = Reply()
 ACK = Ack()
 
 
+def _queue_arguments(queue_type: str) -> dict[str, str]:
+    """Nameko declares its classic queues without a word about their type."""
+    return {} if queue_type == "classic" else {"x-queue-type": queue_type}
+
+
 class RpcConsumer(SharedExtension):
     """Consumes a service's request queue, dispatches to its `@rpc` methods, and answers."""
 
@@ -126,7 +132,9 @@ class RpcConsumer(SharedExtension):
         )
         await self._link.declare(
             Exchange(self._exchange),
-            Queue(self.queue),
+            Queue(
+                self.queue, arguments=_queue_arguments(container.settings.mycelia.rpc_queue_type)
+            ),
             Binding(self.queue, self._exchange, service_binding_key(self._service)),
         )
 

@@ -43,6 +43,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Workers at once for each `async def` entrypoint, where neither it nor `max_workers` says."""
     event_queue_type: str = "quorum"
     """Type of the queues that Mycelia's event handlers declare; "classic" declares exactly Nameko's."""
+    rpc_queue_type: str = "classic"
+    """Type of the queues that `@rpc` methods share; "classic" declares exactly Nameko's, "quorum" outlives a node."""
     max_body_bytes: int = 128 * 1024 * 1024
     """Largest body that is decoded; RabbitMQ 3.x takes up to 128 MiB by default."""
     requeue_attempts: int = 20
@@ -96,8 +98,9 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ValueError("handler_timeout must be greater than 0")
         if self.slow_after < 0:
             raise ValueError("slow_after must be at least 0")
-        if self.event_queue_type not in ("quorum", "classic"):
-            raise ValueError('event_queue_type must be "quorum" or "classic"')
+        for name in ("event_queue_type", "rpc_queue_type"):
+            if getattr(self, name) not in ("quorum", "classic"):
+                raise ValueError(f'{name} must be "quorum" or "classic"')
         if self.log_level not in LOG_LEVELS:
             raise ValueError(f"log_level must be one of {', '.join(LOG_LEVELS)}")
         if self.log_format not in ("auto", "console", "json"):

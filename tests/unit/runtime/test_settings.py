@@ -31,6 +31,7 @@ def test_keys_of_the_users_own_services_are_left_alone() -> None:
         ({"mycelia": {"zzz": 3}}, ["mycelia.zzz", "Known keys"]),
         ({"mycelia": 3}, ["mycelia", "3"]),
         ({"mycelia": {"event_queue_type": "fast"}}, ["event_queue_type", "quorum"]),
+        ({"mycelia": {"rpc_queue_type": "stream"}}, ["rpc_queue_type", "classic"]),
         ({"ACCEPT": "json"}, ["ACCEPT", "array", "'json'"]),
     ],
 )
