@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any
 
 import pytest
 from tests.runtime.conftest import Invoke, Serve
 
-from mycelia import RpcProxy, rpc
+from mycelia import Client, RpcProxy, rpc
 from mycelia.errors import (
     ConfigError,
     IncorrectSignature,
@@ -284,3 +285,112 @@ async def test_caller_that_is_cancelled_forgets_its_call(serve: Serve, invoke: I
 
     assert await invoke("back-service", "add", 1) == 2
     assert listener.router.pending == 0
+
+
+class Sly:
+    """Its methods are named like what a proxy might keep for itself."""
+
+    name = "sly"
+
+    @rpc
+    async def service(self) -> str:
+        return "service"
+
+    @rpc
+    async def timeout(self) -> str:
+        return "timeout"
+
+    @rpc
+    async def loop(self) -> str:
+        return "loop"
+
+    @rpc
+    async def priority(self) -> str:
+        return "priority"
+
+    @rpc
+    async def serializer(self) -> str:
+        return "serializer"
+
+    @rpc
+    async def caller(self) -> str:
+        return "caller"
+
+    @rpc
+    async def options(self) -> str:
+        return "options"
+
+    @rpc
+    async def blocking(self) -> str:
+        return "blocking"
+
+    @rpc
+    async def _service(self) -> str:
+        return "_service"
+
+
+SLY = ["service", "timeout", "loop", "priority", "serializer", "caller", "options", "blocking"]
+
+
+async def test_remote_methods_may_have_any_name(serve: Serve, invoke: Invoke, uri: str) -> None:
+    class OfSly:
+        name = "of-sly"
+        sly = RpcProxy("sly", timeout=5, priority=1)
+
+        @rpc
+        async def on_loop(self, method: str) -> Any:
+            return await getattr(self.sly, method)()
+
+        @rpc
+        def in_thread(self, method: str) -> Any:
+            return getattr(self.sly, method)()
+
+        @rpc
+        def item(self, method: str) -> Any:
+            return self.sly[method]()
+
+    await serve(OfSly, Sly)
+
+    for method in SLY:
+        assert await invoke("of-sly", "on_loop", method) == method
+        assert await invoke("of-sly", "in_thread", method) == method
+    assert await invoke("of-sly", "item", "_service") == "_service"
+
+
+async def test_options_of_proxy_and_of_method_are_merged(serve: Serve, client: Client) -> None:
+    await serve(Back)
+    back = await client.service("back-service", timeout=0.05, priority=3)
+
+    with pytest.raises(RpcTimeout, match=r"0\.05 s"):
+        await back.never()
+    with pytest.raises(RpcTimeout, match=r"0\.05 s"):
+        await back.never.options(priority=1)()
+    with pytest.raises(RpcTimeout, match=r"0\.07 s"):
+        await back.never.options(priority=1).options(timeout=0.07)()
+    with pytest.raises(
+        ConfigError, match=r"back-service\.add\.options\(\): unknown option timout; did"
+    ):
+        back.add.options(timout=1)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match='no serializer "xml"'):
+        back.add.options(serializer="xml")
+
+
+async def test_unknown_serializer_of_a_declaration_stops_the_start(serve: Serve) -> None:
+    class Wrong:
+        name = "wrong"
+        back = RpcProxy("back-service", serializer="xml")
+
+    with pytest.raises(ConfigError, match="xml"):
+        await serve(Wrong)
+
+
+async def test_proxy_keeps_a_bound_of_methods(serve: Serve, client: Client) -> None:
+    await serve(Back)
+    back = await client.service("back-service")
+
+    for n in range(1100):
+        with contextlib.suppress(MethodNotFound):
+            await back[f"m{n}"]()
+
+    assert len(vars(back)) == 1000
+    assert await back.add(1) == 2

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from tests.runtime.conftest import Serve
 
-from mycelia import BlockingClient, Client, event_handler, rpc
+from mycelia import BlockingClient, Client, Exchange, event_handler, rpc
+from mycelia.amqp import Link
 from mycelia.amqp.memory.broker import broker_at
 from mycelia.errors import (
     BrokerUnavailable,
     ConfigError,
     RpcTimeout,
     RuntimeStateError,
+    TopologyError,
     UnknownService,
     Unroutable,
     UnserializableValueError,
@@ -172,3 +174,63 @@ def test_blocking_client_that_cannot_be_opened_leaves_no_thread() -> None:
         BlockingClient("redis://here").open()
 
     assert not [t for t in threading.enumerate() if t.name == "mycelia-client"]
+
+
+@pytest.fixture
+def declared(client: Client, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what the client's link is asked to declare."""
+    names: list[str] = []
+    declare = client.link.declare
+
+    async def note(*parts: Any, **options: Any) -> None:
+        names.extend(part.name for part in parts)
+        await declare(*parts, **options)
+
+    monkeypatch.setattr(client.link, "declare", note)
+    return names
+
+
+async def test_first_events_at_once_declare_their_exchange_once(
+    client: Client, declared: list[str]
+) -> None:
+    await asyncio.gather(*(client.publish("fresh", "begun", n) for n in range(2500)))
+
+    assert declared == ["fresh.events"]
+
+
+async def test_cancelled_first_event_does_not_take_the_others_with_it(
+    client: Client, declared: list[str]
+) -> None:
+    tasks = [asyncio.ensure_future(client.publish("fresh", "begun", n)) for n in range(20)]
+    await asyncio.sleep(0)
+
+    tasks[0].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert results[1:] == [None] * 19
+    assert declared == ["fresh.events"]
+
+
+async def test_exchange_that_cannot_be_declared_fails_its_events_and_is_tried_again(
+    client: Client, link: Link
+) -> None:
+    await link.declare(Exchange("odd.events", type="direct"))
+
+    for _ in range(2):
+        results = await asyncio.gather(
+            *(client.publish("odd", "begun", n) for n in range(5)), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [TopologyError] * 5
+
+
+async def test_event_waits_for_its_exchange_no_longer_than_it_may(client: Client, uri: str) -> None:
+    broker_at(uri).stop()
+
+    with pytest.raises(BrokerUnavailable, match=r"fresh\.events"):
+        await client.publish("fresh", "begun", 1, timeout=0.05)
+    waiting = asyncio.ensure_future(client.publish("fresh", "begun", 2))
+    await asyncio.sleep(0)
+    await client.aclose()
+    with pytest.raises(BrokerUnavailable, match=r"fresh\.events"):
+        await waiting

@@ -18,6 +18,7 @@ from mycelia.call.target import CallKind, Target
 from mycelia.wire import (
     CALL_ID_STACK,
     COMPRESSION_HEADER,
+    HEADER_PREFIX,
     Serializer,
     call_id,
     decode_context,
@@ -60,6 +61,7 @@ class Call:
         "_args",
         "_call_id",
         "_context",
+        "_context_names",
         "_decode",
         "_kwargs",
         "arrived_at",
@@ -110,6 +112,7 @@ class Call:
         self.refusal: BaseException | None = None
         self.interruption: BaseException | None = None
         self._context = context
+        self._context_names: tuple[str, ...] = ()
         self._call_id: str | None = None
 
     @property
@@ -183,6 +186,7 @@ class Call:
         context = self._context
         if context is None:
             context = self._context = decode_context(self.headers)
+            self._context_names = tuple(context)
         return context
 
     @property
@@ -199,10 +203,19 @@ class Call:
         return extend_call_stack(parents, self.call_id, self.parent_calls_tracked)
 
     def outbound_headers(self) -> dict[str, Any]:
-        """Headers for a call that leaves, with what middleware put into `context`."""
+        """Headers for a call that leaves: `headers`, with `context` as middleware has left it."""
         headers = dict(self.headers or {})
-        if self._context is not None:
-            headers |= encode_context(self._context)
+        context = self._context
+        if context is None:
+            return headers
+        for name in self._context_names:
+            if context.get(name) is None:  # a middleware took it out
+                headers.pop(name, None)
+                headers.pop(HEADER_PREFIX + name, None)
+        for header, value in encode_context(context).items():
+            bare = header.removeprefix(HEADER_PREFIX)
+            came_bare = bare in headers and header not in headers
+            headers[bare if came_bare else header] = value
         return headers
 
     def reason_for(self, error: BaseException) -> BaseException:

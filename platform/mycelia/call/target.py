@@ -34,6 +34,10 @@ class Direction(Enum):
 class Target(msgspec.Struct, frozen=True, gc=False):
     """One method of one service as middleware is asked about it, or one exchange that events and messages leave for.
 
+    Every call has a target of its own names. Where these may be without number, a source of middleware is asked once for
+    all: about events that leave by the service that they are of, and about messages by their exchange, with `*` as the
+    method; about calls that leave by service and method, for the first thousand of a caller, and as `*.*` for the rest.
+
     Attributes:
         direction: whether the call comes in or leaves.
         kind: how it travels.

@@ -4,22 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Mapping
+import time
+from collections.abc import Coroutine, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from mycelia.amqp import Exchange, Link, LinkOptions, connect
-from mycelia.call import DEFAULT_TIMEOUT, get_current_call
-from mycelia.clients.outbound import run_from_thread
-from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
+from mycelia.call import (
+    DEFAULT_CALL_OPTIONS,
+    DEFAULT_PUBLISH_OPTIONS,
+    DEFAULT_TIMEOUT,
+    CallArguments,
+    CallKind,
+    CallOptions,
+    DispatchArguments,
+    Middleware,
+    MiddlewareSource,
+    Target,
+    middleware_for,
+    with_options,
+)
+from mycelia.clients.caller import Caller, RemoteMethod
+from mycelia.clients.from_thread import run_from_thread
+from mycelia.clients.publishing import Outlet
 from mycelia.clients.reply_router import ReplyRouter
-from mycelia.clients.rpc_proxy import Caller, ServiceProxy
-from mycelia.errors import RuntimeStateError
-from mycelia.wire import RPC_EXCHANGE, SerializerRegistry, event_exchange_name
+from mycelia.clients.rpc_proxy import ServiceProxy
+from mycelia.errors import BrokerUnavailable, RuntimeStateError
+from mycelia.runtime.middleware import as_source
+from mycelia.wire import RPC_EXCHANGE, SerializerRegistry
 
 __all__ = ["BlockingClient", "Client"]
 
 T = TypeVar("T")
+
+MAX_METHODS = 1000
+"""Methods that a client keeps; those beyond are worked out at each call. Arbitrary: a bound where names are dynamic."""
+
+
+class ClientArguments(TypedDict, total=False):
+    """What `Client` takes beside the URI, as keyword arguments."""
+
+    timeout: float
+    name: str
+    config: Mapping[str, Any] | None
+    middleware: Iterable[Middleware | MiddlewareSource]
 
 
 class Client:
@@ -38,6 +66,11 @@ class Client:
         name: the program's name in call ids and in the reply queue's name.
         config: Nameko's configuration keys that matter here: `serializer`, `SERIALIZERS`, `ACCEPT`,
             `rpc_exchange`, `AMQP_SSL`, `HEARTBEAT`.
+        middleware: around every call and event that leaves, outermost first: an `async def (call, next)` each, or an
+            object with a method `middleware(direction, target)`.
+
+    Raises:
+        ConfigError: what is given as middleware is none; an unknown serializer.
     """
 
     def __init__(
@@ -47,8 +80,10 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
         name: str = "mycelia_client",
         config: Mapping[str, Any] | None = None,
+        middleware: Iterable[Middleware | MiddlewareSource] = (),
     ) -> None:
         config = config or {}
+        self._middleware = [as_source(given, "Client(middleware=…)") for given in middleware]
         self.timeout = timeout
         self.name = name
         self._uri = uri
@@ -59,7 +94,8 @@ class Client:
         self._caller: Caller | None = None
         self._router: ReplyRouter | None = None
         self._opening: asyncio.Lock = asyncio.Lock()
-        self._declared: set[str] = set()
+        self._methods: dict[tuple[str, str, float | None], RemoteMethod] = {}
+        self._events: _EventOutlet | None = None
 
     @property
     def link(self) -> Link:
@@ -69,9 +105,7 @@ class Client:
             RuntimeStateError: the client is not open.
         """
         if self._link is None:
-            raise RuntimeStateError(
-                "the client is not open: use `async with Client(uri) as client:`."
-            )
+            raise _not_open("async with Client(uri) as client:")
         return self._link
 
     async def open(self, timeout: float | None = None) -> None:
@@ -88,12 +122,27 @@ class Client:
         )
         await link.open(self.timeout if timeout is None else timeout)
         self._link = link
+        self._events = _EventOutlet(
+            CallKind.EVENT,
+            link,
+            self._serializers,
+            caller=self.name,
+            timeout=self.timeout,
+            middleware_for=self._middleware_for,
+        )
+        self._events.exchanges = _Exchanges(link, self._config, self.timeout)
+
+    def _middleware_for(self, target: Target) -> tuple[Middleware, ...]:
+        return middleware_for(self._middleware, target)
 
     async def aclose(self) -> None:
         """Fail the calls under way and disconnect. Idempotent and bounded."""
         router, self._router, self._caller = self._router, None, None
         link, self._link = self._link, None
-        self._declared.clear()
+        events, self._events = self._events, None
+        self._methods.clear()
+        if events is not None:
+            await events.exchanges.aclose()
         if router is not None:
             await router.aclose()
         if link is not None:
@@ -126,12 +175,9 @@ class Client:
             RemoteError: the method raised; or the registered class of what it raised.
             BrokerUnavailable, BrokerBlocked: the request could not be sent in time.
         """
-        caller = self._caller
-        if caller is None:
+        if self._caller is None:
             return self._first_call(service, method, args, kwargs, timeout)
-        return caller.call(
-            service, method, args, kwargs, parent=get_current_call(), timeout=timeout
-        )
+        return self._call(self._caller, service, method, args, kwargs, timeout)
 
     async def _first_call(
         self,
@@ -142,9 +188,25 @@ class Client:
         timeout: float | None,
     ) -> Any:
         caller = await self._open_caller()
-        return await caller.call(
-            service, method, args, kwargs, parent=get_current_call(), timeout=timeout
-        )
+        return await self._call(caller, service, method, args, kwargs, timeout)
+
+    def _call(
+        self,
+        caller: Caller,
+        service: str,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        timeout: float | None,
+    ) -> Coroutine[Any, Any, Any]:
+        key = (service, method, timeout)
+        found = self._methods.get(key)
+        if found is None:
+            options = DEFAULT_CALL_OPTIONS if timeout is None else CallOptions(timeout=timeout)
+            found = caller.method(service, method, options)
+            if len(self._methods) < MAX_METHODS:
+                self._methods[key] = found
+        return caller.call(found, args, kwargs)
 
     async def _open_caller(self) -> Caller:
         """The reply queue is made at the first call: a client that only publishes needs none."""
@@ -155,16 +217,31 @@ class Client:
                 )
                 await router.start(self.timeout)
                 self._router = router
-                self._caller = Caller(router, name=self.name, timeout=self.timeout)
+                self._caller = Caller(
+                    router,
+                    self._serializers,
+                    name=self.name,
+                    timeout=self.timeout,
+                    middleware_for=self._middleware_for,
+                )
             return self._caller
 
-    async def service(self, name: str, *, timeout: float | None = None) -> ServiceProxy:
-        """A proxy of one service: `planes = await client.service("planes")`, then `await planes.get("N14228")`."""
-        caller = self._caller or await self._open_caller()
-        return ServiceProxy(caller, name, timeout=timeout)
+    async def service(self, name: str, **options: Unpack[CallArguments]) -> ServiceProxy:
+        """A proxy of one service: `planes = await client.service("planes")`, then `await planes.get("N14228")`.
+
+        Args:
+            options: as in `CallOptions`, for every call.
+        """
+        chosen = with_options(DEFAULT_CALL_OPTIONS, options, f'service("{name}")')
+        return ServiceProxy(self._caller or await self._open_caller(), name, chosen)
 
     async def publish(
-        self, source_service: str, event_type: str, payload: Any = None, /, **options: Any
+        self,
+        source_service: str,
+        event_type: str,
+        payload: Any = None,
+        /,
+        **options: Unpack[DispatchArguments],
     ) -> None:
         """Publish an event as `source_service` would; returns when the broker has it.
 
@@ -174,30 +251,87 @@ class Client:
         Raises:
             BrokerUnavailable, BrokerBlocked, PublishRejected, Unroutable, UnserializableValueError.
         """
-        exchange = event_exchange_name(source_service)
-        if exchange not in self._declared:
+        chosen = DEFAULT_PUBLISH_OPTIONS
+        if options:
+            chosen = with_options(chosen, options, f'event "{event_type}"')
+        events = self._events
+        if events is None:
+            raise _not_open("async with Client(uri) as client:")
+        await events.publish(source_service, event_type, payload, chosen)
+
+
+class _EventOutlet(Outlet):
+    """As a service's, for events of any service, whose exchanges may have to be declared first."""
+
+    exchanges: _Exchanges
+
+    async def _prepare(self, exchange: str, deadline: float) -> None:
+        if exchange not in self.exchanges.declared:
+            await self.exchanges.declare(exchange, deadline)
+
+
+class _Exchanges:
+    """The event exchanges that a client has declared: each once, however many publishings want it at the same time."""
+
+    def __init__(self, link: Link, config: Mapping[str, Any], timeout: float) -> None:
+        self.declared: set[str] = set()
+        self._link = link
+        self._config = config
+        self._timeout = timeout
+        self._declaring: dict[str, asyncio.Task[None]] = {}
+
+    async def declare(self, name: str, deadline: float) -> None:
+        """Wait until exchange `name` is there.
+
+        Raises:
+            BrokerUnavailable: not by `deadline`.
+            TopologyError: an exchange of another type has the name.
+        """
+        task = self._declaring.get(name)
+        if task is None:
+            task = asyncio.create_task(self._declare(name), name=f"mycelia:declare:{name}")
+            task.add_done_callback(_look_at)
+            self._declaring[name] = task
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await asyncio.shield(task)
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f'exchange "{name}" could not be declared within the time for the publishing.'
+            ) from None
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            raise BrokerUnavailable(
+                f'the client was closed before exchange "{name}" was declared.'
+            ) from None
+
+    async def _declare(self, name: str) -> None:
+        try:
             if self._config.get("DECLARE_EVENT_EXCHANGES") is not False:
-                await self.link.declare(
-                    Exchange(
-                        exchange,
-                        auto_delete=bool(self._config.get("AUTO_DELETE_EVENT_EXCHANGES")),
-                    ),
-                    timeout=self.timeout,
-                )
-            self._declared.add(exchange)
-        await publish_message(
-            self.link,
-            self._serializers,
-            exchange,
-            event_type,
-            payload,
-            read_options(DEFAULT_OPTIONS, options, f'event "{event_type}"')
-            if options
-            else DEFAULT_OPTIONS,
-            parent=get_current_call(),
-            caller=self.name,
-            default_timeout=self.timeout,
-        )
+                auto_delete = bool(self._config.get("AUTO_DELETE_EVENT_EXCHANGES"))
+                exchange = Exchange(name, auto_delete=auto_delete)
+                await self._link.declare(exchange, timeout=self._timeout)
+            self.declared.add(name)
+        finally:
+            del self._declaring[name]
+
+    async def aclose(self) -> None:
+        """Give up what is being declared. Idempotent."""
+        tasks = list(self._declaring.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _look_at(task: asyncio.Task[None]) -> None:
+    """An error that nobody waits for any more is not worth a line about an unretrieved exception."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _not_open(how: str) -> RuntimeStateError:
+    return RuntimeStateError(f"the client is not open: use `{how}`.")
 
 
 class BlockingClient:
@@ -207,7 +341,7 @@ class BlockingClient:
         client.call("delays", "worst", n=5, timeout=2)
     """
 
-    def __init__(self, uri: str, **options: Any) -> None:
+    def __init__(self, uri: str, **options: Unpack[ClientArguments]) -> None:
         """Takes what `Client` takes."""
         self._uri = uri
         self._options = options
@@ -257,7 +391,12 @@ class BlockingClient:
         )
 
     def publish(
-        self, source_service: str, event_type: str, payload: Any = None, /, **options: Any
+        self,
+        source_service: str,
+        event_type: str,
+        payload: Any = None,
+        /,
+        **options: Unpack[DispatchArguments],
     ) -> None:
         """As `Client.publish()`, waiting for the broker."""
         client = self._opened()
@@ -268,9 +407,7 @@ class BlockingClient:
 
     def _opened(self) -> Client:
         if self._client is None:
-            raise RuntimeStateError(
-                "the client is not open: use `with BlockingClient(uri) as client:`."
-            )
+            raise _not_open("with BlockingClient(uri) as client:")
         return self._client
 
     def _run(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:

@@ -3,65 +3,79 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mycelia.amqp import Exchange
-from mycelia.call import get_current_call
-from mycelia.clients.outbound import run_from_thread
-from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
-from mycelia.runtime import Container, SharedDependency
+from mycelia.call import (
+    DEFAULT_PUBLISH_OPTIONS,
+    DispatchArguments,
+    PublishOptions,
+    with_options,
+)
+from mycelia.clients.from_thread import run_from_thread
+from mycelia.clients.outlets import Outlets
+from mycelia.clients.publishing import Outlet
+from mycelia.clients.two_ways import Injects, TwoWays
 from mycelia.runtime.topology import event_exchange
-from mycelia.wire import event_exchange_name
 
-__all__ = ["Dispatch", "EventDispatcher"]
+__all__ = ["BlockingDispatch", "Dispatch", "EventDispatcher"]
 
 
 class Dispatch:
-    """What is injected: call it with an event type and a payload."""
+    """What is injected: call it with an event type and a payload, and await it."""
 
-    __slots__ = ("_exchange", "_loop", "_options", "_provider")
+    __slots__ = ("_options", "_outlet", "_service")
 
-    def __init__(self, provider: EventDispatcher, loop: asyncio.AbstractEventLoop | None) -> None:
-        self._provider = provider
-        self._loop = loop
-        self._exchange = event_exchange_name(provider.container.service_name)
-        self._options = read_options(
-            DEFAULT_OPTIONS,
-            provider.options,
-            f"EventDispatcher of {provider.container.service_name}",
-        )
+    def __init__(self, outlet: Outlet, service: str, options: PublishOptions) -> None:
+        self._outlet = outlet
+        self._service = service
+        self._options = options
 
-    def __call__(self, event_type: str, event_data: Any = None, **options: Any) -> Any:
-        """Publish the event; returns when the broker has it (awaitable in `async def` methods).
+    @property
+    def timeout(self) -> float:
+        """Seconds that an event may take which brings no `timeout` of its own."""
+        return self._outlet.timeout_of(self._options)
+
+    def __call__(
+        self, event_type: str, event_data: Any = None, **options: Unpack[DispatchArguments]
+    ) -> Coroutine[Any, Any, None]:
+        """Publish the event; awaiting it ends when the broker has it.
 
         An event that no handler has ever subscribed to goes nowhere, as in Nameko; `mandatory=True` makes that an
         error (`Unroutable`).
+
+        Args:
+            options: as in `PublishOptions`, over the dispatcher's own.
         """
-        container = self._provider.container
-        host = container.host
-        chosen = (
-            read_options(self._options, options, f'event "{event_type}"')
-            if options
-            else self._options
-        )
-        timeout = container.settings.mycelia.publish_timeout
-        coroutine = publish_message(
-            host.link,
-            host.serializers,
-            self._exchange,
-            event_type,
-            event_data,
-            chosen,
-            parent=get_current_call(),
-            caller=container.service_name,
-            default_timeout=timeout,
-        )
-        if self._loop is None:
-            return coroutine
-        return run_from_thread(coroutine, self._loop, chosen.timeout or timeout)
+        chosen = self._options
+        if options:
+            chosen = with_options(chosen, options, f'event "{event_type}"')
+        return self._outlet.publish(self._service, event_type, event_data, chosen)
 
 
-class EventDispatcher(SharedDependency):
+class BlockingDispatch:
+    """As `Dispatch`, for threads beside the event loop: it blocks until the broker has the event."""
+
+    __slots__ = ("_dispatch", "_loop")
+
+    def __init__(self, dispatch: Dispatch, loop: asyncio.AbstractEventLoop) -> None:
+        self._dispatch = dispatch
+        self._loop = loop
+
+    def __call__(
+        self, event_type: str, event_data: Any = None, **options: Unpack[DispatchArguments]
+    ) -> None:
+        """Publish the event; returns when the broker has it."""
+        dispatch = self._dispatch
+        run_from_thread(
+            dispatch(event_type, event_data, **options),
+            self._loop,
+            options.get("timeout") or dispatch.timeout,
+        )
+
+
+class EventDispatcher(TwoWays):
     """Injects a function that publishes events of this service.
 
     Args:
@@ -69,23 +83,33 @@ class EventDispatcher(SharedDependency):
     """
 
     needs_broker = True
-    container: Container
+    outlets = Outlets()
 
-    def __init__(self, **options: Any) -> None:
-        self.options = options
+    def __init__(self, **options: Unpack[DispatchArguments]) -> None:
+        self.options = with_options(DEFAULT_PUBLISH_OPTIONS, options, "EventDispatcher()")
 
     if TYPE_CHECKING:
-        # In a worker the attribute holds what is injected.
+
         def __get__(self, instance: object, owner: type | None = None) -> Dispatch: ...
+
+    @property
+    def blocking(self) -> Injects[BlockingDispatch]:
+        """The same for `def` methods, as type checkers see it: it returns when the broker has the event."""
+        blocking: Injects[BlockingDispatch] = self.made_blocking()
+        return blocking
 
     @property
     def exchange(self) -> Exchange:
         return event_exchange(self.container.service_name, self.container.config)
 
     async def setup(self) -> None:
+        if self.options.serializer is not None:  # a name that does not exist stops the start
+            self.container.host.serializers.by_name(self.options.serializer)
         if self.container.config.get("DECLARE_EVENT_EXCHANGES") is not False:
             await self.container.host.link.declare(self.exchange)
 
-    def shared_dependency(self, is_async: bool) -> Dispatch:
-        """One function serves all workers of an entrypoint."""
-        return Dispatch(self, None if is_async else asyncio.get_running_loop())
+    def awaited(self) -> Dispatch:
+        return Dispatch(self.outlets.events, self.container.service_name, self.options)
+
+    def waiting(self, loop: asyncio.AbstractEventLoop) -> BlockingDispatch:
+        return BlockingDispatch(self.awaited(), loop)

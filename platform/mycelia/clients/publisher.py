@@ -3,66 +3,92 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mycelia.amqp import Binding, Exchange, Queue
-from mycelia.call import get_current_call
-from mycelia.clients.outbound import run_from_thread
-from mycelia.clients.publishing import DEFAULT_OPTIONS, publish_message, read_options
-from mycelia.runtime import Container, SharedDependency
-from mycelia.runtime.topology import exchange_from, queue_topology
+from mycelia.call import DEFAULT_PUBLISH_OPTIONS, PublishArguments, PublishOptions, with_options
+from mycelia.clients.from_thread import run_from_thread
+from mycelia.clients.outlets import Outlets
+from mycelia.clients.publishing import Outlet
+from mycelia.clients.two_ways import Injects, TwoWays
+from mycelia.runtime.topology import ExchangeLike, QueueLike, exchange_from, queue_topology
 
-__all__ = ["Publish", "Publisher"]
+__all__ = ["BlockingPublish", "Publish", "Publisher"]
 
 
 class Publish:
-    """What is injected: call it with a payload."""
+    """What is injected: call it with a payload, and await it."""
 
-    __slots__ = ("_loop", "_options", "_provider")
+    __slots__ = ("_exchange", "_options", "_outlet", "_routing_key")
 
-    def __init__(self, provider: Publisher, loop: asyncio.AbstractEventLoop | None) -> None:
-        self._provider = provider
-        self._loop = loop
-        self._options = read_options(
-            DEFAULT_OPTIONS, provider.options, f"Publisher of {provider.container.service_name}"
-        )
+    def __init__(
+        self, outlet: Outlet, exchange: str, routing_key: str, options: PublishOptions
+    ) -> None:
+        self._outlet = outlet
+        self._exchange = exchange
+        self._routing_key = routing_key
+        self._options = options
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a publishing may take which brings no `timeout` of its own."""
+        return self._outlet.timeout_of(self._options)
 
     def __call__(
-        self, payload: Any, *, exchange: Any = None, routing_key: str | None = None, **options: Any
-    ) -> Any:
-        """Publish; returns when the broker has the message (awaitable in `async def` methods).
+        self,
+        payload: Any,
+        *,
+        exchange: str | Exchange | ExchangeLike | None = None,
+        routing_key: str | None = None,
+        **options: Unpack[PublishArguments],
+    ) -> Coroutine[Any, Any, None]:
+        """Publish; awaiting it ends when the broker has the message.
 
         Args:
             exchange: another exchange than the publisher's; a name, an `Exchange`, or kombu's.
             routing_key: the publisher's queue, if it has one, else empty.
             options: as in `PublishOptions`, over the publisher's own.
         """
-        provider = self._provider
-        container = provider.container
-        host = container.host
-        chosen = read_options(self._options, options, "publish()") if options else self._options
-        timeout = container.settings.mycelia.publish_timeout
-        coroutine = publish_message(
-            host.link,
-            host.serializers,
-            provider.exchange_name if exchange is None else _name_of(exchange),
-            provider.routing_key if routing_key is None else routing_key,
+        return self._outlet.publish(
+            self._exchange if exchange is None else _name_of(exchange),
+            self._routing_key if routing_key is None else routing_key,
             payload,
-            chosen,
-            parent=get_current_call(),
-            caller=container.service_name,
-            default_timeout=timeout,
+            with_options(self._options, options, "publish()") if options else self._options,
         )
-        if self._loop is None:
-            return coroutine
-        return run_from_thread(coroutine, self._loop, chosen.timeout or timeout)
 
 
-def _name_of(exchange: Any) -> str:
+class BlockingPublish:
+    """As `Publish`, for threads beside the event loop: it blocks until the broker has the message."""
+
+    __slots__ = ("_loop", "_publish")
+
+    def __init__(self, publish: Publish, loop: asyncio.AbstractEventLoop) -> None:
+        self._publish = publish
+        self._loop = loop
+
+    def __call__(
+        self,
+        payload: Any,
+        *,
+        exchange: str | Exchange | ExchangeLike | None = None,
+        routing_key: str | None = None,
+        **options: Unpack[PublishArguments],
+    ) -> None:
+        """Publish; returns when the broker has the message."""
+        publish = self._publish
+        run_from_thread(
+            publish(payload, exchange=exchange, routing_key=routing_key, **options),
+            self._loop,
+            options.get("timeout") or publish.timeout,
+        )
+
+
+def _name_of(exchange: str | Exchange | ExchangeLike) -> str:
     return exchange if isinstance(exchange, str) else str(exchange.name)
 
 
-class Publisher(SharedDependency):
+class Publisher(TwoWays):
     """Injects a function that publishes messages.
 
     Args:
@@ -74,20 +100,20 @@ class Publisher(SharedDependency):
     """
 
     needs_broker = True
-    container: Container
+    outlets = Outlets()
 
     def __init__(
         self,
-        exchange: Any = None,
-        queue: Any = None,
-        declare: list[Any] | None = None,
+        exchange: str | Exchange | ExchangeLike | None = None,
+        queue: str | Queue | QueueLike | None = None,
+        declare: Sequence[Exchange | Queue | ExchangeLike | QueueLike] | None = None,
         routing_key: str | None = None,
-        **options: Any,
+        **options: Unpack[PublishArguments],
     ) -> None:
         self.exchange = exchange
         self.queue = queue
         self.declare = list(declare or [])
-        self.options = options
+        self.options = with_options(DEFAULT_PUBLISH_OPTIONS, options, "Publisher()")
         self.exchange_name = ""
         self.routing_key = routing_key or ""
         if queue is not None:
@@ -96,8 +122,14 @@ class Publisher(SharedDependency):
             self.exchange_name = _name_of(exchange)
 
     if TYPE_CHECKING:
-        # In a worker the attribute holds what is injected.
+
         def __get__(self, instance: object, owner: type | None = None) -> Publish: ...
+
+    @property
+    def blocking(self) -> Injects[BlockingPublish]:
+        """The same for `def` methods, as type checkers see it: it returns when the broker has the message."""
+        blocking: Injects[BlockingPublish] = self.made_blocking()
+        return blocking
 
     def _aim_at_queue(self, queue: Any, routing_key: str | None) -> None:
         bound_to = getattr(queue, "exchange", None)
@@ -108,8 +140,10 @@ class Publisher(SharedDependency):
             self.routing_key = queue if isinstance(queue, str) else queue.name
 
     async def setup(self) -> None:
+        if self.options.serializer is not None:  # a name that does not exist stops the start
+            self.container.host.serializers.by_name(self.options.serializer)
         parts: list[Exchange | Queue | Binding] = []
-        queues = [self.queue] if self.queue is not None else []
+        queues: list[Any] = [self.queue] if self.queue is not None else []
         for declared in [self.exchange, *self.declare]:
             if declared is None or isinstance(declared, str):
                 continue
@@ -122,6 +156,8 @@ class Publisher(SharedDependency):
         if parts:
             await self.container.host.link.declare(*parts)
 
-    def shared_dependency(self, is_async: bool) -> Publish:
-        """One function serves all workers of an entrypoint."""
-        return Publish(self, None if is_async else asyncio.get_running_loop())
+    def awaited(self) -> Publish:
+        return Publish(self.outlets.messages, self.exchange_name, self.routing_key, self.options)
+
+    def waiting(self, loop: asyncio.AbstractEventLoop) -> BlockingPublish:
+        return BlockingPublish(self.awaited(), loop)

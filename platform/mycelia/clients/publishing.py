@@ -1,103 +1,183 @@
-"""Publishing: options as data, and the one function that turns a payload into a confirmed message."""
+"""Events and messages that leave: what is inherited, the outbound chain, then the link.
+
+One publishing is one message, however often middleware sends it: its `message_id` is made before the chain, so that
+whoever receives it twice can tell. A middleware that means another message gives it another id.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import msgspec
 
 from mycelia.amqp import Link, Message, Properties
-from mycelia.call import DEFAULT_PUBLISH_OPTIONS, Call, PublishOptions, tighter
-from mycelia.clients.outbound import event_headers
-from mycelia.errors import ConfigError
-from mycelia.wire import SerializerRegistry, new_uuid
+from mycelia.call import (
+    DEFAULT_PUBLISH_OPTIONS,
+    Call,
+    CallKind,
+    Direction,
+    Next,
+    Outcome,
+    PublishOptions,
+    Target,
+    get_current_call,
+    tighter,
+)
+from mycelia.clients.chains import MiddlewareFor, OutboundChains
+from mycelia.clients.inheritance import deadline_of, event_headers
+from mycelia.wire import SerializerRegistry, event_exchange_name, new_uuid
 
-__all__ = ["DEFAULT_OPTIONS", "PublishOptions", "publish_message", "read_options"]
+__all__ = ["Outlet"]
 
 
-DEFAULT_OPTIONS = DEFAULT_PUBLISH_OPTIONS
+class Outlet:
+    """Where the events or the messages of one caller process leave.
 
-_KNOWN = frozenset(PublishOptions.__struct_fields__)
-_NEEDLESS = frozenset({"retry", "retry_policy", "transport_options", "declare", "immediate"})
-"""Options of Nameko's that the link makes needless: it always reconnects, repeats, and declares."""
-
-
-def read_options(base: PublishOptions, options: Mapping[str, Any], where: str) -> PublishOptions:
-    """`base` with `options` over it.
-
-    Raises:
-        ConfigError: an option that does not exist, naming it and `where` it was given.
+    Args:
+        kind: `EVENT`, whose targets are the service that an event is of and its type; or `MESSAGE`, whose targets are
+            exchange and routing key.
+        link: an open link.
+        serializers: what payloads are written with.
+        caller: the caller's name, used in call ids outside a worker.
+        timeout: seconds to wait for the broker, where options say nothing.
+        middleware_for: what stands around a target's calls; asked once for each service or exchange, with `*` for the
+            event type or routing key, of which there may be any number.
     """
-    changes = {name: value for name, value in options.items() if name in _KNOWN}
-    unknown = options.keys() - _KNOWN - _NEEDLESS
-    if unknown:
-        raise ConfigError(
-            f"{where}: unknown option {', '.join(sorted(unknown))}. Known: {', '.join(sorted(_KNOWN))}."
+
+    def __init__(
+        self,
+        kind: CallKind,
+        link: Link,
+        serializers: SerializerRegistry,
+        *,
+        caller: str,
+        timeout: float,
+        middleware_for: MiddlewareFor,
+    ) -> None:
+        self.timeout = timeout
+        self._kind = kind
+        self._link = link
+        self._serializers = serializers
+        self._caller = caller
+        self._chains = OutboundChains(kind, middleware_for, self._send)
+
+    def publish(
+        self, source: str, name: str, payload: Any, options: PublishOptions
+    ) -> Coroutine[Any, Any, None]:
+        """Publish `payload` with the context of the call being handled; await what this returns.
+
+        Args:
+            source: the service that the event is of, or the exchange.
+            name: the event's type, or the routing key.
+
+        Raises:
+            BrokerUnavailable, BrokerBlocked: the broker did not take it in time; it may or may not have arrived.
+            PublishRejected, Unroutable: the broker said no.
+            UnserializableValueError: the payload cannot be carried.
+        """
+        parent = get_current_call()
+        deadline = deadline_of(parent, self.timeout_of(options))
+        headers = event_headers(parent, self._caller)
+        _add(headers, options)
+        chain = self._chains.of(source)
+        if chain is None:
+            return self._publish(source, name, payload, headers, deadline, options)
+        call = Call(
+            Target(Direction.OUTBOUND, self._kind, source, name),
+            (payload,),
+            headers=headers,
+            deadline=deadline,
+            options=_of_one_message(options),
         )
-    return msgspec.structs.replace(base, **changes) if changes else base
+        return _publish_through(chain, call)
+
+    async def _send(self, call: Call) -> Outcome:
+        """The end of the outbound chain: whatever middleware has made of `call` is what is published."""
+        try:
+            options = call.options
+            if not isinstance(options, PublishOptions):
+                options = DEFAULT_PUBLISH_OPTIONS
+            deadline = tighter(call.deadline, time.monotonic() + self.timeout_of(options))
+            assert deadline is not None
+            headers = call.outbound_headers()
+            _add(headers, options)
+            (payload,) = call.args
+            target = call.target
+            await self._publish(target.service, target.method, payload, headers, deadline, options)
+        except Exception as exc:  # noqa: BLE001  the end of a chain never raises: the error is the outcome
+            return Outcome(error=exc)
+        return Outcome()
+
+    async def _publish(
+        self,
+        source: str,
+        name: str,
+        payload: Any,
+        headers: dict[str, Any],
+        deadline: float,
+        options: PublishOptions,
+    ) -> None:
+        serializers = self._serializers
+        serializer = (
+            serializers.default
+            if options.serializer is None
+            else serializers.by_name(options.serializer)
+        )
+        expiration = options.expiration
+        properties = Properties(
+            content_type=serializer.content_type,
+            content_encoding=serializer.content_encoding,
+            headers=headers,
+            delivery_mode=options.delivery_mode,
+            priority=options.priority,
+            correlation_id=options.correlation_id,
+            reply_to=options.reply_to,
+            expiration=None if expiration is None else str(int(expiration * 1000)),
+            message_id=options.message_id or new_uuid(),
+            timestamp=int(time.time()),
+            type=options.type,
+            app_id=options.app_id,
+        )
+        exchange = event_exchange_name(source) if self._kind is CallKind.EVENT else source
+        message = Message(
+            exchange, name, serializer.encode(payload), properties, mandatory=options.mandatory
+        )
+        await self._prepare(exchange, deadline)
+        link = self._link
+        if options.use_confirms:
+            await link.publish(message, timeout=max(deadline - time.monotonic(), 0.0))
+            return
+        if not link.writable:
+            await link.ready(max(deadline - time.monotonic(), 0.0))
+        link.publish_nowait(message)
+
+    async def _prepare(self, exchange: str, deadline: float) -> None:
+        """Make sure that `exchange` is there. Services have declared theirs when they started."""
+
+    def timeout_of(self, options: PublishOptions) -> float:
+        """Seconds that a publishing with `options` may wait for the broker."""
+        return self.timeout if options.timeout is None else options.timeout
 
 
-async def publish_message(
-    link: Link,
-    serializers: SerializerRegistry,
-    exchange: str,
-    routing_key: str,
-    payload: Any,
-    options: PublishOptions,
-    *,
-    parent: Call | None,
-    caller: str,
-    default_timeout: float,
-) -> None:
-    """Publish `payload` with the context of the call being handled.
-
-    Raises:
-        BrokerUnavailable, BrokerBlocked: the broker did not take it in time; it may or may not have arrived.
-        PublishRejected, Unroutable: the broker said no.
-        UnserializableValueError: the payload cannot be carried.
-    """
-    serializer = (
-        serializers.default
-        if options.serializer is None
-        else serializers.by_name(options.serializer)
-    )
-    headers = event_headers(parent, caller)
+def _add(headers: dict[str, Any], options: PublishOptions) -> None:
+    """Put the headers that `options` name among `headers`."""
     if options.headers:
         headers |= options.headers
     if options.extra_headers:
         headers |= options.extra_headers
-    timeout = default_timeout if options.timeout is None else options.timeout
-    if parent is not None and parent.deadline is not None:
-        now = time.monotonic()
-        deadline = tighter(parent.deadline, now + timeout)
-        assert deadline is not None
-        timeout = max(deadline - now, 0.0)
-    expiration = options.expiration
-    properties = Properties(
-        content_type=serializer.content_type,
-        content_encoding=serializer.content_encoding,
-        headers=headers,
-        delivery_mode=options.delivery_mode,
-        priority=options.priority,
-        correlation_id=options.correlation_id,
-        reply_to=options.reply_to,
-        expiration=None if expiration is None else str(int(expiration * 1000)),
-        message_id=options.message_id or new_uuid(),
-        timestamp=int(time.time()),
-        type=options.type,
-        app_id=options.app_id,
-    )
-    body = serializer.encode(payload)
-    if options.use_confirms:
-        await link.publish(
-            Message(exchange, routing_key, body, properties, mandatory=options.mandatory),
-            timeout=timeout,
-        )
-    else:
-        if not link.writable:
-            await link.ready(timeout)
-        link.publish_nowait(
-            Message(exchange, routing_key, body, properties, mandatory=options.mandatory)
-        )
+
+
+def _of_one_message(options: PublishOptions) -> PublishOptions:
+    """`options` for one call: with the message's id, without headers, which the call has as its own by now."""
+    changes: Mapping[str, Any] = {
+        "headers": None,
+        "extra_headers": None,
+        "message_id": options.message_id or new_uuid(),
+    }
+    return msgspec.structs.replace(options, **changes)
+
+
+async def _publish_through(chain: Next, call: Call) -> None:
+    (await chain(call)).unwrap()

@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from mycelia.amqp import (
     TRANSIENT,
     Binding,
@@ -35,6 +37,7 @@ from mycelia.errors import (
     RpcTimeout,
     UnknownService,
 )
+from mycelia.log_event import event
 from mycelia.wire import (
     DEADLINE_HEADER,
     REPLY_QUEUE_ARGUMENTS,
@@ -46,11 +49,10 @@ from mycelia.wire import (
     nameko_twin,
     new_uuid,
     reply_queue_name,
-    rpc_routing_key,
     service_queue_name,
 )
 
-__all__ = ["ReplyRouter"]
+__all__ = ["ReplyRouter", "Route"]
 
 log = logging.getLogger("mycelia.clients")
 
@@ -63,6 +65,19 @@ EXPLAIN_TIMEOUT = 0.25
 
 NO_TIME_LEFT = 0.001
 """Seconds; below this a request is not sent: the broker's expiry counts in whole milliseconds."""
+
+
+class Route(msgspec.Struct, frozen=True, gc=False):
+    """Where the requests for one method go, and how; worked out once for many of them."""
+
+    service: str
+    routing_key: str
+    """`service.method`; errors name the method so."""
+    timeout: float
+    """Seconds that the user allows: for error texts, the deadline is each call's own."""
+    serializer: Serializer
+    """For the request; the reply comes in the same format."""
+    priority: int | None = None
 
 
 class _NoReply(Exception):
@@ -153,21 +168,21 @@ class ReplyRouter:
                 await self._link.delete_queue(self.queue, timeout=1.0)
             except MyceliaError as exc:
                 log.debug(
-                    "reply_queue_left queue=%s error=%s: it expires by itself", self.queue, exc
+                    event(
+                        "reply_queue_left",
+                        queue=self.queue,
+                        error=exc,
+                        detail="it expires by itself",
+                    )
                 )
 
     async def call(
         self,
-        service: str,
-        method: str,
+        route: Route,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        *,
         headers: dict[str, Any],
         deadline: float,
-        timeout: float,
-        serializer: Serializer | None = None,
-        priority: int | None = None,
     ) -> Any:
         """Call a method and wait for its result.
 
@@ -176,8 +191,6 @@ class ReplyRouter:
         Args:
             headers: context headers; the deadline is added to this dictionary.
             deadline: on the monotonic clock.
-            timeout: what the user asked for, for the error's text.
-            serializer: for the request; the default one if `None`. The reply comes in the same format.
 
         Raises:
             RpcTimeout: no reply before the deadline.
@@ -188,12 +201,12 @@ class ReplyRouter:
         """
         now = time.monotonic()
         remaining = deadline - now
+        routing_key = route.routing_key
         if remaining < NO_TIME_LEFT:
             raise nameko_twin(RpcTimeout)(
-                f"{service}.{method}", timeout, "Not sent: the time was used up before."
+                routing_key, route.timeout, "Not sent: the time was used up before."
             )
-        if serializer is None:
-            serializer = self._serializers.default
+        serializer = route.serializer
         body = encode_request(args, kwargs, serializer)
         headers[DEADLINE_HEADER] = deadline_to_wire(deadline, monotonic=now, wall=time.time())
         self._counter += 1
@@ -203,12 +216,11 @@ class ReplyRouter:
             serializer.content_encoding,
             headers,
             TRANSIENT,
-            priority,
+            route.priority,
             correlation_id,
             self._routing_key,
             str(int(remaining * 1000)),
         )
-        routing_key = rpc_routing_key(service, method)
         try:
             self._link.publish_nowait(
                 Message(self._exchange, routing_key, body, properties, mandatory=True)
@@ -226,7 +238,7 @@ class ReplyRouter:
             self._take(correlation_id)
             raise
         except _NoReply:
-            raise await self._explain_silence(service, routing_key, timeout) from None
+            raise await self._explain_silence(route) from None
 
     async def _send_when_ready(
         self, routing_key: str, body: bytes, properties: Properties, deadline: float
@@ -244,16 +256,16 @@ class ReplyRouter:
                 continue  # lost again in this very moment; `ready()` bounds the loop
             return
 
-    async def _explain_silence(self, service: str, target: str, timeout: float) -> RpcTimeout:
+    async def _explain_silence(self, route: Route) -> RpcTimeout:
         """Why there may have been no reply: whether anybody consumes the service's queue is worth a question."""
         hint = ""
-        queue = service_queue_name(service)
+        queue = service_queue_name(route.service)
         try:
             if not await self._link.consumer_count(queue, timeout=EXPLAIN_TIMEOUT):
                 hint = f'Queue "{queue}" has 0 consumers: start the service.'
         except MyceliaError as exc:
-            log.debug("silence_unexplained queue=%s error=%s", queue, exc)
-        return nameko_twin(RpcTimeout)(target, timeout, hint)
+            log.debug(event("silence_unexplained", queue=queue, error=exc))
+        return nameko_twin(RpcTimeout)(route.routing_key, route.timeout, hint)
 
     def _take(self, correlation_id: str | None) -> _Pending | None:
         pending = self._pending.pop(correlation_id, None)  # type: ignore[arg-type]  # None finds nothing
@@ -268,7 +280,7 @@ class ReplyRouter:
             pending = self._take(properties.correlation_id)
             if pending is None or pending.future.done():
                 self.unmatched += 1
-                log.debug("reply_unmatched correlation_id=%s", properties.correlation_id)
+                log.debug(event("reply_unmatched", correlation_id=properties.correlation_id))
                 continue
             try:
                 body = delivery.body

@@ -7,241 +7,205 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Coroutine
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
-from mycelia.call import (
-    Call,
-    CallKind,
-    CallOptions,
-    Direction,
-    Middleware,
-    Next,
-    Outcome,
-    Target,
-    compose,
-    get_current_call,
-)
-from mycelia.clients.outbound import (
-    THREAD_MARGIN,
-    deadline_of,
-    refuse_to_block,
-    request_headers,
-    run_from_thread,
-)
+from mycelia.call import DEFAULT_CALL_OPTIONS, CallArguments, CallOptions, with_options
+from mycelia.clients.caller import Caller, RemoteMethod
+from mycelia.clients.from_thread import THREAD_MARGIN, refuse_to_block, run_from_thread
 from mycelia.clients.reply_router import ReplyRouter
+from mycelia.clients.two_ways import Injects, TwoWays
 from mycelia.errors import ConfigError
-from mycelia.runtime import Container, SharedDependency, SharedExtension
-from mycelia.wire import Serializer
+from mycelia.runtime import Container, SharedExtension
 
-__all__ = ["Caller", "MethodProxy", "ReplyListener", "RpcProxy", "RpcReply", "ServiceProxy"]
+__all__ = [
+    "BlockingMethodProxy",
+    "BlockingRpcReply",
+    "BlockingServiceProxy",
+    "MethodProxy",
+    "ReplyListener",
+    "RpcProxy",
+    "RpcReply",
+    "ServiceProxy",
+]
 
-
-class Caller:
-    """Makes calls for one caller process: headers, deadline, outbound middleware, then the reply router.
-
-    Args:
-        router: a started router.
-        name: the caller's name, used in call ids outside a worker.
-        timeout: seconds, where neither proxy nor call says.
-        middleware: around every call, outermost first.
-    """
-
-    def __init__(
-        self,
-        router: ReplyRouter,
-        *,
-        name: str,
-        timeout: float,
-        middleware: tuple[Middleware, ...] = (),
-    ) -> None:
-        self.router = router
-        self.name = name
-        self.timeout = timeout
-        self._chain: Next | None = compose(middleware, self._send) if middleware else None
-
-    def call(
-        self,
-        service: str,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        parent: Call | None,
-        timeout: float | None = None,
-        serializer: Serializer | None = None,
-        priority: int | None = None,
-    ) -> Coroutine[Any, Any, Any]:
-        """Call `service.method`; await what this returns. Errors as `ReplyRouter.call()`.
-
-        The deadline counts from here, and the parent's context is read here: the coroutine may run in another task.
-        """
-        if timeout is None:
-            timeout = self.timeout
-        deadline = deadline_of(parent, timeout)
-        headers = request_headers(parent, self.name)
-        if self._chain is None:
-            return self.router.call(
-                service,
-                method,
-                args,
-                kwargs,
-                headers=headers,
-                deadline=deadline,
-                timeout=timeout,
-                serializer=serializer,
-                priority=priority,
-            )
-        call = Call(
-            Target(Direction.OUTBOUND, CallKind.RPC, service, method),
-            args,
-            kwargs,
-            headers=headers,
-            deadline=deadline,
-            serializer=serializer,
-            options=CallOptions(timeout=timeout, priority=priority),
-        )
-        return self._call_through(self._chain, call)
-
-    async def _call_through(self, chain: Next, call: Call) -> Any:
-        return (await chain(call)).unwrap()
-
-    async def _send(self, call: Call) -> Outcome:
-        """The end of the outbound chain."""
-        options = call.options
-        assert isinstance(options, CallOptions)
-        assert options.timeout is not None
-        assert call.deadline is not None
-        try:
-            value = await self.router.call(
-                call.service,
-                call.method,
-                call.args,
-                call.kwargs,
-                headers=call.outbound_headers(),
-                deadline=call.deadline,
-                timeout=options.timeout,
-                serializer=call.serializer,
-                priority=options.priority,
-            )
-        except Exception as exc:  # noqa: BLE001  the end of a chain never raises: the error is the outcome
-            return Outcome(error=exc)
-        return Outcome(value)
+MAX_METHODS = 1000
+"""Methods that one proxy keeps; names beyond them are worked out at each call. Arbitrary: a bound where names are dynamic."""
 
 
 class RpcReply:
-    """A call under way, from `method.call_async(...)`: `await reply.result()`, or `reply.result()` in a `def` method."""
+    """A call under way, from `method.call_async(…)`: `await reply.result()`."""
 
-    __slots__ = ("_wait",)
+    __slots__ = ("_task",)
 
-    def __init__(self, wait: Callable[[], Any]) -> None:
-        self._wait = wait
+    def __init__(self, call: Coroutine[Any, Any, Any], name: str) -> None:
+        self._task = asyncio.get_running_loop().create_task(call, name=f"mycelia:call:{name}")
+        # An error that nobody asks for is not worth a line about an unretrieved exception.
+        self._task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def result(self) -> Awaitable[Any]:
+        """The method's result, or its error raised; await it. May be asked for more than once."""
+        return asyncio.shield(self._task)
+
+
+class BlockingRpcReply:
+    """A call under way, from `method.call_async(…)` in a `def` method: `reply.result()`."""
+
+    __slots__ = ("_deadline", "_future", "_loop")
+
+    def __init__(
+        self, call: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, timeout: float
+    ) -> None:
+        self._loop = loop
+        self._future = asyncio.run_coroutine_threadsafe(call, loop)
+        self._deadline = time.monotonic() + timeout + THREAD_MARGIN
 
     def result(self) -> Any:
-        """The method's result, or its error raised; awaitable in `async def`. May be asked for more than once."""
-        return self._wait()
+        """Wait for the method's result, or its error raised. May be asked for more than once."""
+        refuse_to_block(self._loop)
+        return self._future.result(max(self._deadline - time.monotonic(), 0.0))
 
 
 class MethodProxy:
     """One method of one service. Call it; or `call_async()` it; or `options(timeout=…)` it first."""
 
-    __slots__ = ("_proxy", "_timeout", "name")
+    __slots__ = ("_caller", "_method")
 
-    def __init__(self, proxy: ServiceProxy, name: str, timeout: float | None) -> None:
-        self._proxy = proxy
-        self._timeout = timeout
-        self.name = name
+    def __init__(self, caller: Caller, method: RemoteMethod) -> None:
+        self._caller = caller
+        self._method = method
 
-    def options(self, *, timeout: float) -> MethodProxy:
-        """The same method with `timeout` seconds for each call."""
-        return MethodProxy(self._proxy, self.name, timeout)
+    def options(self, **options: Unpack[CallArguments]) -> MethodProxy:
+        """The same method, called with `options` over those of the proxy."""
+        return MethodProxy(self._caller, _with(self._caller, self._method, options))
 
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call and wait: returns an awaitable in `async def` methods, the result in `def` methods."""
-        coroutine = self._call(args, kwargs)
-        proxy = self._proxy
-        if proxy.loop is None:
-            return coroutine
-        return run_from_thread(coroutine, proxy.loop, self._effective_timeout())
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Call; await the result. The request leaves when it is first awaited, its time counts from here."""
+        return self._caller.call(self._method, args, kwargs)
 
     def call_async(self, /, *args: Any, **kwargs: Any) -> RpcReply:
-        """Send now, wait later: `reply.result()`."""
-        coroutine = self._call(args, kwargs)
-        proxy = self._proxy
-        if proxy.loop is None:
-            task = asyncio.get_running_loop().create_task(
-                coroutine, name=f"mycelia:call:{proxy.service}.{self.name}"
-            )
-            # An error that nobody asks for is not worth a line about an unretrieved exception.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-            return RpcReply(lambda: asyncio.shield(task))
-        loop = proxy.loop
-        future = asyncio.run_coroutine_threadsafe(coroutine, loop)
-        deadline = time.monotonic() + self._effective_timeout() + THREAD_MARGIN
+        """Send now, wait later: `await reply.result()`."""
+        return RpcReply(self._caller.call(self._method, args, kwargs), self._method.target.name)
 
-        def wait() -> Any:
-            refuse_to_block(loop)
-            return future.result(max(deadline - time.monotonic(), 0.0))
+    def __repr__(self) -> str:
+        return f"<MethodProxy {self._method.target.name}>"
 
-        return RpcReply(wait)
 
-    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-        proxy = self._proxy
-        # The parent is read here, in the worker's own context; the coroutine may run in another.
-        return proxy.caller.call(
-            proxy.service,
-            self.name,
-            args,
-            kwargs,
-            parent=get_current_call(),
-            timeout=self._timeout,
-            serializer=proxy.serializer,
-            priority=proxy.priority,
+class BlockingMethodProxy:
+    """As `MethodProxy`, for threads beside the event loop: it blocks until the result is there."""
+
+    __slots__ = ("_caller", "_loop", "_method")
+
+    def __init__(
+        self, caller: Caller, method: RemoteMethod, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._caller = caller
+        self._method = method
+        self._loop = loop
+
+    def options(self, **options: Unpack[CallArguments]) -> BlockingMethodProxy:
+        """The same method, called with `options` over those of the proxy."""
+        method = _with(self._caller, self._method, options)
+        return BlockingMethodProxy(self._caller, method, self._loop)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call, and wait for the result."""
+        method = self._method
+        return run_from_thread(
+            self._caller.call(method, args, kwargs), self._loop, method.route.timeout
         )
 
-    def _effective_timeout(self) -> float:
-        return self._proxy.caller.timeout if self._timeout is None else self._timeout
+    def call_async(self, /, *args: Any, **kwargs: Any) -> BlockingRpcReply:
+        """Send now, wait later: `reply.result()`."""
+        method = self._method
+        call = self._caller.call(method, args, kwargs)
+        return BlockingRpcReply(call, self._loop, method.route.timeout)
+
+    def __repr__(self) -> str:
+        return f"<BlockingMethodProxy {self._method.target.name}>"
 
 
-class ServiceProxy:
-    """One service: attributes and items are its methods.
+def _with(caller: Caller, method: RemoteMethod, options: CallArguments) -> RemoteMethod:
+    target = method.target
+    chosen = with_options(method.options, options, f"{target.name}.options()")
+    return caller.method(target.service, target.method, chosen)
+
+
+Method = TypeVar("Method", MethodProxy, BlockingMethodProxy)
+
+
+class _Service(ABC, Generic[Method]):
+    """One service: attributes and items are its methods; that is all that it shows of itself.
 
     Args:
         caller: makes the calls.
         service: the service's name.
-        timeout: seconds for each call; the caller's default if `None`.
-        loop: given for use in worker threads: calls block there.
+        options: of each call.
     """
+
+    # The dictionary has a service's methods, each once it has been used: then it is an ordinary attribute.
+    __slots__ = ("__dict__", "_caller", "_options", "_service")
+
+    def __init__(
+        self, caller: Caller, service: str, options: CallOptions = DEFAULT_CALL_OPTIONS
+    ) -> None:
+        self._caller = caller
+        self._service = service
+        self._options = options
+
+    def __getattr__(self, name: str) -> Method:
+        if name.startswith("__"):  # copy, pickle and the like ask for these; no service has them
+            raise AttributeError(name)
+        return self[name]
+
+    def __getitem__(self, name: str) -> Method:
+        methods = self.__dict__
+        found: Method | None = methods.get(name)
+        if found is None:
+            found = self._proxy(self._caller.method(self._service, name, self._options))
+            if len(methods) < MAX_METHODS:
+                methods[name] = found
+        return found
+
+    @abstractmethod
+    def _proxy(self, method: RemoteMethod) -> Method: ...
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._service}>"
+
+
+class ServiceProxy(_Service[MethodProxy]):
+    """One service: attributes and items are its methods, which are awaited."""
+
+    __slots__ = ()
+
+    def _proxy(self, method: RemoteMethod) -> MethodProxy:
+        return MethodProxy(self._caller, method)
+
+
+class BlockingServiceProxy(_Service[BlockingMethodProxy]):
+    """One service: attributes and items are its methods, which block the thread that calls them.
+
+    Args:
+        loop: what the calls run on.
+    """
+
+    __slots__ = ("_loop",)
 
     def __init__(
         self,
         caller: Caller,
         service: str,
+        options: CallOptions = DEFAULT_CALL_OPTIONS,
         *,
-        timeout: float | None = None,
-        serializer: Serializer | None = None,
-        priority: int | None = None,
-        loop: asyncio.AbstractEventLoop | None = None,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.caller = caller
-        self.service = service
-        self.timeout = timeout
-        self.serializer = serializer
-        self.priority = priority
-        self.loop = loop
+        super().__init__(caller, service, options)
+        self._loop = loop
 
-    def __getattr__(self, name: str) -> MethodProxy:
-        if name.startswith("__"):  # copy, pickle and the like ask for these; no service has them
-            raise AttributeError(name)
-        method = MethodProxy(self, name, self.timeout)
-        self.__dict__[name] = method  # next time it is an ordinary attribute
-        return method
-
-    def __getitem__(self, name: str) -> MethodProxy:
-        return MethodProxy(self, name, self.timeout)
-
-    def __repr__(self) -> str:
-        return f"<ServiceProxy {self.service}>"
+    def _proxy(self, method: RemoteMethod) -> BlockingMethodProxy:
+        return BlockingMethodProxy(self._caller, method, self._loop)
 
 
 class ReplyListener(SharedExtension):
@@ -261,9 +225,10 @@ class ReplyListener(SharedExtension):
         )
         self.caller = Caller(
             self.router,
+            host.serializers,
             name=container.service_name,
             timeout=container.settings.mycelia.rpc_timeout,
-            middleware=container.middleware_for(Target(Direction.OUTBOUND, CallKind.RPC, "*", "*")),
+            middleware_for=container.middleware_for,
         )
         await self.router.start()
 
@@ -271,48 +236,43 @@ class ReplyListener(SharedExtension):
         await self.router.aclose()
 
 
-class RpcProxy(SharedDependency):
+class RpcProxy(TwoWays):
     """Injects a proxy of another service.
 
     Args:
         target_service: its name.
-        timeout: seconds for each call; the setting `mycelia.rpc_timeout` (30) by default. A call inside a worker
-            that has less time left takes no longer than the worker may.
-        serializer: name of the serializer for requests; the configured one by default.
-        priority: of requests, on queues that have priorities.
+        options: as in `CallOptions`, for every call: `timeout` in seconds, the setting `mycelia.rpc_timeout` (30) by
+            default; `serializer` and `priority` of the requests.
     """
 
     needs_broker = True
-    container: Container
     listener = ReplyListener()
 
-    def __init__(
-        self,
-        target_service: str,
-        *,
-        timeout: float | None = None,
-        serializer: str | None = None,
-        priority: int | None = None,
-    ) -> None:
+    def __init__(self, target_service: str, **options: Unpack[CallArguments]) -> None:
+        self.target_service = target_service
+        self.options = with_options(DEFAULT_CALL_OPTIONS, options, f'RpcProxy("{target_service}")')
+        timeout = self.options.timeout
         if timeout is not None and timeout <= 0:
             raise ConfigError(f'RpcProxy("{target_service}", timeout={timeout}): must be above 0.')
-        self.target_service = target_service
-        self.timeout = timeout
-        self.serializer = serializer
-        self.priority = priority
 
     if TYPE_CHECKING:
-        # In a worker the attribute holds what is injected.
+
         def __get__(self, instance: object, owner: type | None = None) -> ServiceProxy: ...
 
-    def shared_dependency(self, is_async: bool) -> ServiceProxy:
-        """One proxy serves all workers of an entrypoint: what differs between them is in the current call."""
-        registry = self.container.host.serializers
-        return ServiceProxy(
-            self.listener.caller,
-            self.target_service,
-            timeout=self.timeout,
-            serializer=None if self.serializer is None else registry.by_name(self.serializer),
-            priority=self.priority,
-            loop=None if is_async else asyncio.get_running_loop(),
+    @property
+    def blocking(self) -> Injects[BlockingServiceProxy]:
+        """The same for `def` methods, as type checkers see it: calls return results instead of awaitables."""
+        blocking: Injects[BlockingServiceProxy] = self.made_blocking()
+        return blocking
+
+    def setup(self) -> None:
+        if self.options.serializer is not None:  # a name that does not exist stops the start
+            self.container.host.serializers.by_name(self.options.serializer)
+
+    def awaited(self) -> ServiceProxy:
+        return ServiceProxy(self.listener.caller, self.target_service, self.options)
+
+    def waiting(self, loop: asyncio.AbstractEventLoop) -> BlockingServiceProxy:
+        return BlockingServiceProxy(
+            self.listener.caller, self.target_service, self.options, loop=loop
         )

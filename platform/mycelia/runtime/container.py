@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from mycelia.call import Middleware, Target
+from mycelia.errors import RuntimeStateError
 from mycelia.log_event import event
 from mycelia.runtime.declarations import (
     bind_dependency,
@@ -195,6 +196,13 @@ class Container:
     def at_end(self, step: Callable[[], Awaitable[None]]) -> None:
         """Await `step()` in `stop()`, when every extension has stopped. Its errors are logged."""
         self._last_steps.append(step)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it runs on, from `start()` on."""
+        if self._loop is None:
+            raise RuntimeStateError(f"{self!r} has not been started: it runs on no event loop yet.")
+        return self._loop
 
     @property
     def has_begun(self) -> bool:

@@ -201,7 +201,11 @@ class SharedDependency(DependencyProvider):
 
     @property
     def is_shared(self) -> bool:
-        return type(self).get_dependency is DependencyProvider.get_dependency
+        return type(self).get_dependency is SharedDependency.get_dependency
+
+    def get_dependency(self, worker_ctx: WorkerContext) -> Any:
+        """What `shared_dependency()` gives; not called unless a subclass overrides it, and asks its base."""
+        return self.shared_dependency(worker_ctx.is_async)
 
     def shared_dependency(self, is_async: bool) -> Any:
         """What to inject into all workers of an entrypoint; the provider itself by default.

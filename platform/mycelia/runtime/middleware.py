@@ -10,7 +10,7 @@ from typing import Any
 from mycelia.call import Direction, Middleware, MiddlewareSource, Target
 from mycelia.errors import ConfigError, describe
 
-__all__ = ["Around", "load_middleware"]
+__all__ = ["Around", "as_source", "load_middleware"]
 
 
 class Around:
@@ -57,15 +57,26 @@ def _source(path: str) -> MiddlewareSource:
             raise ConfigError(
                 f'mycelia.middleware: "{path}" cannot be made without arguments: {describe(exc)}.'
             ) from exc
-    if callable(getattr(found, "middleware", None)):
-        source: MiddlewareSource = found
-        return source
-    if inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(
-        getattr(found, "__call__", None)  # noqa: B004  an object whose `__call__` is `async def`
-    ):
-        return Around(found)
+    return as_source(found, f'mycelia.middleware: "{path}"')
+
+
+def as_source(given: Middleware | MiddlewareSource, where: str) -> MiddlewareSource:
+    """A source of middleware as it is; plain middleware as a source, around every call in every direction.
+
+    Raises:
+        ConfigError: it is neither; said with `where` it was given.
+    """
+    if not inspect.isclass(given):
+        if callable(getattr(given, "middleware", None)):
+            source: MiddlewareSource = given  # type: ignore[assignment]  # just found to be one
+            return source
+        if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(
+            getattr(given, "__call__", None)  # noqa: B004  an object whose `__call__` is `async def`
+        ):
+            return Around(given)  # type: ignore[arg-type]  # just found to be one
+    shown = f"class {given.__name__}" if inspect.isclass(given) else type(given).__name__
     raise ConfigError(
-        f'mycelia.middleware: "{path}" is {type(found).__name__}; expected an `async def (call, next)`, or an object '
+        f"{where} is {shown}; expected an `async def (call, next)`, or an object "
         "or class with a method middleware(direction, target)."
     )
 

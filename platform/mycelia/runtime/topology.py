@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.errors import ConfigError
 from mycelia.wire import event_exchange_name
 
-__all__ = ["event_exchange", "exchange_from", "queue_topology"]
+__all__ = ["ExchangeLike", "QueueLike", "event_exchange", "exchange_from", "queue_topology"]
+
+
+class ExchangeLike(Protocol):
+    """A `kombu.Exchange`, as far as it is read."""
+
+    name: Any
+    type: Any
+    durable: Any
+    auto_delete: Any
+    arguments: Any
+
+
+class QueueLike(Protocol):
+    """A `kombu.Queue`, as far as it is read."""
+
+    name: Any
+    exchange: Any
+    routing_key: Any
+    bindings: Any
+    queue_arguments: Any
 
 
 def event_exchange(source_service: str, config: Any) -> Exchange:

@@ -1,59 +1,20 @@
-"""What leaves: headers inherited from the call being handled, and the way from a worker thread onto the loop."""
+"""From a worker thread onto the event loop and back: what `def` methods wait for is done there."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from mycelia.call import Call
 from mycelia.errors import RuntimeStateError
-from mycelia.wire import CALL_ID_STACK, DEADLINE_HEADER, call_id, encode_context
 
-__all__ = [
-    "THREAD_MARGIN",
-    "deadline_of",
-    "event_headers",
-    "refuse_to_block",
-    "request_headers",
-    "run_from_thread",
-]
+__all__ = ["THREAD_MARGIN", "refuse_to_block", "run_from_thread"]
 
 T = TypeVar("T")
 
 THREAD_MARGIN = 5.0
 """Seconds a worker thread waits beyond the deadline, for the loop to say itself that it has passed."""
-
-
-def request_headers(parent: Call | None, caller: str) -> dict[str, Any]:
-    """Headers of a request: the parent's context data and its call ids; a first id outside any worker.
-
-    Args:
-        parent: the call being handled; `None` in a program that is not a service.
-        caller: such a program's name.
-    """
-    if parent is None:
-        return {f"nameko.{CALL_ID_STACK}": [call_id(caller, "call")]}
-    headers = encode_context(parent.context)
-    headers[f"nameko.{CALL_ID_STACK}"] = parent.call_id_stack
-    return headers
-
-
-def event_headers(parent: Call | None, caller: str) -> dict[str, Any]:
-    """As for a request, without the deadline: an event is handled however long it takes."""
-    headers = request_headers(parent, caller)
-    headers.pop(DEADLINE_HEADER, None)
-    return headers
-
-
-def deadline_of(parent: Call | None, timeout: float) -> float:
-    """When the call is given up: `timeout` seconds from now, or the parent's deadline if that comes first."""
-    own = time.monotonic() + timeout
-    if parent is None or parent.deadline is None:
-        return own
-    return min(own, parent.deadline)
 
 
 def refuse_to_block(loop: asyncio.AbstractEventLoop) -> None:

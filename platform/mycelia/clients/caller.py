@@ -1,0 +1,132 @@
+"""Calls that leave: what is inherited, the outbound chain, then the reply router. One `Caller` for each caller process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from mycelia.call import (
+    DEFAULT_CALL_OPTIONS,
+    Call,
+    CallKind,
+    CallOptions,
+    Direction,
+    Next,
+    Outcome,
+    Target,
+    get_current_call,
+    tighter,
+)
+from mycelia.clients.chains import MiddlewareFor, OutboundChains
+from mycelia.clients.inheritance import deadline_of, request_headers
+from mycelia.clients.reply_router import ReplyRouter, Route
+from mycelia.wire import SerializerRegistry, rpc_routing_key
+
+__all__ = ["Caller", "RemoteMethod"]
+
+
+class RemoteMethod:
+    """One remote method as one proxy calls it: everything that is the same for each call, worked out once."""
+
+    __slots__ = ("chain", "options", "route", "target")
+
+    def __init__(
+        self, target: Target, options: CallOptions, route: Route, chain: Next | None
+    ) -> None:
+        self.target = target
+        self.options = options
+        self.route = route
+        self.chain = chain
+
+
+class Caller:
+    """Makes the calls of one caller process.
+
+    Args:
+        router: a started router.
+        serializers: where options find a serializer by its name.
+        name: the caller's name, used in call ids outside a worker.
+        timeout: seconds, where neither proxy nor call says.
+        middleware_for: what stands around the calls of a target.
+    """
+
+    def __init__(
+        self,
+        router: ReplyRouter,
+        serializers: SerializerRegistry,
+        *,
+        name: str,
+        timeout: float,
+        middleware_for: MiddlewareFor,
+    ) -> None:
+        self.router = router
+        self.name = name
+        self.timeout = timeout
+        self._serializers = serializers
+        self._chains = OutboundChains(CallKind.RPC, middleware_for, self._send)
+
+    def method(
+        self, service: str, name: str, options: CallOptions = DEFAULT_CALL_OPTIONS
+    ) -> RemoteMethod:
+        """What `call()` takes: make it once, and use it for every call.
+
+        Raises:
+            ConfigError: `options` name a serializer that nobody has registered.
+        """
+        target = Target(Direction.OUTBOUND, CallKind.RPC, service, name)
+        chain = self._chains.of(service, name)
+        return RemoteMethod(target, options, self._route(target, options), chain)
+
+    def call(
+        self, method: RemoteMethod, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        """Call `method`; await what this returns. Errors as `ReplyRouter.call()`.
+
+        The deadline counts from here, and the current call is read here: the coroutine may run in another task.
+        """
+        parent = get_current_call()
+        deadline = deadline_of(parent, method.route.timeout)
+        headers = request_headers(parent, self.name)
+        if method.chain is None:
+            return self.router.call(method.route, args, kwargs, headers, deadline)
+        call = Call(
+            method.target,
+            args,
+            kwargs,
+            headers=headers,
+            deadline=deadline,
+            options=method.options,
+        )
+        return _call_through(method.chain, call)
+
+    async def _send(self, call: Call) -> Outcome:
+        """The end of the outbound chain: whatever middleware has made of `call` is what is sent."""
+        try:
+            options = call.options
+            route = self._route(
+                call.target, options if isinstance(options, CallOptions) else DEFAULT_CALL_OPTIONS
+            )
+            deadline = tighter(call.deadline, time.monotonic() + route.timeout)
+            assert deadline is not None
+            value = await self.router.call(
+                route, call.args, call.kwargs, call.outbound_headers(), deadline
+            )
+        except Exception as exc:  # noqa: BLE001  the end of a chain never raises: the error is the outcome
+            return Outcome(error=exc)
+        return Outcome(value)
+
+    def _route(self, target: Target, options: CallOptions) -> Route:
+        return Route(
+            service=target.service,
+            routing_key=rpc_routing_key(target.service, target.method),
+            timeout=self.timeout if options.timeout is None else options.timeout,
+            serializer=self._serializers.default
+            if options.serializer is None
+            else self._serializers.by_name(options.serializer),
+            priority=options.priority,
+        )
+
+
+async def _call_through(chain: Next, call: Call) -> Any:
+    return (await chain(call)).unwrap()
