@@ -14,6 +14,8 @@ from enum import Enum
 from itertools import islice
 from typing import Any
 
+from mycelia.errors import describe
+
 __all__ = ["LogEvent", "as_plain", "as_text", "event"]
 
 
@@ -60,15 +62,12 @@ def as_text(value: object) -> str:
 
     A lone surrogate, which no encoding carries, is written as `\\udc80`.
     """
+    if isinstance(value, BaseException):
+        return describe(value).removesuffix(": ")
     try:
         text = str.__str__(value) if isinstance(value, str) else str(value)
     except Exception as exc:  # noqa: BLE001  # `__str__` is the application's and may raise anything
-        text = f"(no text: {type(exc).__name__})"
-        if not isinstance(value, BaseException):
-            return f"{type(value).__name__} {text}"
-    if isinstance(value, BaseException):
-        name = type(value).__name__
-        text = f"{name}: {text}" if text else name
+        return f"{type(value).__name__} (no text: {type(exc).__name__})"
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

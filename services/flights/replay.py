@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
+from mycelia.log_event import event
 from services.flights.clock import iso
 from services.flights.messages import Due, FlightEvent, flight_event
 
@@ -61,7 +62,7 @@ class Replay:
         except ExceptionGroup as group:
             first = group.exceptions[0]
             self.state, self.error = "failed", f"{type(first).__name__}: {first}"
-            log.error("replay %s failed after %d events", self.run, self.confirmed, exc_info=first)
+            log.error(event("replay_failed", run=self.run, events=self.confirmed), exc_info=first)
         finally:
             self._ended = time.monotonic()
 

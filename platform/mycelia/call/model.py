@@ -17,19 +17,16 @@ from mycelia.call.options import CallOptions, PublishOptions
 from mycelia.call.target import CallKind, Target
 from mycelia.wire import (
     CALL_ID_STACK,
-    COMPRESSION_HEADER,
     HEADER_PREFIX,
     Serializer,
     call_id,
     decode_context,
     encode_context,
     extend_call_stack,
+    is_large,
 )
 
 __all__ = ["Arguments", "Call", "current_call", "get_current_call"]
-
-COMPRESSION_RATIO = 1000
-"""Bytes that one compressed byte may stand for: zlib's limit, about."""
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 """Positional and keyword arguments, as the method receives them."""
@@ -133,15 +130,10 @@ class Call:
         return self._args is not None
 
     @property
-    def body_size(self) -> int:
-        """Bytes of the message's body, what a compressed one may unpack to; 0 where there is no message."""
+    def is_large(self) -> bool:
+        """May reading the arguments take long? For the event loop, that is (`wire.is_large()`)."""
         message = self.message
-        if message is None:
-            return 0
-        size = len(message.body)
-        if self.headers and COMPRESSION_HEADER in self.headers:
-            return size * COMPRESSION_RATIO
-        return size
+        return message is not None and is_large(message.body, self.headers)
 
     def decode(self) -> None:
         """Read the arguments, if that has not been done.

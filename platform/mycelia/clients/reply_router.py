@@ -44,7 +44,6 @@ from mycelia.wire import (
     Serializer,
     SerializerRegistry,
     decode_reply,
-    decompress,
     encode_request,
     nameko_twin,
     new_uuid,
@@ -283,11 +282,11 @@ class ReplyRouter:
                 log.debug(event("reply_unmatched", correlation_id=properties.correlation_id))
                 continue
             try:
-                body = delivery.body
-                if properties.headers:
-                    body = decompress(body, properties.headers, self._serializers.max_body_bytes)
                 value = self._serializers.decode(
-                    body, properties.content_type, properties.content_encoding
+                    delivery.body,
+                    properties.content_type,
+                    properties.content_encoding,
+                    properties.headers,
                 )
                 result = decode_reply(value)
             except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the one who waits

@@ -10,10 +10,8 @@ from mycelia.amqp import Consumer, Delivery
 from mycelia.errors import UndecodableMessage
 from mycelia.log_event import event
 from mycelia.wire import (
-    COMPRESSION_HEADER,
     MAX_ATTEMPT,
     SerializerRegistry,
-    decompress,
     read_attempt,
     read_returns,
 )
@@ -46,16 +44,14 @@ def decode_body(delivery: Delivery, serializers: SerializerRegistry) -> Any:
     """What the message's body says, unpacked if need be.
 
     Raises:
-        UndecodableMessage: too large, not accepted, or broken (headers and properties included).
+        UndecodableMessage: too large, too much in it, not accepted, or broken (headers and properties included).
     """
     if delivery.fault is not None:
         raise UndecodableMessage(f"headers or properties: {delivery.fault}")
     properties = delivery.properties
-    headers = properties.headers
-    body = delivery.body
-    if headers is not None and COMPRESSION_HEADER in headers:
-        body = decompress(body, headers, serializers.max_body_bytes)
-    return serializers.decode(body, properties.content_type, properties.content_encoding)
+    return serializers.decode(
+        delivery.body, properties.content_type, properties.content_encoding, properties.headers
+    )
 
 
 def returns_of(delivery: Delivery) -> int:

@@ -102,10 +102,6 @@ Steps = Generator[Any, Any, Outcome]
 """A worker's life as the things to resolve on its way (what a hook or the method returned, to be awaited if need be);
 each is answered with what it came to, or its error is thrown in. What the generator returns is the outcome."""
 
-OFF_LOOP_BYTES = 256 * 1024
-"""Bodies of this size and above are decoded in a thread, also for `async def` methods: 256 KiB of JSON take about
-2 ms, for which nothing else would run."""
-
 
 class Invocation:
     """How to run the method of one entrypoint, worked out once at the container's start.
@@ -159,7 +155,7 @@ class Invocation:
         """Run an `async def` method on the loop. Never raises: what was raised is the outcome's error."""
         if not call.is_decoded:
             try:
-                if call.body_size >= OFF_LOOP_BYTES:
+                if call.is_large:
                     await asyncio.to_thread(call.decode)
                 else:
                     call.decode()

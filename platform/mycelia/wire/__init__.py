@@ -17,7 +17,7 @@ from mycelia.wire.call_ids import (
     extend_call_stack,
     new_uuid,
 )
-from mycelia.wire.compression import COMPRESSION_HEADER, decompress
+from mycelia.wire.compression import COMPRESSION_HEADER
 from mycelia.wire.context import (
     ATTEMPT_HEADER,
     AUTH_TOKEN,
@@ -103,7 +103,6 @@ __all__ = [
     "decode_context",
     "decode_reply",
     "decode_request",
-    "decompress",
     "deserialize_exception",
     "encode_context",
     "encode_error",

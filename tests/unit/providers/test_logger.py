@@ -272,7 +272,10 @@ CYCLE.append(CYCLE)
         (Account("ada", "s3cret"), "Account(user='ada')"),
         (Unspeakable(), "Unspeakable (no text: LookupError)"),
         ([Unspeakable()], ["Unspeakable (no text: LookupError)"]),
-        (UnspeakableError({}), "UnspeakableError: (no text: KeyError)"),
+        (
+            UnspeakableError({}),
+            "UnspeakableError: (its text cannot be had: __str__ raised KeyError)",
+        ),
         ("Ann \ud83d", "Ann \\ud83d"),
         (ValueError("Ann \ud83d"), "ValueError: Ann \\ud83d"),
         ({"\ud83d": "\ud83d"}, {"\\ud83d": "\\ud83d"}),

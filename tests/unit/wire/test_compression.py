@@ -1,4 +1,4 @@
-"""Compressed bodies."""
+"""Compressed bodies, as kombu makes them. `test_bounds.py` has the hostile ones."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import pytest
 from tests.unit.wire import stock
 
 from mycelia.errors import UndecodableMessage
-from mycelia.wire import (
-    decompress,
-)
+from mycelia.wire.compression import decompress
 
 
 @pytest.mark.parametrize("method", ["zlib", "gzip", "bzip2", "lzma"])
