@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import itertools
 import json
 import time
@@ -173,6 +174,52 @@ async def test_event_that_cannot_be_read_is_dead_lettered_with_the_reason(
     await client.publish("source", "happened", "alive")
     await eventually(lambda: Service.got == ["alive"])
     assert await link.message_count(EVENT_QUEUE) == 0
+
+
+def _many(piece: bytes) -> bytes:
+    return b'{"args":[[' + piece * 2_000_000 + b'0]],"kwargs":{}}'
+
+
+_JSON = "application/json"
+BOMBS: dict[str, tuple[bytes, Properties, str]] = {
+    "punycode": (b"a-" * 150_000, Properties(_JSON, "punycode"), '"punycode" is not known'),
+    "punycode-text": (b"a-" * 150_000, Properties(None, "punycode"), '"punycode" is not known'),
+    "lists": (
+        zlib.compress(_many(b"[],")),
+        Properties(_JSON, "utf-8", {"compression": "application/x-gzip"}),
+        "values, more than the limit of",
+    ),
+    "texts": (
+        bz2.compress(_many(b'"ab",')),
+        Properties(_JSON, "utf-8", {"compression": "application/x-bz2"}),
+        "values, more than the limit of",
+    ),
+    "zeros": (
+        bz2.compress(bytes(200 * 1024 * 1024)),
+        Properties(_JSON, "utf-8", {"compression": "application/x-bz2"}),
+        "more than 134217728 bytes once decompressed",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+async def test_small_body_that_asks_for_much_work_is_refused_with_its_numbers(
+    serve: Serve, ask: Ask, client: Client, link: Link, case: str
+) -> None:
+    await serve(Service)
+    body, properties, words = BOMBS[case]
+    assert len(body) <= 300_000
+
+    with pytest.raises(MalformedRequest, match=words):
+        await ask(body, properties)
+    await link.publish(Message("source.events", "happened", body, properties))
+    (letter,) = await read_dead_letters(link, EVENT_QUEUE, 1)
+
+    headers = letter.properties.headers or {}
+    assert headers["x-mycelia-reason"] == "undecodable"
+    assert words in headers["x-mycelia-error"]
+    await client.publish("source", "happened", "alive")
+    await eventually(lambda: Service.got == ["alive"])
 
 
 async def test_event_without_content_type_or_body_is_handed_over_as_nameko_does(
