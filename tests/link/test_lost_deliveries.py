@@ -237,6 +237,21 @@ async def test_stream_whose_checkpoint_is_unknown_goes_on_from_the_first_unsettl
     assert [one.offset for one in inbox.deliveries[6:8]] == [4, 5]
 
 
+async def test_message_of_a_queue_that_bears_a_streams_header_keeps_no_consumer_away(
+    link: Link, any_queue: str, cut: Cut
+) -> None:
+    """A message of a stream that somebody published to a queue, headers and all."""
+    holder = await hold(link, any_queue, 1)
+    await link.publish(
+        Message("", any_queue, b"strange", Properties(headers={"x-stream-offset": 7}))
+    )
+    await eventually(lambda: len(holder.waiting) == 2, 10)
+
+    await cut_off(cut, holder)
+
+    await eventually(lambda: sorted(holder.bodies) == [b"0", b"strange"], 20)
+
+
 async def test_message_of_a_queue_has_no_offset(link: Link, any_queue: str) -> None:
     inbox = Inbox()
     await link.consume(any_queue, inbox)

@@ -193,7 +193,8 @@ class Consumer(Protocol):
     async def set_prefetch(self, prefetch: int) -> None:
         """Go on with another prefetch, on the same channel; what was handed out counts no more, and can still be settled.
 
-        Returns when the broker has it; with the broker down, at once. Outlives reconnects. Nothing is lost or delivered twice.
+        Returns when the broker has it; with the broker down, at once. Outlives reconnects. Nothing is lost or handed out twice;
+        a quorum queue takes back what was on its way at that moment, and delivers it again with its count of returns raised.
         A queue with a single active consumer may make another its active one, and an exclusive consumer leaves its queue
         for the moment of the change.
 
@@ -207,7 +208,8 @@ class Consumer(Protocol):
         """Hand out nothing from now on, until `resume()`. Idempotent; outlives reconnects; works with the broker down.
 
         What was handed out can be settled. Messages stay in the queue, for other consumers too, except those that were
-        on the way (at most a prefetch): they are kept here and come first afterwards. An auto-delete queue is not left, because
+        on the way (at most a prefetch): they are kept here and come first afterwards (a quorum queue takes them back, and
+        counts that as a return). An auto-delete queue is not left, because
         that would delete it; there a whole prefetch may wait here. An exclusive or single active consumer gives its place up.
         """
         ...

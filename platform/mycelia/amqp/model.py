@@ -259,7 +259,7 @@ class Delivery:
 
     @property
     def offset(self) -> int | None:
-        """Its place in a stream (`x-stream-offset`); `None` if it comes from a queue."""
+        """Its place in a stream (the header `x-stream-offset`); `None` if it comes from a queue and nobody set that header."""
         headers = self.properties.headers
         offset = None if headers is None else headers.get(STREAM_OFFSET)
         return offset if type(offset) is int else None

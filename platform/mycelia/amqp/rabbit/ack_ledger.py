@@ -49,6 +49,11 @@ class AckLedger:
         return self._last + 1 - self._low - len(self._beyond)
 
     @property
+    def has_been_used(self) -> bool:
+        """Whether anything was ever handed out."""
+        return self._last != 0
+
+    @property
     def lowest_unsettled(self) -> int:
         """The lowest tag that is handed out (or next to be) and not settled."""
         return self._low

@@ -238,6 +238,8 @@ class RabbitConsumer:
                 raise
             self._last_reason = exc
             reason = exc
+            if isinstance(exc, TopologyError):
+                self._offset = None  # of a queue, whose messages bear a stream's header: it takes no such argument
             self._intake = None
             self._release_waiting()
         else:
@@ -270,8 +272,7 @@ class RabbitConsumer:
             try:
                 await self._adjust(intake)
             except TopologyError as exc:
-                refused = exc
-                intake.end(str(exc))
+                refused = exc  # the intake has ended, if the broker said so, and else goes on
             except (LinkError, ProtocolError) as exc:
                 intake.end(str(exc))
             finally:
@@ -299,6 +300,11 @@ class RabbitConsumer:
         before, wanted = intake.prefetch, self._prefetch
         if before == wanted:
             return
+        if not wanted and intake.is_stream:  # asked, RabbitMQ closes the whole connection
+            self._prefetch = before
+            raise TopologyError(
+                f'queue "{self._queue}": prefetch 0 refused: a stream needs a prefetch.'
+            )
         try:
             await intake.change_prefetch(wanted, self._step_timeout)
         except (ChannelClosed, ConnectionLost) as exc:
@@ -369,6 +375,7 @@ class RabbitConsumer:
             self._on_deliveries,
             self._statistics,
             self._declared(self._queue),
+            self._changed.set,
         )
         if self._is_paused:
             intake.hold()

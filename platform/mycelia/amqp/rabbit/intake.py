@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from mycelia.amqp.link import ConsumeOptions, LinkStatistics, OnDeliveries
@@ -47,6 +48,7 @@ class Intake:
         on_deliveries: OnDeliveries,
         statistics: LinkStatistics,
         declared: Queue | None,
+        on_place_known: Callable[[], None],
     ) -> None:
         self.channel = channel
         self.batch: list[Delivery] = []
@@ -67,6 +69,11 @@ class Intake:
         self._queue = queue
         self._options = options
         self._declared = declared
+        self._on_place_known = on_place_known
+        self._may_be_stream = (
+            declared is None or declared.arguments.get("x-queue-type") == "stream"
+        ) and not options.no_ack
+        """Messages of a queue may bear a stream's header too, as their publisher sent it."""
         self._on_deliveries = on_deliveries
         self._take: OnDeliveries = on_deliveries
         self._statistics = statistics
@@ -76,8 +83,8 @@ class Intake:
         self._telling_later: asyncio.TimerHandle | None = None
         self._offsets: deque[tuple[int, int]] = deque()
         """(tag, stream offset), from the lowest unsettled tag or just below it."""
-        self._overlap: set[int] | None = None
-        """Stream offsets seen since two subscriptions run side by side; `None` while there is one."""
+        self._waits_for_place = False
+        """What is wanted has to wait for the first delivery: see `_is_place_unknown`."""
         self._is_cancelled = False
         self._has_told_loss = False
 
@@ -90,12 +97,11 @@ class Intake:
             return
         if not self._options.no_ack:
             self.ledger.delivered_through(batch[-1].delivery_tag)
-            if self._overlap is not None:
-                batch = self._without_repeats(batch, self._overlap)
-                if not batch:
-                    return
-            if batch[0].properties.headers and STREAM_OFFSET in batch[0].properties.headers:
+            if self._may_be_stream and batch[0].offset is not None:
                 self._note_offsets(batch)
+        if self._waits_for_place:
+            self._waits_for_place = False
+            self._on_place_known()
         if self._is_cancelled:  # still on the way when the cancellation was sent
             for delivery in batch:
                 delivery.nack(requeue=True)
@@ -199,7 +205,8 @@ class Intake:
 
         The broker takes a prefetch for consumers that start after it. So a second one is started, then the first one
         cancelled: an auto-delete queue would not survive the other order. Two cannot be side by side where the consumer is
-        exclusive; and a stream, once its place is known, is better left and entered again at exactly the next offset.
+        exclusive. A stream is left, and entered again at exactly the next offset; one that has brought nothing yet first has to
+        bring something, which costs nothing: until then its prefetch does not matter.
 
         Raises:
             As `start()`.
@@ -207,17 +214,16 @@ class Intake:
         if self.is_paused and not self._subscriptions:
             self._set_prefetch(prefetch)  # `resume()` subscribes with it
             return
+        if self._is_place_unknown:
+            self._waits_for_place = True
+            return
         if self._options.exclusive or self._offsets:
             await self._unsubscribe(timeout)
             await self._subscribe(prefetch, self._following_offset, timeout)
             return
-        self._overlap = set()
-        try:
-            await self._subscribe(prefetch, None, timeout)
-            while len(self._subscriptions) > 1:
-                await self._unsubscribe(timeout)
-        finally:
-            self._overlap = None
+        await self._subscribe(prefetch, None, timeout)
+        while len(self._subscriptions) > 1:
+            await self._unsubscribe(timeout)
 
     def hold(self) -> None:
         """Hand out nothing from now on; what comes is kept."""
@@ -227,14 +233,15 @@ class Intake:
     async def pause(self, timeout: float) -> None:
         """Have the broker send nothing more.
 
-        An auto-delete queue would be gone without its last consumer, and a stream consumer that has seen nothing yet could
-        not be entered again where it was: there the subscription stays, and up to a prefetch is kept here.
+        An auto-delete queue would be gone without its last consumer: there the subscription stays, and up to a prefetch is
+        kept here. So it is with a stream that has brought nothing yet, until it does.
         """
         self.hold()
         declared = self._declared
         if declared is not None and declared.auto_delete:
             return
-        if self._is_stream and not self._offsets:
+        if self._is_place_unknown:
+            self._waits_for_place = True
             return
         while self._subscriptions:
             await self._unsubscribe(timeout)
@@ -332,11 +339,18 @@ class Intake:
     # --- streams: where to go on ---
 
     @property
-    def _is_stream(self) -> bool:
-        declared = self._declared
-        return STREAM_OFFSET in self._options.arguments or (
-            declared is not None and declared.arguments.get("x-queue-type") == "stream"
+    def is_stream(self) -> bool:
+        """As far as anything tells: how it was declared, how it is consumed, what came."""
+        return self._may_be_stream and (
+            self._declared is not None
+            or bool(self._offsets)
+            or STREAM_OFFSET in self._options.arguments
         )
+
+    @property
+    def _is_place_unknown(self) -> bool:
+        """Whether this is (or may be) a stream that has brought nothing yet, and could not be entered again where it was."""
+        return self._may_be_stream and not self.ledger.has_been_used
 
     @property
     def _following_offset(self) -> int | None:
@@ -352,21 +366,6 @@ class Intake:
         low = self.ledger.lowest_unsettled
         while len(offsets) > 1 and offsets[0][0] < low and offsets[1][0] <= low:
             offsets.popleft()
-
-    def _without_repeats(self, batch: list[Delivery], seen: set[int]) -> list[Delivery]:
-        """Of a stream that two subscriptions read side by side: each message once."""
-        fresh: list[Delivery] = []
-        for delivery in batch:
-            offset = delivery.offset
-            if offset is None:
-                fresh.append(delivery)
-            elif offset in seen:
-                self.ledger.ack(delivery.delivery_tag)
-                self.settle_soon()
-            else:
-                seen.add(offset)
-                fresh.append(delivery)
-        return fresh
 
     def next_offset(self) -> int | None:
         """Of a stream: the offset to go on from, so that nothing unsettled is left out. `None`: no stream, or nothing came."""
