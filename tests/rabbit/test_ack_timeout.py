@@ -1,0 +1,64 @@
+"""The broker closes the channel of a consumer that leaves a delivery unsettled for too long (`consumer_timeout`)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.link.inbox import Inbox
+
+from mycelia.amqp import ConsumeOptions, Message, Properties, Queue, RabbitLink
+from mycelia.broker.node import PrivateNode
+from mycelia.testing import eventually
+
+
+async def evaluate(node: PrivateNode, expression: str) -> None:
+    await asyncio.to_thread(node.ctl, "eval", expression)
+
+
+@pytest.fixture
+async def link(own_rabbit_node: PrivateNode) -> AsyncIterator[RabbitLink]:
+    """On a broker that gives a delivery one second (a channel reads both settings when it is opened)."""
+    node = own_rabbit_node
+    await evaluate(node, "application:set_env(rabbit, consumer_timeout, 1000).")
+    await evaluate(node, "application:set_env(rabbit, channel_tick_interval, 250).")
+    link = RabbitLink(node.uri())
+    await link.open(timeout=30)
+    yield link
+    await link.aclose(timeout=2)
+    await evaluate(node, "application:set_env(rabbit, consumer_timeout, 1800000).")
+    await evaluate(node, "application:set_env(rabbit, channel_tick_interval, 60000).")
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+async def test_ack_timeout_is_one_error_that_names_the_setting(
+    link: RabbitLink, caplog: pytest.LogCaptureFixture, queue_type: str
+) -> None:
+    lost: list[bool] = []
+    slow, quick = Inbox(), Inbox(acks=True)
+    await link.declare(
+        Queue("slow", arguments={"x-queue-type": queue_type}),
+        Queue("quick", arguments={"x-queue-type": queue_type}),
+    )
+    consumer = await link.consume("slow", slow, ConsumeOptions(on_lost=lambda: lost.append(True)))
+    await link.consume("quick", quick)
+    await link.publish(Message("", "slow", b"long", Properties()))
+    held = (await slow.wait(1))[0]
+
+    again = (await slow.wait(2, 60))[1]  # nobody settled it in time
+    again.ack()
+    await eventually(lambda: consumer.unsettled == 0)
+    await link.publish(Message("", "quick", b"", Properties()))
+    await quick.wait(1)
+
+    lines = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert len(lines) == 1
+    text = lines[0].getMessage()
+    assert text.startswith("delivery_ack_timeout queue=slow consumer_timeout_ms=1000 ")
+    assert "Raise consumer_timeout in rabbitmq.conf" in text
+    assert not any(one.startswith("consumer_lost") for one in caplog.messages)
+    assert lost == [True]
+    assert held.is_lost
+    assert again.redelivered
+    assert link.statistics().reconnects == 0
