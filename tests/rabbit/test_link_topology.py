@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -18,7 +19,7 @@ from mycelia.amqp import (
     Queue,
     RabbitLink,
 )
-from mycelia.errors import TopologyError
+from mycelia.errors import LinkError, TopologyError
 
 
 @pytest.fixture
@@ -126,3 +127,63 @@ async def test_exclusive_queue_of_another_link_is_refused(
         await other.declare(own)
 
     await other.aclose()
+
+
+# --- many at once ----------------------------------------------------------------------------------
+
+
+async def test_thousands_of_first_publishings_share_one_declaration(
+    link: RabbitLink,
+) -> None:
+    """Each declares its exchange first, as a client does; a connection has 2047 channels."""
+
+    async def publish(number: int) -> None:
+        await link.declare(Exchange("new", type="topic"), timeout=20)
+        await link.publish(Message("new", "k", b"%d" % number, Properties()), timeout=20)
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(publish(number) for number in range(2500)))
+
+    assert link.statistics().confirmed == 2500
+    assert link.statistics().reconnects == 0
+
+
+async def test_thousands_of_different_declarations_take_turns(link: RabbitLink) -> None:
+    """Among them one that is refused: the others do not notice."""
+    names = [f"x{number % 600}" for number in range(2400)]
+    declaring = [link.declare(Exchange(name), timeout=60) for name in names]
+    declaring.insert(1000, link.declare(Exchange("amq.mine"), timeout=60))
+
+    results = await asyncio.gather(*declaring, return_exceptions=True)
+
+    assert isinstance(results.pop(1000), LinkError)
+    assert results == [None] * 2400
+    assert link.statistics().reconnects == 0
+
+
+async def test_thousands_of_counts_share_their_answers(link: RabbitLink) -> None:
+    """As when thousands of calls time out and ask whether anybody serves them."""
+    await link.declare(Queue("q"))
+
+    counts = await asyncio.gather(*(link.consumer_count("q", timeout=10) for _ in range(2500)))
+    missing = await asyncio.gather(
+        *(link.consumer_count("missing", timeout=10) for _ in range(2500)), return_exceptions=True
+    )
+
+    assert counts == [0] * 2500
+    assert {type(one) for one in missing} == {TopologyError}
+    assert link.statistics().reconnects == 0
+
+
+async def test_declaration_given_up_by_its_first_asker_is_done_for_the_second(
+    link: RabbitLink,
+) -> None:
+    hasty = asyncio.ensure_future(link.declare(Queue("q2")))
+    patient = asyncio.ensure_future(link.declare(Queue("q2")))
+    await asyncio.sleep(0)
+
+    hasty.cancel()
+    await asyncio.wait([hasty])
+    await patient
+
+    assert await link.message_count("q2") == 0

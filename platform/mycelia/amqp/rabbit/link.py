@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import takewhile
 from random import Random
 from typing import Any, Final
@@ -43,6 +44,7 @@ from mycelia.amqp.rabbit.consumer import RabbitConsumer
 from mycelia.amqp.rabbit.declarer import Declarer
 from mycelia.amqp.rabbit.getter import Getter
 from mycelia.amqp.rabbit.publisher import Publisher
+from mycelia.amqp.rabbit.shared_work import SharedWork
 from mycelia.amqp.rabbit.supervisor import Supervisor
 from mycelia.amqp.rabbit.topology_watch import TopologyWatch
 from mycelia.amqp.topology import Part, Topology
@@ -54,6 +56,8 @@ __all__ = ["RabbitLink"]
 
 _log = logging.getLogger("mycelia.amqp")
 
+_CHANNELS_TO_ASK: Final = 8
+"""Declarations and questions at once. Each takes a channel, and one that waits for a node that is down must not hold up the others."""
 _REMIND_EVERY_S: Final = 30.0
 """Between two lines about a declaration that waits for a queue's node. Arbitrary."""
 
@@ -107,6 +111,9 @@ class RabbitLink:
             rejected_patience=options.rejected_patience,
             random=self._random,
         )
+        self._shared_work = SharedWork(f"mycelia:link:{self._name}:ask", _CHANNELS_TO_ASK)
+        self._waited_for: dict[Hashable, str] = {}
+        """Declarations that wait, and for what."""
         self._getter = Getter(self._statistics, self._connected_to_consume, options.step_timeout)
 
     def __repr__(self) -> str:
@@ -295,46 +302,55 @@ class RabbitLink:
     ) -> None:
         self._require_open("declare()")
         shared, own = self._topology.split(parts)
-        waits_for: list[str] = []
+        waited_for = self._waited_for
+        asked = [
+            ((side.role, tuple(some)), side, some)
+            for side, some in ((self._publishing, shared), (self._consuming, own))
+            if some
+        ]
         try:
             async with asyncio.timeout(timeout):
-                await self._declare_on(self._publishing, shared, waits_for)
-                await self._declare_on(self._consuming, own, waits_for)
+                for key, side, some in asked:
+                    await self._shared_work.run(key, partial(self._declare_on, key, side, some))
         except TimeoutError:
-            reason = waits_for[0] if waits_for else f"no answer from {self._uri}"
+            reasons = [waited_for[key] for key, _, _ in asked if key in waited_for]
+            reason = reasons[0] if reasons else f"no answer from {self._uri}"
             raise BrokerUnavailable(
                 f"declaring {len(parts)} parts: not done within {timeout:g} s; {reason}"
             ) from None
 
-    async def _declare_on(self, side: Supervisor, parts: list[Part], waits_for: list[str]) -> None:
+    async def _declare_on(self, key: Hashable, side: Supervisor, parts: list[Part]) -> None:
         backoff = Backoff(self._random)
         remind_at = 0.0
-        while parts:
-            connection = await side.connected()
-            try:
-                await self._declarer.declare(connection, parts)
-            except BrokerUnavailable as exc:
-                if connection.lost.done():
-                    continue  # connected() waits for the next one
-                waits_for[:] = [
-                    str(exc)
-                ]  # a queue's node is down: it may be back before we give up
-                delay = backoff.next_delay()
-                now = connection.loop.time()
-                if now >= remind_at:
-                    remind_at = now + _REMIND_EVERY_S
-                    _log.warning(
-                        event(
-                            "declare_waiting",
-                            link=self._name,
-                            retry_in_s=round(delay, 2),
-                            reason=exc,
+        try:
+            while True:
+                connection = await side.connected()
+                try:
+                    async with self._shared_work.turn:
+                        await self._declarer.declare(connection, parts)
+                except BrokerUnavailable as exc:
+                    if connection.lost.done():
+                        continue  # connected() waits for the next one
+                    # a queue's node is down: it may be back before we give up
+                    self._waited_for[key] = str(exc)
+                    delay = backoff.next_delay()
+                    now = connection.loop.time()
+                    if now >= remind_at:
+                        remind_at = now + _REMIND_EVERY_S
+                        _log.warning(
+                            event(
+                                "declare_waiting",
+                                link=self._name,
+                                retry_in_s=round(delay, 2),
+                                reason=exc,
+                            )
                         )
-                    )
-                await asyncio.sleep(delay)
-                continue
-            self._topology.remember(parts)
-            return
+                    await asyncio.sleep(delay)
+                    continue
+                self._topology.remember(parts)
+                return
+        finally:
+            self._waited_for.pop(key, None)
 
     def forget(self, *parts: Exchange | Queue | Binding) -> None:
         self._topology.forget(parts)
@@ -360,20 +376,31 @@ class RabbitLink:
     async def message_count(self, queue: str, timeout: float = 5.0) -> int:
         self._require_open("message_count()")
         async with _bounded(f'counting queue "{queue}"', timeout):
-            connection = await self._side_of(queue).connected()
-            return await self._declarer.message_count(connection, queue, timeout)
+            return await self._shared_work.run(
+                ("message_count", queue), partial(self._count, self._declarer.message_count, queue)
+            )
 
     async def consumer_count(self, queue: str, timeout: float = 5.0) -> int:
         self._require_open("consumer_count()")
         async with _bounded(f'counting consumers of queue "{queue}"', timeout):
-            connection = await self._side_of(queue).connected()
-            return await self._declarer.consumer_count(connection, queue, timeout)
+            return await self._shared_work.run(
+                ("consumer_count", queue),
+                partial(self._count, self._declarer.consumer_count, queue),
+            )
+
+    async def _count(
+        self, count: Callable[[BrokerConnection, str, float], Awaitable[int]], queue: str
+    ) -> int:
+        connection = await self._side_of(queue).connected()
+        async with self._shared_work.turn:
+            return await count(connection, queue, self._options.step_timeout)
 
     async def delete_queue(self, queue: str, timeout: float = 5.0) -> None:
         self._require_open("delete_queue()")
         async with _bounded(f'deleting queue "{queue}"', timeout):
             connection = await self._side_of(queue).connected()
-            await self._declarer.delete_queue(connection, queue, timeout)
+            async with self._shared_work.turn:
+                await self._declarer.delete_queue(connection, queue, timeout)
         self._topology.forget_queue(queue)
 
     async def get(self, queue: str, timeout: float = 5.0) -> Delivery | None:

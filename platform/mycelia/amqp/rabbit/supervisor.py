@@ -34,6 +34,7 @@ class Supervisor:
         refusal_is_final: end when the first broker to answer refuses user, password or virtual host.
 
     Attributes:
+        role: as given.
         connection: prepared and usable, or `None`.
         was_up: whether there ever was one.
         last_error: why the latest attempt failed.
@@ -56,7 +57,7 @@ class Supervisor:
         self.was_up = False
         self.last_error: LinkError | None = None
         self._name = name
-        self._role = role
+        self.role = role
         self._endpoints = endpoints
         self._connect = connect
         self._prepare = prepare
@@ -85,7 +86,7 @@ class Supervisor:
             task = self._task
             if task is None:
                 task = self._task = asyncio.create_task(
-                    self._run(), name=f"mycelia:link:{self._name}:{self._role}"
+                    self._run(), name=f"mycelia:link:{self._name}:{self.role}"
                 )
             up = asyncio.ensure_future(self._up.wait())
             try:
@@ -126,7 +127,7 @@ class Supervisor:
                 event(
                     "connected",
                     link=self._name,
-                    role=self._role,
+                    role=self.role,
                     broker=str(connection.endpoint),
                     version=connection.server_properties.get("version", "?"),
                 )
@@ -140,7 +141,7 @@ class Supervisor:
                 event(
                     "connection_lost",
                     link=self._name,
-                    role=self._role,
+                    role=self.role,
                     retry_in_s=round(delay, 2),
                     reason=reason,
                 )
@@ -167,7 +168,7 @@ class Supervisor:
                 if not self.was_up:
                     raise
                 # A fault of ours must not leave a running service without its broker, in silence.
-                _log.exception(event("connecting_raised", link=self._name, role=self._role))
+                _log.exception(event("connecting_raised", link=self._name, role=self.role))
                 reason = BrokerUnavailable(repr(exc))
             self.last_error = reason
             failures += 1
@@ -178,7 +179,7 @@ class Supervisor:
                     event(
                         "broker_unreachable",
                         link=self._name,
-                        role=self._role,
+                        role=self.role,
                         attempts=failures,
                         trying_on=True,
                         reason=reason,
@@ -188,7 +189,7 @@ class Supervisor:
                 await asyncio.sleep(self._backoff.next_delay())
 
     async def _connect_once(self, endpoint: Endpoint) -> BrokerConnection:
-        connection = await self._connect(endpoint, self._role)
+        connection = await self._connect(endpoint, self.role)
         try:
             await self._prepare(connection)
         except BaseException:
