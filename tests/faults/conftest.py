@@ -14,10 +14,9 @@ from mycelia.testing import Fault, TcpProxy
 QUEUE = Queue("work", arguments={"x-queue-type": "quorum"})
 
 HEARTBEAT_S = 2
-"""Asked of both ends. RabbitMQ notices a silent peer after two of them; pika looks every heartbeat + 5 s, and gives
-up at the second look without a sign of life, here after some fourteen seconds."""
+"""Asked of both ends. RabbitMQ notices a silent peer after two of them, we after one and a half."""
 
-NOTICED_S = 20.0
+NOTICED_S = 15.0
 """By then every fault has been noticed and, once healed, a new connection stands."""
 
 

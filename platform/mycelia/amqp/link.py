@@ -88,8 +88,11 @@ class LinkOptions:
     """Seconds, 0 for none; a `heartbeat=` in the URI goes before. 60 is Nameko's default."""
     name: str = "mycelia"
     """Of this link, in logs, task names and the broker's management."""
-    connect_timeout: float = 10.0
+    connect_timeout: float = 5.0
     """Seconds for name resolution, TCP, TLS and handshake with one broker together, before the next is tried."""
+    peer_timeout: float = 4.0
+    """Seconds without an answer from the broker's machine (not its process: that is what `heartbeat` is for) after which the
+    connection is given up; 0 for never. Only on Linux. Above the pauses of a live migration or a route that changes."""
     step_timeout: float = 30.0
     """Seconds for the broker's answer to one declaration, opening or cancellation. A quorum queue may take a while to elect."""
     confirm_messages: int = 8192

@@ -29,6 +29,12 @@ import pika.frame
 from pika.adapters.asyncio_connection import AsyncioConnection
 
 from mycelia.amqp.rabbit.frames import ChannelSink, FrameReader
+from mycelia.amqp.rabbit.liveness import (
+    CHECK_EVERY_S,
+    Liveness,
+    ask_while_idle,
+    read_tcp_state,
+)
 from mycelia.amqp.uri import Endpoint
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, ProtocolError
 
@@ -125,6 +131,7 @@ class BrokerConnection(asyncio.Protocol):
         parameters: Any,
         loop: asyncio.AbstractEventLoop,
         write_buffer_bytes: int,
+        peer_timeout: float = 0.0,
     ) -> None:
         self.loop = loop
         self.endpoint = endpoint
@@ -138,6 +145,9 @@ class BrokerConnection(asyncio.Protocol):
         self._reader = FrameReader(self._on_frame, _FRAME_MAX)
         self._transport: asyncio.Transport | None = None
         self._write_buffer_bytes = write_buffer_bytes
+        self._peer_timeout = peer_timeout
+        self._liveness: Liveness | None = None
+        self._next_look: asyncio.TimerHandle | None = None
         self._paused = False
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -275,6 +285,7 @@ class BrokerConnection(asyncio.Protocol):
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            ask_while_idle(raw, self._peer_timeout)
         self._pika._proto_connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -321,8 +332,25 @@ class BrokerConnection(asyncio.Protocol):
         self.server_properties = dict(self._pika.server_properties or {})
         self._pika.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
         self._pika.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(False))
+        heartbeat = self._pika.params.heartbeat or 0
+        self._liveness = Liveness(heartbeat, self._peer_timeout, self.loop.time())
+        self._next_look = self.loop.call_later(CHECK_EVERY_S, self._look)
         if not self.opened.done():
             self.opened.set_result(None)
+
+    def _look(self) -> None:
+        """See whether the broker still lives."""
+        self._next_look = None
+        if self.lost.done() or self._liveness is None or self._transport is None:
+            return
+        tcp = None
+        if self._peer_timeout:
+            tcp = read_tcp_state(self._transport.get_extra_info("socket"))
+        verdict = self._liveness.look(self.loop.time(), self._pika.bytes_received, tcp)
+        if verdict is not None:
+            self.abort(ConnectionLost(f"{self.endpoint}: {verdict}"))
+        else:
+            self._next_look = self.loop.call_later(CHECK_EVERY_S, self._look)
 
     def _on_closed(self, _pika: Any, reason: Exception) -> None:
         self._finish(reason)
@@ -336,6 +364,8 @@ class BrokerConnection(asyncio.Protocol):
         if self.lost.done():
             return
         self._paused = True  # what is written now would vanish
+        if self._next_look is not None:
+            self._next_look.cancel()
         error = self._explain(self._fault or reason)
         self.lost.set_result(
             error if isinstance(error, ConnectionLost) else ConnectionLost(str(error))
@@ -502,11 +532,14 @@ async def open_connection(
     connection_name: str = "mycelia",
     timeout: float = 10.0,
     write_buffer_bytes: int = 4 * 1024 * 1024,
+    peer_timeout: float = 0.0,
 ) -> BrokerConnection:
     """Connect to one broker, all the way to an open virtual host.
 
     Args:
-        heartbeat: seconds; 0 for none. The peer is given up after this long without a byte (plus 5 s, as pika counts).
+        heartbeat: seconds; 0 for none. The peer is given up after one and a half of them without a byte (or 5 s more than one,
+            whichever is less).
+        peer_timeout: seconds; 0 for never. The peer is given up when its machine has acknowledged nothing for so long (`liveness.py`).
         connection_name: shown by the broker's management.
         timeout: seconds for name resolution, TCP, TLS and handshake together.
 
@@ -529,7 +562,7 @@ async def open_connection(
 
     def make_connection() -> BrokerConnection:
         nonlocal connection
-        connection = BrokerConnection(endpoint, parameters, loop, write_buffer_bytes)
+        connection = BrokerConnection(endpoint, parameters, loop, write_buffer_bytes, peer_timeout)
         return connection
 
     try:

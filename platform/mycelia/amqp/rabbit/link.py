@@ -235,6 +235,7 @@ class RabbitLink:
             connection_name=f"{self._name}:{role}",
             timeout=self._options.connect_timeout,
             write_buffer_bytes=self._options.write_buffer_bytes,
+            peer_timeout=self._options.peer_timeout,
         )
 
     async def _prepare_publishing(self, connection: BrokerConnection) -> None:

@@ -147,6 +147,9 @@ class Supervisor:
                 )
             )
             self._set_down()
+            # The broker that was lost may be gone without a trace, and a connection to it would be waited for in vain: the
+            # others are asked first.
+            self._next_endpoint += 1
             await asyncio.sleep(delay)
 
     async def _connect_somehow(self) -> BrokerConnection:
