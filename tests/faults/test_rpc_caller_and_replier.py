@@ -4,7 +4,6 @@ the network is whole again, so are they."""
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,7 +13,6 @@ import pytest
 from tests.faults.conftest import FAULTS
 
 from mycelia import Client, Runner, event_handler, rpc
-from mycelia.amqp import connect
 from mycelia.errors import BrokerUnavailable, CallError, LinkError, RpcTimeout
 from mycelia.testing import Fault, TcpProxy, eventually
 
@@ -49,12 +47,8 @@ class Service:
         self.got.append(payload)
 
 
-@pytest.fixture(autouse=True)
-def _short_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection made while the network was broken may never be answered; give it up after 1 s instead of 10 s."""
-    impatient = functools.partial(connect, connect_timeout=1.0)
-    monkeypatch.setattr("mycelia.runtime.host.connect", impatient)
-    monkeypatch.setattr("mycelia.clients.client.connect", impatient)
+IMPATIENT = {"connect_timeout": 1.0}
+"""A connection made while the network was broken may never be answered."""
 
 
 @pytest.fixture(autouse=True)
@@ -72,14 +66,15 @@ async def wire(rabbit_uri: str) -> AsyncIterator[TcpProxy]:
 
 async def start_service(uri: str) -> Runner:
     runner = Runner(
-        {"AMQP_URI": uri, "HEARTBEAT": HEARTBEAT_S, "mycelia": {"grace": 0.5}}, [Service]
+        {"AMQP_URI": uri, "HEARTBEAT": HEARTBEAT_S, "mycelia": {"grace": 0.5, **IMPATIENT}},
+        [Service],
     )
     await runner.start(20)
     return runner
 
 
 def client_at(uri: str) -> Client:
-    return Client(uri, timeout=20, config={"HEARTBEAT": HEARTBEAT_S})
+    return Client(uri, timeout=20, config={"HEARTBEAT": HEARTBEAT_S, "mycelia": IMPATIENT})
 
 
 async def call_until(client: Client, timeout: float) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypedDict, TypeVar, Unpack
 
-from mycelia.amqp import Exchange, Link, LinkOptions, connect
+from mycelia.amqp import LINK_DEFAULTS, Exchange, Link, LinkOptions, connect
 from mycelia.call import (
     DEFAULT_CALL_OPTIONS,
     DEFAULT_PUBLISH_OPTIONS,
@@ -65,7 +65,7 @@ class Client:
         timeout: seconds for each call and publishing that says nothing else.
         name: the program's name in call ids and in the reply queue's name.
         config: Nameko's configuration keys that matter here: `serializer`, `SERIALIZERS`, `ACCEPT`,
-            `rpc_exchange`, `AMQP_SSL`, `HEARTBEAT`.
+            `rpc_exchange`, `AMQP_SSL`, `HEARTBEAT`, and in `mycelia` `connect_timeout` and `peer_timeout`.
         middleware: around every call and event that leaves, outermost first: an `async def (call, next)` each, or an
             object with a method `middleware(direction, target)`.
 
@@ -112,12 +112,15 @@ class Client:
         """Connect, within `timeout` seconds (the client's own if `None`). `async with` does this."""
         if self._link is not None:
             return
+        ours = self._config.get("mycelia") or {}
         link = connect(
             self._uri,
             LinkOptions(
                 ssl=self._config.get("AMQP_SSL"),
                 heartbeat=self._config.get("HEARTBEAT", 60) or 0,
                 name=self.name,
+                connect_timeout=ours.get("connect_timeout", LINK_DEFAULTS.connect_timeout),
+                peer_timeout=ours.get("peer_timeout", LINK_DEFAULTS.peer_timeout),
             ),
         )
         await link.open(self.timeout if timeout is None else timeout)

@@ -86,7 +86,12 @@ class Host:
             settings = self.settings
             self._link = connect(
                 settings.AMQP_URI,
-                LinkOptions(ssl=settings.AMQP_SSL, heartbeat=settings.HEARTBEAT or 0),
+                LinkOptions(
+                    ssl=settings.AMQP_SSL,
+                    heartbeat=settings.HEARTBEAT or 0,
+                    connect_timeout=settings.mycelia.connect_timeout,
+                    peer_timeout=settings.mycelia.peer_timeout,
+                ),
             )
             await self._link.open(timeout)
 

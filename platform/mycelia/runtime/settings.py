@@ -37,6 +37,10 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Whether error replies tell Mycelia callers the traceback, with paths and source lines."""
     publish_timeout: float = 30.0
     """How long a confirmed publishing may wait for the broker."""
+    connect_timeout: float = 5.0
+    """How long one broker may take to connect, TLS and handshake included, before the next is tried."""
+    peer_timeout: float = 4.0
+    """How long the broker's machine may leave a sign of life unanswered; 0 for ever. Linux only."""
     grace: float = 25.0
     """How long running workers may go on after SIGTERM. Below the 30 s after which orchestrators kill."""
     async_concurrency: int = 100
@@ -77,7 +81,13 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """How long the event loop may be held up before it is said, with the stack that holds it; 0 for never."""
 
     def __post_init__(self) -> None:
-        for name in ("rpc_timeout", "publish_timeout", "http_header_timeout", "http_body_timeout"):
+        for name in (
+            "rpc_timeout",
+            "publish_timeout",
+            "connect_timeout",
+            "http_header_timeout",
+            "http_body_timeout",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be greater than 0")
         for name in (
@@ -90,6 +100,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if self.peer_timeout < 0:
+            raise ValueError("peer_timeout must be 0 or more")
         if self.loop_blocked_after < 0:
             raise ValueError("loop_blocked_after must be 0 or more")
         for proxy in self.http_trusted_proxies or ():
