@@ -30,53 +30,63 @@ def section(heading: str) -> str:
 # --- logs ------------------------------------------------------------------------------------------
 
 
-def _logged() -> Iterator[tuple[str, str]]:
-    """Event and level of each line that the platform can log."""
-    for module in (ROOT / "platform" / "mycelia").rglob("*.py"):
+def _log_calls() -> Iterator[tuple[str, ast.expr, str]]:
+    """Place, message and level of each line that the platform can log."""
+    for module in sorted((ROOT / "platform" / "mycelia").rglob("*.py")):
         for node in ast.walk(ast.parse(module.read_text("utf-8"))):
             match node:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id="log" | "_log"), attr=level),
-                    args=[
-                        ast.Constant(value=str(message))
-                        | ast.Call(
-                            func=ast.Name(id="event"), args=[ast.Constant(value=str(message)), *_]
-                        ),
-                        *_,
-                    ],
+                    args=[message, *_],
                 ) if level in LEVELS:
-                    level = "error" if level == "exception" else level
-                    yield message.split()[0], level
+                    place = f"{module.relative_to(ROOT)}:{node.lineno}"
+                    yield place, message, "error" if level == "exception" else level
 
 
-def test_documented_events_are_logged_at_their_level() -> None:
-    rows = [row for row in table_rows(section("Logs")) if row[0].startswith("`")]
-    documented = {(event, row[1]) for row in rows for event in re.findall(r"`(\w+)`", row[0])}
+def _names(message: ast.expr) -> list[str]:
+    """The names in `event("…", …)`, or in `event("…" if … else "…", …)`; none for anything else."""
+    match message:
+        case ast.Call(func=ast.Name(id="event"), args=[ast.Constant(value=str(name))]):
+            return [name]
+        case ast.Call(
+            func=ast.Name(id="event"),
+            args=[
+                ast.IfExp(body=ast.Constant(value=str(one)), orelse=ast.Constant(value=str(other)))
+            ],
+        ):
+            return [one, other]
+    return []
 
-    assert len(documented) > 20
-    logged = {(event.replace("%s", r"\w+"), level) for event, level in _logged()}
-    unknown = [
-        (event, level)
-        for event, level in documented
-        if not any(re.fullmatch(known, event) and level == at for known, at in logged)
-    ]
-    assert unknown == []
+
+def _logged() -> set[tuple[str, str]]:
+    return {(name, level) for _, message, level in _log_calls() for name in _names(message)}
 
 
-def test_errors_that_users_cause_or_must_mend_are_documented() -> None:
-    ours = {
-        "settle_failed",
-        "on_deliveries_raised",
-        "state_listener_raised",
-    }  # faults of the platform
-    entrypoints = {
-        event
-        for event, level in _logged()
-        if level == "error" and event.startswith(("worker_", "reply_", "dead_letter_"))
-    }
+def _documented() -> set[tuple[str, str]]:
+    """Event and level of each row, the n-th level being the n-th event's where there are several."""
+    documented = set()
+    for row in table_rows(section("Logs")):
+        names = re.findall(r"`(\w+)`", row[0])
+        levels = row[1].split(", ")
+        documented |= set(zip(names, levels * len(names), strict=False))
+    return documented
 
-    text = section("Logs")
-    assert {event for event in entrypoints - ours if f"`{event}`" not in text} == set()
+
+def test_every_line_of_our_own_is_an_event_with_typed_fields() -> None:
+    """`log.warning(event("name_in_snake_case", key=value))`: nothing is formatted, so nothing is parsed back."""
+    calls = list(_log_calls())
+    prose = [place for place, message, _ in calls if not _names(message)]
+    odd = {name for name, _ in _logged() if not re.fullmatch(r"[a-z]+(_[a-z]+)*", name)}
+
+    assert len(calls) > 50
+    assert (prose, odd) == ([], set())
+
+
+def test_every_event_is_documented_and_every_documented_one_is_logged_at_its_level() -> None:
+    documented, logged = _documented(), _logged()
+
+    assert {name for name, _ in logged} - {name for name, _ in documented} == set()
+    assert documented - logged == set()
 
 
 # --- dead letters ----------------------------------------------------------------------------------

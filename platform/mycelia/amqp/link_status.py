@@ -47,7 +47,7 @@ class Listeners(Generic[F]):
             try:
                 function(*arguments)
             except Exception:  # noqa: BLE001  # a listener's fault is not the link's
-                _log.exception(event(f"{self._what}_listener_raised", link=self._link))
+                _log.exception(event("listener_raised", listener=self._what, link=self._link))
 
 
 class LinkStatus:

@@ -406,7 +406,7 @@ async def test_listener_that_raises_harms_nobody(
     broker.drop_connections()
     await link.ready(timeout=1)
 
-    assert "state_listener_raised" in caplog.text
+    assert "listener_raised listener=state" in caplog.text
 
 
 # --- several event loops, one after the other ----------------------------------------------------

@@ -350,8 +350,14 @@ class RabbitConsumer:
             self._last_reason is not None
         ):  # it did not even start: the same again will be said more seldom
             self._remind_at = now + _REMIND_EVERY_S
-        name = "consumer_lost" if self._started.done() else "consumer_waiting"
-        _log.warning(event(name, queue=self._queue, retry_in_s=round(delay, 2), reason=reason))
+        _log.warning(
+            event(
+                "consumer_lost" if self._started.done() else "consumer_waiting",
+                queue=self._queue,
+                retry_in_s=round(delay, 2),
+                reason=reason,
+            )
+        )
 
     def _resume_offset(self) -> int | None:
         """Where the next intake of a stream begins; `None`: where the options say."""
