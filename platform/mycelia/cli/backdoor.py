@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from mycelia.errors import ConfigError
+from mycelia.log_event import event
 
 __all__ = ["Backdoor"]
 
@@ -48,7 +49,7 @@ class Backdoor:
         listener.setblocking(False)
         self._listener = listener
         self._accepting = loop.create_task(self._accept(loop, listener), name="mycelia:backdoor")
-        log.info("backdoor_open address=localhost:%d", self._port)
+        log.info(event("backdoor_open", address=f"localhost:{self._port}"))
         return self
 
     async def __aexit__(

@@ -17,6 +17,7 @@ from typing import Any
 from mycelia.cli.backdoor import Backdoor
 from mycelia.cli.loading import load_services
 from mycelia.errors import MyceliaError
+from mycelia.log_event import event
 from mycelia.providers import configure_logging
 from mycelia.runtime import Runner, load_config
 from mycelia.runtime.settings import DEFAULT_BROKER
@@ -91,7 +92,7 @@ async def _serve(config: dict[str, Any], services: list[type], backdoor_port: in
     async with Backdoor(backdoor_port, {"runner": runner}):
         if await stopper.start():
             _spare_the_collector()
-            log.info("ready services=%s", ",".join(runner.service_names))
+            log.info(event("ready", services=",".join(runner.service_names)))
             await runner.wait()
         await stopper.finish()
     return 0
@@ -151,14 +152,14 @@ class _Stopper:
         self._last_signal_at = now  # of an echo not: somebody who keeps pressing Ctrl-C means it
         self._signals += 1
         if self._starting is not None:
-            log.info("stopping signal=%s start=given_up", name)
+            log.info(event("stopping", signal=name, detail="the start is given up"))
             self._starting.cancel()
             return
         if self._signals == 1:
-            log.info("stopping signal=%s second_signal=kills", name)
+            log.info(event("stopping", signal=name, detail="a second signal kills"))
             self._spawn(self._runner.stop())
         else:
-            log.warning("killing signal=%s unfinished_work=requeued", name)
+            log.warning(event("killing", signal=name, detail="unfinished work is requeued"))
             self._spawn(self._runner.kill())
 
     def _spawn(self, action: Any) -> None:

@@ -17,15 +17,25 @@ from typing import Any, TextIO
 import msgspec
 
 from mycelia.errors import ConfigError
-from mycelia.log_event import as_plain, as_text
+from mycelia.log_event import LogEvent, as_plain, as_text
 from mycelia.providers.call_fields import call_fields
-from mycelia.providers.log_events import event_of
 from mycelia.runtime import Settings
 
 __all__ = ["ConsoleFormatter", "JsonFormatter", "configure_logging"]
 
 CHATTY = ("uvicorn", "asyncio", "httpx")
 """Libraries whose INFO is of use only to those who work on them; shown at the level DEBUG."""
+
+
+def event_of(record: logging.LogRecord) -> tuple[str, Mapping[str, Any]]:
+    """The event and the fields of any record: of ours and of `Logger()` as they are, of anybody else's the text."""
+    message = record.msg
+    if isinstance(message, LogEvent):
+        return message.name, message.fields
+    try:
+        return record.getMessage(), {}
+    except Exception as exc:  # noqa: BLE001  # somebody's `%s` of something without a text
+        return f"{as_text(message)} (its values cannot be shown: {type(exc).__name__})", {}
 
 
 class JsonFormatter(logging.Formatter):
@@ -40,7 +50,7 @@ class JsonFormatter(logging.Formatter):
             "event": as_text(event),
         }
         # A field never replaces what the line says of itself, nor the event's own fields those of the call.
-        for key, value in (call_fields() | fields).items():
+        for key, value in {**call_fields(), **fields}.items():
             line[key if key not in line else f"{key}_"] = as_plain(value)
         if record.exc_info and record.exc_info[1] is not None:
             trace = "".join(traceback.format_exception(record.exc_info[1]))
@@ -70,7 +80,7 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         event, fields = event_of(record)
-        line = {key: as_plain(value) for key, value in (call_fields() | fields).items()}
+        line = {key: as_plain(value) for key, value in {**call_fields(), **fields}.items()}
         call_id = str(line.get("call_id", ""))
         if call_id.startswith(f"{line.get('service')}.{line.get('method')}."):
             del line["service"], line["method"]  # the call id says them already

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from mycelia import Client, Logger, RpcProxy, Runner, configure_logging, rpc, timer
+from mycelia.amqp.uri import parse_uri
 from mycelia.errors import ConfigError
 from mycelia.log_event import LogEvent, event
 from mycelia.providers.call_fields import trace_id_of
@@ -249,6 +250,8 @@ class Account:
     password: str = field(repr=False)
 
 
+(ENDPOINT,) = parse_uri("amqp://ada:s3cret@broker.example:5672/")
+
 CYCLE: list[Any] = []
 CYCLE.append(CYCLE)
 
@@ -270,6 +273,7 @@ CYCLE.append(CYCLE)
         (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00+00:00"),
         ([1, None, Path("/x"), {2: "b"}], [1, None, "/x", {"2": "b"}]),
         (Account("ada", "s3cret"), "Account(user='ada')"),
+        (ENDPOINT, "broker.example:5672"),
         (Unspeakable(), "Unspeakable (no text: LookupError)"),
         ([Unspeakable()], ["Unspeakable (no text: LookupError)"]),
         (
@@ -296,6 +300,20 @@ def test_values_keep_their_types_in_json_and_none_breaks_the_line(
     assert (line["event"], line["value"]) == ("happened", shown)
     assert "happened" in text.getvalue()
     text.getvalue().encode()
+
+
+def test_lines_of_others_are_the_text_they_are_and_cannot_forge_a_field(
+    stream: io.StringIO,
+) -> None:
+    configure_logging(config(log_format="json"), stream)
+
+    logging.getLogger("other").info("retrying attempt=%d", 2)
+    logging.getLogger("mycelia.x").info(event("said", text='forged=1 "more": 2'))
+
+    others, ours = json_lines(stream)
+    assert (others["event"], "attempt" in others) == ("retrying attempt=2", False)
+    assert (ours["event"], ours["text"]) == ("said", 'forged=1 "more": 2')
+    assert "forged" not in ours
 
 
 def test_somebody_elses_line_whose_values_have_no_text_is_still_written() -> None:
@@ -410,8 +428,9 @@ def test_a_logging_section_that_cannot_be_is_a_config_error(logging_section: Any
 SCRIPT = """
 import logging
 from mycelia import configure_logging
+from mycelia.log_event import event
 configure_logging({})
-logging.getLogger("mycelia.x").info("hello who=%s", "world")
+logging.getLogger("mycelia.x").info(event("hello", who="world"))
 """
 
 
