@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 
 from mycelia.amqp.model import Binding, Exchange, Queue
 
-__all__ = ["Part", "Topology", "in_order"]
+__all__ = ["Part", "Topology", "as_fields", "in_order"]
 
 Part = Exchange | Queue | Binding
 
@@ -15,6 +15,15 @@ def in_order(parts: Iterable[Part]) -> list[Part]:
     """Exchanges, then queues, then bindings: what a part refers to comes before it."""
     rank = {Exchange: 0, Queue: 1, Binding: 2}
     return sorted(parts, key=lambda part: rank[type(part)])
+
+
+def as_fields(part: Part) -> dict[str, str]:
+    """What names `part`, as fields of a log line."""
+    if isinstance(part, Exchange):
+        return {"exchange": part.name}
+    if isinstance(part, Queue):
+        return {"queue": part.name}
+    return {"queue": part.queue, "exchange": part.exchange, "routing_key": part.routing_key}
 
 
 class Topology:

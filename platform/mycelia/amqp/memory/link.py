@@ -40,8 +40,8 @@ from mycelia.amqp.memory.broker import (
 )
 from mycelia.amqp.memory.consumer import MemoryConsumer, get_one
 from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
-from mycelia.amqp.refusals import describe, publishing_nacked, publishing_refused
-from mycelia.amqp.topology import Part, Topology, in_order
+from mycelia.amqp.refusals import publishing_nacked, publishing_refused
+from mycelia.amqp.topology import Part, Topology, as_fields, in_order
 from mycelia.errors import (
     BrokerBlocked,
     BrokerUnavailable,
@@ -385,7 +385,7 @@ class MemoryLink:
         except TopologyError as error:
             if self._failing.get(part) != str(error):
                 self._failing[part] = str(error)
-                log.warning(event("redeclare_failed", part=describe(part), reason=str(error)))
+                log.warning(event("redeclare_failed", **as_fields(part), reason=str(error)))
         else:
             self._failing.pop(part, None)
 
@@ -436,9 +436,7 @@ class MemoryLink:
         if part not in self._adopted:
             self._adopted.add(part)
             log.warning(
-                event(
-                    "declared_differently", part=describe(part), adopted=True, broker=refusal.text
-                )
+                event("declared_differently", **as_fields(part), adopted=True, broker=refusal.text)
             )
 
     def _set_state(self, state: LinkState) -> None:

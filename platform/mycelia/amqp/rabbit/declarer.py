@@ -19,7 +19,7 @@ from mycelia.amqp.refusals import (
     declaration_refused,
     describe,
 )
-from mycelia.amqp.topology import Part, in_order
+from mycelia.amqp.topology import Part, as_fields, in_order
 from mycelia.errors import AccessRefused, BrokerUnavailable, ProtocolError, TopologyError
 from mycelia.log_event import event
 
@@ -132,11 +132,11 @@ class Declarer:
     def _note_failure(self, part: Part, reason: str) -> None:
         if self._failing.get(part) != reason:
             self._failing[part] = reason
-            _log.warning(event("redeclare_failed", part=describe(part), reason=reason))
+            _log.warning(event("redeclare_failed", **as_fields(part), reason=reason))
 
     def _note_success(self, part: Part) -> None:
         if self._failing.pop(part, None) is not None:
-            _log.info(event("redeclared", part=describe(part)))
+            _log.info(event("redeclared", **as_fields(part)))
 
     def forget(self, parts: Iterable[Part]) -> None:
         """What is not remembered any more cannot be failing."""
@@ -211,7 +211,7 @@ class Declarer:
         if part not in self._adopted:
             self._adopted.add(part)
             _log.warning(
-                event("declared_differently", part=describe(part), adopted=True, broker=error.text)
+                event("declared_differently", **as_fields(part), adopted=True, broker=error.text)
             )
 
 

@@ -57,6 +57,7 @@ class Intake:
         self.ended: asyncio.Future[str] = channel.connection.loop.create_future()
         self.consumer_tag = f"{queue[:120]}.{os.urandom(8).hex()}"
         """Given to every delivery, also of the subscriptions that follow the first on this channel."""
+        self.is_lost = False
         self.prefetch = 0
         self.is_paused = False
         self.held: list[Delivery] = []
@@ -133,10 +134,6 @@ class Intake:
         )
 
     # --- out: the settler of its deliveries ---
-
-    @property
-    def is_lost(self) -> bool:
-        return not self.channel.is_open
 
     def ack(self, delivery_tag: int) -> None:
         """Tell the broker soon: with a quarter of the prefetch, or after `_ACK_DELAY`, whichever is first.
@@ -278,6 +275,7 @@ class Intake:
     def close(self) -> None:
         """It has ended: give the channel up, and say what is lost with it."""
         self.channel.close_nowait()
+        self.is_lost = True
         self._tell_loss()
 
     async def _subscribe(self, prefetch: int, offset: int | None, timeout: float) -> None:
@@ -317,6 +315,7 @@ class Intake:
         self.end("cancelled by the broker: was the queue deleted, or has its node gone?")
 
     def _on_closed(self, reason: LinkError) -> None:
+        self.is_lost = True
         self._tell_loss()
         self.end(str(reason))
 
