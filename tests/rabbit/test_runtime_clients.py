@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mycelia import BlockingClient, Runner, event_handler, rpc
+from mycelia import BlockingClient, Client, Runner, event_handler, rpc
 from mycelia.broker.management_api import ManagementApi
 from mycelia.errors import (
     BrokerUnavailable,
@@ -146,3 +146,12 @@ def test_threads_that_call_while_another_closes_get_a_clear_error_at_once(
     assert not any(thread.is_alive() for thread in threads)
     assert [error for error in failures if not isinstance(error, MyceliaError)] == []
     assert len(failures) == 4
+
+
+async def test_thousands_of_first_events_at_once_are_all_published(rabbit_uri: str) -> None:
+    """Each finds the exchange undeclared; a connection has 2047 channels."""
+    async with Client(rabbit_uri, timeout=60) as client:
+        await asyncio.gather(*(client.publish("new", "x", number) for number in range(2500)))
+
+        assert client.link.statistics().confirmed == 2500
+        assert client.link.statistics().reconnects == 0

@@ -1,7 +1,9 @@
 """`RabbitLink`: the link to RabbitMQ. Puts the parts together; each part's rules are in its own module.
 
     supervisor.py   keeps a connection up       publisher.py    publishes, confirms, sends again
+    liveness.py     notices a dead peer         unconfirmed.py  publishes without confirms
     connection.py   one connection (pika)       consumer.py     consumes, settles, resumes
+    shared_work.py  one question for all who ask it
     declarer.py     declares and adopts         getter.py       one message at a time
     topology.py     what to declare again       topology_watch.py   looks whether it is still there
 
