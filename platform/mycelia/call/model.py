@@ -17,13 +17,14 @@ from mycelia.call.options import CallOptions, PublishOptions
 from mycelia.call.target import CallKind, Target
 from mycelia.wire import (
     CALL_ID_STACK,
+    COMPRESSION_HEADER,
     HEADER_PREFIX,
+    OFF_LOOP_BYTES,
     Serializer,
     call_id,
     decode_context,
     encode_context,
     extend_call_stack,
-    is_large,
 )
 
 __all__ = ["Arguments", "Call", "current_call", "get_current_call"]
@@ -41,6 +42,7 @@ class Call:
 
     Attributes:
         target: where it goes; made once and shared. A middleware may replace it.
+        arguments: positional and keyword; `None` while they have not been read. `args` and `kwargs` read them.
         headers: of the message or request that carried it, as they came; `None` for none.
         deadline: on the monotonic clock, seconds; `None` for none. Nested calls inherit it.
         attempt: 1 for the first delivery of a message, one more for each retry.
@@ -55,12 +57,11 @@ class Call:
     """
 
     __slots__ = (
-        "_args",
         "_call_id",
         "_context",
         "_context_names",
         "_decode",
-        "_kwargs",
+        "arguments",
         "arrived_at",
         "attempt",
         "deadline",
@@ -78,7 +79,7 @@ class Call:
     def __init__(
         self,
         target: Target,
-        args: Sequence[Any] | None = (),
+        args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
         *,
         headers: Mapping[str, Any] | None = None,
@@ -92,10 +93,11 @@ class Call:
         decode: Callable[[Call], Arguments] | None = None,
         parent_calls_tracked: int = 10,
     ) -> None:
-        """`decode(call)` reads the arguments when first needed; it is given instead of `args` (then `None`)."""
+        """`decode(call)` reads the arguments when first needed; it is given instead of `args` and `kwargs`."""
         self.target = target
-        self._args = args if decode is None else None
-        self._kwargs = kwargs
+        self.arguments: Arguments | None = (
+            (args, {} if kwargs is None else kwargs) if decode is None else None
+        )
         self._decode = decode
         self.headers = headers
         self.deadline = deadline
@@ -125,52 +127,45 @@ class Call:
         return self.target.method
 
     @property
-    def is_decoded(self) -> bool:
-        """Whether the arguments have been read."""
-        return self._args is not None
-
-    @property
     def is_large(self) -> bool:
-        """May reading the arguments take long? For the event loop, that is (`wire.is_large()`)."""
+        """Whether reading the arguments may take too long for the event loop: a long body, or any that is compressed."""
         message = self.message
-        return message is not None and is_large(message.body, self.headers)
+        if message is None:
+            return False
+        headers = self.headers
+        return len(message.body) > OFF_LOOP_BYTES or (
+            headers is not None and COMPRESSION_HEADER in headers
+        )
 
-    def decode(self) -> None:
-        """Read the arguments, if that has not been done.
+    def decode(self) -> Arguments:
+        """Read the arguments, if that has not been done, and give them.
 
         Raises:
             MalformedRequest, IncorrectSignature, UndecodableMessage: they cannot be read, or do not fit.
         """
-        if self._args is None:
+        arguments = self.arguments
+        if arguments is None:
             assert self._decode is not None
-            self._args, self._kwargs = self._decode(self)
+            arguments = self.arguments = self._decode(self)
+        return arguments
 
     @property
     def args(self) -> Sequence[Any]:
         """Positional arguments; reads them when first asked for (`decode()`)."""
-        if self._args is None:
-            self.decode()
-            assert self._args is not None
-        return self._args
+        return self.decode()[0]
 
     @args.setter
     def args(self, value: Sequence[Any]) -> None:
-        self.decode()
-        self._args = value
+        self.arguments = (value, self.decode()[1])
 
     @property
     def kwargs(self) -> dict[str, Any]:
         """Keyword arguments; reads them when first asked for (`decode()`)."""
-        if self._args is None:
-            self.decode()
-        if self._kwargs is None:
-            self._kwargs = {}
-        return self._kwargs
+        return self.decode()[1]
 
     @kwargs.setter
     def kwargs(self, value: dict[str, Any]) -> None:
-        self.decode()
-        self._kwargs = value
+        self.arguments = (self.decode()[0], value)
 
     @property
     def context(self) -> dict[str, Any]:

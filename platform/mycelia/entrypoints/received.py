@@ -10,7 +10,9 @@ from mycelia.amqp import Consumer, Delivery
 from mycelia.errors import UndecodableMessage
 from mycelia.log_event import event
 from mycelia.wire import (
+    ATTEMPT_HEADER,
     MAX_ATTEMPT,
+    RETURNS_HEADER,
     SerializerRegistry,
     read_attempt,
     read_returns,
@@ -19,6 +21,7 @@ from mycelia.wire import (
 __all__ = [
     "RETURNS_HEADERS",
     "attempt_of",
+    "counts_of",
     "decode_body",
     "is_counted",
     "requeue_delay",
@@ -84,6 +87,16 @@ def is_counted(delivery: Delivery) -> bool:
 def attempt_of(delivery: Delivery, returns: int) -> int:
     """Which attempt this delivery is, from 1: what we count in a header, and the returns since."""
     return min(read_attempt(delivery.properties.headers) + returns, MAX_ATTEMPT)
+
+
+def counts_of(delivery: Delivery) -> tuple[int, int]:
+    """`attempt_of()` and `returns_of()`."""
+    if not delivery.redelivered:
+        headers = delivery.properties.headers
+        if not headers or (ATTEMPT_HEADER not in headers and RETURNS_HEADER not in headers):
+            return 1, 0  # nearly always
+    returns = returns_of(delivery)
+    return attempt_of(delivery, returns), returns
 
 
 def requeue_delay(attempt: int) -> float:

@@ -40,7 +40,7 @@ from mycelia.call import (
 )
 from mycelia.entrypoints.put_back import PutBack
 from mycelia.entrypoints.received import (
-    attempt_of,
+    counts_of,
     decode_body,
     is_counted,
     requeue_delay,
@@ -123,7 +123,7 @@ class RpcConsumer(SharedExtension):
             self._link, publish_timeout=settings.publish_timeout, user=self._user
         )
         self.queue = service_queue_name(self._service)
-        self._replies = Replies(
+        self.replies = Replies(
             self._link,
             self._exchange,
             self._serializers,
@@ -221,7 +221,7 @@ class RpcConsumer(SharedExtension):
     async def stop(self) -> None:
         """Let replies that wait for the broker leave. The last worker has ended."""
         self._put_back.stop()
-        await self._replies.stop(5.0)
+        await self.replies.stop(5.0)
 
     # --- a request comes in -------------------------------------------------------------------
 
@@ -234,14 +234,14 @@ class RpcConsumer(SharedExtension):
             headers = properties.headers
             entrypoint = self._methods.get(delivery.routing_key)
             deadline_ms = read_deadline_ms(headers)
-            returns = returns_of(delivery)
+            attempt, returns = counts_of(delivery)
             call = Call(
                 self._stray_target(delivery) if entrypoint is None else entrypoint.target,
                 headers=headers,
                 deadline=None
                 if deadline_ms is None
                 else deadline_from_wire(deadline_ms, monotonic=arrived_at, wall=time.time()),
-                attempt=attempt_of(delivery, returns),
+                attempt=attempt,
                 arrived_at=arrived_at,
                 message=delivery,
                 serializer=self._serializers.for_reply(properties.content_type),
@@ -290,7 +290,7 @@ class RpcConsumer(SharedExtension):
         now = time.monotonic()
         lanes = [self._stray_lane, *(entrypoint.lane for entrypoint in self._methods.values())]
         running = [call.message for lane in lanes for call in lane.running if call.message]
-        self._remembered.keep([*running, *self._replies.waiting, *self._put_back.deliveries], now)
+        self._remembered.keep([*running, *self.replies.waiting, *self._put_back.deliveries], now)
         dropped = [call.message for lane in lanes for call in lane.drop_lost() if call.message]
         self._remembered.drop(dropped, now)
 
@@ -300,22 +300,7 @@ class RpcConsumer(SharedExtension):
 
     # --- an outcome goes out ------------------------------------------------------------------
 
-    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
-        delivery = call.message
-        assert delivery is not None
-        match settlement:
-            case Reply():
-                self._replies.send(call, delivery, outcome)
-            case GiveBack():
-                delivery.nack(requeue=True)
-            case Requeue():
-                self._again(call, delivery, requeue_delay(call.attempt), outcome)
-            case Retry(after):
-                self._again(call, delivery, after, outcome)
-            case _:
-                delivery.ack()
-
-    def _again(self, call: Call, delivery: Delivery, after: float, outcome: Outcome) -> None:
+    def again(self, call: Call, delivery: Delivery, after: float, outcome: Outcome) -> None:
         """Another attempt, by the way that the request came, so that it finds its method again; or the last answer."""
         error = outcome.error
         if call.attempt >= self._max_attempts:
@@ -332,14 +317,14 @@ class RpcConsumer(SharedExtension):
                 after,
                 attempt=call.attempt + 1,
                 expires_at_ms=self._expires_at_ms(call, delivery),
-                on_given_up=lambda: self._replies.send(
+                on_given_up=lambda: self.replies.send(
                     call,
                     delivery,
                     Outcome(error=error or TooManyDeliveries(self.queue, call.attempt)),
                 ),
             )
             return
-        self._replies.send(call, delivery, Outcome(error=error))
+        self.replies.send(call, delivery, Outcome(error=error))
 
 
 class Rpc(Entrypoint):
@@ -353,6 +338,7 @@ class Rpc(Entrypoint):
 
     needs_broker = True
     kind = CallKind.RPC
+    on_success = REPLY
     settlements = frozenset({Reply, Requeue, Retry})
     sheds_overload = True
     container: Container
@@ -392,12 +378,31 @@ class Rpc(Entrypoint):
         return encode_result(value, call.serializer or self._serializers.default)
 
     def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
-        if outcome.is_refused and isinstance(outcome.error, DeadlinePassed):
+        error = outcome.error
+        if outcome.is_refused and isinstance(error, DeadlinePassed):
             return ACK  # nobody waits for the answer any more
+        if (
+            error is call.interruption
+            and call.deadline is not None
+            and call.deadline <= time.monotonic()
+        ):
+            return ACK  # given up because its caller has: that one knows it by its own clock
         return REPLY
 
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
-        self.consumer.settle(call, outcome, settlement)
+        delivery = call.message
+        assert delivery is not None
+        match settlement:
+            case Reply():
+                self.consumer.replies.send(call, delivery, outcome)
+            case GiveBack():
+                delivery.nack(requeue=True)
+            case Requeue():
+                self.consumer.again(call, delivery, requeue_delay(call.attempt), outcome)
+            case Retry(after):
+                self.consumer.again(call, delivery, after, outcome)
+            case _:
+                delivery.ack()
 
 
 rpc = Rpc.decorator

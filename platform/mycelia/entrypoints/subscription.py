@@ -34,11 +34,10 @@ from mycelia.call import (
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
 from mycelia.entrypoints.put_back import PutBack
 from mycelia.entrypoints.received import (
-    attempt_of,
+    counts_of,
     decode_body,
     is_counted,
     requeue_delay,
-    returns_of,
     stop_deliveries,
 )
 from mycelia.entrypoints.remembered import Remembered, event_key
@@ -127,11 +126,11 @@ class Subscription(Entrypoint, ABC):
         if self._remembered:
             deliveries = self._remembered.claim(deliveries, arrived_at)
         for delivery in deliveries:
-            returns = returns_of(delivery)
+            attempt, returns = counts_of(delivery)
             call = Call(
                 self.target,
                 headers=delivery.properties.headers,
-                attempt=attempt_of(delivery, returns),
+                attempt=attempt,
                 arrived_at=arrived_at,
                 message=delivery,
                 decode=self.decode_arguments,
@@ -139,7 +138,7 @@ class Subscription(Entrypoint, ABC):
             )
             if returns >= DELIVERY_LIMIT:
                 lane.refuse(call, TooManyDeliveries(self._queue.name, returns))
-            elif not is_counted(delivery):
+            elif returns and not is_counted(delivery):
                 self._count(call, delivery, lane, returns)
             else:
                 lane.submit(call)
@@ -187,8 +186,6 @@ class Subscription(Entrypoint, ABC):
 
     def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
         error = outcome.error
-        if error is None:
-            return ACK
         if isinstance(error, TooManyDeliveries):
             return DeadLetter("too_many_attempts")
         if outcome.is_refused:

@@ -231,6 +231,8 @@ class Entrypoint(Extension):
 
     method_name: str = ""
     kind: CallKind = CallKind.OTHER
+    on_success: ClassVar[Settlement] = Ack()
+    """What becomes of a call whose outcome is a value, and says nothing of it."""
     settlements: ClassVar[frozenset[type[Settlement]]] = frozenset({Ack})
     """What a middleware may have done with this kind of call."""
     sheds_overload: ClassVar[bool] = False
@@ -284,7 +286,7 @@ class Entrypoint(Extension):
         raise NotImplementedError(f"{type(self).__name__} gives its calls no arguments to decode")
 
     def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
-        """The rule of this kind: what becomes of a call whose outcome says nothing of it. On the loop."""
+        """The rule of this kind: what becomes of a call whose outcome is an error, and says nothing of it. On the loop."""
         return Ack()
 
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:

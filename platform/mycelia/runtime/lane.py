@@ -71,8 +71,13 @@ class Settler(Protocol):
         """What `settle()` can do, beside `GiveBack`."""
         ...
 
+    @property
+    def on_success(self) -> Settlement:
+        """The rule for a value that brings no settlement of its own."""
+        ...
+
     def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
-        """The rule for an outcome that brings no settlement of its own."""
+        """The rule for an error that brings no settlement of its own."""
         ...
 
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
@@ -125,7 +130,7 @@ class ServiceSlots:
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self.active = 0
-        self._waiting: dict[Lane, None] = {}
+        self.waiting: dict[Lane, None] = {}
         """Lanes with calls that wait for a slot, in the order in which they began to wait."""
         self._is_pumping = False
 
@@ -134,14 +139,14 @@ class ServiceSlots:
         return self.limit is None or self.active < self.limit
 
     def wait(self, lane: Lane) -> None:
-        self._waiting[lane] = None
+        self.waiting[lane] = None
 
     def pump(self) -> None:
         """Start calls of the waiting lanes, one of each in turn, so that a busy entrypoint cannot starve a quiet one."""
         if self._is_pumping:
             return
         self._is_pumping = True
-        waiting = self._waiting
+        waiting = self.waiting
         try:
             while waiting and self.has_room:
                 lane = next(iter(waiting))
@@ -185,7 +190,7 @@ class Lane:
         self.target = target
         self.timeout = timeout
         self.on_active: Callable[[], None] | None = None
-        """Told whenever a worker starts; set by the watch that looks after this lane."""
+        """Told when a worker starts; set by the watch that looks after this lane, while it does not look anyway."""
         self.service_time = ServiceTime() if sheds else None
         """How long the method usually takes, where it matters."""
         self._limit = limit
@@ -261,10 +266,11 @@ class Lane:
 
     def submit(self, call: Call) -> None:
         """Start a worker for `call`, now or when a slot is free. Never waits."""
+        slots = self._slots
         if (
             not self._backlog
             and self._active < self._limit
-            and self._slots.has_room
+            and (slots.limit is None or slots.active < slots.limit)
             and not self._cancelled
         ):
             self._start(call)
@@ -373,33 +379,52 @@ class Lane:
     # --- an outcome goes out ------------------------------------------------------------------
 
     def _finished(self, call: Call, outcome: Outcome) -> None:
-        if self._running.pop(call, call) is call:
-            return  # abandoned by `cancel()`: already settled
-        error = outcome.error
-        if error is None:
-            if self.service_time is not None:
-                self.service_time.add(time.monotonic() - call.started_at)
-        elif self._cancelled and isinstance(error, asyncio.CancelledError):
-            outcome = outcome.replace(settlement=GiveBack())
-        self._leave(call, outcome)
-
-    def _leave(self, call: Call, outcome: Outcome) -> None:
         """A worker has ended, or is given up: settle its call and give its slot to the next."""
+        if self._running.pop(call, call) is call:
+            return  # given up before: already settled
         self._active -= 1
         slots = self._slots
         slots.active -= 1
         counts = self._counts
         counts.finished += 1
-        if outcome.error is not None:
+        error = outcome.error
+        if error is None:
+            # Where nobody waits an eighth of the durations will do.
+            if self.service_time is not None and (self._backlog or not counts.finished & 7):
+                self.service_time.add(time.monotonic() - call.started_at)
+        else:
             counts.failed += 1
-            if outcome.error is call.interruption:
+            if error is call.interruption:
                 counts.timed_out += 1
+            elif self._cancelled and isinstance(error, asyncio.CancelledError):
+                outcome = outcome.replace(settlement=GiveBack())
         self._settle(call, outcome)
         if self._backlog:
             slots.wait(self)
-        slots.pump()
+        if slots.waiting:
+            slots.pump()
         if self._idle is not None and not self._active:
             self._idle.set()
+
+    def _settle(self, call: Call, outcome: Outcome) -> None:
+        """Every outcome of every call of the lane ends here, whatever kind of entrypoint it is."""
+        settler = self._settler
+        settlement = outcome.settlement
+        try:
+            if outcome.error is None and settlement is None:  # nearly always
+                settler.settle(call, outcome, settler.on_success)
+                return
+            if settlement is None:
+                settlement = settler.settlement_of(call, outcome)
+            elif type(settlement) is not GiveBack and type(settlement) not in settler.settlements:
+                outcome = Outcome(error=_impossible(call, settlement, settler.settlements))
+                settlement = settler.settlement_of(call, outcome)
+            if outcome.error is not None and type(settlement) is not GiveBack:
+                settler.log_error(call, outcome)
+            settler.settle(call, outcome, settlement)
+        except Exception:
+            # A bug of ours: settlers contain their own errors. The slot must come back all the same.
+            log.exception(event("settle_failed", call=call.target.name))
 
     # --- a worker takes too long --------------------------------------------------------------
 
@@ -420,7 +445,7 @@ class Lane:
 
     def abandon(self, call: Call) -> None:
         """Take an interrupted worker's slot back without it. What it still comes to is dropped."""
-        task = self._running.pop(call)
+        task = self._running[call]
         if task is None:
             has_substitute = self._threads.abandon(call)
         else:
@@ -437,24 +462,7 @@ class Lane:
                 detail=None if has_substitute else "no more threads: this one is not replaced",
             )
         )
-        self._leave(call, Outcome(error=call.interruption))
-
-    def _settle(self, call: Call, outcome: Outcome) -> None:
-        """Every outcome of every call of the lane ends here, whatever kind of entrypoint it is."""
-        settler = self._settler
-        try:
-            settlement = outcome.settlement
-            if settlement is None:
-                settlement = settler.settlement_of(call, outcome)
-            elif type(settlement) is not GiveBack and type(settlement) not in settler.settlements:
-                outcome = Outcome(error=_impossible(call, settlement, settler.settlements))
-                settlement = settler.settlement_of(call, outcome)
-            if outcome.error is not None and type(settlement) is not GiveBack:
-                settler.log_error(call, outcome)
-            settler.settle(call, outcome, settlement)
-        except Exception:
-            # A bug of ours: settlers contain their own errors. The slot must come back all the same.
-            log.exception(event("settle_failed", call=call.target))
+        self._finished(call, Outcome(error=call.interruption))
 
     # --- the end ------------------------------------------------------------------------------
 

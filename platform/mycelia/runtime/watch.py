@@ -50,9 +50,9 @@ class Watch:
         return lambda: self._others.remove(look) if look in self._others else None
 
     def add(self, lane: Lane) -> None:
-        """Look after `lane`, which calls `wake()` whenever it starts a worker."""
+        """Look after `lane`, which calls `wake()` when it starts a worker while nobody looks."""
         self._lanes.append(lane)
-        lane.on_active = self.wake
+        lane.on_active = self.wake if self._timer is None else None
 
     def remove(self, lanes: list[Lane]) -> None:
         """Look after these no more; with the last one the timer ends."""
@@ -70,12 +70,17 @@ class Watch:
         """Something runs."""
         if self._timer is None:
             self._timer = self._loop.call_later(TICK, self._tick)
+            for lane in self._lanes:
+                lane.on_active = None
 
     def _tick(self) -> None:
         self._timer = None
         self.look(time.monotonic())
         if any(lane.active for lane in self._lanes):
-            self.wake()
+            self._timer = self._loop.call_later(TICK, self._tick)
+        else:
+            for lane in self._lanes:
+                lane.on_active = self.wake
 
     def look(self, now: float) -> None:
         """One look at everything that runs; `now` on the monotonic clock."""

@@ -153,12 +153,10 @@ class Invocation:
 
     async def run(self, call: Call) -> Outcome:
         """Run an `async def` method on the loop. Never raises: what was raised is the outcome's error."""
-        if not call.is_decoded:
+        arguments = call.arguments
+        if arguments is None:
             try:
-                if call.is_large:
-                    await asyncio.to_thread(call.decode)
-                else:
-                    call.decode()
+                arguments = await asyncio.to_thread(call.decode) if call.is_large else call.decode()
             except BaseException as exc:  # noqa: BLE001  the worker boundary: every error becomes an outcome
                 return _not_begun(call.reason_for(exc))
         if not self._plain:
@@ -166,7 +164,7 @@ class Invocation:
         try:
             service = self._service_cls()
             service.__dict__.update(self._constants)
-            value = await self.method(service, *call.args, **call.kwargs)
+            value = await self.method(service, *arguments[0], **arguments[1])
             if self._encode is None:
                 return Outcome(value)
             return Outcome(value, None, None, self._encode(call, value))
@@ -175,9 +173,10 @@ class Invocation:
 
     def run_in_thread(self, call: Call) -> Outcome:
         """Run a `def` method, with all of its hooks, in the calling thread. Never raises."""
-        if not call.is_decoded:
+        arguments = call.arguments
+        if arguments is None:
             try:
-                call.decode()
+                arguments = call.decode()
             except BaseException as exc:  # noqa: BLE001  the worker boundary
                 return _not_begun(call.reason_for(exc))
         if not self._plain:
@@ -185,7 +184,7 @@ class Invocation:
         try:
             service = self._service_cls()
             service.__dict__.update(self._constants)
-            value = self.method(service, *call.args, **call.kwargs)
+            value = self.method(service, *arguments[0], **arguments[1])
             if self._encode is None:
                 return Outcome(value)
             return Outcome(value, None, None, self._encode(call, value))

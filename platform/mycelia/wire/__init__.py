@@ -10,7 +10,7 @@ remote_errors  errors ⇄ the error in a reply
 events         names of exchanges and queues
 """
 
-from mycelia.wire.bounds import OFF_LOOP_BYTES, is_large
+from mycelia.wire.bounds import OFF_LOOP_BYTES
 from mycelia.wire.call_ids import (
     DEFAULT_PARENT_CALLS_TRACKED,
     call_id,
@@ -111,7 +111,6 @@ __all__ = [
     "event_exchange_name",
     "extend_call_stack",
     "handler_queue_name",
-    "is_large",
     "nameko_twin",
     "new_uuid",
     "read_attempt",

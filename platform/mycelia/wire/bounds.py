@@ -16,14 +16,13 @@ levels (JSON on Python 3.13: ten thousand) with as many objects made.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from mycelia.errors import UndecodableMessage
-from mycelia.wire.compression import COMPRESSION_HEADER
 
-__all__ = ["OFF_LOOP_BYTES", "Bounds", "bounds_for", "check_json", "is_large"]
+__all__ = ["OFF_LOOP_BYTES", "Bounds", "bounds_for", "check_json"]
 
 OFF_LOOP_BYTES: Final = 256 * 1024
 """Bodies above this are better decoded in a thread. 256 KiB of the worst JSON take a few milliseconds."""
@@ -31,11 +30,6 @@ OFF_LOOP_BYTES: Final = 256 * 1024
 _BYTES_PER_CONTAINER = 32
 _COMPRESSED_VALUES = 1_000_000
 _VALUES_PER_BYTE_SENT = 8
-
-
-def is_large(body: bytes, headers: Mapping[str, Any] | None) -> bool:
-    """May decoding the body take long? Anything compressed may."""
-    return len(body) > OFF_LOOP_BYTES or (headers is not None and COMPRESSION_HEADER in headers)
 
 
 @dataclass(frozen=True, slots=True)

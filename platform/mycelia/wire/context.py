@@ -126,6 +126,8 @@ def read_deadline_ms(headers: Mapping[str, Any] | None) -> int | None:
     value = headers.get(DEADLINE_HEADER) if headers else None
     if value is None:
         return None
+    if type(value) is int and 0 < value < _YEAR_9999_MS:
+        return value  # nearly always
     deadline_ms = _whole_number(value)
     return None if deadline_ms is None else min(max(deadline_ms, 0), _YEAR_9999_MS)
 

@@ -239,7 +239,8 @@ class SerializerRegistry:
 
     def for_reply(self, content_type: str | None) -> Serializer:
         """What to answer a request with: in its own format, as Nameko does, else in the default one."""
-        return self._find(self._by_type, content_type) or self.default
+        found = self._by_type.get(content_type)  # type: ignore[arg-type]  # None finds nothing
+        return found or self._find(self._by_type, content_type) or self.default
 
     def decode(
         self,

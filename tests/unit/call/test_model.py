@@ -1,10 +1,21 @@
 """`Call`: identity, inherited context, time left."""
 
 import time
+from typing import Any
 
 import pytest
 
+from mycelia.amqp import Delivery, Properties
 from mycelia.call import Call, CallKind, Direction, Outcome, Requeue, Target
+from mycelia.wire import OFF_LOOP_BYTES
+
+
+class NoSettler:
+    is_lost = False
+
+    def ack(self, delivery_tag: int) -> None: ...
+
+    def nack(self, delivery_tag: int, requeue: bool) -> None: ...
 
 
 def target(service: str, method: str, kind: CallKind = CallKind.RPC) -> Target:
@@ -74,10 +85,10 @@ def test_arguments_are_decoded_when_first_asked_for_and_once() -> None:
         return [1], {"b": 2}
 
     call = Call(target("s", "m"), decode=decode)
-    assert not call.is_decoded
+    assert call.arguments is None
     assert (call.args, call.kwargs, call.args) == ([1], {"b": 2}, [1])
     assert reads == [call]
-    assert call.is_decoded
+    assert call.arguments == ([1], {"b": 2})
 
 
 def test_arguments_given_before_they_are_decoded_stay() -> None:
@@ -85,3 +96,16 @@ def test_arguments_given_before_they_are_decoded_stay() -> None:
     call.kwargs = {"c": 3}
 
     assert (call.args, call.kwargs) == ([1], {"c": 3})
+
+
+def call_with(body: bytes, headers: dict[str, Any] | None) -> Call:
+    delivery = Delivery(NoSettler(), "c", 1, False, "", "q", Properties(headers=headers), body)
+    return Call(target("s", "m"), headers=headers, message=delivery)
+
+
+def test_long_bodies_and_compressed_ones_are_large() -> None:
+    assert not call_with(bytes(OFF_LOOP_BYTES), None).is_large
+    assert not call_with(b"[]", {"nameko.language": "de"}).is_large
+    assert call_with(bytes(OFF_LOOP_BYTES + 1), None).is_large
+    assert call_with(b"[]", {"compression": "application/x-gzip"}).is_large
+    assert not Call(target("s", "m")).is_large

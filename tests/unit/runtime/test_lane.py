@@ -48,6 +48,7 @@ class ThreadWorker(Worker):
 class Scene:
     """Lanes over plain coroutine functions, with what was settled in order. It is their settler."""
 
+    on_success: Settlement = Ack()
     settlements: frozenset[type[Settlement]] = frozenset({Ack, DeadLetter})
 
     def __init__(self) -> None:

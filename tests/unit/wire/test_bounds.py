@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.unit.wire.values import nested, rich
 
 from mycelia.errors import UndecodableMessage
-from mycelia.wire import JSON, MSGPACK, OFF_LOOP_BYTES, SerializerRegistry, is_large
+from mycelia.wire import JSON, MSGPACK, SerializerRegistry
 from mycelia.wire.bounds import Bounds, bounds_for, check_json
 
 MIB = 1024 * 1024
@@ -284,10 +284,3 @@ def test_msgpack_with_tags_is_read_with_and_without_bounds(padding: int) -> None
     with pytest.raises(UndecodableMessage, match=r"is not application/x-msgpack"):
         MSGPACK.decode(body + b"\x01")
     assert msgpack.unpackb(body)["padding"] == [1] * padding
-
-
-def test_what_may_take_long_is_known_before() -> None:
-    assert not is_large(bytes(OFF_LOOP_BYTES), None)
-    assert not is_large(b"[]", {"nameko.language": "de"})
-    assert is_large(bytes(OFF_LOOP_BYTES + 1), None)
-    assert is_large(b"[]", {"compression": "application/x-gzip"})

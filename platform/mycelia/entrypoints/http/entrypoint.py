@@ -86,6 +86,7 @@ class Http(Entrypoint):
     """
 
     kind = CallKind.HTTP
+    on_success = Reply()
     settlements = frozenset({Reply})
     container: Container
     listener = HttpListener()
