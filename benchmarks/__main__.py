@@ -1,5 +1,6 @@
 """All questions in one run: `python -m benchmarks` (`make bench`)."""
 
+from benchmarks import events, rpc, startup
 from benchmarks.command import main
 
-main("rpc", "events", "startup")
+main(rpc=rpc.question, events=events.question, startup=startup.question)

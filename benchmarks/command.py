@@ -7,30 +7,29 @@ import datetime
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import environment, events, rpc, startup, tables
+from benchmarks import environment, tables
 from benchmarks.broker import NoBroker, find_broker
 from benchmarks.registry import PEERS, Peer
 from benchmarks.rounds import Answers, Question, run
 from benchmarks.targets import judge_all
 
 RESULTS = Path(__file__).parent / "results"
-QUESTIONS = {
-    "rpc": rpc.question,
-    "events": events.question,
-    "startup": startup.question,
-}
 
 
-def main(*names: str) -> NoReturn:
-    """Ask the questions named, print and keep the answers, and exit: 1 where a peer failed."""
-    given = _arguments(names)
+def main(**asked: Callable[[float], Question]) -> NoReturn:
+    """Ask questions, print and keep the answers, and exit: 1 where a peer failed.
+
+    Args:
+        asked: by name, what makes a question, given the seconds that are measured.
+    """
+    given = _arguments(asked)
     peers = _peers(given.peers)
-    questions = [QUESTIONS[name](given.seconds) for name in names]
+    questions = [make(given.seconds) for make in asked.values()]
     # SIGTERM ends the run as Ctrl-C does, so that the peers' processes end with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -53,8 +52,8 @@ def main(*names: str) -> NoReturn:
     sys.exit(1 if any(answer.failed for answer in answers) else 0)
 
 
-def _arguments(names: Sequence[str]) -> argparse.Namespace:
-    command = "benchmarks" if len(names) > 1 else f"benchmarks.{names[0]}"
+def _arguments(names: Collection[str]) -> argparse.Namespace:
+    command = "benchmarks" if len(names) > 1 else f"benchmarks.{next(iter(names))}"
     parser = argparse.ArgumentParser(
         prog=f"python -m {command}",
         description="Measure Mycelia beside other clients, interleaved, on one broker.",

@@ -81,4 +81,4 @@ def _burst(
 if __name__ == "__main__":
     from benchmarks.command import main
 
-    main("events")
+    main(events=question)

@@ -67,4 +67,4 @@ def question(
 if __name__ == "__main__":
     from benchmarks.command import main
 
-    main("rpc")
+    main(rpc=question)

@@ -104,4 +104,4 @@ def _await_answer(
 if __name__ == "__main__":
     from benchmarks.command import main
 
-    main("startup")
+    main(startup=question)

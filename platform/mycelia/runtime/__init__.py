@@ -3,11 +3,11 @@
 from mycelia.runtime.config_file import load_config, parse_config
 from mycelia.runtime.container import Container
 from mycelia.runtime.declarations import find_entrypoints, register_foreign_declarations
+from mycelia.runtime.dependencies import DependencyProvider, SharedDependency
 from mycelia.runtime.extensions import (
-    DependencyProvider,
+    BoundTo,
     Entrypoint,
     Extension,
-    SharedDependency,
     SharedExtension,
     register_entrypoint,
 )
@@ -16,9 +16,10 @@ from mycelia.runtime.lane import Lane
 from mycelia.runtime.runner import Runner
 from mycelia.runtime.settings import Settings
 from mycelia.runtime.signature import SignatureCheck
-from mycelia.runtime.worker import WorkerContext
+from mycelia.runtime.worker_context import WorkerContext
 
 __all__ = [
+    "BoundTo",
     "Container",
     "DependencyProvider",
     "Entrypoint",

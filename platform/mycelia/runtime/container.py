@@ -123,7 +123,7 @@ class Container:
             )
         lane = Lane(
             entrypoint.target if target is None else target,
-            Invocation(self, entrypoint, loop),
+            Invocation(self, entrypoint, self.dependencies, loop),
             entrypoint,
             limit=self.concurrency_of(entrypoint),
             slots=self._slots,

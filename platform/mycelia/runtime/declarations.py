@@ -10,7 +10,8 @@ import inspect
 from typing import Any, Protocol
 
 from mycelia.errors import ConfigError
-from mycelia.runtime.extensions import ENTRYPOINTS_ATTRIBUTE, DependencyProvider, Entrypoint
+from mycelia.runtime.dependencies import DependencyProvider
+from mycelia.runtime.extensions import ENTRYPOINTS_ATTRIBUTE, Entrypoint
 
 __all__ = [
     "ForeignDeclarations",

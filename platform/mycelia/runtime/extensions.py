@@ -1,4 +1,4 @@
-"""Extensions: entrypoints, dependency providers, and what they share. Nameko's model, with hooks that may be async.
+"""Extensions: entrypoints, what dependency providers are as well, and what they share. Nameko's model; hooks may be async.
 
 Written in a class body, an extension is a prototype; `bind()` makes the instance that one container uses, with the
 same arguments. So `__init__` runs twice and must have no side effects: those belong in `setup()`.
@@ -6,13 +6,14 @@ same arguments. So `__init__` runs twice and must have no side effects: those be
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, Protocol, TypeVar, overload
 
 from mycelia.call import (
     Ack,
@@ -28,17 +29,15 @@ from mycelia.call import (
 from mycelia.errors import DeadlinePassed, describe
 from mycelia.log_event import event
 from mycelia.runtime.handover import hand_over
-
-if TYPE_CHECKING:
-    from mycelia.runtime.container import Container
-    from mycelia.runtime.worker import WorkerContext
+from mycelia.runtime.host import Host
+from mycelia.runtime.lane import Lane
+from mycelia.runtime.settings import Settings
 
 __all__ = [
     "ENTRYPOINTS_ATTRIBUTE",
-    "DependencyProvider",
+    "BoundTo",
     "Entrypoint",
     "Extension",
-    "SharedDependency",
     "SharedExtension",
     "maybe_await",
     "register_entrypoint",
@@ -60,6 +59,71 @@ async def maybe_await(value: Awaitable[Any] | Any) -> Any:
     return value
 
 
+class BoundTo(Protocol):
+    """What an extension may ask of the container that it is bound to. `Container` is one."""
+
+    service_name: str
+    service_cls: type
+    config: Mapping[str, Any]
+    """The whole configuration."""
+    host: Host
+    """What the services of this process share: the broker link, serializers."""
+    shared_extensions: dict[Any, Any]
+    """By `SharedExtension.sharing_key`."""
+
+    @property
+    def settings(self) -> Settings:
+        """The checked configuration, as it is now."""
+        ...
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it runs on, from `start()` on."""
+        ...
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether `start()` has been called."""
+        ...
+
+    @property
+    def active_workers(self) -> int:
+        """Workers that run now, of all entrypoints."""
+        ...
+
+    def adopt(self, extension: Extension) -> None:
+        """Take part in `extension`'s life cycle; called by `Extension.bind()`."""
+        ...
+
+    def middleware_for(self, target: Target) -> tuple[Middleware, ...]:
+        """What stands around calls of `target` in this service, outermost first."""
+        ...
+
+    def make_lane(self, entrypoint: Entrypoint, target: Target | None = None) -> Lane:
+        """The lane in which `entrypoint`'s workers run; call it in `setup()` or `start()`."""
+        ...
+
+    def concurrency_of(self, entrypoint: Entrypoint) -> int:
+        """Workers at once of `entrypoint`."""
+        ...
+
+    def prefetch_of(self, entrypoint: Entrypoint) -> int:
+        """Messages that the broker may have outstanding for `entrypoint`."""
+        ...
+
+    def shared_prefetch_of(self, entrypoints: Iterable[Entrypoint]) -> int:
+        """As `prefetch_of()`, for entrypoints that share one queue."""
+        ...
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Ask whoever runs the container to stop the services of this process; from any thread."""
+        ...
+
+    def at_end(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Await `step()` when every extension has stopped."""
+        ...
+
+
 class Extension:
     """Something with a life cycle in a container.
 
@@ -68,7 +132,7 @@ class Extension:
     """
 
     __params: tuple[tuple[Any, ...], dict[str, Any]]
-    container: Container | None = None
+    container: BoundTo | None = None
     """The container this instance is bound to (a weak proxy); `None` on a prototype."""
 
     needs_broker: ClassVar[bool] = False
@@ -148,73 +212,6 @@ class SharedExtension(Extension):
         if self.sharing_key not in shared:
             shared[self.sharing_key] = super().bind(container)
         return shared[self.sharing_key]
-
-
-class DependencyProvider(Extension):
-    """Injects an object into each worker, under the attribute's name, and takes part in the worker's life.
-
-    Order for one worker: `get_dependency()` of all providers, `worker_setup()` of all, the method, then
-    `worker_result()` of all and `worker_teardown()` of all; only then is the message settled. An error in a hook
-    is the call's error: it is answered or dead-lettered like an error of the method, and the container lives on.
-
-    For a `def` method all hooks run in the worker's thread; for an `async def` method on the event loop. They may be
-    `async def` in both.
-    """
-
-    attr_name: str | None = None
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether one object serves all workers of an entrypoint (`SharedDependency`)."""
-        return False
-
-    def shared_dependency(self, is_async: bool) -> Any:
-        """What all workers of an entrypoint get where `is_shared`; asked once, after `setup()`."""
-        return None
-
-    def bind(self, container: Any, attr_name: str = "") -> Any:
-        instance = super().bind(container)
-        instance.attr_name = attr_name
-        return instance
-
-    def get_dependency(self, worker_ctx: WorkerContext) -> Any:
-        """What to inject. Called for each worker."""
-
-    def worker_setup(self, worker_ctx: WorkerContext) -> Any:
-        """Before the method, when every dependency is injected."""
-
-    def worker_result(
-        self, worker_ctx: WorkerContext, result: Any = None, exc_info: Any = None
-    ) -> Any:
-        """After the method, with what it returned or, as `exc_info`, what it raised."""
-
-    def worker_teardown(self, worker_ctx: WorkerContext) -> Any:
-        """Last, also after an error, of any worker whose dependencies were injected."""
-
-
-class SharedDependency(DependencyProvider):
-    """Injects one object into all workers: a connection pool, a client, a cache, the provider itself.
-
-    Asked once for each entrypoint, so a worker costs nothing for it. A subclass that overrides `get_dependency()` gets
-    that called for each worker, as any provider.
-    """
-
-    @property
-    def is_shared(self) -> bool:
-        return type(self).get_dependency is SharedDependency.get_dependency
-
-    def get_dependency(self, worker_ctx: WorkerContext) -> Any:
-        """What `shared_dependency()` gives; not called unless a subclass overrides it, and asks its base."""
-        return self.shared_dependency(worker_ctx.is_async)
-
-    def shared_dependency(self, is_async: bool) -> Any:
-        """What to inject into all workers of an entrypoint; the provider itself by default.
-
-        Args:
-            is_async: whether the entrypoint's method is `async def`, so that what is injected may be awaited there;
-                a `def` method runs in a thread and needs something that blocks.
-        """
-        return self
 
 
 class Entrypoint(Extension):

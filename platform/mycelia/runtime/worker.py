@@ -10,91 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from typing import Any
 
 from mycelia.call import Call, Outcome
 from mycelia.errors import describe
-from mycelia.runtime.extensions import DependencyProvider, Entrypoint
-from mycelia.wire import CALL_ID_STACK
+from mycelia.runtime.dependencies import DependencyProvider
+from mycelia.runtime.extensions import BoundTo, Entrypoint
+from mycelia.runtime.worker_context import WorkerContext
 
-if TYPE_CHECKING:
-    from mycelia.runtime.container import Container
-
-__all__ = ["Invocation", "WorkerContext"]
-
-
-class WorkerContext:
-    """What a dependency provider may know of a worker. Attribute names are Nameko's (nameko/containers.py:61).
-
-    Contexts of one call are equal, so a provider may keep what belongs to a worker in a dict with the context as key.
-    """
-
-    foreign: WorkerContext | None = None
-    """The same worker as providers of another framework know it; kept here by what runs those, for as long as it lasts."""
-
-    def __init__(self, container: Container, entrypoint: Entrypoint, call: Call, is_async: bool):
-        self.container = container
-        self.entrypoint = entrypoint
-        self.call = call
-        self.is_async = is_async
-        """Whether the worker is an `async def` on the event loop, or a `def` in a thread."""
-        self.service: Any = None
-        """The worker's service instance; `None` until `get_dependency` begins."""
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self.container.config
-
-    @property
-    def service_name(self) -> str:
-        return self.container.service_name
-
-    @property
-    def args(self) -> Any:
-        return self.call.args
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        return self.call.kwargs
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The call's context data; what is put here goes on with every call the worker makes."""
-        return self.call.context
-
-    @property
-    def context_data(self) -> dict[str, Any]:
-        """A copy of `data` as the next call would send it: its call ids end with this worker's own."""
-        return {**self.call.context, CALL_ID_STACK: self.call.call_id_stack}
-
-    @property
-    def call_id(self) -> str:
-        return self.call.call_id
-
-    @property
-    def call_id_stack(self) -> list[str]:
-        return self.call.call_id_stack
-
-    @property
-    def origin_call_id(self) -> str | None:
-        """The first of the calls that led here; `None` when this is the first."""
-        stack = self.call.call_id_stack
-        return stack[0] if len(stack) > 1 else None
-
-    @property
-    def immediate_parent_call_id(self) -> str | None:
-        stack = self.call.call_id_stack
-        return stack[-2] if len(stack) > 1 else None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, WorkerContext) and other.call is self.call
-
-    def __hash__(self) -> int:
-        return id(self.call)
-
-    def __repr__(self) -> str:
-        return f"<WorkerContext [{self.service_name}.{self.entrypoint.method_name}]>"
+__all__ = ["Invocation"]
 
 
 Hook = Callable[..., Any]
@@ -107,13 +32,18 @@ class Invocation:
     """How to run the method of one entrypoint, worked out once at the container's start.
 
     Args:
-        container: the started container; its dependencies are bound and set up.
+        container: what the workers are told they run in; started.
         entrypoint: whose method to run.
+        dependencies: the providers of the service, bound and set up.
         loop: where `async def` hooks of a `def` method run.
     """
 
     def __init__(
-        self, container: Container, entrypoint: Entrypoint, loop: asyncio.AbstractEventLoop
+        self,
+        container: BoundTo,
+        entrypoint: Entrypoint,
+        dependencies: Iterable[DependencyProvider],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.container = container
         self.entrypoint = entrypoint
@@ -131,7 +61,7 @@ class Invocation:
         self._setups: list[Hook] = []
         self._results: list[Hook] = []
         self._teardowns: list[Hook] = []
-        for provider in container.dependencies:
+        for provider in dependencies:
             self._compile(provider)
         self._plain = not (self._getters or self._setups or self._results or self._teardowns)
 
