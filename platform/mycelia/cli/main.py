@@ -15,6 +15,7 @@ from mycelia.cli.call_and_publish import (
     publish_command,
 )
 from mycelia.cli.completion import SHELLS, completion_script
+from mycelia.cli.leaving import leave
 from mycelia.cli.run import add_run_arguments, run_command
 from mycelia.redaction import HIDDEN, redact_words
 
@@ -87,10 +88,14 @@ def _print(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of the `mycelia` command. Returns the exit code."""
+    """Entry point of the `mycelia` command. Returns the exit code.
+
+    Args:
+        argv: the arguments; `None` for those of the process, which then is to end within seconds.
+    """
     args = build_parser().parse_args(argv)
     code: int = args.main(args)
-    return code
+    return leave(code) if argv is None else code
 
 
 if __name__ == "__main__":

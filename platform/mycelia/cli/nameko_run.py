@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mycelia.cli.leaving import leave
 from mycelia.cli.run import add_run_arguments, run_command
 
 __all__ = ["main"]
@@ -17,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown:
         print(f"nameko run: unknown options passed over: {' '.join(unknown)}", file=sys.stderr)
-    return run_command(args)
+    code = run_command(args)
+    return leave(code) if argv is None else code
 
 
 if __name__ == "__main__":

@@ -6,20 +6,19 @@ import argparse
 import asyncio
 import gc
 import logging
-import math
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 from mycelia.cli.backdoor import Backdoor
+from mycelia.cli.leaving import ExitLimit, end_children
 from mycelia.cli.loading import load_services
+from mycelia.cli.signals import Signals, Step
 from mycelia.errors import MyceliaError
 from mycelia.log_event import event
 from mycelia.providers import configure_logging
-from mycelia.runtime import Runner, load_config
+from mycelia.runtime import LoopWatch, Runner, load_config
 from mycelia.runtime.settings import DEFAULT_BROKER
 
 __all__ = ["add_run_arguments", "event_loop_factory", "read_config", "run_command"]
@@ -78,23 +77,33 @@ def run_command(args: argparse.Namespace) -> int:
         if "" not in sys.path and os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         services = load_services(args.services)
-        with asyncio.Runner(loop_factory=event_loop_factory()) as loop_runner:
+        loop_runner = asyncio.Runner(loop_factory=event_loop_factory())
+        try:
             return loop_runner.run(_serve(config, services, args.backdoor_port))
+        finally:
+            end_children()
+            with ExitLimit(0 if sys.exc_info()[0] is None else 1):
+                loop_runner.close()
     except MyceliaError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # before anything ran
+        return 130
 
 
 async def _serve(config: dict[str, Any], services: list[type], backdoor_port: int | None) -> int:
     runner = Runner(config, services)
     stopper = _Stopper(runner)
-    stopper.listen()
-    async with Backdoor(backdoor_port, {"runner": runner}):
-        if await stopper.start():
-            _spare_the_collector()
-            log.info(event("ready", services=",".join(runner.service_names)))
-            await runner.wait()
-        await stopper.finish()
+    with (
+        Signals(stopper.on_step),
+        LoopWatch(runner.host.settings.mycelia.loop_blocked_after),
+    ):
+        async with Backdoor(backdoor_port, {"runner": runner}):
+            if await stopper.start():
+                _spare_the_collector()
+                log.info(event("ready", services=",".join(runner.service_names)))
+                await runner.wait()
+            await stopper.finish()
     return 0
 
 
@@ -109,24 +118,14 @@ def _spare_the_collector() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
-ECHO_S = 0.5
-"""Signals closer together than this are one: `timeout` and some supervisors signal the process and then its group."""
-
-
 class _Stopper:
-    """What signals do: the first stops gracefully, the second at once. Before the start has ended, it is given up."""
+    """Stops the services as signals ask for. Before the start has ended, it is given up."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._starting: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
-        self._signals = 0
-        self._last_signal_at = -math.inf
-
-    def listen(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number.name)
+        self._was_asked = False
 
     async def start(self) -> bool:
         """Start the services. False when a signal came first."""
@@ -134,7 +133,7 @@ class _Stopper:
         try:
             await self._starting
         except asyncio.CancelledError:
-            if self._signals:
+            if self._was_asked:
                 return False
             raise
         finally:
@@ -145,17 +144,13 @@ class _Stopper:
         """Wait for what the signals began."""
         await asyncio.gather(*self._stopping)
 
-    def _on_signal(self, name: str) -> None:
-        now = time.monotonic()
-        if now - self._last_signal_at < ECHO_S:
-            return
-        self._last_signal_at = now  # of an echo not: somebody who keeps pressing Ctrl-C means it
-        self._signals += 1
+    def on_step(self, step: Step, name: str) -> None:
+        """Take a step for the signal `name`."""
+        self._was_asked = True
         if self._starting is not None:
             log.info(event("stopping", signal=name, detail="the start is given up"))
             self._starting.cancel()
-            return
-        if self._signals == 1:
+        elif step is Step.STOP:
             log.info(event("stopping", signal=name, detail="a second signal kills"))
             self._spawn(self._runner.stop())
         else:

@@ -13,6 +13,7 @@ from mycelia.runtime.extensions import (
 )
 from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane
+from mycelia.runtime.loop_watch import LoopWatch
 from mycelia.runtime.runner import Runner
 from mycelia.runtime.settings import Settings
 from mycelia.runtime.signature import SignatureCheck
@@ -26,6 +27,7 @@ __all__ = [
     "Extension",
     "Host",
     "Lane",
+    "LoopWatch",
     "Runner",
     "Settings",
     "SharedDependency",
