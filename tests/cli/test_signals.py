@@ -15,6 +15,7 @@ from tests.cli.processes import MYCELIA, NAMEKO, Process
 SERVICES = """
 import asyncio
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -133,6 +134,22 @@ class LeavesExecutor:
     async def start(self):
         say("begun")
         await asyncio.to_thread(threading.Event().wait)
+
+
+class IsStoppedAtTheStart:
+    name = "is_stopped_at_the_start"
+
+    class Provider(DependencyProvider):
+        def setup(self):
+            logging.getLogger("mycelia.runtime").addFilter(self.on_line)
+
+        def on_line(self, record):
+            if "service_started" in record.getMessage():  # the last thing that the start does
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)  # the signal has arrived when the loop goes on
+            return True
+
+    provider = Provider()
 
 
 class OwnSignal:
@@ -268,7 +285,15 @@ def test_threads_that_are_left_do_not_keep_a_stopped_process(start: Any, service
 
     assert process.stop() == 0
     (line,) = lines(process, "exit_forced")
-    assert "never-ends" in line["threads"] or "asyncio_0" in line["threads"]
+    assert {"never-ends", "asyncio_0", "uvloop_0"} & set(line["threads"])
+
+
+def test_signal_at_the_very_end_of_the_start_is_not_lost(start: Any) -> None:
+    process = start("IsStoppedAtTheStart")
+
+    assert process.finish(timeout=20) == 0
+    assert len(lines(process, "stopping")) == 1
+    assert lines(process, "ready") == []
 
 
 def test_signal_handlers_of_users_are_called_and_ours_go_on(start: Any) -> None:

@@ -138,6 +138,9 @@ class _Stopper:
             raise
         finally:
             self._starting = None
+        if self._was_asked:  # the signal came when the start had just ended
+            await self._runner.stop()
+            return False
         return True
 
     async def finish(self) -> None:
