@@ -9,6 +9,9 @@ CODE   := $(wildcard platform services tests benchmarks)
 PYTEST := $(PY) -m pytest
 # Most tests wait for a broker, so three at once keep two cores busy; each worker has a node of its own.
 WORKERS ?= 3
+# Another release of RabbitMQ than the installed one, for `make test` and `make test-rabbit`: 3.10, 4.0 or 4.3. It is installed
+# into .mycelia/rabbitmq/ once (a minute, 200 MB), which takes root on Debian.
+RABBITMQ ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup rabbit demo up test test-rabbit lint fmt check bench docs clean
@@ -33,11 +36,15 @@ demo: setup  ## the flights pipeline, run on a broker that is found or started, 
 up: setup  ## the same, and left running with its live page
 	@$(PY) -m services.demo --stay
 
-test: setup rabbit  ## all tests; for some: make test ARGS="tests/unit -k frames"
-	@$(PYTEST) -n $(WORKERS) --dist loadfile $(ARGS)
+test: setup rabbit  ## all tests; for some: make test ARGS="tests/unit -k frames"; on other Pythons: PYTHONS=all
+ifdef PYTHONS
+	@WORKERS=$(WORKERS) scripts/with-rabbitmq "$(RABBITMQ)" scripts/test-pythons "$(PYTHONS)" $(ARGS)
+else
+	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) -n $(WORKERS) --dist loadfile $(ARGS)
+endif
 
-test-rabbit: setup rabbit  ## only the tests that need a broker
-	@$(PYTEST) -n $(WORKERS) --dist loadfile -m rabbit $(ARGS)
+test-rabbit: setup rabbit  ## only the tests that need a broker; on another release of it: RABBITMQ=4.3
+	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) -n $(WORKERS) --dist loadfile -m rabbit $(ARGS)
 
 lint: export PYTHONPATH := platform
 lint: setup  ## ruff, mypy, the layers, spelling

@@ -11,19 +11,47 @@ import pytest
 from mycelia.amqp import Link, Queue, connect
 from mycelia.amqp.memory.link import MemoryLink
 from mycelia.broker.management_api import ManagementApi
+from mycelia.broker.node import find_rabbitmq
 from mycelia.testing.eventually import eventually
 
 LinkFactory = Callable[[], Awaitable[Link]]
 
 
-@pytest.fixture(params=[pytest.param("memory"), pytest.param("rabbit", marks=pytest.mark.rabbit)])
-def make_link(request: pytest.FixtureRequest) -> Callable[[], Link]:
+_RABBIT = find_rabbitmq()
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param(
+            "rabbit",
+            marks=pytest.mark.rabbit,
+            id=f"rabbit-{_RABBIT.version if _RABBIT else 'absent'}",
+        ),
+    ]
+)
+def broker_kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def make_link(broker_kind: str, request: pytest.FixtureRequest) -> Callable[[], Link]:
     """Makes links, not yet open, to one broker that is this test's own."""
-    if request.param == "memory":
+    if broker_kind == "memory":
         uri = f"memory://{secrets.token_hex(6)}"
     else:
         uri = request.getfixturevalue("rabbit_uri")
     return lambda: connect(uri)
+
+
+@pytest.fixture
+def broker_version(broker_kind: str, request: pytest.FixtureRequest) -> tuple[int, ...]:
+    """The version by whose rules the broker goes; the memory broker keeps those of 3.10."""
+    if broker_kind == "memory":
+        return (3, 10)
+    version: tuple[int, ...] = request.getfixturevalue("rabbit_version")
+    return version
 
 
 @pytest.fixture
