@@ -54,7 +54,8 @@ async def limited_link(own_rabbit_node: PrivateNode) -> AsyncIterator[RabbitLink
     """To a broker that takes 64 KiB at most."""
 
     async def limit(size: int) -> None:
-        expression = f"application:set_env(rabbit, max_message_size, {size})."
+        expression = f"application:set_env(rabbit, max_message_size, {size})"
+        expression += f", persistent_term:put(max_message_size, {size})."  # RabbitMQ 4 looks here
         await asyncio.to_thread(own_rabbit_node.ctl, "eval", expression)
 
     await limit(LIMIT)
