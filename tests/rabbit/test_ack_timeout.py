@@ -31,10 +31,36 @@ async def link(own_rabbit_node: PrivateNode) -> AsyncIterator[RabbitLink]:
     await evaluate(node, "application:set_env(rabbit, channel_tick_interval, 60000).")
 
 
+async def test_ack_timeout_of_4_3_is_a_loss_that_names_the_setting(
+    link: RabbitLink, caplog: pytest.LogCaptureFixture, rabbit_version: tuple[int, ...]
+) -> None:
+    """It cancels the consumer and says no more, so the line can only name what it may have been."""
+    if rabbit_version < (4, 3):
+        pytest.skip("RabbitMQ before 4.3 closes the channel: the test below")
+    slow = Inbox()
+    await link.declare(Queue("slow", arguments={"x-queue-type": "quorum"}))
+    await link.consume("slow", slow)
+    await link.publish(Message("", "slow", b"long", Properties()))
+    held = (await slow.wait(1))[0]
+
+    again = (await slow.wait(2, 60))[1]
+    again.ack()
+
+    assert held.is_lost
+    assert again.redelivered
+    (line,) = [one for one in caplog.messages if one.startswith("consumer_lost queue=slow")]
+    assert "consumer_timeout" in line
+
+
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 async def test_ack_timeout_is_one_error_that_names_the_setting(
-    link: RabbitLink, caplog: pytest.LogCaptureFixture, queue_type: str
+    link: RabbitLink,
+    caplog: pytest.LogCaptureFixture,
+    queue_type: str,
+    rabbit_version: tuple[int, ...],
 ) -> None:
+    if rabbit_version >= (4, 3):
+        pytest.skip("RabbitMQ 4.3 cancels the consumer (quorum), or sets no limit (classic)")
     lost: list[bool] = []
     slow, quick = Inbox(), Inbox(acks=True)
     await link.declare(

@@ -120,10 +120,14 @@ def publishing_nacked(message: Message, attempts: int, waited_s: float) -> Publi
 # --- declarations --------------------------------------------------------------------------------
 
 
+_NODE_DOWN = ("down or inaccessible", "is down", "is stopped by supervisor")
+"""What RabbitMQ says (404) of a queue that exists on a node that does not answer; the last is 4.3's for one just stopped."""
+
+
 def declaration_refused(what: str, code: int, text: str) -> LinkError:
     """The error that the broker's answer about `what` amounts to."""
     said = f"{what}: {code} {text}"
-    if code == NOT_FOUND and ("down or inaccessible" in text or "is down" in text):
+    if code == NOT_FOUND and any(words in text for words in _NODE_DOWN):
         return BrokerUnavailable(said)
     if code == 403 and "refused for user" in text:
         return AccessRefused(

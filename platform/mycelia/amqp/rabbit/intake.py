@@ -312,7 +312,10 @@ class Intake:
         self._tell_at = max(1, prefetch // 4) if prefetch else 64
 
     def _on_cancelled_by_broker(self) -> None:
-        self.end("cancelled by the broker: was the queue deleted, or has its node gone?")
+        self.end(
+            "cancelled by the broker: was the queue deleted, or has its node gone? RabbitMQ 4.3 also does so (quorum "
+            "queues) when a delivery stays unsettled longer than its consumer_timeout"
+        )
 
     def _on_closed(self, reason: LinkError) -> None:
         self.is_lost = True
