@@ -16,6 +16,7 @@ from tests.http.serving import connect, serve
 from mycelia import http
 from mycelia.entrypoints.http import connection as connections
 from mycelia.entrypoints.http.requests import BlockingRequest
+from mycelia.entrypoints.http.server import HttpServer
 from mycelia.errors import ConfigError
 from mycelia.runtime import Settings
 from mycelia.testing import eventually
@@ -269,6 +270,27 @@ async def test_slow_bodies_take_no_workers_and_end(
     assert Site.asked == asked
 
 
+async def test_large_bodies_that_stop_fill_no_memory_and_keep_no_small_ones_out() -> None:
+    size = 200_000
+    head = f"POST /async HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode()
+
+    async with serve(Site, http_max_body_bytes=size) as served:
+        bodies = HttpServer.of(served.runner.host).bodies
+        async with many(100, served.address) as streams:
+            for _, writer in streams:
+                writer.write(head + b"x" * (size - 1))
+            await eventually(lambda: bodies.held > bodies.max_bytes * 0.9)
+            refused = await served.client.post("/async", content=b"x" * size)
+            small = await served.client.post("/async", content=b"x" * 1000)
+            peak = bodies.held
+        await eventually(lambda: bodies.held == 0)
+        after = await served.client.post("/async", content=b"x" * size)
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert (small.status_code, after.status_code) == (200, 200)
+    assert peak < bodies.max_bytes + 100 * 2 * 65536
+
+
 async def test_body_that_trickles_is_given_up_too() -> None:
     async with serve(Site, http_body_timeout=0.5) as served, asyncio.timeout(10):
         async with connect(served.address) as (reader, writer):
@@ -342,6 +364,14 @@ async def test_body_that_breaks_off_runs_nothing(
     assert whole.content == b"whole"
     assert Site.asked == [path[1:]]
     assert errors_of(caplog) == []
+
+
+async def test_streamed_body_that_is_announced_as_too_large_runs_nothing() -> None:
+    async with serve(Site, http_max_body_bytes=10) as served:
+        response = await served.client.post("/stream", content=b"x" * 11)
+
+    assert response.status_code == 413
+    assert Site.asked == []
 
 
 async def test_streamed_body_that_breaks_off_is_an_error_where_it_is_read(

@@ -202,6 +202,22 @@ async def test_a_body_beyond_the_limit_is_refused(kind: str, chunked: bool) -> N
     assert fits.status_code == 200
 
 
+@pytest.mark.parametrize("content", [b"", b"whole"])
+async def test_asking_whether_the_client_is_there_does_not_cost_the_body(content: bytes) -> None:
+    class Careful:
+        name = "careful"
+
+        @http("POST", "/")
+        async def careful(self, request: Request) -> Any:
+            gone = await request.is_disconnected()
+            return [gone, (await request.body()).decode(), await request.is_disconnected()]
+
+    async with serve(Careful) as served:
+        response = await served.client.post("/", content=content)
+
+    assert response.json() == [False, content.decode(), False]
+
+
 async def test_an_async_method_may_read_the_body_as_it_comes() -> None:
     first = asyncio.Event()
     received: list[bytes] = []

@@ -13,7 +13,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mycelia.call import Call, GiveBack, Outcome, Target, current_call
 from mycelia.entrypoints.http.call import HttpCall
-from mycelia.entrypoints.http.requests import BlockingRequest, BodyReader, HttpRequest
+from mycelia.entrypoints.http.requests import (
+    BlockingRequest,
+    BodyBudget,
+    BodyReader,
+    HttpRequest,
+)
 from mycelia.entrypoints.http.responses import (
     encode_body,
     problem,
@@ -74,6 +79,7 @@ class HttpEndpoint:
         log_error: writes the line for an error that the lane does not see.
         max_body_bytes: of a request.
         body_timeout: seconds in which a body must go on.
+        bodies: what bodies of the whole process share.
         parent_calls_tracked: how many parents a call-id stack keeps.
     """
 
@@ -89,6 +95,7 @@ class HttpEndpoint:
         log_error: Callable[[Call, Outcome], None],
         max_body_bytes: int,
         body_timeout: float,
+        bodies: BodyBudget,
         parent_calls_tracked: int,
     ) -> None:
         self.path = path
@@ -102,6 +109,7 @@ class HttpEndpoint:
         self._reads_ahead = not streams_request
         self._max_body_bytes = max_body_bytes
         self._body_timeout = body_timeout
+        self._bodies = bodies
         self._parent_calls_tracked = parent_calls_tracked
         self._lane: Lane | None = None
 
@@ -127,15 +135,20 @@ class HttpEndpoint:
         if lane is None or self.stopping.is_set():
             await stopping_problem()(scope, receive, sender)
             return
+        reader = BodyReader(scope, receive, self._max_body_bytes, self._body_timeout, self._bodies)
         try:
-            reader = BodyReader(scope, receive, self._max_body_bytes, self._body_timeout)
+            await self._answer(lane, scope, reader, sender)
+        finally:
+            reader.release()
+
+    async def _answer(self, lane: Lane, scope: Scope, reader: BodyReader, sender: Sender) -> None:
+        try:
             request = await self._request(scope, reader)
         except HTTPException as exc:
-            refusal = problem(exc.status_code, exc.detail, headers=exc.headers)
-            await refusal(scope, receive, sender)
+            await problem(exc.status_code, exc.detail, headers=exc.headers)(scope, reader, sender)
             return
         if self.stopping.is_set():  # meanwhile
-            await stopping_problem()(scope, receive, sender)
+            await stopping_problem()(scope, reader, sender)
             return
         call = HttpCall(
             self.target,
@@ -148,6 +161,7 @@ class HttpEndpoint:
         )
         sender.call_id = call.call_id
         response = await self._respond(lane, call)
+        reader.release()
         # A stream goes on as part of this call: what it calls inherits the trace.
         current_call.set(call)
         if scope["method"] == "HEAD" and isinstance(response, StreamingResponse):
@@ -161,6 +175,8 @@ class HttpEndpoint:
             return BlockingRequest(scope, await reader.read_all())
         if self._reads_ahead:
             await reader.read_ahead()
+        else:
+            reader.refuse_too_large()
         return HttpRequest(scope, reader)
 
     async def _respond(self, lane: Lane, call: HttpCall) -> Response:

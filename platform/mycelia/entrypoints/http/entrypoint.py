@@ -131,6 +131,7 @@ class Http(Entrypoint):
             log_error=self.log_error,
             max_body_bytes=settings.mycelia.http_max_body_bytes,
             body_timeout=settings.mycelia.http_body_timeout,
+            bodies=self.listener.server.bodies,
             parent_calls_tracked=settings.parent_calls_tracked,
         )
         self.listener.server.add(self._endpoint)

@@ -12,10 +12,26 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import Message, Receive, Scope
 
-__all__ = ["BlockingRequest", "BodyReader", "HttpRequest"]
+__all__ = ["BlockingRequest", "BodyBudget", "BodyReader", "HttpRequest"]
 
 LEAST_PROGRESS = 1024
 """Bytes that count as going on, while a body is read beforehand. Below it a trickle would never end."""
+
+
+SMALL_BODY_BYTES = 64 * 1024
+"""A body up to this size is read however much others hold: large uploads must not keep small requests out."""
+
+
+class BodyBudget:
+    """How many bytes of bodies may be held at once, over all requests that share it.
+
+    Args:
+        max_bytes: from which on bodies beyond `SMALL_BODY_BYTES` are refused.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.held = 0
 
 
 class BodyReader:
@@ -26,12 +42,17 @@ class BodyReader:
         receive: the server's.
         max_bytes: of the body.
         timeout: seconds of waiting for the client in which the body must go on.
-
-    Raises:
-        HTTPException: 413, the body is announced as larger.
+        budget: what whole bodies share; `release()` gives back this one's part.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, max_bytes: int, timeout: float) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        max_bytes: int,
+        timeout: float,
+        budget: BodyBudget | None = None,
+    ) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
         self._timeout = timeout
@@ -42,19 +63,23 @@ class BodyReader:
         self._read = 0
         self._whole = False
         self._held: bytes | None = None
+        self._budget = budget
+        self._taken = 0
         declared = _content_length(scope)
-        if declared is not None and declared > max_bytes:
-            raise self._too_large()
+        self._is_too_large = declared is not None and declared > max_bytes
 
     async def __call__(self) -> Message:
         """The next ASGI message.
 
         Raises:
-            HTTPException: 413 when the body is too large, 408 when it does not go on.
+            HTTPException: 413 when the body is too large, or is announced so; 408 when it does not go on.
         """
         if self._held is not None:
+            # `Request.is_disconnected()` asks in a scope that is cancelled at its first wait; it must not take the body.
+            await asyncio.sleep(0)
             body, self._held = self._held, None
             return {"type": "http.request", "body": body, "more_body": False}
+        self.refuse_too_large()
         if self._whole:
             return await self._receive()  # that the client has gone, whenever it does
         began = time.monotonic()
@@ -77,12 +102,18 @@ class BodyReader:
                 raise self._too_large()
         return message
 
+    def refuse_too_large(self) -> None:
+        """Raises HTTPException 413 where a larger body is announced than may come."""
+        if self._is_too_large:
+            raise self._too_large()
+
     async def read_all(self) -> bytes:
         """The whole body.
 
         Raises:
             ClientDisconnect: the client went away before its end.
-            HTTPException: as `__call__()`; 408 also for less than `LEAST_PROGRESS` in the time.
+            HTTPException: as `__call__()`; 408 also for less than `LEAST_PROGRESS` in the time; 503 when the budget
+                is used up.
         """
         self._least_progress = LEAST_PROGRESS
         parts: list[bytes] = []
@@ -90,8 +121,29 @@ class BodyReader:
             message = await self()
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
-            parts.append(message.get("body", b""))
+            part = message.get("body", b"")
+            self._take(len(part))
+            parts.append(part)
         return b"".join(parts)
+
+    def _take(self, size: int) -> None:
+        budget = self._budget
+        if budget is None:
+            return
+        self._taken += size
+        budget.held += size
+        if budget.held > budget.max_bytes and self._taken > SMALL_BODY_BYTES:
+            raise HTTPException(
+                503,
+                "Too many large bodies at once; try again later.",
+                {"Retry-After": "1"},
+            )
+
+    def release(self) -> None:
+        """The body is held no more. Idempotent."""
+        if self._budget is not None:
+            self._budget.held -= self._taken
+            self._taken = 0
 
     async def read_ahead(self) -> None:
         """Have the whole body here, for who asks for it next. Raises as `read_all()`."""

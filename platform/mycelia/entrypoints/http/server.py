@@ -25,6 +25,7 @@ from mycelia.call import current_call
 from mycelia.entrypoints.http.connection import HttpConnection, SlowClients
 from mycelia.entrypoints.http.endpoint import HttpEndpoint, Sender
 from mycelia.entrypoints.http.paths import shape_of, specificity
+from mycelia.entrypoints.http.requests import BodyBudget
 from mycelia.entrypoints.http.responses import problem
 from mycelia.errors import ConfigError
 from mycelia.log_event import event
@@ -36,6 +37,9 @@ log = logging.getLogger("mycelia.entrypoints")
 
 BACKLOG = 2048
 """Connections the operating system keeps until they are accepted; uvicorn's default."""
+
+BODIES = 32
+"""How many of the largest bodies may be held at once. Arbitrary; with the default size half a gigabyte."""
 
 DRAIN_TIMEOUT = 5.0
 """Seconds responses may take to leave once the last worker has ended; below the container's 10 s for a `stop()`."""
@@ -119,6 +123,7 @@ class HttpServer:
         access_log: whether each request is logged.
         head_timeout: seconds in which the head of a request must have come.
         trusted_proxies: addresses and networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+        max_held_bytes: of bodies that were read before their methods run, together.
     """
 
     def __init__(
@@ -128,10 +133,12 @@ class HttpServer:
         access_log: bool = False,
         head_timeout: float = 10.0,
         trusted_proxies: Sequence[str] = (),
+        max_held_bytes: int = 512 * 1024 * 1024,
     ) -> None:
         self.host, self.port = parse_address(address)
         """Where it listens; the port is the bound one after `bind()`."""
         self.slow_clients = SlowClients()
+        self.bodies = BodyBudget(max_held_bytes)
         self._access_log = access_log
         self._head_timeout = head_timeout
         self._trusted_proxies = list(trusted_proxies)
@@ -154,6 +161,7 @@ class HttpServer:
                 access_log=section.http_access_log,
                 head_timeout=section.http_header_timeout,
                 trusted_proxies=section.http_trusted_proxies or (),
+                max_held_bytes=BODIES * section.http_max_body_bytes,
             )
         return server
 
