@@ -69,7 +69,7 @@ async def test_fault_21_failed_calls_leave_nothing_behind(rabbit_uri: str) -> No
         container = bed.container(Caller)
         listener = next(e for e in container.extensions if type(e).__name__ == "ReplyListener")
 
-        assert listener.router.pending == 0
+        assert listener.statistics().pending == 0
 
 
 @pytest.mark.usefixtures("down")

@@ -284,7 +284,7 @@ async def test_caller_that_is_cancelled_forgets_its_call(serve: Serve, invoke: I
         await call
 
     assert await invoke("back-service", "add", 1) == 2
-    assert listener.router.pending == 0
+    assert listener.statistics().pending == 0
 
 
 class Sly:

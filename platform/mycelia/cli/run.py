@@ -17,7 +17,7 @@ from mycelia.cli.loading import load_services
 from mycelia.cli.signals import Signals, Step
 from mycelia.errors import MyceliaError
 from mycelia.log_event import event
-from mycelia.providers import configure_logging
+from mycelia.providers import configure_logging, follow_log_level
 from mycelia.runtime import LoopWatch, Runner, load_config
 from mycelia.runtime.settings import DEFAULT_BROKER
 
@@ -93,6 +93,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 async def _serve(config: dict[str, Any], services: list[type], backdoor_port: int | None) -> int:
     runner = Runner(config, services)
+    runner.host.on_change(follow_log_level)
     stopper = _Stopper(runner)
     with (
         Signals(stopper.on_step),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
+from weakref import WeakSet
 
 from mycelia.call import (
     DEFAULT_CALL_OPTIONS,
@@ -29,7 +31,7 @@ __all__ = ["Caller", "RemoteMethod"]
 class RemoteMethod:
     """One remote method as one proxy calls it: everything that is the same for each call, worked out once."""
 
-    __slots__ = ("chain", "options", "route", "target")
+    __slots__ = ("__weakref__", "chain", "options", "route", "target")
 
     def __init__(
         self, target: Target, options: CallOptions, route: Route, chain: Next | None
@@ -63,6 +65,9 @@ class Caller:
         self.router = router
         self.name = name
         self.timeout = timeout
+        self._timed_by_default: WeakSet[RemoteMethod] = WeakSet()
+        self._lock = threading.Lock()
+        """`method()` is called in threads too."""
         self._serializers = serializers
         self._chains = OutboundChains(CallKind.RPC, middleware_for, self._send)
 
@@ -76,7 +81,18 @@ class Caller:
         """
         target = Target(Direction.OUTBOUND, CallKind.RPC, service, name)
         chain = self._chains.of(service, name)
-        return RemoteMethod(target, options, self._route(target, options), chain)
+        with self._lock:
+            method = RemoteMethod(target, options, self._route(target, options), chain)
+            if options.timeout is None:
+                self._timed_by_default.add(method)
+        return method
+
+    def set_timeout(self, timeout: float) -> None:
+        """Give calls `timeout` seconds from now on, where neither proxy nor call says; also those of methods already made."""
+        with self._lock:
+            self.timeout = timeout
+            for method in self._timed_by_default:
+                method.route = self._route(method.target, method.options)
 
     def call(
         self, method: RemoteMethod, args: Sequence[Any], kwargs: dict[str, Any]

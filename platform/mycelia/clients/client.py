@@ -9,7 +9,9 @@ from collections.abc import Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypedDict, TypeVar, Unpack
 
-from mycelia.amqp import LINK_DEFAULTS, Exchange, Link, LinkOptions, connect
+import msgspec
+
+from mycelia.amqp import LINK_DEFAULTS, Exchange, Link, LinkOptions, LinkStatistics, connect
 from mycelia.call import (
     DEFAULT_CALL_OPTIONS,
     DEFAULT_PUBLISH_OPTIONS,
@@ -27,18 +29,28 @@ from mycelia.call import (
 from mycelia.clients.caller import Caller, RemoteMethod
 from mycelia.clients.from_thread import run_from_thread
 from mycelia.clients.publishing import Outlet
-from mycelia.clients.reply_router import ReplyRouter
+from mycelia.clients.reply_router import CallStatistics, ReplyRouter
 from mycelia.clients.rpc_proxy import ServiceProxy
 from mycelia.errors import BrokerUnavailable, RuntimeStateError
 from mycelia.runtime.middleware import as_source
 from mycelia.wire import RPC_EXCHANGE, SerializerRegistry
 
-__all__ = ["BlockingClient", "Client"]
+__all__ = ["BlockingClient", "Client", "ClientStatistics"]
 
 T = TypeVar("T")
 
 MAX_METHODS = 1000
 """Methods that a client keeps; those beyond are worked out at each call. Arbitrary: a bound where names are dynamic."""
+
+
+class ClientStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client can say of itself; plain JSON with `msgspec.to_builtins()`."""
+
+    link_state: str
+    """A value of `LinkState`."""
+    link: LinkStatistics
+    calls: CallStatistics | None
+    """`None` until the first call."""
 
 
 class ClientArguments(TypedDict, total=False):
@@ -107,6 +119,19 @@ class Client:
         if self._link is None:
             raise _not_open("async with Client(uri) as client:")
         return self._link
+
+    def statistics(self) -> ClientStatistics:
+        """What this client has done since it was opened, and has under way. On its event loop.
+
+        Raises:
+            RuntimeStateError: the client is not open.
+        """
+        link, router = self.link, self._router
+        return ClientStatistics(
+            link_state=link.state.value,
+            link=link.statistics(),
+            calls=None if router is None else router.statistics(),
+        )
 
     async def open(self, timeout: float | None = None) -> None:
         """Connect, within `timeout` seconds (the client's own if `None`). `async with` does this."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mycelia.call import CallKind
 from mycelia.clients.publishing import Outlet
-from mycelia.runtime import Container, SharedExtension
+from mycelia.runtime import Container, Settings, SharedExtension
 
 __all__ = ["Outlets"]
 
@@ -20,6 +20,9 @@ class Outlets(SharedExtension):
     def setup(self) -> None:
         self.events = self._outlet(CallKind.EVENT)
         self.messages = self._outlet(CallKind.MESSAGE)
+
+    def reconfigure(self, old: Settings, new: Settings) -> None:
+        self.events.timeout = self.messages.timeout = new.mycelia.publish_timeout
 
     def _outlet(self, kind: CallKind) -> Outlet:
         container = self.container

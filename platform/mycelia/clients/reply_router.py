@@ -51,7 +51,7 @@ from mycelia.wire import (
     service_queue_name,
 )
 
-__all__ = ["ReplyRouter", "Route"]
+__all__ = ["CallStatistics", "ReplyRouter", "Route"]
 
 log = logging.getLogger("mycelia.clients")
 
@@ -94,6 +94,15 @@ class _Pending:
         self.slot = slot
 
 
+class CallStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """The calls of one caller process: a service, or a `Client`."""
+
+    pending: int
+    """Calls that wait for their reply now."""
+    unmatched: int
+    """Replies for which nobody waited any more."""
+
+
 class ReplyRouter:
     """Sends requests and hands each reply to its caller. Lives on one event loop.
 
@@ -126,13 +135,10 @@ class ReplyRouter:
             Queue(self.queue, arguments=REPLY_QUEUE_ARGUMENTS),
             Binding(self.queue, exchange, self._routing_key),
         )
-        self.unmatched = 0
-        """Replies for which nobody waited any more."""
+        self._unmatched = 0
 
-    @property
-    def pending(self) -> int:
-        """Calls under way."""
-        return len(self._pending)
+    def statistics(self) -> CallStatistics:
+        return CallStatistics(pending=len(self._pending), unmatched=self._unmatched)
 
     async def start(self, timeout: float | None = None) -> None:
         """Declare the reply queue and consume it."""
@@ -278,7 +284,7 @@ class ReplyRouter:
             properties = delivery.properties
             pending = self._take(properties.correlation_id)
             if pending is None or pending.future.done():
-                self.unmatched += 1
+                self._unmatched += 1
                 log.debug(event("reply_unmatched", correlation_id=properties.correlation_id))
                 continue
             try:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 from mycelia.call import DEFAULT_CALL_OPTIONS, CallArguments, CallOptions, with_options
 from mycelia.clients.caller import Caller, RemoteMethod
 from mycelia.clients.from_thread import THREAD_MARGIN, refuse_to_block, run_from_thread
-from mycelia.clients.reply_router import ReplyRouter
+from mycelia.clients.reply_router import CallStatistics, ReplyRouter
 from mycelia.clients.two_ways import Injects, TwoWays
 from mycelia.errors import ConfigError
-from mycelia.runtime import Container, SharedExtension
+from mycelia.runtime import Container, Settings, SharedExtension
 
 __all__ = [
     "BlockingMethodProxy",
@@ -231,6 +231,12 @@ class ReplyListener(SharedExtension):
             middleware_for=container.middleware_for,
         )
         await self.router.start()
+
+    def reconfigure(self, old: Settings, new: Settings) -> None:
+        self.caller.set_timeout(new.mycelia.rpc_timeout)
+
+    def statistics(self) -> CallStatistics:
+        return self.router.statistics()
 
     async def stop(self) -> None:
         await self.router.aclose()

@@ -39,6 +39,7 @@ from mycelia.entrypoints.republished import (
     dead_letter_headers,
     own_user,
 )
+from mycelia.entrypoints.statistics import DeadLetterStatistics
 from mycelia.errors import LinkError, ProtocolError, Unroutable, describe
 from mycelia.log_event import event
 from mycelia.runtime import Container, SharedExtension
@@ -75,11 +76,15 @@ class DeadLetters(SharedExtension):
         self._declaring: dict[str, asyncio.Task[None]] = {}
         """One declaration for each queue, however many wait for it; those that succeeded stay."""
         self._user: str | None = None
-        self.count = 0
+        self._buried = 0
 
     def setup(self) -> None:
         assert self.container is not None
         self._user = own_user(self.container.settings.AMQP_URI)
+
+    def statistics(self) -> DeadLetterStatistics:
+        under_way = sum(len(mover.deliveries) for mover in self._movers.values())
+        return DeadLetterStatistics(buried=self._buried, under_way=under_way)
 
     def under_way(self, queue: str) -> list[Delivery]:
         """The messages of `queue` that are being buried."""
@@ -131,7 +136,7 @@ class DeadLetters(SharedExtension):
             )
 
         def on_moved() -> None:
-            self.count += 1
+            self._buried += 1
             log.warning(
                 event(
                     "delivery_dead_lettered",

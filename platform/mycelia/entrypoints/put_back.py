@@ -33,7 +33,8 @@ class PutBack:
 
     def __init__(self, link: Link, *, publish_timeout: float, user: str | None = None) -> None:
         self._link = link
-        self._publish_timeout = publish_timeout
+        self.publish_timeout = publish_timeout
+        """May be changed at any time."""
         self._user = user
         self._mover = Mover()
 
@@ -78,7 +79,7 @@ class PutBack:
                 )
                 message = Message(exchange, routing_key, delivery.body, properties, mandatory=True)
                 try:
-                    await self._link.publish(message, timeout=self._publish_timeout)
+                    await self._link.publish(message, timeout=self.publish_timeout)
                 except ProtocolError as exc:  # the frame is smaller than hoped for
                     refusal = exc
                 else:

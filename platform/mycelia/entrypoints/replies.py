@@ -72,7 +72,8 @@ class Replies:
         self._exchange = exchange
         self._serializers = serializers
         self._queue = queue
-        self._tracebacks = tracebacks
+        self.tracebacks = tracebacks
+        """May be changed at any time."""
         self._late: dict[Delivery, asyncio.Task[None]] = {}
         self._stop_listening: Callable[[], None] = link.on_refused(self._on_refused)
 
@@ -124,7 +125,7 @@ class Replies:
         """The error as a reply's body; never fails for what the error holds, nor for a serializer that cannot carry it."""
         headers = call.headers
         # Stock Nameko's callers do nothing with a traceback; a Mycelia caller is known by the deadline it sends.
-        traceback = self._tracebacks and headers is not None and DEADLINE_HEADER in headers
+        traceback = self.tracebacks and headers is not None and DEADLINE_HEADER in headers
         try:
             return encode_error(serialize_exception(error, traceback=traceback), serializer)
         except Exception as exc:  # noqa: BLE001  a serializer of the user's may raise anything

@@ -38,6 +38,7 @@ from mycelia.call import (
     deadline_from_wire,
     deadline_to_wire,
 )
+from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack
 from mycelia.entrypoints.received import (
     counts_of,
@@ -51,6 +52,7 @@ from mycelia.entrypoints.remembered import Remembered, request_key
 from mycelia.entrypoints.replies import REPLY_TIMEOUT, Replies
 from mycelia.entrypoints.republished import expires_at_ms, for_another_attempt, own_user
 from mycelia.entrypoints.shared_prefetch import SharedPrefetch
+from mycelia.entrypoints.statistics import ConsumerStatistics
 from mycelia.errors import (
     DeadlinePassed,
     MalformedRequest,
@@ -59,11 +61,11 @@ from mycelia.errors import (
     TooManyDeliveries,
     UndecodableMessage,
 )
-from mycelia.log_event import event
 from mycelia.runtime import (
     Container,
     Entrypoint,
     Lane,
+    Settings,
     SharedExtension,
     SignatureCheck,
 )
@@ -102,7 +104,7 @@ class RpcConsumer(SharedExtension):
         self._consumer: Consumer | None = None
         self._remembered = Remembered(request_key)
         self._window: SharedPrefetch | None = None
-        self._resizing: asyncio.Task[None] | None = None
+        self._prefetch: PrefetchChanges | None = None
         self._stop_looking: Callable[[], None] = lambda: None
 
     def register(self, entrypoint: Rpc) -> None:
@@ -116,8 +118,6 @@ class RpcConsumer(SharedExtension):
         self._serializers = container.host.serializers
         self._parent_calls_tracked = container.settings.parent_calls_tracked
         settings = container.settings.mycelia
-        self._max_attempts = settings.requeue_attempts
-        self._max_runs = settings.rpc_max_runs
         self._user = own_user(container.settings.AMQP_URI)
         self._put_back = PutBack(
             self._link, publish_timeout=settings.publish_timeout, user=self._user
@@ -152,6 +152,7 @@ class RpcConsumer(SharedExtension):
             self._on_deliveries,
             ConsumeOptions(prefetch=prefetch, on_lost=self._on_lost),
         )
+        self._prefetch = PrefetchChanges(self._consumer)
         if len(self._entrypoints) > 1 and all(e.prefetch is None for e in self._entrypoints):
             self._window = SharedPrefetch(prefetch, container.settings.mycelia.rpc_prefetch_max)
             watch = container.host.watch(asyncio.get_running_loop())
@@ -159,8 +160,8 @@ class RpcConsumer(SharedExtension):
 
     def _look_at_window(self) -> None:
         """Let a method that has nothing to do get requests, though another's fill the window."""
-        consumer, window = self._consumer, self._window
-        if consumer is None or window is None or self._resizing is not None:
+        consumer, window, prefetch = self._consumer, self._window, self._prefetch
+        if consumer is None or window is None or prefetch is None or prefetch.is_under_way:
             return
         lanes = [entrypoint.lane for entrypoint in self._entrypoints]
         is_full = consumer.unsettled >= window.now
@@ -169,24 +170,35 @@ class RpcConsumer(SharedExtension):
             has_idle_method=any(lane.has_room for lane in lanes),
             waiting_bytes=sum(lane.waiting_bytes for lane in lanes) if is_full else 0,
         ):
-            log.debug(event("prefetch_changed", queue=self.queue, prefetch=window.now))
-            self._resizing = asyncio.create_task(
-                self._resize(consumer, window.now), name=f"mycelia:prefetch:{self.queue}"
-            )
+            prefetch.ask_for(window.now)
 
-    async def _resize(self, consumer: Consumer, prefetch: int) -> None:
-        try:
-            await consumer.set_prefetch(prefetch)
-        except MyceliaError as exc:
-            log.debug(event("prefetch_unchanged", queue=self.queue, error=exc))
-        finally:
-            self._resizing = None
+    def reconfigure(self, old: Settings, new: Settings) -> None:
+        self._put_back.publish_timeout = new.mycelia.publish_timeout
+        self.replies.tracebacks = new.mycelia.error_tracebacks
+        if self._prefetch is None:
+            return
+        prefetch = self.container.shared_prefetch_of(self._entrypoints)
+        if self._window is not None:
+            self._window.rebase(prefetch, new.mycelia.rpc_prefetch_max)
+            prefetch = self._window.now
+        self._prefetch.ask_for(prefetch)
+
+    def statistics(self) -> ConsumerStatistics | None:
+        if self._consumer is None:
+            return None
+        return ConsumerStatistics(
+            queue=self.queue,
+            prefetch=self._consumer.prefetch,
+            unsettled=self._consumer.unsettled,
+            put_back=len(self._put_back.deliveries),
+            remembered=len(self._remembered),
+        )
 
     async def stop_consuming(self) -> None:
         """Take no more requests; those that wait here go back to the queue. Idempotent."""
         self._stop_looking()
-        if self._resizing is not None:
-            self._resizing.cancel()
+        if self._prefetch is not None:
+            self._prefetch.stop()
         if self._consumer is not None:
             await stop_deliveries(self._consumer)
         for entrypoint in self._methods.values():
@@ -261,7 +273,7 @@ class RpcConsumer(SharedExtension):
         The queue is a classic one in a fleet with stock Nameko, and counts nothing. So the return is made durable before
         the method runs: the request is published anew with its count.
         """
-        if returns >= self._max_runs:
+        if returns >= self.container.settings.mycelia.rpc_max_runs:
             lane.refuse(call, TooManyDeliveries(self.queue, returns))
         elif is_counted(delivery):
             lane.submit(call)
@@ -303,7 +315,7 @@ class RpcConsumer(SharedExtension):
     def again(self, call: Call, delivery: Delivery, after: float, outcome: Outcome) -> None:
         """Another attempt, by the way that the request came, so that it finds its method again; or the last answer."""
         error = outcome.error
-        if call.attempt >= self._max_attempts:
+        if call.attempt >= self.container.settings.mycelia.requeue_attempts:
             error = error or TooManyDeliveries(self.queue, call.attempt)
         elif call.deadline is not None and time.monotonic() + after >= call.deadline:
             error = error or DeadlinePassed(

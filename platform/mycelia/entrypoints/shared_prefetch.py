@@ -29,6 +29,14 @@ class SharedPrefetch:
         self.now = base
         self._unused_looks = 0
 
+    def rebase(self, base: int, most: int) -> None:
+        """Start and stop elsewhere from now on; what it has grown by stays, within the new bounds."""
+        if base == self.base and max(base, most) == self.most:
+            return
+        self.now = base if self.now == self.base else self.now
+        self.base, self.most = base, max(base, most)
+        self.now = min(max(self.now, self.base), self.most)
+
     def look(self, *, unsettled: int, has_idle_method: bool, waiting_bytes: int) -> bool:
         """One look at how the window is used. Returns whether `now` has changed.
 

@@ -32,6 +32,7 @@ from mycelia.call import (
     Settlement,
 )
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
+from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack
 from mycelia.entrypoints.received import (
     counts_of,
@@ -42,8 +43,9 @@ from mycelia.entrypoints.received import (
 )
 from mycelia.entrypoints.remembered import Remembered, event_key
 from mycelia.entrypoints.republished import expires_at_ms, own_user
+from mycelia.entrypoints.statistics import ConsumerStatistics
 from mycelia.errors import TooManyDeliveries
-from mycelia.runtime import Container, Entrypoint, Lane
+from mycelia.runtime import Container, Entrypoint, Lane, Settings
 from mycelia.wire import read_attempt
 
 __all__ = ["Subscription"]
@@ -74,6 +76,7 @@ class Subscription(Entrypoint, ABC):
         self.requeue_on_error = requeue_on_error
         self._consumer: Consumer | None = None
         self._lane: Lane | None = None
+        self._prefetch: PrefetchChanges | None = None
         self._put_back: PutBack | None = None
         self._remembered = Remembered(event_key)
 
@@ -89,11 +92,10 @@ class Subscription(Entrypoint, ABC):
         container = self.container
         self._link = container.host.link
         self._serializers = container.host.serializers
-        self._limits = container.settings.mycelia
         self._parent_calls_tracked = container.settings.parent_calls_tracked
         self._put_back = PutBack(
             self._link,
-            publish_timeout=self._limits.publish_timeout,
+            publish_timeout=container.settings.mycelia.publish_timeout,
             user=own_user(container.settings.AMQP_URI),
         )
         self._queue, parts = self.topology()
@@ -108,9 +110,29 @@ class Subscription(Entrypoint, ABC):
             self._on_deliveries,
             ConsumeOptions(prefetch=container.prefetch_of(self), on_lost=self._on_lost),
         )
+        self._prefetch = PrefetchChanges(self._consumer)
+
+    def reconfigure(self, old: Settings, new: Settings) -> None:
+        assert self._put_back is not None
+        self._put_back.publish_timeout = new.mycelia.publish_timeout
+        if self._prefetch is not None:
+            self._prefetch.ask_for(self.container.prefetch_of(self))
+
+    def statistics(self) -> ConsumerStatistics | None:
+        if self._consumer is None or self._put_back is None:
+            return None
+        return ConsumerStatistics(
+            queue=self._queue.name,
+            prefetch=self._consumer.prefetch,
+            unsettled=self._consumer.unsettled,
+            put_back=len(self._put_back.deliveries),
+            remembered=len(self._remembered),
+        )
 
     async def stop(self) -> None:
         """Take no more messages; those that wait here go back to the queue."""
+        if self._prefetch is not None:
+            self._prefetch.stop()
         if self._consumer is not None and self._lane is not None:
             await stop_deliveries(self._consumer)
             self._lane.give_back_backlog()
@@ -211,7 +233,7 @@ class Subscription(Entrypoint, ABC):
         self, call: Call, delivery: Delivery, after: float, error: BaseException | None
     ) -> None:
         expires = self._expires_at_ms(call, delivery)
-        if call.attempt >= self._limits.requeue_attempts:
+        if call.attempt >= self.container.settings.mycelia.requeue_attempts:
             self._bury(call, delivery, "too_many_attempts", error)
         elif expires is not None and (time.time() + after) * 1000 >= expires:
             self._bury(call, delivery, "expired", error)

@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 from mycelia.call import Call, CallKind, Outcome, Settlement
+from mycelia.entrypoints.statistics import TimerStatistics
 from mycelia.log_event import event
 from mycelia.runtime import Container, Entrypoint, Lane
 
@@ -92,6 +93,9 @@ class Timer(Entrypoint):
 
     def kill(self) -> None:
         self.stop()
+
+    def statistics(self) -> TimerStatistics:
+        return TimerStatistics(ticks=self.ticks, skipped=self.skipped)
 
     def _schedule(self, number: int) -> None:
         assert self._loop is not None

@@ -2,11 +2,12 @@
 
 from mycelia.providers.config import Config, ConfigView
 from mycelia.providers.logger import Logger
-from mycelia.providers.logging_setup import configure_logging
+from mycelia.providers.logging_setup import configure_logging, follow_log_level
 
 __all__ = [
     "Config",
     "ConfigView",
     "Logger",
     "configure_logging",
+    "follow_log_level",
 ]

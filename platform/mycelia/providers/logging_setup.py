@@ -21,7 +21,7 @@ from mycelia.log_event import LogEvent, as_plain, as_text
 from mycelia.providers.call_fields import call_fields
 from mycelia.runtime import Settings
 
-__all__ = ["ConsoleFormatter", "JsonFormatter", "configure_logging"]
+__all__ = ["ConsoleFormatter", "JsonFormatter", "configure_logging", "follow_log_level"]
 
 CHATTY = ("uvicorn", "asyncio", "httpx")
 """Libraries whose INFO is of use only to those who work on them; shown at the level DEBUG."""
@@ -137,8 +137,18 @@ def configure_logging(config: Mapping[str, Any], stream: TextIO | None = None) -
     handler = _Handler(stream)
     handler.setFormatter(_formatter(settings.mycelia.log_format, stream))
     root.addHandler(handler)
+    _set_level(settings)
+
+
+def follow_log_level(old: Settings, new: Settings) -> None:
+    """For `Host.on_change()`: log from another `mycelia.log_level` on. Not where `LOGGING` says what is logged."""
+    if new.LOGGING is None and new.mycelia.log_level != old.mycelia.log_level:
+        _set_level(new)
+
+
+def _set_level(settings: Settings) -> None:
     level = logging.getLevelName(settings.mycelia.log_level)
-    root.setLevel(level)
+    logging.getLogger().setLevel(level)
     for name in CHATTY:
         logging.getLogger(name).setLevel(
             logging.NOTSET if level <= logging.DEBUG else logging.WARNING

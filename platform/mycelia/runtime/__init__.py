@@ -12,11 +12,13 @@ from mycelia.runtime.extensions import (
     register_entrypoint,
 )
 from mycelia.runtime.host import Host
-from mycelia.runtime.lane import Lane
+from mycelia.runtime.lane import Lane, LaneStatistics
 from mycelia.runtime.loop_watch import LoopWatch
 from mycelia.runtime.runner import Runner
 from mycelia.runtime.settings import Settings
 from mycelia.runtime.signature import SignatureCheck
+from mycelia.runtime.statistics import HostStatistics, ServiceStatistics
+from mycelia.runtime.threads import ThreadStatistics
 from mycelia.runtime.worker_context import WorkerContext
 
 __all__ = [
@@ -26,13 +28,17 @@ __all__ = [
     "Entrypoint",
     "Extension",
     "Host",
+    "HostStatistics",
     "Lane",
+    "LaneStatistics",
     "LoopWatch",
     "Runner",
+    "ServiceStatistics",
     "Settings",
     "SharedDependency",
     "SharedExtension",
     "SignatureCheck",
+    "ThreadStatistics",
     "WorkerContext",
     "find_entrypoints",
     "load_config",

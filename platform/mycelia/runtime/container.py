@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+import msgspec
 
 from mycelia.call import Middleware, Target
 from mycelia.errors import RuntimeStateError
@@ -21,6 +23,8 @@ from mycelia.runtime.extensions import Entrypoint, Extension, maybe_await
 from mycelia.runtime.handover import hand_over
 from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane, ServiceSlots
+from mycelia.runtime.settings import Settings
+from mycelia.runtime.statistics import ServiceStatistics, by_name
 from mycelia.runtime.threads import ThreadPool
 from mycelia.runtime.worker import Invocation
 
@@ -62,7 +66,6 @@ class Container:
         self.service_name = get_service_name(service_cls)
         self.config = config
         self.host = host
-        self.settings = host.settings
         self.shared_extensions: dict[Any, Any] = {}
         self.extensions: list[Any] = []
         """Every bound extension, sub-extensions before what uses them."""
@@ -72,14 +75,18 @@ class Container:
         """Whether `start()` has completed and `stop()` has not begun."""
         self._begun = False
         self._slots = ServiceSlots(host.settings.max_workers)
-        self.lanes: list[Lane] = []
-        """The lanes of all entrypoints, in the order in which they were made."""
+        self._lanes: dict[Lane, Entrypoint] = {}
+        """Whose each is, in the order in which they were made."""
+        self._settings_followed = host.settings
+        """Those that lanes and extensions have been told of."""
+        self._follow_no_more: Callable[[], None] = lambda: None
         self._threads: ThreadPool | None = None
         self.on_end: Callable[[BaseException | None], None] | None = None
         """Told, on the loop, what `end()` was told; set by the runner."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last_steps: list[Callable[[], Awaitable[None]]] = []
         self._bind()
+        host.services[self.service_name] = self.statistics
 
     def _bind(self) -> None:
         for name, member in sorted(
@@ -95,6 +102,16 @@ class Container:
             id(entrypoint): self.middleware_for(entrypoint.target)
             for entrypoint in self.entrypoints
         }
+
+    @property
+    def settings(self) -> Settings:
+        """The checked configuration, as it is now."""
+        return self.host.settings
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """The lanes of all entrypoints, in the order in which they were made."""
+        return list(self._lanes)
 
     def middleware_for(self, target: Target) -> tuple[Middleware, ...]:
         """What stands around calls of `target` in this service, outermost first."""
@@ -132,14 +149,20 @@ class Container:
             middleware=self._inbound[id(entrypoint)]
             if target is None
             else self.middleware_for(target),
-            timeout=self.settings.mycelia.handler_timeout
-            if entrypoint.timeout is None
-            else entrypoint.timeout,
-            sheds=entrypoint.sheds_overload and self.settings.mycelia.shed_overload,
+            timeout=self._timeout_of(entrypoint),
+            sheds=self._sheds(entrypoint),
         )
-        self.lanes.append(lane)
+        self._lanes[lane] = entrypoint
         self.host.watch(loop).add(lane)
         return lane
+
+    def _timeout_of(self, entrypoint: Entrypoint) -> float | None:
+        if entrypoint.timeout is not None:
+            return entrypoint.timeout
+        return self.settings.mycelia.handler_timeout
+
+    def _sheds(self, entrypoint: Entrypoint) -> bool:
+        return entrypoint.sheds_overload and self.settings.mycelia.shed_overload
 
     def concurrency_of(self, entrypoint: Entrypoint) -> int:
         """Workers at once: the entrypoint's own setting, else `max_workers`, else the default for its kind."""
@@ -212,7 +235,52 @@ class Container:
     @property
     def active_workers(self) -> int:
         """Workers that run now, of all entrypoints."""
-        return sum(lane.active for lane in self.lanes)
+        return sum(lane.active for lane in self._lanes)
+
+    # --- for those who look on ------------------------------------------------------------------
+
+    def statistics(self) -> ServiceStatistics:
+        """What this service can say of itself."""
+        return ServiceStatistics(
+            max_workers=self.settings.max_workers,
+            active_workers=self.active_workers,
+            lanes=by_name((lane.target.name, lane.statistics()) for lane in self._lanes),
+            threads=None if self._threads is None else self._threads.statistics(),
+            extensions=by_name(self._told_by_extensions()),
+        )
+
+    def _told_by_extensions(self) -> Iterator[tuple[str, msgspec.Struct]]:
+        for extension in self.extensions:
+            told = extension.statistics()
+            if told is not None:
+                called = getattr(extension, "method_name", getattr(extension, "attr_name", None))
+                name = type(extension).__name__
+                yield f"{name}:{called}" if called else name, told
+
+    def _follow(self, old: Settings, new: Settings) -> None:
+        """Settings have changed. What has not been set up yet finds them as they are."""
+        if not self.started:
+            return
+        self._settings_followed = new
+        self._slots.limit = new.max_workers
+        if self._threads is not None:
+            self._threads.resize(self._thread_count())
+        for lane, entrypoint in self._lanes.items():
+            lane.timeout = self._timeout_of(entrypoint)
+            lane.sheds = self._sheds(entrypoint)
+            lane.limit = self.concurrency_of(entrypoint)
+        for extension in self.extensions:
+            try:
+                extension.reconfigure(old, new)
+            except Exception:
+                log.exception(
+                    event(
+                        "extension_hook_failed",
+                        hook="reconfigure",
+                        service=self.service_name,
+                        extension=repr(extension),
+                    )
+                )
 
     # --- life cycle ---------------------------------------------------------------------------
 
@@ -221,9 +289,13 @@ class Container:
         log.debug(event("service_starting", service=self.service_name))
         self._begun = True
         self._loop = asyncio.get_running_loop()
+        self._settings_followed = self.settings
+        self._follow_no_more = self.host.on_change(self._follow)
         await self._each(self.extensions, "setup")
         await self._each(self.extensions, "start")
         self.started = True
+        if self._settings_followed is not self.settings:  # they have changed in between
+            self._follow(self._settings_followed, self.settings)
         log.info(event("service_started", service=self.service_name))
 
     async def _each(self, extensions: Iterable[Any], hook: str) -> None:
@@ -243,6 +315,7 @@ class Container:
         if not self._begun:
             return
         self._begun = self.started = False
+        self._follow_no_more()
         grace = self.settings.mycelia.grace if grace is None else grace
         await self._each_quietly(self.entrypoints, "stop")
         await self._finish_workers(grace)

@@ -15,6 +15,8 @@ from functools import partial
 from types import FunctionType
 from typing import Any, ClassVar, Protocol, TypeVar, overload
 
+import msgspec
+
 from mycelia.call import (
     Ack,
     Arguments,
@@ -163,6 +165,19 @@ class Extension:
 
     def kill(self) -> Any:
         """Shut down at once, without grace. Errors are logged."""
+
+    def reconfigure(self, old: Settings, new: Settings) -> None:
+        """Settings have changed while the service runs (`Host.change_settings()`); `container.settings` are the new ones.
+
+        For what has been copied from them in `setup()` or `start()`. On the event loop; must not wait. Errors are logged.
+        """
+
+    def statistics(self) -> msgspec.Struct | None:
+        """What it counts, as a record of its own that JSON can carry; `None`, the default, for nothing.
+
+        Asked at any time, on the event loop; part of `ServiceStatistics.extensions`.
+        """
+        return None
 
     def bind(self, container: Any) -> Any:
         """The instance that `container` uses; sub-extensions (attributes) are bound with it.

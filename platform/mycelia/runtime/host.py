@@ -1,20 +1,28 @@
-"""What all services in one OS process share: settings, the broker link, serializers, middleware."""
+"""What all services in one OS process share: settings and their changes, the broker link, serializers, middleware."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mycelia.amqp import Link, LinkOptions, connect
 from mycelia.call import Middleware, MiddlewareSource, Target, middleware_for
 from mycelia.errors import RuntimeStateError
+from mycelia.log_event import event
 from mycelia.runtime.middleware import Around, load_middleware
 from mycelia.runtime.settings import Settings
+from mycelia.runtime.statistics import HostStatistics, ServiceStatistics
 from mycelia.runtime.watch import Watch
 from mycelia.wire import SerializerRegistry
 
-__all__ = ["Host"]
+__all__ = ["Host", "OnChange"]
+
+log = logging.getLogger("mycelia.runtime")
+
+OnChange = Callable[[Settings, Settings], None]
+"""Told of the settings before and after a change. Called on the loop; must not wait."""
 
 
 class Host:
@@ -50,8 +58,55 @@ class Host:
             *Around.each(inbound, outbound),
         )
         """Asked about every target of every service, before the extensions of the service itself."""
+        self.services: dict[str, Callable[[], ServiceStatistics]] = {}
+        """What each service says of itself, by name; containers put themselves here."""
+        self._listeners: list[OnChange] = []
         self._link: Link | None = None
         self._watch: Watch | None = None
+
+    # --- settings that change ---------------------------------------------------------------------
+
+    def on_change(self, listener: OnChange) -> Callable[[], None]:
+        """Call `listener(old, new)` after each change of settings. Returns a function that removes it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener) if listener in self._listeners else None
+
+    def change_settings(self, changes: Mapping[str, Any]) -> Settings:
+        """Change settings of the running services; on the loop. Nothing changes unless all of it can.
+
+        What is under way goes on with what it began with. Returns the new settings.
+
+            host.change_settings({"max_workers": 20, "mycelia": {"rpc_timeout": 5}})
+
+        Args:
+            changes: as in a configuration: only the keys that change, those of Mycelia in the section `mycelia`.
+
+        Raises:
+            ConfigError: a key is unknown, has a wrong type or value, or cannot change while services run; it is named.
+        """
+        old, new = self.settings, self.settings.changed(changes)
+        if new == old:
+            return new
+        self.settings = new
+        self.serializers.set_max_body_bytes(new.mycelia.max_body_bytes)
+        if self._watch is not None:
+            self._watch.slow_after = new.mycelia.slow_after
+        log.info(event("settings_changed", keys=", ".join(new.differing_from(old))))
+        for listener in list(self._listeners):
+            try:
+                listener(old, new)
+            except Exception:
+                log.exception(event("settings_listener_failed", listener=repr(listener)))
+        return new
+
+    def statistics(self) -> HostStatistics:
+        """What this process can say of itself."""
+        link = self._link
+        return HostStatistics(
+            link_state=None if link is None else link.state.value,
+            link=None if link is None else link.statistics(),
+            services={name: statistics() for name, statistics in self.services.items()},
+        )
 
     def middleware_for(
         self, target: Target, extensions: Iterable[MiddlewareSource] = ()

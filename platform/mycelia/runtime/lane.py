@@ -257,6 +257,16 @@ class Lane:
             self._slots.wait(self)
             self._slots.pump()
 
+    @property
+    def sheds(self) -> bool:
+        """Whether a call that has waited too long for an answer in time is refused. May be changed while it runs."""
+        return self.service_time is not None
+
+    @sheds.setter
+    def sheds(self, value: bool) -> None:
+        if value != self.sheds:
+            self.service_time = ServiceTime() if value else None
+
     def statistics(self) -> LaneStatistics:
         return msgspec.structs.replace(
             self._counts, limit=self._limit, active=self._active, waiting=len(self._backlog)

@@ -12,6 +12,7 @@ from mycelia.call import Middleware, MiddlewareSource
 from mycelia.errors import ConfigError, RuntimeStateError
 from mycelia.runtime.container import Container
 from mycelia.runtime.host import Host
+from mycelia.runtime.statistics import HostStatistics
 
 __all__ = ["Runner"]
 
@@ -71,6 +72,10 @@ class Runner:
             if container.service_cls is service_cls:
                 return container
         raise RuntimeStateError(f"{service_cls.__qualname__} is not run by this runner.")
+
+    def statistics(self) -> HostStatistics:
+        """What this process can say of itself: its link, its services, their lanes and extensions."""
+        return self.host.statistics()
 
     async def start(self, timeout: float | None = None) -> None:
         """Connect and start all services. What has started is stopped again if one of them fails.

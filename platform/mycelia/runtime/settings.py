@@ -25,6 +25,27 @@ DEFAULT_BROKER = "pyamqp://guest:guest@localhost"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
+CHANGEABLE = frozenset(
+    {
+        "max_workers",
+        "mycelia.async_concurrency",
+        "mycelia.error_tracebacks",
+        "mycelia.grace",
+        "mycelia.handler_timeout",
+        "mycelia.log_level",
+        "mycelia.max_body_bytes",
+        "mycelia.publish_timeout",
+        "mycelia.requeue_attempts",
+        "mycelia.rpc_max_runs",
+        "mycelia.rpc_prefetch_max",
+        "mycelia.rpc_timeout",
+        "mycelia.shed_overload",
+        "mycelia.slow_after",
+    }
+)
+"""What can change while services run; whoever copies one of these is told (`Host.on_change`, `Extension.reconfigure`)."""
+
+
 class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The section `mycelia:` of the configuration. Times are in seconds."""
 
@@ -176,6 +197,48 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.convert(known, cls, strict=True)
         except msgspec.ValidationError as exc:
             raise ConfigError(_explain(str(exc), known)) from None
+
+    def changed(self, changes: Mapping[str, Any]) -> Settings:
+        """These settings with `changes` over them, given and checked as a configuration.
+
+        Raises:
+            ConfigError: a key is unknown, has a wrong type or value, or is not in `CHANGEABLE`.
+        """
+        unknown = [str(key) for key in changes if key not in self.__struct_fields__]
+        if unknown:
+            raise ConfigError(
+                f"settings cannot change: {', '.join(unknown)} is none of the platform's own."
+            )
+        section = changes.get("mycelia", {})
+        if not isinstance(section, Mapping):
+            raise ConfigError(
+                f'configuration key "mycelia": expected a section with keys, got {section!r}.'
+            )
+        new = Settings.from_config(
+            {
+                **msgspec.structs.asdict(self),
+                **changes,
+                "mycelia": {**msgspec.structs.asdict(self.mycelia), **section},
+            }
+        )
+        fixed = [key for key in new.differing_from(self) if key not in CHANGEABLE]
+        if fixed:
+            raise ConfigError(
+                f"{', '.join(fixed)} cannot change while services run: nothing was changed. Restart them with it. "
+                f"These can: {', '.join(sorted(CHANGEABLE))}."
+            )
+        return new
+
+    def differing_from(self, other: Settings) -> list[str]:
+        """The keys that have another value here."""
+        theirs = _flat(other)
+        return [key for key, value in _flat(self).items() if value != theirs[key]]
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    values: dict[str, Any] = msgspec.structs.asdict(settings)
+    section = values.pop("mycelia")
+    return values | {f"mycelia.{name}": v for name, v in msgspec.structs.asdict(section).items()}
 
 
 def _check_section_keys(section: Mapping[str, Any]) -> None:

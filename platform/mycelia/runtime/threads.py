@@ -13,16 +13,30 @@ from collections.abc import Callable
 from contextvars import Context
 from queue import SimpleQueue
 
+import msgspec
+
 from mycelia.call import Call, Outcome
 from mycelia.runtime.thread_locals import empty_locals
 
-__all__ = ["ThreadPool"]
+__all__ = ["ThreadPool", "ThreadStatistics"]
 
 MAX_ABANDONED = 1000
 """Threads of methods that never return, which can only be left alone. Arbitrary; each takes some 100 KB."""
 
 Run = Callable[[Call], Outcome]
 Done = Callable[[Call, Outcome], None]
+
+
+class ThreadStatistics(msgspec.Struct, frozen=True):
+    """A thread pool's state now."""
+
+    size: int
+    """Threads at most, without those that were abandoned."""
+    started: int
+    busy: int
+    """Calls that run in a thread, the abandoned ones included, or wait for one."""
+    abandoned: int
+    """Threads that nobody waits for any more."""
 
 
 class ThreadPool:
@@ -53,6 +67,25 @@ class ThreadPool:
     def abandoned(self) -> int:
         """Threads that nobody waits for any more."""
         return len(self._abandoned)
+
+    def resize(self, size: int) -> None:
+        """Have up to `size` threads from now on; those above a lower one end when they have nothing to do."""
+        self._size = size + len(self._abandoned)
+        while len(self._threads) > self._size:
+            self._end_one()
+
+    def _end_one(self) -> None:
+        """Let a thread end: whichever comes by next."""
+        self._threads.pop()
+        self._work.put(None)
+
+    def statistics(self) -> ThreadStatistics:
+        return ThreadStatistics(
+            size=self.size,
+            started=len(self._threads),
+            busy=self._busy,
+            abandoned=len(self._abandoned),
+        )
 
     def abandon(self, call: Call) -> bool:
         """Wait for `call` no more, and let another thread take its place. What it comes to is dropped.
@@ -114,6 +147,5 @@ class ThreadPool:
                 self._abandoned.discard(call)
                 self._size -= 1
                 if len(self._threads) > self._size:  # its substitute, or any other that comes by
-                    self._threads.pop()
-                    self._work.put(None)
+                    self._end_one()
             done(call, outcome)

@@ -36,7 +36,8 @@ class Watch:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, slow_after: float) -> None:
         self._loop = loop
-        self._slow_after = slow_after
+        self.slow_after = slow_after
+        """May be changed at any time."""
         self._lanes: list[Lane] = []
         self._slow: set[Call] = set()
         """Calls that have been said to be slow, while they run."""
@@ -103,7 +104,7 @@ class Watch:
                 lane.abandon(call)
             return
         age = now - call.started_at
-        if self._slow_after and age >= self._slow_after and call not in self._slow:
+        if self.slow_after and age >= self.slow_after and call not in self._slow:
             self._slow.add(call)
             log.warning(
                 event(

@@ -185,6 +185,10 @@ class SerializerRegistry:
         self._by_type = by_type
         self.default = self.by_name(default)
         self._accepted = {s.content_type: s for s in map(self._named_or_typed, accepted)}
+        self.set_max_body_bytes(max_body_bytes)
+
+    def set_max_body_bytes(self, max_body_bytes: int) -> None:
+        """Decode no larger bodies from now on."""
         self.max_body_bytes = max_body_bytes
         self._bounds = bounds_for(max_body_bytes)
         # Smaller ones cannot hold more than they may: each list and map takes a byte at least.

@@ -48,3 +48,24 @@ def test_it_never_leaves_its_bounds(looks: list[tuple[int, bool, int]]) -> None:
         window.look(unsettled=unsettled, has_idle_method=idle, waiting_bytes=size)
 
         assert 20 <= window.now <= 5000
+
+
+def test_a_window_that_has_not_grown_moves_with_its_base() -> None:
+    window = SharedPrefetch(20, 100)
+
+    window.rebase(40, 200)
+
+    assert (window.now, window.base, window.most) == (40, 40, 200)
+
+
+def test_a_window_that_has_grown_stays_within_the_new_bounds() -> None:
+    window = SharedPrefetch(20, 100)
+    for _ in range(5):
+        window.look(unsettled=window.now, has_idle_method=True, waiting_bytes=0)
+    assert window.now == 100
+
+    window.rebase(10, 60)
+    lowered = window.now
+    window.rebase(80, 60)
+
+    assert (lowered, window.now, window.most) == (60, 80, 80)

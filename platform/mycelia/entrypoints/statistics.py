@@ -1,0 +1,35 @@
+"""What entrypoints count, and what they share."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["ConsumerStatistics", "DeadLetterStatistics", "TimerStatistics"]
+
+
+class ConsumerStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the consumer of one queue stands: a service's requests, or the messages of one handler."""
+
+    queue: str
+    prefetch: int
+    """Messages that the broker may have outstanding here."""
+    unsettled: int
+    """Messages that are here: they wait, run, or are on their way elsewhere."""
+    put_back: int
+    """Messages that wait to be published again, for another attempt."""
+    remembered: int
+    """Messages whose channel was lost while they were here, kept so that they do not run twice."""
+
+
+class DeadLetterStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    buried: int
+    """Messages moved to a dead-letter queue."""
+    under_way: int
+    """Messages that the broker has not taken there yet."""
+
+
+class TimerStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    ticks: int
+    """Workers started."""
+    skipped: int
+    """Ticks that came due while a worker ran, and were left out."""
