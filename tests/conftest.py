@@ -13,6 +13,7 @@ import platform
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.tools import NOT_RUN, not_run
@@ -57,6 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in words what did not run on this machine, and why."""
+    _note_tally(terminalreporter.stats)
     reasons: dict[str, int] = {}
     for report in terminalreporter.stats.get("skipped", []):
         longrepr = report.longrepr
@@ -68,6 +70,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(NOT_RUN.lower(), yellow=True, bold=True)
         for reason, count in sorted(reasons.items()):
             terminalreporter.line(f"{count} test{'s' if count != 1 else ''} {reason}", yellow=True)
+
+
+def _note_tally(stats: dict[str, list[Any]]) -> None:
+    """Add this run to the file that `.ci/run` sums up: which look it is, and how many passed, failed, were skipped."""
+    file = os.environ.get("MYCELIA_TEST_TALLY")
+    if file:
+        passed, failed, skipped = (
+            sum(len(stats.get(outcome, ())) for outcome in outcomes)
+            for outcomes in (("passed",), ("failed", "error"), ("skipped", "xfailed"))
+        )
+        look = "again" if os.environ.get("MYCELIA_TEST_TALLY_AGAIN") else "first"
+        with Path(file).open("a") as lines:
+            lines.write(f"{look} {passed} {failed} {skipped}\n")
 
 
 # --- the broker --------------------------------------------------------------------------------------

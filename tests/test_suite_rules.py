@@ -13,6 +13,7 @@ import pytest
 pytestmark = pytest.mark.timeout(120)
 
 ROOT = Path(__file__).parent.parent
+STEERING = {"CI", "MYCELIA_TEST_TALLY", "MYCELIA_TEST_TALLY_AGAIN"}
 
 
 def _run_suite(folder: Path, test: str, **environment: str) -> tuple[int, str]:
@@ -25,7 +26,7 @@ def _run_suite(folder: Path, test: str, **environment: str) -> tuple[int, str]:
             *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), str(file)),
         ],
         cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if key != "CI"} | environment,
+        env={key: value for key, value in os.environ.items() if key not in STEERING} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -86,3 +87,59 @@ def test_absent_tool_is_told_as_not_run(tmp_path: Path) -> None:
     assert status == 0
     assert "1 test NOT RUN: no-such-tool is not installed" in said
     assert "1 passed, 1 skipped" in said
+
+
+def test_runs_are_summed_up_with_the_second_look_at_failures(tmp_path: Path) -> None:
+    file = tmp_path / "tally"
+    test = (
+        "import os, pytest\n"
+        "def test_passes(): pass\n"
+        "def test_skips(): pytest.skip('no')\n"
+        "def test_fails(): assert False\n"
+        "def test_is_flaky(): assert 'MYCELIA_TEST_TALLY_AGAIN' in os.environ\n"
+    )
+    again = test.replace("def test_passes(): pass\n", "").replace("def test_skips", "def _skips")
+    _run_suite(tmp_path, test, MYCELIA_TEST_TALLY=str(file))
+    _run_suite(tmp_path, again, MYCELIA_TEST_TALLY=str(file), MYCELIA_TEST_TALLY_AGAIN="1")
+    _run_suite(tmp_path, "def test_passes(): pass\n", MYCELIA_TEST_TALLY=str(file))
+
+    said = subprocess.run(
+        [ROOT / "scripts" / "tally", file], capture_output=True, text=True, check=True
+    )
+    assert said.stdout == "3 passed, 1 failed, 1 skipped\n"
+
+
+def test_pythons_are_found_under_pyenv_and_missing_ones_are_told(tmp_path: Path) -> None:
+    """What has the right name and does not run is no Python: pyenv puts such programs on PATH."""
+    on_path, under_pyenv = tmp_path / "python3.98", tmp_path / "versions/3.98.1/bin/python"
+    under_pyenv.parent.mkdir(parents=True)
+    on_path.write_text("#!/bin/sh\nexit 127\n")
+    under_pyenv.write_text("#!/bin/sh\necho 3.98\n")
+    for program in (on_path, under_pyenv):
+        program.chmod(0o755)
+
+    done = subprocess.run(
+        [ROOT / "scripts" / "pythons", "3.98", "3.99"],
+        cwd=ROOT,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "PYENV_ROOT": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout == f"3.98 {under_pyenv}\n"
+    assert "NOT RUN: the tests on Python 3.99" in done.stderr
+
+
+def test_release_that_cannot_be_had_is_told_as_not_run() -> None:
+    done = subprocess.run(
+        [ROOT / "scripts" / "with-rabbitmq", "3.9", "echo", "ran"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert "ran\n" not in done.stdout
+    assert "NOT RUN: the tests on RabbitMQ 3.9" in done.stdout
+    assert "no Debian is known that has it" in done.stderr
