@@ -295,4 +295,4 @@ def text_of(error: BaseException) -> str:
 def class_name_of(error: BaseException) -> str:
     """The name of the error's class, also where its metaclass has another idea of `__name__`."""
     name: str = type.__dict__["__name__"].__get__(type(error))
-    return str.encode(name, "utf-8", "backslashreplace").decode("utf-8")
+    return name
