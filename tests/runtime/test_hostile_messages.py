@@ -122,7 +122,10 @@ def deep(levels: int) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("queue", ["classic-def", "classic-async", "quorum-def", "quorum-async", LONG])
+@pytest.mark.parametrize(
+    "queue",
+    ["classic-def", "classic-async", "quorum-def", "quorum-async", pytest.param(LONG, id="long")],
+)
 async def test_every_message_is_handled_or_dead(broker: str, link: Link, queue: str) -> None:
     async with run_services(Service, broker=broker, timeout=15):
         await asyncio.gather(
@@ -161,7 +164,6 @@ async def test_every_request_is_answered(broker: str, link: Link, method: str) -
         await eventually(lambda: len(replies) >= COUNT, 60, what="every request answered")
 
     answered = Counter(int(reply.properties.correlation_id or "") for reply in replies)
-    # The same number again is one that the headers said had come back too often: answered all the same.
     assert answered == Counter(range(COUNT))
     assert await link.message_count("rpc-service") == 0
 

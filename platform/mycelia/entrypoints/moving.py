@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 from mycelia.amqp import Delivery
 from mycelia.entrypoints.remembered import Kept
@@ -67,7 +68,7 @@ class Mover:
             if failure is None:
                 delivery.ack()
                 if on_moved is not None:
-                    on_moved()
+                    _tell(on_moved)
             elif on_given_up is not None and not delivery.is_lost:
                 on_given_up(failure)
             else:
@@ -111,12 +112,18 @@ async def _try(
             await publish()
         except Exception as exc:  # noqa: BLE001  whatever it is, the message must not hang for it
             failure = exc
-            on_failure(exc, pause)
+            _tell(on_failure, exc, pause)
             if pause is not None:
                 await asyncio.sleep(pause)
         else:
             return None
     return failure
+
+
+def _tell(callback: Callable[..., None], *args: Any) -> None:
+    """What is told is a log line, mostly: one that cannot be written must not end the move."""
+    with suppress(Exception):
+        callback(*args)
 
 
 async def _is_back(delivery: Delivery) -> bool:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, KeysView
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -32,7 +33,7 @@ from mycelia.call import (
     current_call,
     tighter,
 )
-from mycelia.errors import DeadlinePassed, HandlerTimeout, Overloaded, RuntimeStateError
+from mycelia.errors import DeadlinePassed, HandlerTimeout, Overloaded, RuntimeStateError, describe
 from mycelia.log_event import event
 from mycelia.runtime.service_time import ServiceTime
 from mycelia.runtime.threads import ThreadPool
@@ -430,7 +431,7 @@ class Lane:
                 outcome = Outcome(error=_impossible(call, settlement, settler.settlements))
                 settlement = settler.settlement_of(call, outcome)
             if outcome.error is not None and type(settlement) is not GiveBack:
-                settler.log_error(call, outcome)
+                self._log_error(call, outcome)
             settler.settle(call, outcome, settlement)
         except Exception:
             # A bug of ours: settlers contain their own errors. The slot must come back all the same.
@@ -473,6 +474,14 @@ class Lane:
             )
         )
         self._finished(call, Outcome(error=call.interruption))
+
+    def _log_error(self, call: Call, outcome: Outcome) -> None:
+        """Have the line written; a handler that cannot write it must not keep the call from being settled."""
+        try:
+            self._settler.log_error(call, outcome)
+        except Exception as exc:  # noqa: BLE001  loggers, their handlers and what they look at are the application's
+            with suppress(Exception):
+                log.error(event("error_not_logged", call=call.target.name, error=describe(exc)))
 
     # --- the end ------------------------------------------------------------------------------
 
