@@ -201,7 +201,10 @@ async def test_message_with_headers_that_cannot_be_read_is_dead_with_its_body(
     assert Counter(letter.body for letter in dead) == Counter(bodies)
     for letter in dead:
         assert letter.properties.correlation_id == letter.body.decode()
-        assert (letter.properties.headers or {})["x-mycelia-reason"] in ("undecodable", "handler_error")
+        assert (letter.properties.headers or {})["x-mycelia-reason"] in (
+            "undecodable",
+            "handler_error",
+        )
 
 
 @pytest.mark.timeout(120)

@@ -29,7 +29,13 @@ class Channel:
             self.settled.append(("back" if requeue else "nack", delivery_tag))
 
     def deliver(
-        self, tag: int, message_id: str | None, body: bytes = b"1", *, again: bool = False, **kw: Any
+        self,
+        tag: int,
+        message_id: str | None,
+        body: bytes = b"1",
+        *,
+        again: bool = False,
+        **kw: Any,
     ) -> Delivery:
         properties = Properties(message_id=message_id, **kw)
         return Delivery(self, "c", tag, again, "x", "key", properties, body)
@@ -123,7 +129,9 @@ def test_channel_may_be_lost_again_and_again(old: Channel, new: Channel) -> None
         pytest.param({"message_id": "n"}, id="another id"),
         pytest.param({"message_id": None}, id="no id"),
         pytest.param({"message_id": "m", "body": b"2"}, id="another body"),
-        pytest.param({"message_id": "m", "headers": {"x-mycelia-attempt": 2}}, id="another attempt"),
+        pytest.param(
+            {"message_id": "m", "headers": {"x-mycelia-attempt": 2}}, id="another attempt"
+        ),
         pytest.param({"message_id": "m", "headers": {"x-mycelia-returns": 1}}, id="counted anew"),
         pytest.param({"message_id": "m", "again": False}, id="not a redelivery"),
     ],
@@ -144,7 +152,9 @@ def test_request_is_known_by_who_waits_for_its_reply(old: Channel) -> None:
     request = old.deliver(1, None, reply_to="r", correlation_id="c")
 
     assert request_key(request) is not None
-    assert request_key(request) != request_key(old.deliver(1, None, reply_to="r", correlation_id="d"))
+    assert request_key(request) != request_key(
+        old.deliver(1, None, reply_to="r", correlation_id="d")
+    )
     assert request_key(old.deliver(1, None, reply_to="r")) is None
     assert request_key(old.deliver(1, "m")) == event_key(old.deliver(1, "m"))
 
