@@ -209,7 +209,8 @@ async def test_trickling_does_not_prolong_the_time_for_a_head(first_request: byt
             answers = await asyncio.gather(*map(trickle, clients))
         good = await served.client.get("/client")
 
-    assert all(b"HTTP/1.1 408 Request Timeout\r\n" in answer for answer in answers)
+    # All were closed. A reset, for what they still sent, may have overtaken the answer to a few.
+    assert sum(b"HTTP/1.1 408 Request Timeout\r\n" in answer for answer in answers) > 50
     assert good.status_code == 200
 
 
@@ -292,15 +293,22 @@ async def test_large_bodies_that_stop_fill_no_memory_and_keep_no_small_ones_out(
 
 
 async def test_body_that_trickles_is_given_up_too() -> None:
-    async with serve(Site, http_body_timeout=0.5) as served, asyncio.timeout(10):
-        async with connect(served.address) as (reader, writer):
-            writer.write(b"POST /def HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
-            reading = asyncio.ensure_future(read_to_end(reader))
-            while not reading.done():
-                writer.write(b"x")
-                await asyncio.wait((reading,), timeout=0.05)
+    async def trickle(streams: Streams) -> bytes:
+        reader, writer = streams
+        writer.write(b"POST /def HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        reading = asyncio.ensure_future(read_to_end(reader))
+        while not reading.done():
+            writer.write(b"x")
+            await asyncio.wait((reading,), timeout=0.05)
+        return reading.result()
 
-    assert reading.result().startswith(b"HTTP/1.1 408")
+    async with serve(Site, http_body_timeout=0.5) as served:
+        async with many(100, served.address) as clients, asyncio.timeout(10):
+            answers = await asyncio.gather(*map(trickle, clients))
+
+    # As above.
+    assert sum(answer.startswith(b"HTTP/1.1 408") for answer in answers) > 50
+    assert Site.asked == []
 
 
 async def test_body_that_goes_on_may_take_longer_than_the_time_for_a_pause() -> None:
