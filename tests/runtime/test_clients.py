@@ -61,10 +61,14 @@ async def test_first_calls_at_once_share_one_reply_queue(serve: Serve, uri: str)
     async with Client(uri, name="program") as client:
         await asyncio.gather(*(client.call("service", "echo") for _ in range(20)))
 
-        queues = [name for name in broker_at(uri)._queues if name.startswith("rpc.reply-program-")]
+        queues = [
+            name for name in broker_at(uri).queue_names if name.startswith("rpc.reply-program-")
+        ]
         assert len(queues) == 1
 
-    assert not [name for name in broker_at(uri)._queues if name.startswith("rpc.reply-program-")]
+    assert not [
+        name for name in broker_at(uri).queue_names if name.startswith("rpc.reply-program-")
+    ]
 
 
 async def test_arguments_named_like_the_client_s_own_reach_the_service_through_a_proxy(

@@ -25,11 +25,11 @@ class Gate:
         self.entered = 0
         self._lock = threading.Lock()
         self._open_in_threads = threading.Event()
-        self._open_on_loop = asyncio.Event()
+        self.opened_on_loop = asyncio.Event()
 
     def open(self) -> None:
         self._open_in_threads.set()
-        self._open_on_loop.set()
+        self.opened_on_loop.set()
 
     def _enter(self) -> None:
         with self._lock:
@@ -52,7 +52,7 @@ class Gate:
     async def wait_on_loop(self) -> int:
         self._enter()
         try:
-            await self._open_on_loop.wait()
+            await self.opened_on_loop.wait()
         finally:
             self._leave()
         return 1
@@ -125,7 +125,7 @@ async def test_slow_entrypoint_does_not_hold_up_another_of_the_same_queue(
     await serve(make_gated(gate, 1))
     waiting = asyncio.ensure_future(invoke("gated", "threaded"))
     await eventually(lambda: gate.inside == 1)
-    gate._open_on_loop.set()
+    gate.opened_on_loop.set()
 
     assert await invoke("gated", "on_loop", timeout=3) == 1
 

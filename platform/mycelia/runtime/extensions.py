@@ -51,7 +51,6 @@ ENTRYPOINTS_ATTRIBUTE = "nameko_entrypoints"
 """The attribute by which `nameko run` finds service classes (nameko/extensions.py:18)."""
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-Self = TypeVar("Self", bound="Extension")
 
 
 async def maybe_await(value: Awaitable[Any] | Any) -> Any:

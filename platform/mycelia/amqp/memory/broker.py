@@ -151,6 +151,11 @@ class MemoryBroker:
         if bound in bindings:
             bindings.remove(bound)
 
+    @property
+    def queue_names(self) -> list[str]:
+        """Of all queues that exist now."""
+        return list(self._queues)
+
     # --- connections -----------------------------------------------------------------------------
 
     def attach(self, peer: Peer) -> None:

@@ -58,11 +58,6 @@ class AckLedger:
         """The lowest tag that is handed out (or next to be) and not settled."""
         return self._low
 
-    @property
-    def has_news(self) -> bool:
-        """Whether `take()` would have something to tell."""
-        return self._through != 0 or bool(self._untold) or bool(self._rejected)
-
     def delivered_through(self, delivery_tag: int) -> None:
         """Every tag up to this one has been handed out."""
         if delivery_tag > self._last:
