@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, St
 from tests.http.serving import serve
 from tests.tools import stable_id
 
-from mycelia import Call, HttpCall, Next, Outcome, RpcProxy, http, rpc
+from mycelia import Call, HttpCall, Next, Outcome, Requeue, RpcProxy, http, rpc
 from mycelia.errors import BrokerUnavailable, Overloaded
 from mycelia.testing import eventually
 
@@ -214,6 +214,27 @@ async def test_a_middleware_may_answer_in_the_methods_place() -> None:
     assert (refused.status_code, refused.json()) == (401, {"error": "who are you?"})
     assert refused.headers["www-authenticate"] == "Bearer"
     assert let_in.text == "secret"
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["async", "thread"])
+async def test_what_a_middleware_masks_is_not_sent(kind: int) -> None:
+    async def mask(call: Call, next: Next) -> Outcome:
+        return (await next(call)).replace(value="***")
+
+    async with serve(returning("password")[kind], inbound=(mask,)) as served:
+        response = await served.client.get("/")
+
+    assert (response.status_code, response.text) == (200, "***")
+
+
+async def test_settlement_that_a_request_cannot_have_is_an_error() -> None:
+    async def decides(call: Call, next: Next) -> Outcome:
+        return (await next(call)).replace(settlement=Requeue())
+
+    async with serve(returning("x")[0], inbound=(decides,)) as served:
+        response = await served.client.get("/")
+
+    assert response.status_code == 500
 
 
 # --- errors ---------------------------------------------------------------------------------------------

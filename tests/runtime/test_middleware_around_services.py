@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from tests.runtime.conftest import Invoke, Serve
 from tests.runtime.dead_letter_box import read_dead_letters
@@ -17,12 +19,16 @@ from mycelia import (
     Middleware,
     Next,
     Outcome,
+    Reply,
     Requeue,
+    Retry,
     RpcProxy,
     event_handler,
     rpc,
+    timer,
 )
 from mycelia.amqp import Link
+from mycelia.call import Settlement
 from mycelia.errors import RemoteError
 from mycelia.testing import eventually
 
@@ -265,3 +271,157 @@ async def test_inbound_middleware_may_decide_what_becomes_of_an_event(
         headers = letter.properties.headers or {}
         assert headers["x-mycelia-reason"] == "rejected"
         assert headers["x-mycelia-error"] == "not now"
+
+
+# --- what a middleware does to an outcome is what is sent ------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_masked_result_is_what_the_caller_gets(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    async def mask(call: Call, next: Next) -> Outcome:
+        outcome = await next(call)
+        return outcome.replace(value={**outcome.value, "password": "***"})
+
+    await serve(Echo, inbound=(mask,))
+
+    assert await invoke("echo", kind, {"password": "hunter2", "user": "ada"}) == {
+        "password": "***",
+        "user": "ada",
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_middleware_that_renames_the_target_and_fails_still_has_a_reply(
+    serve: Serve, invoke: Invoke, kind: str
+) -> None:
+    async def renames(call: Call, next: Next) -> Outcome:
+        call.target = msgspec.structs.replace(call.target, method="elsewhere")
+        raise Flaky("after renaming")
+
+    await serve(Echo, inbound=(renames,))
+
+    for _ in range(300):  # more often than there are slots
+        with pytest.raises(RemoteError, match="Flaky after renaming"):
+            await invoke("echo", kind, 1)
+
+
+@pytest.mark.parametrize("settlement", [Ack(), DeadLetter()])
+async def test_settlement_that_an_rpc_cannot_have_is_an_error_reply(
+    serve: Serve, invoke: Invoke, settlement: Settlement
+) -> None:
+    async def decides(call: Call, next: Next) -> Outcome:
+        return (await next(call)).replace(settlement=settlement)
+
+    await serve(Echo, inbound=(decides,))
+
+    with pytest.raises(RemoteError, match=r"RuntimeStateError .* asked for"):
+        await invoke("echo", "on_loop", 1)
+
+
+async def test_settlement_that_an_event_cannot_have_is_a_dead_letter(
+    serve: Serve, client: Client, link: Link
+) -> None:
+    class Handler:
+        name = "handler"
+
+        @event_handler("source", "happened")
+        async def happened(self, payload: str) -> None: ...
+
+    async def decides(call: Call, next: Next) -> Outcome:
+        return (await next(call)).replace(settlement=Reply())
+
+    await serve(Handler, inbound=(decides,))
+    await client.publish("source", "happened", 1)
+
+    (letter,) = await read_dead_letters(link, "evt-source-happened--handler.happened", 1)
+    assert (letter.properties.headers or {})["x-mycelia-error-type"] == "RuntimeStateError"
+
+
+async def test_settlement_that_a_timer_cannot_have_is_a_log_line_and_the_timer_goes_on(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Ticking:
+        name = "ticking"
+        ticks = 0
+
+        @timer(0.01)
+        async def tick(self) -> None:
+            type(self).ticks += 1
+
+    async def decides(call: Call, next: Next) -> Outcome:
+        return (await next(call)).replace(settlement=Requeue())
+
+    await serve(Ticking, inbound=(decides,))
+
+    await eventually(lambda: Ticking.ticks >= 3)
+    assert "RuntimeStateError" in caplog.text
+
+
+# --- no settlement makes a hot loop -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+@pytest.mark.parametrize("settlement", [Requeue(), Retry(0.0)])
+async def test_message_that_is_always_tried_again_ends_as_a_dead_letter(
+    serve: Serve, client: Client, link: Link, settlement: Settlement, queue_type: str
+) -> None:
+    runs: list[int] = []
+
+    class Handler:
+        name = "handler"
+
+        @event_handler("source", "happened", queue_type=queue_type)
+        async def happened(self, payload: int) -> None:
+            runs.append(payload)
+
+    async def again(call: Call, next: Next) -> Outcome:
+        return (await next(call)).replace(settlement=settlement)
+
+    await serve(Handler, inbound=(again,), config={"mycelia": {"requeue_attempts": 4}})
+    await client.publish("source", "happened", 1)
+
+    (letter,) = await read_dead_letters(link, "evt-source-happened--handler.happened", 1)
+    assert len(runs) == 4
+    assert (letter.properties.headers or {})["x-mycelia-reason"] == "too_many_attempts"
+
+
+@pytest.mark.parametrize("settlement", [Requeue(), Retry(0.0)])
+async def test_request_that_is_always_tried_again_is_answered_at_the_limit(
+    serve: Serve, invoke: Invoke, settlement: Settlement
+) -> None:
+    runs: list[int] = []
+
+    async def again(call: Call, next: Next) -> Outcome:
+        runs.append(call.attempt)
+        return (await next(call)).replace(settlement=settlement)
+
+    await serve(Echo, inbound=(again,), config={"mycelia": {"requeue_attempts": 4}})
+
+    with pytest.raises(RemoteError, match="TooManyDeliveries"):
+        await invoke("echo", "on_loop", 1)
+    assert runs == [1, 2, 3, 4]
+
+
+async def test_request_is_not_tried_again_beyond_its_deadline(serve: Serve, invoke: Invoke) -> None:
+    async def again(call: Call, next: Next) -> Outcome:
+        return (await next(call)).replace(settlement=Retry(60.0))
+
+    await serve(Echo, inbound=(again,))
+
+    with pytest.raises(RemoteError, match="DeadlinePassed"):
+        await invoke("echo", "on_loop", 1, timeout=4)
+
+
+async def test_requests_that_are_tried_again_are_answered_in_the_end(
+    serve: Serve, invoke: Invoke
+) -> None:
+    async def again(call: Call, next: Next) -> Outcome:
+        outcome = await next(call)
+        return outcome if call.attempt > 1 else outcome.replace(settlement=Retry(0.0))
+
+    await serve(Echo, inbound=(again,))
+
+    answers = await asyncio.gather(*(invoke("echo", "on_loop", n) for n in range(200)))
+    assert answers == list(range(200))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
 from typing import Any
 
 import pytest
 from tests.runtime.conftest import Invoke, Serve
 
-from mycelia import rpc
+from mycelia import Binding, Queue, rpc
+from mycelia.amqp import ConsumeOptions, Delivery, Link, Message, Properties
 from mycelia.errors import RemoteError, UnserializableValueError
+from mycelia.testing import eventually
 
 
 class NotAnException(BaseException):
@@ -151,3 +154,31 @@ async def test_result_of_a_middleware_that_cannot_travel_is_an_error_reply(
 
     with pytest.raises(UnserializableValueError):
         await invoke("results", "on_loop", "date", timeout=3)
+
+
+@pytest.mark.parametrize(
+    ("setting", "deadline_ms", "is_told"),
+    [
+        pytest.param({}, 10**13, True, id="a Mycelia caller"),
+        pytest.param({}, None, False, id="a stock caller, which sends no deadline"),
+        pytest.param({"error_tracebacks": False}, 10**13, False, id="switched off"),
+    ],
+)
+async def test_traceback_is_told_to_mycelia_callers_unless_switched_off(
+    serve: Serve, link: Link, setting: dict[str, Any], deadline_ms: int | None, is_told: bool
+) -> None:
+    await serve(Raiser, config={"mycelia": setting})
+    replies: list[Delivery] = []
+    await link.declare(Queue("answers"), Binding("answers", "nameko-rpc", "answers"))
+    await link.consume("answers", replies.extend, ConsumeOptions(no_ack=True))
+    headers = {} if deadline_ms is None else {"nameko.deadline_ms": deadline_ms}
+    properties = Properties("application/json", "utf-8", headers, reply_to="answers")
+    body = b'{"args": ["ValueError"], "kwargs": {}}'
+
+    await link.publish(Message("nameko-rpc", "raiser.on_loop", body, properties))
+    await eventually(lambda: replies)
+
+    error = json.loads(replies[0].body)["error"]
+    assert error["exc_type"] == "ValueError"
+    assert ("raise ERRORS[error]" in error.get("traceback", "")) == is_told
+    assert ("traceback" in error) == is_told

@@ -6,6 +6,7 @@ nor again when it has been done: what is told of the old delivery from now on (`
     working   the new delivery takes the old one's place: its end settles the new one
     done      the new delivery is settled at once
     not begun it was waiting here when the channel went: the new delivery is not counted as a return
+    not here  it was on its way to us, as far as anybody can tell: the same, for as many as can have been
 
 A message is known by its id (`key_of`) and its body, and only a delivery that the broker marks as redelivered is
 compared. Messages without an id are not remembered: they run again. Nothing is done, and nothing costs anything, until a
@@ -28,6 +29,10 @@ MAX_REMEMBERED: Final = 10_000
 
 REMEMBER_S: Final = 600.0
 """Seconds. Arbitrary; the broker delivers again within moments, unless nobody can take it."""
+
+ON_THEIR_WAY_S: Final = 30.0
+"""Seconds after a loss in which an unknown redelivery may be one that was on its way to us. Arbitrary; reconnecting to a
+broker that is there takes a few."""
 
 KeyOf = Callable[[Delivery], Hashable | None]
 
@@ -101,9 +106,16 @@ class Remembered:
         self._kept: dict[Hashable, list[Kept]] = {}
         self._waiting: dict[Hashable, list[Kept]] = {}
         self._count = 0
+        self._on_their_way = 0
+        self._expected_until = 0.0
 
     def __bool__(self) -> bool:
-        return self._count > 0
+        return self._count > 0 or self._on_their_way > 0
+
+    def expect(self, on_their_way: int, now: float) -> None:
+        """A channel is lost, and up to so many messages with it that have not arrived here."""
+        self._on_their_way = max(on_their_way, 0)
+        self._expected_until = now + ON_THEIR_WAY_S
 
     def __len__(self) -> int:
         return self._count
@@ -143,7 +155,12 @@ class Remembered:
                 continue
             if self._take(self._waiting, key, delivery) is not None:
                 delivery.redelivered = False
+            elif self._on_their_way > 0 and now < self._expected_until:
+                self._on_their_way -= 1
+                delivery.redelivered = False
             rest.append(delivery)
+        if now >= self._expected_until:
+            self._on_their_way = 0
         if self._count:
             self.forget(now)
         return rest

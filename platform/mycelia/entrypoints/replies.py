@@ -74,13 +74,14 @@ class Replies:
         self._queue = queue
         self.tracebacks = tracebacks
         """May be changed at any time."""
-        self._late: dict[Delivery, asyncio.Task[None]] = {}
+        self._late: dict[asyncio.Task[None], Delivery | None] = {}
+        """Replies that wait for the broker, and their requests, unless those are acknowledged already."""
         self._stop_listening: Callable[[], None] = link.on_refused(self._on_refused)
 
     @property
     def waiting(self) -> list[Delivery]:
         """Requests whose replies wait for the broker."""
-        return list(self._late)
+        return [delivery for delivery in self._late.values() if delivery is not None]
 
     def send(self, call: Call, delivery: Delivery, outcome: Outcome) -> None:
         """Answer, then acknowledge the request. Neither waits nor raises."""
@@ -141,15 +142,15 @@ class Replies:
 
     # --- the broker is away ---------------------------------------------------------------------
 
-    def _send_late(self, delivery: Delivery, reply: Reply, deadline: float | None) -> None:
+    def _send_late(self, delivery: Delivery | None, reply: Reply, deadline: float | None) -> None:
         task = asyncio.create_task(
             self._wait_and_send(delivery, reply, deadline), name="mycelia:late-reply"
         )
-        self._late[delivery] = task
-        task.add_done_callback(lambda _: self._late.pop(delivery, None))
+        self._late[task] = delivery
+        task.add_done_callback(self._late.pop)
 
     async def _wait_and_send(
-        self, delivery: Delivery, reply: Reply, deadline: float | None
+        self, delivery: Delivery | None, reply: Reply, deadline: float | None
     ) -> None:
         """The broker is away or blocked: keep the reply for as long as somebody waits for it."""
         timeout = REPLY_TIMEOUT if deadline is None else max(deadline - time.monotonic(), 0.0)
@@ -159,7 +160,8 @@ class Replies:
             self._log_lost(reply, exc)
         except MyceliaError as exc:
             self._on_refused(reply, exc)
-        delivery.ack()
+        if delivery is not None:
+            delivery.ack()
 
     # --- the broker refuses a reply -------------------------------------------------------------
 
@@ -185,10 +187,7 @@ class Replies:
         instead = Reply(
             self._exchange, message.routing_key, body, message.properties, False, self, True
         )
-        try:
-            self._link.publish_nowait(instead, resend_until=time.monotonic() + REPLY_TIMEOUT)
-        except LinkError as exc:
-            self._log_lost(instead, exc)
+        self._send_late(None, instead, None)  # the channel is about to be opened again
 
     def _log_lost(self, reply: Reply, error: MyceliaError) -> None:
         log.error(event("reply_lost", queue=self._queue, reply_to=reply.routing_key, error=error))
@@ -199,7 +198,7 @@ class Replies:
         """Let replies that wait for the broker leave, for `timeout` seconds."""
         self._stop_listening()
         if self._late:
-            _, pending = await asyncio.wait(self._late.values(), timeout=timeout)
+            _, pending = await asyncio.wait(list(self._late), timeout=timeout)
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)

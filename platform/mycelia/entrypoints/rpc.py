@@ -19,6 +19,7 @@ from mycelia.amqp import (
     Consumer,
     Delivery,
     Exchange,
+    LinkState,
     Message,
     Queue,
 )
@@ -103,6 +104,7 @@ class RpcConsumer(SharedExtension):
         """By routing key."""
         self._consumer: Consumer | None = None
         self._remembered = Remembered(request_key)
+        self._stop_watching: Callable[[], None] = lambda: None
         self._window: SharedPrefetch | None = None
         self._prefetch: PrefetchChanges | None = None
         self._stop_looking: Callable[[], None] = lambda: None
@@ -152,6 +154,7 @@ class RpcConsumer(SharedExtension):
             self._on_deliveries,
             ConsumeOptions(prefetch=prefetch, on_lost=self._on_lost),
         )
+        self._stop_watching = self._link.on_state_change(self._on_state)
         self._prefetch = PrefetchChanges(self._consumer)
         if len(self._entrypoints) > 1 and all(e.prefetch is None for e in self._entrypoints):
             self._window = SharedPrefetch(prefetch, container.settings.mycelia.rpc_prefetch_max)
@@ -232,6 +235,7 @@ class RpcConsumer(SharedExtension):
 
     async def stop(self) -> None:
         """Let replies that wait for the broker leave. The last worker has ended."""
+        self._stop_watching()
         self._put_back.stop()
         await self.replies.stop(5.0)
 
@@ -297,9 +301,16 @@ class RpcConsumer(SharedExtension):
         arrived = wall - (monotonic - call.arrived_at)
         return expires_at_ms(delivery, int(arrived * 1000))
 
+    def _on_state(self, state: LinkState) -> None:
+        if state is LinkState.RECONNECTING and self._consumer is not None:
+            # Also where nothing was unsettled here: all of it may have been on its way.
+            self._remembered.expect(self._consumer.prefetch, time.monotonic())
+
     def _on_lost(self) -> None:
         """The channel is gone, and the broker delivers again what we had: some of it to us."""
         now = time.monotonic()
+        if self._consumer is not None:
+            self._remembered.expect(self._consumer.prefetch, now)
         lanes = [self._stray_lane, *(entrypoint.lane for entrypoint in self._methods.values())]
         running = [call.message for lane in lanes for call in lane.running if call.message]
         self._remembered.keep([*running, *self.replies.waiting, *self._put_back.deliveries], now)

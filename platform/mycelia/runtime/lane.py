@@ -404,7 +404,10 @@ class Lane:
             if self.service_time is not None and (self._backlog or not counts.finished & 7):
                 self.service_time.add(time.monotonic() - call.started_at)
         else:
-            counts.failed += 1
+            if outcome.is_refused:  # its arguments could not be read, or did not fit
+                counts.refused += 1
+            else:
+                counts.failed += 1
             if error is call.interruption:
                 counts.timed_out += 1
             elif self._cancelled and isinstance(error, asyncio.CancelledError):

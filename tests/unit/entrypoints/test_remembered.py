@@ -106,6 +106,22 @@ def test_what_had_not_begun_is_run_and_not_counted_as_a_return(old: Channel, new
     assert not remembered
 
 
+def test_as_many_as_were_on_their_way_are_not_counted_as_returns_either(new: Channel) -> None:
+    remembered = Remembered(event_key)
+    remembered.expect(2, 0.0)
+    again = [new.deliver(tag, None, again=True) for tag in range(4)]
+    late = new.deliver(9, None, again=True)
+
+    assert remembered.claim(again[:1], 1.0) == again[:1]
+    assert remembered.claim(again[1:], 2.0) == again[1:]
+    remembered.expect(1, 3.0)
+    assert remembered.claim([late], 34.0) == [late]
+
+    assert [one.redelivered for one in again] == [False, False, True, True]
+    assert late.redelivered
+    assert not remembered
+
+
 def test_channel_may_be_lost_again_and_again(old: Channel, new: Channel) -> None:
     working = old.deliver(1, "m")
     remembered = lost(old, working)

@@ -1,0 +1,80 @@
+"""Replies over a connection that is cut, and replies that the broker does not take: every caller gets its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from urllib.parse import urlsplit
+
+import pytest
+
+from mycelia import Client, Runner, rpc
+from mycelia.errors import RemoteError
+from mycelia.testing import Fault, TcpProxy, eventually
+
+
+class Service:
+    name = "service"
+    runs: Counter[int] = Counter()  # noqa: RUF012  shared on purpose
+
+    @rpc
+    async def echo(self, number: int) -> int:
+        self.runs[number] += 1
+        return number
+
+    @rpc
+    async def give_async(self, size: int) -> str:
+        return "x" * size
+
+    @rpc
+    def give(self, size: int) -> str:
+        return "x" * size
+
+
+@pytest.mark.timeout(120)
+async def test_no_reply_is_lost_when_the_service_s_connections_are_cut(rabbit_uri: str) -> None:
+    """Ten cuts under a steady load: each call is answered within its own deadline, and runs once or was on its way."""
+    Service.runs.clear()
+    parts = urlsplit(rabbit_uri)
+    async with TcpProxy(str(parts.hostname), int(parts.port or 0), timeout_s=0.3) as wire:
+        async with (
+            Runner({"AMQP_URI": wire.uri(rabbit_uri)}, [Service]) as runner,
+            Client(rabbit_uri, timeout=30) as client,
+        ):
+            calls: list[asyncio.Future[int]] = []
+            for cut in range(10):
+                before = Service.runs.total()
+                calls += [
+                    asyncio.ensure_future(client.call("service", "echo", 100 * cut + n))
+                    for n in range(100)
+                ]
+                await eventually(
+                    lambda before=before: Service.runs.total() > before, 20, interval=0
+                )
+                await wire.fail(Fault.REFUSED)
+                await eventually(lambda: not runner.host.link.writable, 10)
+                await wire.heal()
+            answers = await asyncio.gather(*calls)
+
+    assert answers == [100 * cut + n for cut in range(10) for n in range(100)]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("method", ["give", "give_async"])
+async def test_reply_over_the_broker_s_size_is_an_error_that_names_the_sizes(
+    rabbit_uri: str, method: str
+) -> None:
+    size = 140 * 1024 * 1024
+    async with (
+        Runner({"AMQP_URI": rabbit_uri}, [Service]),
+        Client(rabbit_uri, timeout=60) as client,
+    ):
+        for _ in range(2):  # found out the first time, known the second
+            neighbours = [
+                asyncio.ensure_future(client.call("service", "echo", n)) for n in range(100)
+            ]
+            with pytest.raises(RemoteError, match="MessageTooLarge") as caught:
+                await client.call("service", method, size)
+
+            assert await asyncio.gather(*neighbours) == list(range(100))
+            assert "takes 134217728 at most" in str(caught.value)

@@ -1,0 +1,275 @@
+"""Retries and dead letters of messages that are awkward: full queues, a time to live, every property, names of one start."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tests.runtime.conftest import Serve
+from tests.runtime.dead_letter_box import read_dead_letters
+
+from mycelia import BROADCAST, Client, Queue, consume, event_handler, get_current_call, rpc
+from mycelia.amqp import Link, Message, Properties, connect
+from mycelia.errors import TopologyError
+from mycelia.testing import eventually, run_services
+
+JSON = Properties("application/json", "utf-8")
+
+# --- a queue that does not take a message back ------------------------------------------------------
+
+
+class Failing:
+    name = "failing"
+    runs: Counter[int] = Counter()  # noqa: RUF012  shared on purpose
+
+    @consume(
+        Queue("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}),
+        requeue_on_error=True,
+        concurrency=1,
+        prefetch=1,
+    )
+    async def fail(self, number: int) -> None:
+        self.runs[number] += 1
+        raise LookupError("still not")
+
+
+@pytest.fixture(params=["memory", "rabbit"])
+def broker(request: pytest.FixtureRequest) -> str:
+    if request.param == "memory":
+        return f"memory://{secrets.token_hex(6)}"
+    uri: str = request.getfixturevalue("rabbit_uri")
+    return uri
+
+
+@pytest.fixture
+async def bare(broker: str) -> AsyncIterator[Link]:
+    link = connect(broker)
+    await link.open(15)
+    yield link
+    await link.aclose()
+
+
+@pytest.mark.timeout(120)
+async def test_full_queue_makes_no_hot_loop_of_a_retry(
+    broker: str, bare: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else consumes, so the second message keeps the queue full and the first can never go back."""
+    monkeypatch.setattr("mycelia.entrypoints.put_back.PAUSES_S", (0.1, 0.2))
+    Failing.runs.clear()
+    async with run_services(
+        Failing, broker=broker, config={"mycelia": {"publish_timeout": 1.0}}, timeout=15
+    ):
+        await bare.publish(Message("", "full", b"1", JSON))
+        await eventually(lambda: Failing.runs[1] == 1)
+        await bare.publish(Message("", "full", b"2", JSON))
+        (first,) = await read_dead_letters(bare, "full", 1, 30)
+
+    assert first.body == b"1"
+    assert (first.properties.headers or {})["x-mycelia-reason"] == "too_many_attempts"
+    assert (first.properties.headers or {})["x-mycelia-error"] == "still not"
+    assert Failing.runs[1] == 1
+
+
+# --- a time to live ---------------------------------------------------------------------------------
+
+
+async def test_retries_give_a_message_no_new_life(serve: Serve, link: Link) -> None:
+    runs: list[tuple[float, str | None]] = []
+
+    class Mortal:
+        name = "mortal"
+
+        @consume("mortal", requeue_on_error=True)
+        async def fail(self, payload: Any) -> None:
+            call = get_current_call()
+            assert call is not None
+            assert call.message is not None
+            runs.append((time.monotonic(), call.message.properties.expiration))
+            raise LookupError("still not")
+
+    await serve(Mortal)
+    sent = time.monotonic()
+    await link.publish(
+        Message("", "mortal", b"1", Properties("application/json", expiration="1000"))
+    )
+
+    (letter,) = await read_dead_letters(link, "mortal", 1)
+    headers = letter.properties.headers or {}
+    left = [int(expiration or "-1") for _, expiration in runs]
+    assert runs[-1][0] - sent < 1.0
+    assert 2 <= len(runs) <= 5
+    assert left == sorted(left, reverse=True)
+    assert left[0] == 1000
+    assert headers["x-mycelia-reason"] == "expired"
+    assert headers["x-mycelia-expiration"] == "1000"
+    assert letter.properties.expiration is None
+
+
+KEPT = [
+    *("content_type", "content_encoding", "priority", "correlation_id", "reply_to", "message_id"),
+    *("timestamp", "type", "app_id", "cluster_id"),
+]
+
+# --- every property ---------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("retries", [False, True])
+async def test_every_property_is_kept(broker: str, bare: Link, retries: bool) -> None:
+    seen: list[Properties] = []
+
+    class Keeper:
+        name = "keeper"
+
+        @consume("kept", requeue_on_error=retries)
+        async def fail(self, payload: Any) -> None:
+            call = get_current_call()
+            assert call is not None
+            assert call.message is not None
+            seen.append(call.message.properties)
+            raise LookupError("still not")
+
+    sent = Properties(
+        "application/json",
+        "utf-8",
+        {"own": [1, {"a": b"\\xff"}]},
+        1,
+        priority=7,
+        correlation_id="c",
+        reply_to="r",
+        expiration="600000",
+        message_id="m",
+        timestamp=1_500_000_000,
+        type="t",
+        user_id="guest",
+        app_id="a",
+        cluster_id="k",
+    )
+    config = {"mycelia": {"requeue_attempts": 2}}
+    async with run_services(Keeper, broker=broker, config=config, timeout=15):
+        await bare.publish(Message("", "kept", b"1", sent))
+        (letter,) = await read_dead_letters(bare, "kept", 1, 20)
+
+    assert len(seen) == (2 if retries else 1)
+    for properties in (*seen, letter.properties):
+        for name in KEPT:
+            assert getattr(properties, name) == getattr(sent, name), name
+        assert (properties.headers or {})["own"] == [1, {"a": b"\\xff"}]
+        user = properties.user_id or (properties.headers or {}).get("x-mycelia-user-id")
+        assert user == "guest"
+
+
+@pytest.mark.timeout(60)
+async def test_message_of_another_user_is_tried_again_and_buried(
+    rabbit_uri: str, rabbit_api: Any, rabbit_vhost: str
+) -> None:
+    """RabbitMQ closes the channel over a publishing in somebody else's name."""
+
+    class Keeper:
+        name = "keeper"
+
+        @consume("kept", requeue_on_error=True)
+        async def fail(self, payload: Any) -> None:
+            raise LookupError("still not")
+
+    name = f"u{secrets.token_hex(4)}"
+    await asyncio.to_thread(
+        rabbit_api.request, "PUT", f"/api/users/{name}", {"password": "p", "tags": ""}
+    )
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    await asyncio.to_thread(
+        rabbit_api.request, "PUT", f"/api/permissions/{rabbit_vhost}/{name}", everything
+    )
+    other = connect(rabbit_uri.replace("guest:guest", f"{name}:p"))
+    try:
+        await other.open(15)
+        config = {"mycelia": {"requeue_attempts": 3}}
+        async with run_services(Keeper, broker=rabbit_uri, config=config, timeout=15) as bed:
+            properties = Properties("application/json", user_id=name)
+            await other.publish(Message("", "kept", b"1", properties))
+            link = bed.container(Keeper).host.link
+            (letter,) = await read_dead_letters(link, "kept", 1, 20)
+    finally:
+        await other.aclose()
+        await asyncio.to_thread(rabbit_api.request, "DELETE", f"/api/users/{name}")
+
+    headers = letter.properties.headers or {}
+    assert headers["x-mycelia-user-id"] == name
+    assert headers["x-mycelia-attempts"] == 3
+
+
+# --- queues of one start ----------------------------------------------------------------------------
+
+
+class Everywhere:
+    name = "everywhere"
+
+    @event_handler("source", "happened", BROADCAST, reliable_delivery=False)
+    async def happened(self, payload: Any) -> None:
+        raise LookupError("no")
+
+
+@pytest.mark.timeout(120)
+async def test_broadcast_handler_leaves_one_dead_letter_queue_after_many_starts(
+    rabbit_uri: str, rabbit_api: Any, rabbit_vhost: str
+) -> None:
+    async with Client(rabbit_uri, timeout=15) as client:
+        for start in range(5):
+            async with run_services(Everywhere, broker=rabbit_uri, timeout=15) as bed:
+                await client.publish("source", "happened", start, mandatory=True)
+                link = bed.container(Everywhere).host.link
+                await eventually(lambda link=link, start=start: _count(link, start + 1), 20)
+
+    queues = await asyncio.to_thread(rabbit_api.queues, rabbit_vhost)
+    assert [queue["name"] for queue in queues] == ["evt-source-happened--everywhere.happened.dead"]
+
+
+async def _count(link: Link, count: int) -> bool:
+    try:
+        return await link.message_count("evt-source-happened--everywhere.happened.dead") == count
+    except TopologyError:
+        return False
+
+
+# --- a stop is no death -----------------------------------------------------------------------------
+
+
+async def test_request_that_was_given_back_not_begun_is_not_counted(
+    serve: Serve, client: Client
+) -> None:
+    """Stops of one instance after the other, more often than a request may be begun."""
+    attempts: list[int] = []
+
+    class Busy:
+        name = "busy"
+        gate: asyncio.Event
+
+        @rpc(concurrency=1, prefetch=10)
+        async def work(self, number: int) -> int:
+            call = get_current_call()
+            assert call is not None
+            attempts.append(call.attempt)
+            await self.gate.wait()
+            return number
+
+    calls: list[asyncio.Future[Any]] = []
+    for stops in range(4):
+        Busy.gate = asyncio.Event()
+        runner = await serve(Busy)
+        lane = runner.containers[0].lanes[0]
+        if not calls:
+            calls = [asyncio.ensure_future(client.call("busy", "work", n)) for n in range(5)]
+        await eventually(lambda lane=lane, left=4 - stops: (lane.active, lane.waiting) == (1, left))
+        stopping = asyncio.ensure_future(runner.stop(grace=5))
+        await eventually(lambda lane=lane: lane.waiting == 0)
+        Busy.gate.set()  # the one that runs is answered; those behind it go to the next instance
+        await stopping
+    await serve(Busy)
+
+    assert await asyncio.gather(*calls) == list(range(5))
+    assert attempts == [1] * 5
