@@ -11,7 +11,7 @@ import inspect
 import os
 import platform
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,16 @@ def _note_tally(stats: dict[str, list[Any]]) -> None:
         look = "again" if os.environ.get("MYCELIA_TEST_TALLY_AGAIN") else "first"
         with Path(file).open("a") as lines:
             lines.write(f"{look} {passed} {failed} {skipped}\n")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Make what a test has logged fit to be sent: pytest-xdist ends the whole run at half an emoji in it."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 # --- the broker --------------------------------------------------------------------------------------
