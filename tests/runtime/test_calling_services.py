@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from tests.runtime.conftest import Invoke, Serve
 
-from mycelia import Client, RpcProxy, rpc
+from mycelia import Binding, Client, Exchange, Queue, RpcProxy, rpc
+from mycelia.amqp import Link
+from mycelia.amqp.memory.broker import broker_at
 from mycelia.errors import (
     ConfigError,
     IncorrectSignature,
@@ -18,6 +20,7 @@ from mycelia.errors import (
     RemoteError,
     RpcTimeout,
     RuntimeStateError,
+    TopologyError,
     UnknownService,
     UnserializableValueError,
 )
@@ -357,22 +360,21 @@ async def test_remote_methods_may_have_any_name(serve: Serve, invoke: Invoke, ur
     assert await invoke("of-sly", "item", "_service") == "_service"
 
 
-async def test_options_of_proxy_and_of_method_are_merged(serve: Serve, client: Client) -> None:
-    await serve(Back)
-    back = await client.service("back-service", timeout=0.05, priority=3)
+async def test_options_of_proxy_and_of_method_are_merged(client: Client, link: Link) -> None:
+    await link.declare(Queue("rpc-mute"), Exchange("nameko-rpc"))
+    await link.declare(Binding("rpc-mute", "nameko-rpc", "mute.*"))
+    mute = await client.service("mute", timeout=0.05, priority=3)
 
     with pytest.raises(RpcTimeout, match=r"0\.05 s"):
-        await back.never()
+        await mute.any()
     with pytest.raises(RpcTimeout, match=r"0\.05 s"):
-        await back.never.options(priority=1)()
+        await mute.any.options(priority=1)()
     with pytest.raises(RpcTimeout, match=r"0\.07 s"):
-        await back.never.options(priority=1).options(timeout=0.07)()
-    with pytest.raises(
-        ConfigError, match=r"back-service\.add\.options\(\): unknown option timout; did"
-    ):
-        back.add.options(timout=1)  # type: ignore[call-arg]
+        await mute.any.options(priority=1).options(timeout=0.07)()
+    with pytest.raises(ConfigError, match=r"mute\.add\.options\(\): unknown option timout; did"):
+        mute.add.options(timout=1)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match='no serializer "xml"'):
-        back.add.options(serializer="xml")
+        mute.add.options(serializer="xml")
 
 
 async def test_unknown_serializer_of_a_declaration_stops_the_start(serve: Serve) -> None:
@@ -394,3 +396,20 @@ async def test_proxy_keeps_a_bound_of_methods(serve: Serve, client: Client) -> N
 
     assert len(vars(back)) == 1000
     assert await back.add(1) == 2
+
+
+async def test_call_that_the_broker_refuses_fails_at_once_and_no_other_does(
+    serve: Serve, client: Client, uri: str
+) -> None:
+    await serve(Back)
+    waiting = asyncio.ensure_future(client.call("back-service", "never"))
+    assert await client.call("back-service", "add", 1) == 2
+
+    broker_at(uri).delete_exchange("nameko-rpc")
+    refused = await asyncio.gather(
+        *(client.call("back-service", "add", n) for n in range(50)), return_exceptions=True
+    )
+
+    assert {type(error) for error in refused} == {TopologyError}
+    assert not waiting.done()
+    waiting.cancel()

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -33,6 +33,7 @@ from mycelia.call import DeadlineWheel, deadline_to_wire
 from mycelia.errors import (
     BrokerBlocked,
     BrokerUnavailable,
+    LinkError,
     MyceliaError,
     RpcTimeout,
     UnknownService,
@@ -128,7 +129,7 @@ class ReplyRouter:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
         self._consumer: Consumer | None = None
-        self._remove_return_listener: Any = None
+        self._stop_listening: list[Callable[[], None]] = []
         self._closed = False
         self._parts = (
             Exchange(exchange),
@@ -149,7 +150,10 @@ class ReplyRouter:
         self._consumer = await self._link.consume(
             self.queue, self._on_replies, ConsumeOptions(prefetch=REPLY_PREFETCH), timeout=timeout
         )
-        self._remove_return_listener = self._link.on_return(self._on_return)
+        self._stop_listening = [
+            self._link.on_return(self._on_return),
+            self._link.on_refused(self._on_refused),
+        ]
 
     async def aclose(self) -> None:
         """Fail the calls under way, and remove the reply queue. Idempotent; bounded; works with the broker down."""
@@ -158,8 +162,8 @@ class ReplyRouter:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._remove_return_listener is not None:
-            self._remove_return_listener()
+        for stop_listening in self._stop_listening:
+            stop_listening()
         for pending in self._pending.values():
             if not pending.future.done():
                 pending.future.set_exception(
@@ -201,6 +205,7 @@ class ReplyRouter:
             RpcTimeout: no reply before the deadline.
             UnknownService: no such service on this broker.
             BrokerUnavailable, BrokerBlocked: the request could not be sent before the deadline.
+            MessageTooLarge, PublishRejected, TopologyError: the broker refused the request.
             UnserializableValueError: an argument cannot be carried.
             Exception: what the remote method raised.
         """
@@ -306,6 +311,15 @@ class ReplyRouter:
             pending.future.set_exception(
                 nameko_twin(UnknownService)(pending.target.partition(".")[0])
             )
+
+    def _on_refused(self, message: Message, error: LinkError) -> None:
+        """The broker said no to a publishing, of ours or of others: over its limit of size, no such exchange."""
+        properties = message.properties
+        if properties.reply_to != self._routing_key:
+            return
+        pending = self._take(properties.correlation_id)
+        if pending is not None and not pending.future.done():
+            pending.future.set_exception(error)
 
     def _arm_timer(self) -> None:
         """Wake up for the earliest deadline. Calls that were answered meanwhile make an early, idle wake-up."""
