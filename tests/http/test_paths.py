@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mycelia import http
 from mycelia.entrypoints.http.paths import parameters_of, shape_of, specificity, translate_path
+from mycelia.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -44,14 +45,17 @@ def test_a_path_is_translated(path: str, translated: str, parameters: list[str])
     ],
 )
 def test_a_path_that_cannot_be_is_refused_where_it_is_written(path: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        http("GET", path)
+    with pytest.raises(ConfigError, match=f"page: @http.*{said}"):
+        http("GET", path)(page)
 
 
 @pytest.mark.parametrize("method", ["", "GET;POST", "GET,", "G T"])
 def test_a_method_that_cannot_be_is_refused_where_it_is_written(method: str) -> None:
-    with pytest.raises(ValueError, match="expected HTTP methods"):
-        http(method, "/")
+    with pytest.raises(ConfigError, match=r"page: @http.*expected HTTP methods"):
+        http(method, "/")(page)
+
+
+def page(self: object, request: object) -> None: ...
 
 
 def test_the_particular_path_is_tried_first() -> None:

@@ -1,20 +1,48 @@
 """What type checkers see of the public names. Checked, not run: `mypy tests/typing`."""
 
-from typing import Any, assert_type
+from typing import Any, Unpack, assert_type
 
 from mycelia import (
     BlockingClient,
     Client,
     Config,
+    Entrypoint,
     EventDispatcher,
     Logger,
     Publisher,
+    Queue,
     RpcProxy,
+    consume,
     event_handler,
+    http,
     rpc,
+    timer,
 )
-from mycelia.clients import ServiceProxy
+from mycelia.clients import (
+    BlockingDispatch,
+    BlockingPublish,
+    BlockingServiceProxy,
+    Dispatch,
+    Publish,
+    ServiceProxy,
+)
+from mycelia.runtime import EntrypointArguments
 from mycelia.testing import eventually, make_worker
+
+
+class Once(Entrypoint):
+    """An entrypoint of a user's own, without arguments."""
+
+
+class Weekly(Entrypoint):
+    """One with arguments."""
+
+    def __init__(self, day: str, *, at: int, **options: Unpack[EntrypointArguments]) -> None:
+        super().__init__(**options)
+
+
+once = Once.decorator
+weekly = Weekly.decorator
 
 
 class Planes:
@@ -22,6 +50,9 @@ class Planes:
     other = RpcProxy("other", timeout=2)
     emit = EventDispatcher()
     publish = Publisher(routing_key="imports")
+    other_blocking = RpcProxy("other", timeout=2).blocking
+    emit_blocking = EventDispatcher(mandatory=True).blocking
+    publish_blocking = Publisher("work", routing_key="imports").blocking
     speed = Config("feed.speed", float, default=1.0)
     log = Logger()
 
@@ -29,21 +60,65 @@ class Planes:
     async def get(self, tail_number: str) -> dict[str, int]:
         assert_type(self.other, ServiceProxy)
         assert_type(await self.other.any_method(1), Any)
-        assert_type(self.other.any_method.call_async(1).result(), Any)
-        assert_type(await self.emit("seen", {}), Any)
+        assert_type(await self.other["any-method"](1), Any)
+        assert_type(await self.other.any_method.options(timeout=1, priority=2)(1), Any)
+        assert_type(await self.other.any_method.call_async(1).result(), Any)
+        assert_type(self.emit, Dispatch)
+        await self.emit("seen", {}, mandatory=True)
+        assert_type(self.publish, Publish)
+        await self.publish({}, routing_key="x", priority=1)
         assert_type(self.speed, float)
         self.log.info("seen", tail_number=tail_number)
         return {"seats": 2}
 
     @rpc(concurrency=5, expected_exceptions=(KeyError,))
     def count(self) -> int:
+        assert_type(self.other_blocking, BlockingServiceProxy)
+        assert_type(self.other_blocking.any_method(1), Any)
+        self.other_blocking.any_method(1)
+        assert_type(self.other_blocking.any_method.call_async(1).result(), Any)
+        assert_type(self.emit_blocking, BlockingDispatch)
+        self.emit_blocking("seen", {})
+        assert_type(self.publish_blocking, BlockingPublish)
+        self.publish_blocking({}, routing_key="x")
         return 1
+
+    @timer(60, eager=True)
+    async def tick(self) -> None: ...
+
+    @timer(interval=0.5)
+    def tock(self) -> int:
+        return 1
+
+    @consume("imports", requeue_on_error=True)
+    async def imported(self, record: dict[str, Any]) -> None: ...
+
+    @consume(Queue("exports"), concurrency=3, timeout=5)
+    def exported(self, record: str) -> str:
+        return record
+
+    @http("GET", "/planes/{number}", stream_request=True)
+    async def page(self, request: Any, number: str) -> bytes:
+        return b""
+
+    @once
+    async def first(self) -> str:
+        return "first"
+
+    @weekly("monday", at=8)
+    def report(self, name: str) -> str:
+        return name
 
     @event_handler("feed", "departed", concurrency=64)
     async def departed(self, flight: dict[str, Any]) -> None: ...
 
 
 async def decorated_methods_keep_their_types(planes: Planes) -> None:
+    assert_type(planes.tock(), int)
+    assert_type(planes.exported("x"), str)
+    assert_type(await planes.page(None, "1"), bytes)
+    assert_type(await planes.first(), str)
+    assert_type(planes.report("x"), str)
     assert_type(await planes.get("N1"), dict[str, int])
     assert_type(planes.count(), int)
     assert_type(make_worker(Planes), Planes)

@@ -7,13 +7,14 @@ for a queue that stock Nameko instances consume too) or the queue exists already
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Unpack
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import CallKind
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.errors import ConfigError
+from mycelia.runtime import EntrypointArguments, decorator_of
 from mycelia.runtime.topology import event_exchange
 from mycelia.wire import (
     BROADCAST,
@@ -58,7 +59,7 @@ class EventHandler(Subscription):
         requeue_on_error: bool = False,
         *,
         queue_type: str | None = None,
-        **options: Any,
+        **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(requeue_on_error=requeue_on_error, **options)
         if handler_type not in HANDLER_TYPES:
@@ -134,5 +135,8 @@ class EventHandler(Subscription):
         return Queue(name, arguments={"x-queue-type": queue_type})
 
 
-event_handler = EventHandler.decorator
-"""Make a method handle events: `@event_handler("source_service", "event_type")`."""
+event_handler = decorator_of(
+    "event_handler",
+    EventHandler,
+    'Make a method handle events: `@event_handler("source_service", "event_type")`.',
+)

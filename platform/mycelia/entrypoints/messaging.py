@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.entrypoints.subscription import Subscription
-from mycelia.runtime.topology import queue_topology
+from mycelia.runtime import EntrypointArguments, decorator_of
+from mycelia.runtime.topology import QueueLike, queue_topology
 
 __all__ = ["Consumer", "consume"]
 
@@ -19,13 +20,22 @@ class Consumer(Subscription):
         requeue_on_error: try again, with a growing delay, instead of dead-lettering at the first error.
     """
 
-    def __init__(self, queue: Any, requeue_on_error: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        queue: str | Queue | QueueLike,
+        requeue_on_error: bool = False,
+        **options: Unpack[EntrypointArguments],
+    ) -> None:
         super().__init__(requeue_on_error=requeue_on_error, **options)
+        queue_topology(queue)  # what is no queue is said where it is written
         self.queue = queue
 
     def topology(self) -> tuple[Queue, list[Exchange | Queue | Binding]]:
         return queue_topology(self.queue)
 
 
-consume = Consumer.decorator
-"""Make a method handle the messages of a queue: `@consume("imports")`."""
+consume = decorator_of(
+    "consume",
+    Consumer,
+    'Make a method handle the messages of a queue: `@consume("imports")`.',
+)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 from mycelia.amqp import (
     Binding,
@@ -65,10 +65,12 @@ from mycelia.errors import (
 from mycelia.runtime import (
     Container,
     Entrypoint,
+    EntrypointArguments,
     Lane,
     Settings,
     SharedExtension,
     SignatureCheck,
+    bare_decorator_of,
 )
 from mycelia.wire import (
     decode_request,
@@ -369,7 +371,7 @@ class Rpc(Entrypoint):
     lane: Lane
     """Where its workers run, once it has started."""
 
-    def __init__(self, *, idempotent: bool = False, **options: Any) -> None:
+    def __init__(self, *, idempotent: bool = False, **options: Unpack[EntrypointArguments]) -> None:
         super().__init__(**options)
         self.idempotent = idempotent
 
@@ -428,5 +430,8 @@ class Rpc(Entrypoint):
                 delivery.ack()
 
 
-rpc = Rpc.decorator
-"""Make a method callable by other services: `@rpc` or `@rpc(concurrency=…, expected_exceptions=…)`."""
+rpc = bare_decorator_of(
+    "rpc",
+    Rpc,
+    "Make a method callable by other services: `@rpc` or `@rpc(concurrency=…, expected_exceptions=…)`.",
+)

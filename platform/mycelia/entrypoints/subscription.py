@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Unpack
 
 from mycelia.amqp import Binding, ConsumeOptions, Consumer, Delivery, Exchange, Queue
 from mycelia.call import (
@@ -45,7 +45,7 @@ from mycelia.entrypoints.remembered import Remembered, event_key
 from mycelia.entrypoints.republished import expires_at_ms, own_user
 from mycelia.entrypoints.statistics import ConsumerStatistics
 from mycelia.errors import TooManyDeliveries
-from mycelia.runtime import Container, Entrypoint, Lane, Settings
+from mycelia.runtime import Container, Entrypoint, EntrypointArguments, Lane, Settings
 from mycelia.wire import read_attempt
 
 __all__ = ["Subscription"]
@@ -71,7 +71,9 @@ class Subscription(Entrypoint, ABC):
     container: Container
     dead_letters = DeadLetters()
 
-    def __init__(self, *, requeue_on_error: bool = False, **options: Any) -> None:
+    def __init__(
+        self, *, requeue_on_error: bool = False, **options: Unpack[EntrypointArguments]
+    ) -> None:
         super().__init__(**options)
         self.requeue_on_error = requeue_on_error
         self._consumer: Consumer | None = None

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import Any
+from typing import Unpack
 
 from mycelia.call import Call, CallKind, Outcome, Settlement
 from mycelia.entrypoints.statistics import TimerStatistics
 from mycelia.log_event import event
-from mycelia.runtime import Container, Entrypoint, Lane
+from mycelia.runtime import Container, Entrypoint, EntrypointArguments, Lane, decorator_of
 
 __all__ = ["Timer", "next_tick", "timer"]
 
@@ -55,11 +55,13 @@ class Timer(Entrypoint):
     kind = CallKind.TIMER
     container: Container
 
-    def __init__(self, interval: float, eager: bool = False, **options: Any) -> None:
+    def __init__(
+        self, interval: float, eager: bool = False, **options: Unpack[EntrypointArguments]
+    ) -> None:
         super().__init__(**options)
         if type(interval) not in (int, float) or not 0 < interval < math.inf:
             raise ValueError(
-                f"@timer(interval={interval!r}): expected seconds between ticks, a number above 0."
+                f"interval={interval!r}: expected seconds between ticks, a number above 0."
             )
         self.interval = float(interval)
         self.eager = eager
@@ -131,5 +133,8 @@ class Timer(Entrypoint):
         self._schedule(number)
 
 
-timer = Timer.decorator
-"""Run a method every so many seconds: `@timer(60)` or `@timer(interval=0.5, eager=True)`."""
+timer = decorator_of(
+    "timer",
+    Timer,
+    "Run a method every so many seconds: `@timer(60)` or `@timer(interval=0.5, eager=True)`.",
+)

@@ -3,10 +3,12 @@
 from mycelia.runtime.config_file import load_config, parse_config
 from mycelia.runtime.container import Container
 from mycelia.runtime.declarations import find_entrypoints, register_foreign_declarations
+from mycelia.runtime.decorators import bare_decorator_of, decorator_of
 from mycelia.runtime.dependencies import DependencyProvider, SharedDependency
 from mycelia.runtime.extensions import (
     BoundTo,
     Entrypoint,
+    EntrypointArguments,
     Extension,
     SharedExtension,
     register_entrypoint,
@@ -26,6 +28,7 @@ __all__ = [
     "Container",
     "DependencyProvider",
     "Entrypoint",
+    "EntrypointArguments",
     "Extension",
     "Host",
     "HostStatistics",
@@ -40,6 +43,8 @@ __all__ = [
     "SignatureCheck",
     "ThreadStatistics",
     "WorkerContext",
+    "bare_decorator_of",
+    "decorator_of",
     "find_entrypoints",
     "load_config",
     "parse_config",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from mycelia.runtime.extensions import Extension
+from mycelia.runtime.mistakes import class_being_written, mistake_in, refuse, written
 from mycelia.runtime.worker_context import WorkerContext
 
 __all__ = ["DependencyProvider", "SharedDependency"]
@@ -22,6 +23,14 @@ class DependencyProvider(Extension):
     """
 
     attr_name: str | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Without any it is being copied, perhaps; if not, Python says it as well as we could.
+        problem = mistake_in(cls, args, kwargs) if args or kwargs else None
+        if problem is not None:
+            refuse(class_being_written(), written(cls.__name__, args, kwargs), problem)
+        made: Self = super().__new__(cls, *args, **kwargs)
+        return made
 
     @property
     def is_shared(self) -> bool:

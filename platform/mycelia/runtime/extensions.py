@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import FunctionType
-from typing import Any, ClassVar, Protocol, TypeVar, overload
+from typing import Any, ClassVar, ParamSpec, Protocol, Self, TypedDict, TypeVar, overload
 
 import msgspec
 
@@ -30,6 +30,12 @@ from mycelia.call import (
 )
 from mycelia.errors import DeadlinePassed, describe
 from mycelia.log_event import event
+from mycelia.runtime.decorators import (
+    ENTRYPOINTS_ATTRIBUTE,
+    Marks,
+    declare,
+    register_entrypoint,
+)
 from mycelia.runtime.handover import hand_over
 from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane
@@ -39,6 +45,7 @@ __all__ = [
     "ENTRYPOINTS_ATTRIBUTE",
     "BoundTo",
     "Entrypoint",
+    "EntrypointArguments",
     "Extension",
     "SharedExtension",
     "maybe_await",
@@ -47,9 +54,7 @@ __all__ = [
 
 log = logging.getLogger("mycelia.runtime")
 
-ENTRYPOINTS_ATTRIBUTE = "nameko_entrypoints"
-"""The attribute by which `nameko run` finds service classes (nameko/extensions.py:18)."""
-
+P = ParamSpec("P")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -139,7 +144,7 @@ class Extension:
     needs_broker: ClassVar[bool] = False
     """Whether the process must have a broker link before `setup()`."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Extension:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         instance = super().__new__(cls)
         instance.__params = (args, kwargs)
         return instance
@@ -226,6 +231,16 @@ class SharedExtension(Extension):
         if self.sharing_key not in shared:
             shared[self.sharing_key] = super().bind(container)
         return shared[self.sharing_key]
+
+
+class EntrypointArguments(TypedDict, total=False):
+    """The options of every entrypoint, as keyword arguments; a test holds them to those of `Entrypoint`."""
+
+    expected_exceptions: type[BaseException] | tuple[type[BaseException], ...]
+    sensitive_arguments: str | tuple[str, ...]
+    concurrency: int | None
+    prefetch: int | None
+    timeout: float | None
 
 
 class Entrypoint(Extension):
@@ -343,26 +358,19 @@ class Entrypoint(Extension):
 
     @overload
     @classmethod
-    def decorator(cls, *args: Any, **kwargs: Any) -> Callable[[Method], Method]: ...
+    def decorator(cls: Callable[P, Entrypoint], *args: P.args, **kwargs: P.kwargs) -> Marks: ...
 
     @classmethod
-    def decorator(cls, *args: Any, **kwargs: Any) -> Any:
-        """Use the class as `@name` or `@name(...)`."""
+    def decorator(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        """Use the class as a decorator: `notify = Notify.decorator`, then `@notify` or `@notify(…)`.
+
+        What does not fit raises `ConfigError` when the method is decorated, in one line that names it.
+        """
         if len(args) == 1 and not kwargs and isinstance(args[0], FunctionType):
-            register_entrypoint(args[0], cls())
-            return args[0]
-        return partial(_registering, cls(*args, **kwargs))
+            return declare(cls.__name__, cls, args[0], (), {})
+        return partial(_declaring, cls, args, kwargs)
 
 
-def _registering(entrypoint: Entrypoint, method: Method) -> Method:
-    register_entrypoint(method, entrypoint)
+def _declaring(cls: Any, args: Any, kwargs: Any, method: Method) -> Method:
+    declare(cls.__name__, cls, method, args, kwargs)
     return method
-
-
-def register_entrypoint(method: Callable[..., Any], entrypoint: Any) -> None:
-    """Mark `method` as started by `entrypoint`, where `nameko run` and the container look for it."""
-    entrypoints: set[Any] | None = getattr(method, ENTRYPOINTS_ATTRIBUTE, None)
-    if entrypoints is None:
-        entrypoints = set()
-        setattr(method, ENTRYPOINTS_ATTRIBUTE, entrypoints)
-    entrypoints.add(entrypoint)

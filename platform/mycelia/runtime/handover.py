@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from mycelia.errors import RuntimeStateError
 
-__all__ = ["HANDOVER_VARIABLE", "NATIVE_MODULE", "hand_over", "is_nameko_run"]
+__all__ = ["HANDOVER_VARIABLE", "NATIVE_MODULE", "hand_over", "hand_over_mistake", "is_nameko_run"]
 
 NATIVE_MODULE = "mycelia.cli.nameko_run"
 """The module the process becomes; it reads the arguments of `nameko run`."""
@@ -53,3 +53,12 @@ def hand_over(found: str) -> NoReturn:
     sys.stderr.flush()
     os.environ[HANDOVER_VARIABLE] = str(os.getpid())
     os.execv(sys.executable, [sys.executable, "-m", NATIVE_MODULE, *arguments])
+
+
+def hand_over_mistake() -> None:
+    """Under `nameko run`, become the native runtime, which finds the mistake anew and says it in one line.
+
+    Anywhere else, and in the native runtime, this does nothing.
+    """
+    if is_nameko_run(sys.argv) and os.environ.get(HANDOVER_VARIABLE) != str(os.getpid()):
+        hand_over("a declaration with a mistake in it")

@@ -67,7 +67,7 @@ def queue_topology(declared: Any) -> tuple[Queue, list[Exchange | Queue | Bindin
         return declared, [declared]
     if not hasattr(declared, "queue_arguments"):
         raise ConfigError(
-            f"consume({declared!r}): expected a queue's name, a mycelia.Queue, or a kombu.Queue."
+            f"{declared!r} is no queue: expected a name, a mycelia.Queue, or a kombu.Queue."
         )
     arguments = dict(declared.queue_arguments or {})
     for name, argument, factor in (

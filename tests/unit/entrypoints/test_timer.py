@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mycelia import Runner, timer
 from mycelia.entrypoints.timer import Timer, next_tick
+from mycelia.errors import ConfigError
 from mycelia.testing import eventually
 
 CONFIG = {"AMQP_URI": "memory://timer"}
@@ -67,8 +68,8 @@ def test_ticks_stay_on_the_grid_whatever_the_workers_take(
 
 @pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf"), True, "5", None])
 def test_an_interval_that_cannot_be_is_refused_where_it_is_written(interval: Any) -> None:
-    with pytest.raises(ValueError, match=r"seconds between ticks, a number above 0"):
-        timer(interval=interval)
+    with pytest.raises(ConfigError, match=r"@timer.*seconds between ticks, a number above 0"):
+        timer(interval=interval)(lambda self: None)
 
 
 # --- in a service -------------------------------------------------------------------------------------

@@ -11,13 +11,20 @@ from __future__ import annotations
 import inspect
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from mycelia.call import Call, CallKind, Outcome, Reply, Settlement
 from mycelia.entrypoints.http.paths import parameters_of, translate_path
 from mycelia.errors import ConfigError, IncorrectSignature
 from mycelia.log_event import event
-from mycelia.runtime import Container, Entrypoint, SharedExtension, SignatureCheck
+from mycelia.runtime import (
+    Container,
+    Entrypoint,
+    EntrypointArguments,
+    SharedExtension,
+    SignatureCheck,
+    decorator_of,
+)
 
 if TYPE_CHECKING:
     from mycelia.entrypoints.http.endpoint import HttpEndpoint
@@ -92,14 +99,19 @@ class Http(Entrypoint):
     listener = HttpListener()
 
     def __init__(
-        self, method: str, path: str, *, stream_request: bool = False, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        stream_request: bool = False,
+        **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(**options)
         self.methods = tuple(dict.fromkeys(name.strip().upper() for name in method.split(",")))
         for name in self.methods:
             if _METHOD.fullmatch(name) is None:
                 raise ValueError(
-                    f'@http({method!r}, …): expected HTTP methods, such as "GET" or "GET,POST".'
+                    f'method={method!r}: expected HTTP methods, such as "GET" or "GET,POST".'
                 )
         self.path = translate_path(path)
         self.stream_request = stream_request
@@ -184,5 +196,8 @@ class Http(Entrypoint):
         return encode_body(value)
 
 
-http = Http.decorator
-"""Answer HTTP requests: `@http("GET", "/delays/{origin}")`."""
+http = decorator_of(
+    "http",
+    Http,
+    'Answer HTTP requests: `@http("GET", "/delays/{origin}")`.',
+)

@@ -1,0 +1,139 @@
+"""Mistakes, each below what mypy says of it. Read by mypy, in test_types.py, and never run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mycelia import (
+    BlockingClient,
+    Client,
+    EventDispatcher,
+    Publisher,
+    RpcProxy,
+    consume,
+    event_handler,
+    http,
+    rpc,
+    timer,
+)
+
+
+class Options:
+    # error: Unexpected keyword argument "concurency" for overloaded function "__call__" of "BareOrWithOptions"; did you mean "concurrency"? [call-overload]
+    # error: Untyped decorator makes function "misspelt" untyped [untyped-decorator]
+    @rpc(concurency=3)
+    def misspelt(self) -> None: ...
+
+    # error: No overload variant of "__call__" of "BareOrWithOptions" matches argument type "int" [call-overload]
+    # error: Untyped decorator makes function "positional" untyped [untyped-decorator]
+    @rpc(3)
+    def positional(self) -> None: ...
+
+    # error: No overload variant of "__call__" of "BareOrWithOptions" matches argument type "str" [call-overload]
+    # error: Untyped decorator makes function "of_another_type" untyped [untyped-decorator]
+    @rpc(concurrency="3")
+    def of_another_type(self) -> None: ...
+
+    # error: Argument 1 has incompatible type "str"; expected "float" [arg-type]
+    @timer("ten")
+    def tick(self) -> None: ...
+
+    # error: Argument 1 has incompatible type "Callable[[Options], None]"; expected "float" [arg-type]
+    @timer
+    def tock(self) -> None: ...
+
+    # error: Unexpected keyword argument "eagre"; did you mean "eager"? [call-arg]
+    @timer(1, eagre=True)
+    def tack(self) -> None: ...
+
+    # error: Too few arguments [call-arg]
+    @event_handler("feed")
+    def heard(self, payload: Any) -> None: ...
+
+    # error: Unexpected keyword argument "requeue" [call-arg]
+    @event_handler("feed", "x", requeue=True)
+    def heard_again(self, payload: Any) -> None: ...
+
+    # error: Argument 1 has incompatible type "float"; expected "str | Queue | QueueLike" [arg-type]
+    @consume(3.5)
+    def consumed(self, payload: Any) -> None: ...
+
+    # error: Too few arguments [call-arg]
+    @http("GET")
+    def page(self, request: Any) -> None: ...
+
+
+class Providers:
+    # error: Unexpected keyword argument "mandatroy" for "EventDispatcher"; did you mean "mandatory"? [call-arg]
+    misspelt = EventDispatcher(mandatroy=True)
+    # error: Argument "mandatory" to "EventDispatcher" has incompatible type "str"; expected "bool" [arg-type]
+    of_another_type = EventDispatcher(mandatory="yes")
+    # error: Unexpected keyword argument "timout" for "RpcProxy"; did you mean "timeout"? [call-arg]
+    proxy = RpcProxy("x", timout=2)
+    # error: Missing positional argument "target_service" in call to "RpcProxy" [call-arg]
+    nobody = RpcProxy()
+    # error: Unexpected keyword argument "routing_kye" for "Publisher"; did you mean "routing_key"? [call-arg]
+    publisher = Publisher(routing_kye="x")
+    # error: Argument "queue" to "Publisher" has incompatible type "int"; expected "str | Queue | QueueLike | None" [arg-type]
+    queue = Publisher(queue=3)
+
+
+class ForgottenAwait:
+    stock = RpcProxy("stock")
+    emit = EventDispatcher()
+    publish = Publisher("work")
+    blocking = RpcProxy("stock").blocking
+    emit_blocking = EventDispatcher().blocking
+
+    @rpc
+    async def sell(self, item: str) -> int:
+        # error: Value of type "Coroutine[Any, Any, Any]" must be used [unused-coroutine]
+        self.stock.take(item)
+        # error: Value of type "Coroutine[Any, Any, None]" must be used [unused-coroutine]
+        self.emit("sold", item)
+        # error: Value of type "Coroutine[Any, Any, None]" must be used [unused-coroutine]
+        self.publish(item)
+        # error: Value of type "Awaitable[Any]" must be used [unused-awaitable]
+        self.stock.take.call_async(item).result()
+        # error: Incompatible types in assignment (expression has type "Coroutine[Any, Any, Any]", variable has type "int") [assignment]
+        left: int = self.stock.left(item)
+        # error: Incompatible types in "await" (actual type "None", expected type "Awaitable[Any]") [misc]
+        # error: Function does not return a value (it only ever returns None) [func-returns-value]
+        await self.emit_blocking("sold", item)
+        return left
+
+    @rpc
+    def sell_in_thread(self, item: str) -> int:
+        self.blocking.take(item)
+        self.emit_blocking("sold", item)
+        left: int = self.blocking.left(item)
+        return left
+
+    @rpc(idempotent=True)
+    async def options(self) -> None:
+        # error: Unexpected keyword argument "timout" for "options" of "MethodProxy"; did you mean "timeout"? [call-arg]
+        await self.stock.take.options(timout=1)()
+        # error: Unexpected keyword argument "priorty" for "__call__" of "Dispatch"; did you mean "priority"? [call-arg]
+        await self.emit("sold", priorty=1)
+
+
+async def decorated_method_keeps_its_type(shop: ForgottenAwait) -> None:
+    # error: Value of type "Coroutine[Any, Any, int]" must be used [unused-coroutine]
+    # error: Argument 1 to "sell" of "ForgottenAwait" has incompatible type "int"; expected "str" [arg-type]
+    shop.sell(3)
+    # error: Incompatible types in assignment (expression has type "int", variable has type "str") [assignment]
+    text: str = shop.sell_in_thread("x")
+    # error: Incompatible types in assignment (expression has type "int", variable has type "str") [assignment]
+    text = await shop.sell("x")
+    text.upper()
+
+
+async def clients() -> None:
+    # error: Unexpected keyword argument "timout" for "Client"; did you mean "timeout"? [call-arg]
+    client = Client("memory://", timout=1)
+    # error: Unexpected keyword argument "middelware" for "BlockingClient"; did you mean "middleware"? [call-arg]
+    BlockingClient("memory://", middelware=[])
+    # error: Value of type "Coroutine[Any, Any, Any]" must be used [unused-coroutine]
+    client.call("stock", "take")
+    # error: Unexpected keyword argument "mandatroy" for "publish" of "Client"; did you mean "mandatory"? [call-arg]
+    await client.publish("shop", "sold", mandatroy=True)
