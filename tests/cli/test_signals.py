@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.processes import MYCELIA, NAMEKO, Process
+from tests.cli.processes import MYCELIA, NAMEKO, WAIT_S, Process, environment
 
 SERVICES = """
 import asyncio
@@ -48,6 +51,16 @@ class Sleeps:
     async def block(self):
         say("begun")
         time.sleep(3600)
+
+
+class WritesToNobody:
+    name = "writes_to_nobody"
+
+    @timer(interval=3600, eager=True)
+    async def block(self):
+        say("begun")
+        while True:
+            logging.getLogger("service").error("x" * 1000)
 
 
 class WaitsInC:
@@ -220,6 +233,29 @@ def test_second_signal_ends_a_process_whose_loop_is_blocked(
     assert "the event loop is blocked" in line["detail"]
     assert "block" in line["stack"] or "setup" in line["stack"]
     assert "Traceback" not in process.output
+
+
+def test_second_signal_ends_a_process_whose_log_nobody_reads(folder: Path) -> None:
+    arguments = ("run", "stuck:WritesToNobody", "--config", "quick.yaml")
+    with subprocess.Popen(
+        [*MYCELIA, *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"begun\n"
+            deadline = time.monotonic() + WAIT_S
+            while process.poll() is None and time.monotonic() < deadline:
+                process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.6)
+
+            assert process.returncode == 143
+        finally:
+            process.kill()
 
 
 def test_second_signal_ends_a_blocked_process_after_the_hand_over(start: Any) -> None:

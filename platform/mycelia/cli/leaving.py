@@ -7,11 +7,12 @@ keep a process that serves nothing any more, and a supervisor from starting the 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
 
-from mycelia.cli.signals import exit_at_once
+from mycelia.cli.signals import LAST_WORDS_S, say_last_words
 from mycelia.log_event import event
 
 __all__ = ["ExitLimit", "end_children", "leave"]
@@ -54,24 +55,31 @@ class ExitLimit:
     def __init__(self, code: int) -> None:
         self._code = code
         self._called_off = threading.Event()
-        threading.Thread(target=self._watch, name="mycelia-exit", daemon=True).start()
+        # Both now: once the interpreter ends, Python 3.12 starts no threads any more. The second one ends the process
+        # where the first one cannot say why.
+        for action in (self._end, self._end_silently):
+            threading.Thread(target=action, name="mycelia-exit", daemon=True).start()
 
     def call_off(self) -> None:
         self._called_off.set()
 
-    def _watch(self) -> None:
+    def _end(self) -> None:
         if not self._called_off.wait(EXIT_S):
             main = threading.main_thread()
             held_by = [t.name for t in threading.enumerate() if not t.daemon and t is not main]
-            exit_at_once(
-                self._code,
+            say_last_words(
                 event(
                     "exit_forced",
                     after_s=EXIT_S,
                     threads=held_by,
                     detail="the services have stopped; what did not end kept the process",
-                ),
+                )
             )
+            os._exit(self._code)
+
+    def _end_silently(self) -> None:
+        if not self._called_off.wait(EXIT_S + LAST_WORDS_S):
+            os._exit(self._code)
 
     def __enter__(self) -> ExitLimit:
         return self

@@ -24,10 +24,18 @@ from enum import Enum
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from mycelia.log_event import event
+from mycelia.log_event import LogEvent, event
 from mycelia.runtime.loop_watch import stack_of
 
-__all__ = ["SIGNALS", "SignalCount", "Signals", "Step", "exit_at_once"]
+__all__ = [
+    "LAST_WORDS_S",
+    "SIGNALS",
+    "SignalCount",
+    "Signals",
+    "Step",
+    "exit_at_once",
+    "say_last_words",
+]
 
 log = logging.getLogger("mycelia.cli")
 
@@ -70,19 +78,24 @@ class SignalCount:
         return Step.STOP if self._count == 1 else Step.KILL
 
 
-def exit_at_once(code: int, *lines: Any) -> NoReturn:
-    """End the process now, after a moment for `lines` of the log: no clean-up, no waiting for threads or children."""
+def exit_at_once(code: int, line: LogEvent) -> NoReturn:
+    """End the process now, after a moment for a last line of the log: no clean-up, no waiting for threads or children.
 
-    def say() -> None:
-        for line in lines:
-            log.error(line)
-        sys.stdout.flush()
-        sys.stderr.flush()
-
-    speaker = threading.Thread(target=say, name="mycelia-last-words", daemon=True)
+    While the interpreter runs; once it ends, Python 3.12 starts no threads any more.
+    """
+    speaker = threading.Thread(
+        target=say_last_words, args=(line,), name="mycelia-last-words", daemon=True
+    )
     speaker.start()
     speaker.join(LAST_WORDS_S)
     os._exit(code)
+
+
+def say_last_words(line: LogEvent) -> None:
+    """Log `line`, and write what the streams hold back. May wait for ever: call it where nobody waits for it."""
+    log.error(line)
+    sys.stdout.flush()
+    sys.stderr.flush()
 
 
 class Signals:
