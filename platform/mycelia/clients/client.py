@@ -107,7 +107,8 @@ class Client:
         self._router: ReplyRouter | None = None
         self._opening: asyncio.Lock = asyncio.Lock()
         self._methods: dict[tuple[str, str, float | None], RemoteMethod] = {}
-        self._events: _EventOutlet | None = None
+        self._events: Outlet | None = None
+        self._exchanges: _Exchanges | None = None
 
     @property
     def link(self) -> Link:
@@ -150,15 +151,16 @@ class Client:
         )
         await link.open(self.timeout if timeout is None else timeout)
         self._link = link
-        self._events = _EventOutlet(
+        self._exchanges = _Exchanges(link, self._config, self.timeout)
+        self._events = Outlet(
             CallKind.EVENT,
             link,
             self._serializers,
             caller=self.name,
             timeout=self.timeout,
             middleware_for=self._middleware_for,
+            prepare=self._exchanges.prepare,
         )
-        self._events.exchanges = _Exchanges(link, self._config, self.timeout)
 
     def _middleware_for(self, target: Target) -> tuple[Middleware, ...]:
         return middleware_for(self._middleware, target)
@@ -167,10 +169,10 @@ class Client:
         """Fail the calls under way and disconnect. Idempotent and bounded."""
         router, self._router, self._caller = self._router, None, None
         link, self._link = self._link, None
-        events, self._events = self._events, None
+        exchanges, self._exchanges, self._events = self._exchanges, None, None
         self._methods.clear()
-        if events is not None:
-            await events.exchanges.aclose()
+        if exchanges is not None:
+            await exchanges.aclose()
         if router is not None:
             await router.aclose()
         if link is not None:
@@ -288,33 +290,25 @@ class Client:
         await events.publish(source_service, event_type, payload, chosen)
 
 
-class _EventOutlet(Outlet):
-    """As a service's, for events of any service, whose exchanges may have to be declared first."""
-
-    exchanges: _Exchanges
-
-    async def _prepare(self, exchange: str, deadline: float) -> None:
-        if exchange not in self.exchanges.declared:
-            await self.exchanges.declare(exchange, deadline)
-
-
 class _Exchanges:
     """The event exchanges that a client has declared: each once, however many publishings want it at the same time."""
 
     def __init__(self, link: Link, config: Mapping[str, Any], timeout: float) -> None:
-        self.declared: set[str] = set()
+        self._declared: set[str] = set()
         self._link = link
         self._config = config
         self._timeout = timeout
         self._declaring: dict[str, asyncio.Task[None]] = {}
 
-    async def declare(self, name: str, deadline: float) -> None:
-        """Wait until exchange `name` is there.
+    async def prepare(self, name: str, deadline: float) -> None:
+        """Wait until exchange `name` is there; no longer than until `deadline`.
 
         Raises:
             BrokerUnavailable: not by `deadline`.
             TopologyError: an exchange of another type has the name.
         """
+        if name in self._declared:
+            return
         task = self._declaring.get(name)
         if task is None:
             task = asyncio.create_task(self._declare(name), name=f"mycelia:declare:{name}")
@@ -340,7 +334,7 @@ class _Exchanges:
                 auto_delete = bool(self._config.get("AUTO_DELETE_EVENT_EXCHANGES"))
                 exchange = Exchange(name, auto_delete=auto_delete)
                 await self._link.declare(exchange, timeout=self._timeout)
-            self.declared.add(name)
+            self._declared.add(name)
         finally:
             del self._declaring[name]
 

@@ -7,7 +7,7 @@ whoever receives it twice can tell. A middleware that means another message give
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -44,6 +44,7 @@ class Outlet:
         timeout: seconds to wait for the broker, where options say nothing.
         middleware_for: what stands around a target's calls; asked once for each service or exchange, with `*` for the
             event type or routing key, of which there may be any number.
+        prepare: makes sure, by a deadline, that an exchange is there; `None` where all have been declared.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Outlet:
         caller: str,
         timeout: float,
         middleware_for: MiddlewareFor,
+        prepare: Callable[[str, float], Awaitable[None]] | None = None,
     ) -> None:
         self.timeout = timeout
         self._kind = kind
         self._link = link
         self._serializers = serializers
         self._caller = caller
+        self._prepare = prepare
         self._chains = OutboundChains(kind, middleware_for, self._send)
 
     def publish(
@@ -78,9 +81,11 @@ class Outlet:
             UnserializableValueError: the payload cannot be carried.
         """
         parent = get_current_call()
-        deadline = deadline_of(parent, self.timeout_of(options))
+        timeout = options.timeout
+        deadline = deadline_of(parent, self.timeout if timeout is None else timeout)
         headers = event_headers(parent, self._caller)
-        _add(headers, options)
+        if options.headers or options.extra_headers:
+            _add(headers, options)
         chain = self._chains.of(source)
         if chain is None:
             return self._publish(source, name, payload, headers, deadline, options)
@@ -144,7 +149,8 @@ class Outlet:
         message = Message(
             exchange, name, serializer.encode(payload), properties, mandatory=options.mandatory
         )
-        await self._prepare(exchange, deadline)
+        if self._prepare is not None:
+            await self._prepare(exchange, deadline)
         link = self._link
         if options.use_confirms:
             await link.publish(message, timeout=max(deadline - time.monotonic(), 0.0))
@@ -152,9 +158,6 @@ class Outlet:
         if not link.writable:
             await link.ready(max(deadline - time.monotonic(), 0.0))
         link.publish_nowait(message)
-
-    async def _prepare(self, exchange: str, deadline: float) -> None:
-        """Make sure that `exchange` is there. Services have declared theirs when they started."""
 
     def timeout_of(self, options: PublishOptions) -> float:
         """Seconds that a publishing with `options` may wait for the broker."""
