@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.cluster.conftest import Scene
 from mycelia import Client, event_handler, rpc
 from mycelia.amqp import RabbitLink
 from mycelia.broker import PrivateNode
+from mycelia.errors import MyceliaError
 from mycelia.testing import eventually
 
 STALL_S = 5.0
@@ -44,6 +46,22 @@ def _others(scene: Scene, dead: PrivateNode) -> list[PrivateNode]:
 # --- a classic queue is where its node is -----------------------------------------------------------
 
 
+async def test_calls_wait_for_the_node_that_holds_the_classic_rpc_queue(scene: Scene) -> None:
+    holder, other, _ = scene.cluster.nodes
+    await scene.serve(Echo, scene.uri(holder))
+    assert await scene.home_of("rpc-echo") is holder
+    async with Client(scene.uri(other, without=holder), timeout=60) as client:
+        assert await client.call("echo", "say", 1) == 1
+        await scene.kill(holder)
+
+        calls = [asyncio.create_task(client.call("echo", "say", number)) for number in range(20)]
+        done, _ = await asyncio.wait(calls, timeout=1.0)
+        assert not done, [task.exception() for task in done]
+        await scene.bring_back(holder)
+
+        assert await asyncio.gather(*calls) == list(range(20))
+
+
 async def test_service_started_while_its_rpc_queue_is_away_waits_for_it(scene: Scene) -> None:
     holder, other, _ = scene.cluster.nodes
     first = await scene.serve(Echo, scene.uri(holder))
@@ -62,6 +80,47 @@ async def test_service_started_while_its_rpc_queue_is_away_waits_for_it(scene: S
 
 
 # --- a quorum queue goes on ---------------------------------------------------------------------------
+
+
+async def test_confirmed_events_outlive_the_leader_of_their_queue(scene: Scene) -> None:
+    """None is lost or refused to its publisher, and publishing goes on within seconds."""
+    Ledger.got = set()
+    runner = await scene.serve(Ledger, scene.uri(scene.cluster.nodes[0]))
+    await scene.await_replicas(QUEUE)
+    await runner.stop()  # the queue alone is looked at first
+    leader = await scene.home_of(QUEUE)
+    confirmed: dict[int, float] = {}
+    failed: list[BaseException] = []
+    at = iter(range(10**9))
+    stopped = asyncio.Event()
+
+    async with Client(scene.uri(leader), timeout=60) as client:
+
+        async def publish() -> None:
+            while not stopped.is_set():
+                number = next(at)
+                try:
+                    await client.publish("source", "happened", number, mandatory=True)
+                except MyceliaError as exc:
+                    failed.append(exc)
+                    return
+                else:
+                    confirmed[number] = time.monotonic()
+
+        publishers = [asyncio.create_task(publish()) for _ in range(16)]
+        await eventually(lambda: len(confirmed) > 200, 30)
+        await scene.kill(leader)
+        after = len(confirmed) + 200
+        await eventually(lambda: failed or len(confirmed) > after, 40, what="publishing goes on")
+        stopped.set()
+        await asyncio.gather(*publishers)
+
+    assert failed == []
+    times = sorted(confirmed.values())
+    stall = max(later - sooner for sooner, later in itertools.pairwise(times))
+    assert stall < STALL_S
+    await scene.serve(Ledger, scene.uri(_others(scene, leader)[0]))
+    await eventually(lambda: confirmed.keys() <= Ledger.got, 30, what="all that was confirmed")
 
 
 async def test_events_are_handled_on_when_the_consumer_s_node_dies(scene: Scene) -> None:
@@ -94,6 +153,21 @@ async def test_calls_to_a_quorum_queue_go_on_when_its_leader_dies(scene: Scene) 
 
     assert answers == list(range(50))
     assert time.monotonic() - begun < 2 * STALL_S
+
+
+# --- a caller's replies ---------------------------------------------------------------------------------
+
+
+async def test_caller_whose_own_node_dies_gets_answers_again(scene: Scene) -> None:
+    """Its reply queue died with the node: it takes another, at once."""
+    service_s, caller_s, _ = scene.cluster.nodes
+    await scene.serve(Echo, scene.uri(service_s, without=caller_s), rpc_queue_type="quorum")
+    await scene.await_replicas("rpc-echo")
+    async with Client(scene.uri(caller_s), timeout=20) as client:
+        assert await client.call("echo", "say", 1) == 1
+        await scene.kill(caller_s)
+
+        assert await client.call("echo", "say", 2) == 2
 
 
 async def test_link_finds_the_next_node(scene: Scene) -> None:

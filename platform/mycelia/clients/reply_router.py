@@ -1,7 +1,7 @@
 """Requests out, replies in: the calling side of Nameko's RPC, for one caller process.
 
 One reply queue, one consumer, one timer, however many calls are under way. A reply finds its caller by correlation id;
-a request that no queue takes comes back (`mandatory`) and becomes `UnknownService`; what has no reply at its deadline
+a request that no queue takes comes back (`mandatory`) and becomes `UnknownService`, unless its queue's node is only down; what has no reply at its deadline
 becomes `RpcTimeout`. The reply queue outlives a reconnect (`x-expires`), so a reply sent meanwhile is not lost.
 """
 
@@ -24,12 +24,14 @@ from mycelia.amqp import (
     Delivery,
     Exchange,
     Link,
+    LinkState,
     Message,
     Properties,
     Queue,
     Returned,
 )
 from mycelia.call import DeadlineWheel, deadline_to_wire
+from mycelia.clients.returned_requests import ReturnedRequests
 from mycelia.errors import (
     BrokerBlocked,
     BrokerUnavailable,
@@ -48,6 +50,7 @@ from mycelia.wire import (
     encode_request,
     nameko_twin,
     new_uuid,
+    read_deadline_ms,
     reply_queue_name,
     service_queue_name,
 )
@@ -62,6 +65,9 @@ REPLY_PREFETCH = 0
 
 EXPLAIN_TIMEOUT = 0.25
 """Seconds that an error of a call without reply may take to find out whether the service runs."""
+
+LOOK_AGAIN_S = 0.1
+"""Seconds between two looks for the reply queue while the link has no connection to ask on."""
 
 NO_TIME_LEFT = 0.001
 """Seconds; below this a request is not sent: the broker's expiry counts in whole milliseconds."""
@@ -120,8 +126,8 @@ class ReplyRouter:
         self._link = link
         self._serializers = serializers
         self._exchange = exchange
-        self._routing_key = new_uuid()
-        self.queue = reply_queue_name(caller, self._routing_key)
+        self._caller = caller
+        self._choose_queue()
         self._prefix = self._routing_key[:18]
         self._counter = 0
         self._pending: dict[str, _Pending] = {}
@@ -131,29 +137,96 @@ class ReplyRouter:
         self._consumer: Consumer | None = None
         self._stop_listening: list[Callable[[], None]] = []
         self._closed = False
-        self._parts = (
-            Exchange(exchange),
-            Queue(self.queue, arguments=REPLY_QUEUE_ARGUMENTS),
-            Binding(self.queue, exchange, self._routing_key),
-        )
+        self._looking: asyncio.Task[None] | None = None
         self._unmatched = 0
+        self._returned = ReturnedRequests(
+            link, is_waiting=self._is_waiting, send=self._send_again, refuse=self._refuse
+        )
 
     def statistics(self) -> CallStatistics:
         return CallStatistics(pending=len(self._pending), unmatched=self._unmatched)
 
+    def _choose_queue(self) -> None:
+        self._routing_key = new_uuid()
+        self.queue = reply_queue_name(self._caller, self._routing_key)
+        self._parts = (
+            Exchange(self._exchange),
+            Queue(self.queue, arguments=REPLY_QUEUE_ARGUMENTS),
+            Binding(self.queue, self._exchange, self._routing_key),
+        )
+
     async def start(self, timeout: float | None = None) -> None:
         """Declare the reply queue and consume it."""
         self._loop = asyncio.get_running_loop()
+        await self._consume(timeout)
+        self._stop_listening = [
+            self._link.on_return(self._on_return),
+            self._link.on_refused(self._on_refused),
+            self._link.on_state_change(self._on_state_change),
+        ]
+
+    async def _consume(self, timeout: float | None) -> None:
         await self._link.declare(*self._parts, timeout=timeout)
         # Acknowledged, though that costs 8 to 15 % of a call: without, the broker forgets what it has put on a
         # connection that is breaking, and the caller waits for a reply that is gone.
         self._consumer = await self._link.consume(
             self.queue, self._on_replies, ConsumeOptions(prefetch=REPLY_PREFETCH), timeout=timeout
         )
-        self._stop_listening = [
-            self._link.on_return(self._on_return),
-            self._link.on_refused(self._on_refused),
-        ]
+
+    # --- the reply queue's node is down -----------------------------------------------------------
+
+    def _on_state_change(self, state: LinkState) -> None:
+        if state is LinkState.RECONNECTING:
+            self._look_for_queue()
+
+    def _look_for_queue(self) -> None:
+        """See whether the reply queue still answers: it lives on one node of a cluster, which may be down."""
+        if self._looking is None and not self._closed:
+            self._looking = asyncio.create_task(
+                self._move_if_away(), name=f"mycelia:reply-queue:{self._caller}"
+            )
+            self._looking.add_done_callback(lambda _: setattr(self, "_looking", None))
+
+    async def _move_if_away(self) -> None:
+        """Take another reply queue if this one's node is down. Replies to calls under way are lost with it."""
+        try:
+            while not await self._is_answered():  # noqa: ASYNC110  the link tells of states, not of this queue
+                await asyncio.sleep(LOOK_AGAIN_S)
+        except BrokerUnavailable as exc:
+            away, parts, consumer = self.queue, self._parts, self._consumer
+            self._choose_queue()
+            self._link.forget(*parts[1:])
+            log.warning(
+                event(
+                    "reply_queue_moved",
+                    queue=away,
+                    to=self.queue,
+                    pending=len(self._pending),
+                    reason=exc,
+                )
+            )
+            if consumer is not None:
+                await consumer.aclose(timeout=1.0)
+            try:
+                await self._consume(None)
+            except MyceliaError as error:
+                log.error(event("reply_queue_failed", queue=self.queue, error=error))
+        except MyceliaError as exc:  # gone: the link declares it again
+            log.debug(event("reply_queue_missing", queue=self.queue, error=exc))
+
+    async def _is_answered(self) -> bool:
+        """Whether the broker could be asked for the reply queue.
+
+        Raises:
+            BrokerUnavailable: its node is down.
+        """
+        try:
+            await self._link.consumer_count(self.queue)
+        except BrokerUnavailable:
+            if self._link.state in (LinkState.CONNECTED, LinkState.BLOCKED):
+                raise
+            return False
+        return True
 
     async def aclose(self) -> None:
         """Fail the calls under way, and remove the reply queue. Idempotent; bounded; works with the broker down."""
@@ -162,14 +235,18 @@ class ReplyRouter:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for stop_listening in self._stop_listening:
-            stop_listening()
+        for stop in self._stop_listening:
+            stop()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
         for pending in self._pending.values():
             if not pending.future.done():
                 pending.future.set_exception(
                     BrokerUnavailable(f"{pending.target}: the caller was closed before the reply")
                 )
         self._pending.clear()
+        await self._returned.aclose()
         self._link.forget(*self._parts)
         if self._consumer is not None:
             await self._consumer.aclose(timeout=1.0)
@@ -232,6 +309,8 @@ class ReplyRouter:
             str(int(remaining * 1000)),
         )
         try:
+            if self._looking is not None:
+                raise BrokerUnavailable("the reply queue may be away")
             self._link.publish_nowait(
                 Message(self._exchange, routing_key, body, properties, mandatory=True)
             )
@@ -256,6 +335,9 @@ class ReplyRouter:
         """The broker is away or blocked: wait for it within the call's deadline. Nothing has been written yet."""
         while True:
             await self._link.ready(max(deadline - time.monotonic(), 0.0))
+            if self._looking is not None:  # which reply queue it will be
+                await asyncio.wait((self._looking,), timeout=deadline - time.monotonic())
+                properties.reply_to = self._routing_key
             remaining_ms = int((deadline - time.monotonic()) * 1000)
             properties.expiration = str(max(remaining_ms, 1))
             try:
@@ -306,6 +388,25 @@ class ReplyRouter:
                 pending.future.set_result(result)
 
     def _on_return(self, returned: Returned) -> None:
+        if self._is_waiting(returned):
+            self._returned.add(returned)
+
+    def _is_waiting(self, returned: Returned) -> bool:
+        return returned.properties.correlation_id in self._pending
+
+    def _send_again(self, returned: Returned) -> None:
+        """With the time that its caller has left."""
+        properties = returned.properties
+        deadline_ms = read_deadline_ms(properties.headers)
+        if deadline_ms is not None:
+            properties.expiration = str(max(deadline_ms - int(time.time() * 1000), 1))
+        self._link.publish_nowait(
+            Message(
+                returned.exchange, returned.routing_key, returned.body, properties, mandatory=True
+            )
+        )
+
+    def _refuse(self, returned: Returned) -> None:
         pending = self._take(returned.properties.correlation_id)
         if pending is not None and not pending.future.done():
             pending.future.set_exception(
@@ -338,4 +439,5 @@ class ReplyRouter:
             pending = self._pending.pop(correlation_id, None)
             if pending is not None and not pending.future.done():
                 pending.future.set_exception(_NoReply())
+                self._look_for_queue()
         self._arm_timer()

@@ -6,7 +6,9 @@ is lost, what the window holds goes back to the head of the queue.
 
 A nack is not the end: a quorum queue that is electing its leader nacks, and takes the same message a moment later; a queue that
 rejects what it has no room for may have room again. So a nacked publishing is tried again after a growing delay, for as long as
-its publisher waits, but not longer than `rejected_patience` seconds, for a queue may stay full for good.
+its publisher waits, but not longer than `rejected_patience` seconds, for a queue may stay full for good. And on a fresh channel after
+the second nack: up to RabbitMQ 3.10 (4.3 does not), one that first published to a queue while it had no leader nacks for ever, while
+one opened 0.3 s later is served. What the old one holds is awaited first, for a second.
 
 A publishing can cost its channel (an exchange that does not exist, a permission, a body too large) or the whole connection (bytes
 that the broker cannot read). Mostly the broker's text tells which one it was (`refusals.py`): it gets the error, and the others are sent again.
@@ -33,7 +35,7 @@ from mycelia.amqp.link import LinkStatistics
 from mycelia.amqp.model import Message, Returned
 from mycelia.amqp.rabbit.backoff import Backoff
 from mycelia.amqp.rabbit.confirm_window import ConfirmWindow
-from mycelia.amqp.rabbit.connection import BrokerConnection, ChannelClosed
+from mycelia.amqp.rabbit.connection import BrokerChannel, BrokerConnection, ChannelClosed
 from mycelia.amqp.rabbit.frames import PublishEncoder
 from mycelia.amqp.rabbit.publishing_sink import PublishingSink
 from mycelia.amqp.rabbit.resend_ledger import Written
@@ -63,6 +65,12 @@ _log = logging.getLogger("mycelia.amqp")
 _NO_ROUTE: Final = 312
 _FIRST_NACK_DELAY_S: Final = 0.05
 _LONGEST_NACK_DELAY_S: Final = 1.0
+_NACKS_OF_A_CHANNEL: Final = 2
+"""Of one publishing, before it is tried on a fresh channel."""
+_RENEW_EVERY_S: Final = 1.0
+"""At most; the queue may simply be full."""
+_DRAIN_S: Final = 1.0
+"""For what a channel holds to be confirmed before it is given up."""
 
 
 class _Publishing:
@@ -155,6 +163,11 @@ class Publisher:
         self._connection: BrokerConnection | None = None
         self._confirmed: PublishEncoder | None = None
         self._reopening: asyncio.Task[None] | None = None
+        self._channel: BrokerChannel | None = None
+        """What `_confirmed` encodes for."""
+        self._retiring: BrokerChannel | None = None
+        """It nacks too much: nothing more is put on it, and it is replaced when it holds nothing more."""
+        self._renew_at = 0.0
         self._id_prefix = os.urandom(8).hex()
         self._ids = count(1)
         self._idle: asyncio.Event = asyncio.Event()
@@ -461,6 +474,8 @@ class Publisher:
                 )
             else:
                 done.set_result(None)
+        if self._retiring is not None and not len(self._window):
+            self._renew(self._retiring)
         self._pump()
 
     def _on_confirmed_return(self, returned: Returned) -> None:
@@ -492,12 +507,31 @@ class Publisher:
             )
             return
         self._count_extra("nacks_tried_again")
+        if publishing.nacks >= _NACKS_OF_A_CHANNEL and self._confirmed and now >= self._renew_at:
+            self._renew_at = now + _RENEW_EVERY_S
+            self._confirmed = None
+            self._retiring = self._channel
+            loop.call_later(_DRAIN_S, self._renew, self._channel)
         self._delayed[publishing] = loop.call_later(delay, self._try_nacked_again, publishing)
 
     def _try_nacked_again(self, publishing: _Publishing) -> None:
         del self._delayed[publishing]
         self._waiting.append(publishing)
         self._pump()
+
+    def _renew(self, channel: BrokerChannel | None) -> None:
+        """Replace the channel that is retiring, if it still is this one. What it holds unconfirmed is sent again."""
+        if channel is None or self._retiring is not channel:
+            return
+        self._retiring = None
+        # A late confirm must not be taken for one of the next channel, which counts from 1 again.
+        channel.connection.set_sink(channel.number, PublishingSink(_ignored, _ignored))
+        channel.on_closed = _ignored
+        channel.close_nowait()
+        self._take_back()
+        self._reopening = asyncio.create_task(
+            self._reopen(channel.connection, redeclare=False), name="mycelia:publish:renew"
+        )
 
     def _expire(self, publishing: _Publishing) -> None:
         if publishing.done.done():
@@ -524,6 +558,7 @@ class Publisher:
         )
         # pika calls `ack_nack_callback` only for frames the reader does not take
         await channel.call("confirm_delivery", self._step_timeout, ack_nack_callback=_never_called)
+        self._channel = channel
         self._confirmed = PublishEncoder(channel.number, connection.frame_max)
         channel.on_closed = lambda reason: self._on_confirmed_closed(connection, reason)
 
@@ -583,6 +618,7 @@ class Publisher:
     def _take_back(self) -> None:
         """The channel is gone: everything unconfirmed goes back to the head of the queue."""
         self._confirmed = None
+        self._retiring = None
         self._suspect = None
         self._put_back(self._window.reset())
 
@@ -619,6 +655,10 @@ class Publisher:
             connection.abort(exc)
             return
         self._pump()
+
+
+def _ignored(*_said: Any) -> None:
+    """What the broker still says on a channel that was replaced."""
 
 
 def _never_called(*_arguments: Any) -> None:
