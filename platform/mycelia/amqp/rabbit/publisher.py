@@ -538,7 +538,9 @@ class Publisher:
             return
         what = f"{publishing.message.target}: not confirmed within {publishing.timeout:g} s"
         error: LinkError
-        if publishing in self._delayed:
+        is_renewing = self._confirmed is None and self._connection is not None
+        if publishing in self._delayed or (publishing.nacks and is_renewing):
+            self._statistics.rejected += 1
             waited_s = asyncio.get_running_loop().time() - publishing.nacked_since
             error = publishing_nacked(publishing.message, publishing.nacks, waited_s)
         elif self._connection is None or self._connection.lost.done():
