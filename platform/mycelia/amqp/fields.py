@@ -519,81 +519,81 @@ def decode_properties(data: bytes, position: int, end: int) -> Properties:
         ProtocolError: the bytes are not a `basic` property list that ends at `end`.
     """
     try:
-        return _decode_properties(data, position, end)
+        content_type = content_encoding = headers = delivery_mode = priority = correlation_id = None
+        reply_to = expiration = message_id = timestamp = type_ = user_id = app_id = cluster_id = (
+            None
+        )
+        (flags,) = _U16(data, position)
+        position += 2
+        if flags & 0x8000:
+            start = position + 1
+            position = start + data[position]
+            raw = data[start:position]
+            content_type = _decoded.get(raw) or _decode_cached(raw)
+        if flags & 0x4000:
+            start = position + 1
+            position = start + data[position]
+            raw = data[start:position]
+            content_encoding = _decoded.get(raw) or _decode_cached(raw)
+        if flags & 0x2000:
+            headers, position = _decode_table(data, position, 0)
+        if flags & 0x1000:
+            delivery_mode = data[position]
+            position += 1
+        if flags & 0x0800:
+            priority = data[position]
+            position += 1
+        if flags & 0x0400:
+            start = position + 1
+            position = start + data[position]
+            correlation_id = data[start:position].decode("utf-8", "surrogateescape")
+        if flags & 0x0200:
+            start = position + 1
+            position = start + data[position]
+            raw = data[start:position]
+            reply_to = _decoded.get(raw) or _decode_cached(raw)
+        if flags & 0x01FF:  # the rarer ones
+            if flags & 0x0100:
+                start = position + 1
+                position = start + data[position]
+                expiration = data[start:position].decode("utf-8", "surrogateescape")
+            if flags & 0x0080:
+                message_id, position = _decode_short_string(data, position)
+            if flags & 0x0040:
+                (timestamp,) = _U64(data, position)
+                position += 8
+            if flags & 0x0020:
+                type_, position = _decode_short_string(data, position)
+            if flags & 0x0010:
+                user_id, position = _decode_short_string(data, position)
+            if flags & 0x0008:
+                app_id, position = _decode_short_string(data, position)
+            if flags & 0x0004:
+                cluster_id, position = _decode_short_string(data, position)
+            if flags & 0x0003:
+                raise ValueError(
+                    f"flags {flags:#06x} announce properties that class basic does not have"
+                )
+        if position != end:
+            raise ValueError(f"the values end {position - end:+d} bytes from where they must")
+        return Properties(
+            content_type,
+            content_encoding,
+            headers,
+            delivery_mode,
+            priority,
+            correlation_id,
+            reply_to,
+            expiration,
+            message_id,
+            timestamp,
+            type_,
+            user_id,
+            app_id,
+            cluster_id,
+        )
     except _BROKEN as exc:
         raise ProtocolError(f"broken properties: {exc}") from exc
-
-
-def _decode_properties(data: bytes, position: int, end: int) -> Properties:
-    content_type = content_encoding = headers = delivery_mode = priority = correlation_id = None
-    reply_to = expiration = message_id = timestamp = type_ = user_id = app_id = cluster_id = None
-    (flags,) = _U16(data, position)
-    position += 2
-    if flags & 0x8000:
-        start = position + 1
-        position = start + data[position]
-        raw = data[start:position]
-        content_type = _decoded.get(raw) or _decode_cached(raw)
-    if flags & 0x4000:
-        start = position + 1
-        position = start + data[position]
-        raw = data[start:position]
-        content_encoding = _decoded.get(raw) or _decode_cached(raw)
-    if flags & 0x2000:
-        headers, position = _decode_table(data, position, 0)
-    if flags & 0x1000:
-        delivery_mode = data[position]
-        position += 1
-    if flags & 0x0800:
-        priority = data[position]
-        position += 1
-    if flags & 0x0400:
-        start = position + 1
-        position = start + data[position]
-        correlation_id = data[start:position].decode("utf-8", "surrogateescape")
-    if flags & 0x0200:
-        start = position + 1
-        position = start + data[position]
-        raw = data[start:position]
-        reply_to = _decoded.get(raw) or _decode_cached(raw)
-    if flags & 0x01FF:  # the rarer ones
-        if flags & 0x0100:
-            expiration, position = _decode_short_string(data, position)
-        if flags & 0x0080:
-            message_id, position = _decode_short_string(data, position)
-        if flags & 0x0040:
-            (timestamp,) = _U64(data, position)
-            position += 8
-        if flags & 0x0020:
-            type_, position = _decode_short_string(data, position)
-        if flags & 0x0010:
-            user_id, position = _decode_short_string(data, position)
-        if flags & 0x0008:
-            app_id, position = _decode_short_string(data, position)
-        if flags & 0x0004:
-            cluster_id, position = _decode_short_string(data, position)
-        if flags & 0x0003:
-            raise ValueError(
-                f"flags {flags:#06x} announce properties that class basic does not have"
-            )
-    if position != end:
-        raise ValueError(f"the values end {position - end:+d} bytes from where they must")
-    return Properties(
-        content_type,
-        content_encoding,
-        headers,
-        delivery_mode,
-        priority,
-        correlation_id,
-        reply_to,
-        expiration,
-        message_id,
-        timestamp,
-        type_,
-        user_id,
-        app_id,
-        cluster_id,
-    )
 
 
 def _decode_short_string(data: bytes, position: int) -> tuple[str, int]:

@@ -3,8 +3,8 @@
 from mycelia.call.deadline import (
     DEFAULT_TIMEOUT,
     DeadlineWheel,
-    deadline_from_wire,
     deadline_to_wire,
+    monotonic_from_wall,
     tighter,
 )
 from mycelia.call.middleware import Middleware, MiddlewareSource, Next, compose, middleware_for
@@ -60,10 +60,10 @@ __all__ = [
     "Target",
     "compose",
     "current_call",
-    "deadline_from_wire",
     "deadline_to_wire",
     "get_current_call",
     "middleware_for",
+    "monotonic_from_wall",
     "tighter",
     "unknown_option",
     "with_options",

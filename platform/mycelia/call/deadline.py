@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-__all__ = ["DEFAULT_TIMEOUT", "DeadlineWheel", "deadline_from_wire", "deadline_to_wire", "tighter"]
+__all__ = ["DEFAULT_TIMEOUT", "DeadlineWheel", "deadline_to_wire", "monotonic_from_wall", "tighter"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -23,9 +23,12 @@ def deadline_to_wire(deadline: float, *, monotonic: float, wall: float) -> int:
     return int((wall + (deadline - monotonic)) * 1000)
 
 
-def deadline_from_wire(deadline_ms: int, *, monotonic: float, wall: float) -> float:
-    """The monotonic deadline for what `wire.read_deadline_ms()` has read."""
-    return monotonic + (deadline_ms / 1000 - wall)
+def monotonic_from_wall(*, monotonic: float, wall: float) -> float:
+    """What is added to seconds since the epoch for seconds on the monotonic clock, given both clocks' readings of now.
+
+    For a batch of deadlines (`wire.read_deadline_ms()`): `deadline_ms / 1000 + monotonic_from_wall(…)`.
+    """
+    return monotonic - wall
 
 
 def tighter(first: float | None, second: float | None) -> float | None:

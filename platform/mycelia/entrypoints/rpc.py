@@ -36,8 +36,8 @@ from mycelia.call import (
     Retry,
     Settlement,
     Target,
-    deadline_from_wire,
     deadline_to_wire,
+    monotonic_from_wall,
 )
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack
@@ -245,6 +245,7 @@ class RpcConsumer(SharedExtension):
 
     def _on_deliveries(self, deliveries: list[Delivery]) -> None:
         arrived_at = time.monotonic()
+        from_wall = monotonic_from_wall(monotonic=arrived_at, wall=time.time())
         if self._remembered:
             deliveries = self._remembered.claim(deliveries, arrived_at)
         for delivery in deliveries:
@@ -256,9 +257,7 @@ class RpcConsumer(SharedExtension):
             call = Call(
                 self._stray_target(delivery) if entrypoint is None else entrypoint.target,
                 headers=headers,
-                deadline=None
-                if deadline_ms is None
-                else deadline_from_wire(deadline_ms, monotonic=arrived_at, wall=time.time()),
+                deadline=None if deadline_ms is None else deadline_ms / 1000 + from_wall,
                 attempt=attempt,
                 arrived_at=arrived_at,
                 message=delivery,

@@ -163,8 +163,9 @@ class Intake:
 
     def _tell(self) -> None:
         self._telling_later = None
-        if self._untold:
-            self.settle_soon()
+        if self._untold and not self._is_dirty:
+            self._is_dirty = True
+            self._connection.settle_soon(self)
 
     def write_settlements(self, out: list[bytes]) -> None:
         self._is_dirty = False
@@ -173,10 +174,12 @@ class Intake:
         if not self.channel.is_open:
             return
         number = self._number
-        out.extend(encode_nack(number, tag, requeue) for tag, requeue in news.rejected)
+        if news.rejected:
+            out.extend(encode_nack(number, tag, requeue) for tag, requeue in news.rejected)
         if news.acked_through:
             out.append(encode_ack(number, news.acked_through, True))
-        out.extend(encode_ack(number, tag, False) for tag in news.acked_singly)
+        if news.acked_singly:
+            out.extend(encode_ack(number, tag, False) for tag in news.acked_singly)
 
     # --- life ---
 

@@ -54,6 +54,7 @@ class UnconfirmedPublisher:
         declares_exchange: whether the remembered topology holds the exchange of that name.
 
     Attributes:
+        is_open: whether there is a channel to write to.
         max_body_bytes: what the broker takes at most, as far as it has said so.
     """
 
@@ -80,16 +81,12 @@ class UnconfirmedPublisher:
         self._connection: BrokerConnection | None = None
         self._channel: BrokerChannel | None = None
         self._encoder: PublishEncoder | None = None
+        self.is_open = False
         self._mark_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._repair: asyncio.Task[None] | None = None
         self._second_chance: Message | None = None
         self._hopeless_until = 0.0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a channel to write to."""
-        return self._encoder is not None
 
     @property
     def unproven(self) -> int:
@@ -136,6 +133,7 @@ class UnconfirmedPublisher:
         """
         self._connection = None
         self._channel = self._encoder = None
+        self.is_open = False
         self._stop_marks()
         self._send_again_if_allowed(self._ledger.take(), suspect)
 
@@ -155,6 +153,7 @@ class UnconfirmedPublisher:
         channel.on_closed = lambda reason: self._closed(connection, reason)
         self._channel = channel
         self._encoder = PublishEncoder(channel.number, connection.frame_max)
+        self.is_open = True
 
     def _returned(self, returned: Returned) -> None:
         self._statistics.returned += 1
@@ -199,6 +198,7 @@ class UnconfirmedPublisher:
         if self._connection is not connection or not isinstance(reason, ChannelClosed):
             return  # the whole connection is going down
         self._channel = self._encoder = None
+        self.is_open = False
         self._stop_marks()
         unproven = self._ledger.take()
         sizes = max_message_bytes(reason.text)
