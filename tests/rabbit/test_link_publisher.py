@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 from tests.link.inbox import Inbox
 
 from mycelia.amqp import LinkOptions, LinkState, Message, Properties, Queue, RabbitLink, Returned
 from mycelia.broker.node import PrivateNode
-from mycelia.errors import ProtocolError, PublishRejected, TopologyError, Unroutable
+from mycelia.errors import BrokerBlocked, ProtocolError, PublishRejected, TopologyError, Unroutable
 from mycelia.testing import eventually
 
 
@@ -175,3 +176,24 @@ async def test_unconfirmed_publishings_are_sent_again_with_the_same_message_id(
         ids.setdefault(delivery.body, set()).add(delivery.properties.message_id)
     assert all(len(one) == 1 for one in ids.values())
     assert len({next(iter(one)) for one in ids.values()}) == count
+
+
+async def test_who_waits_for_room_goes_on_when_what_was_collected_has_been_written(
+    rabbit_uri: str,
+) -> None:
+    """Collected in one turn of the loop, it is over the bound; written, all of it may fit into the socket at once."""
+    link = RabbitLink(rabbit_uri, LinkOptions(write_buffer_bytes=16 * 1024))
+    await link.open(timeout=15)
+    await link.declare(Queue("q"))
+    large = Message("", "q", b"x" * 20_000, Properties())
+    for round_ in range(1, 6):
+        await asyncio.sleep(0.02)  # nothing is under way: no confirm will wake those who wait
+        with suppress(BrokerBlocked):
+            while True:
+                link.publish_nowait(large)
+        waiting = [link.publish(Message("", "q", b"", Properties()), timeout=5) for _ in range(20)]
+        await asyncio.gather(link.ready(5), *waiting)
+
+        assert link.statistics().confirmed == 20 * round_
+    assert link.statistics().unconfirmed == 0
+    await link.aclose()

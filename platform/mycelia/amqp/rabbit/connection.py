@@ -219,7 +219,15 @@ class BrokerConnection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.write(out[0] if len(out) == 1 else b"".join(out))
             out.clear()
+            was_full = self._out_bytes >= self._write_buffer_bytes
             self._out_bytes = 0
+            if was_full:
+                # Where the socket has taken it all, the transport never pauses, and so never tells that it goes on.
+                self.loop.call_soon(self._tell_room)
+
+    def _tell_room(self) -> None:
+        if self.has_room:
+            self.on_writable()
 
     async def open_channel(self, timeout: float) -> BrokerChannel:
         """Open a channel.
