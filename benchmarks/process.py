@@ -9,18 +9,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import signal
-import subprocess
-import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.processes import ROOT, Process
+
+__all__ = ["ROOT", "PeerFailed", "PeerProcess", "cpu_seconds", "memory_mb"]
+
 _STOP_WITHIN = 15.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -29,36 +27,23 @@ class PeerFailed(Exception):
     """A peer's process ended, kept silent too long, or reported something that cannot be right."""
 
 
-class PeerProcess:
+class PeerProcess(Process):
     """A running program of a peer. Leaving the context ends it and all it started."""
 
     def __init__(self, title: str, argv: Sequence[str], env: Mapping[str, str]) -> None:
         self.title = title
-        self._reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop()
+        self._reported = 0
+        """Lines read so far."""
         paths = [str(ROOT), str(ROOT / "platform"), os.environ.get("PYTHONPATH", "")]
+        path = os.pathsep.join(filter(None, paths))
         self.started_at = time.monotonic()
-        self._process = subprocess.Popen(
-            argv,
+        super().__init__(
+            *argv,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **env},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path, **env},
+            talks=True,
+            errors_apart=True,
         )
-        self._reader = threading.Thread(target=self._read, name=f"bench:{title}", daemon=True)
-        self._reader.start()
-
-    @property
-    def pid(self) -> int:
-        """The process id, for readings from outside."""
-        return self._process.pid
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the process still runs."""
-        return self._process.poll() is None
 
     def expect(self, kind: str, timeout: float) -> dict[str, Any]:
         """Wait for the next report of this kind; reports of other kinds before it are dropped.
@@ -73,85 +58,57 @@ class PeerProcess:
 
     def poll(self, kind: str, timeout: float) -> dict[str, Any] | None:
         """The same, but None where `timeout` seconds passed without such a report."""
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                report = self._reports.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                return None
-            if report is None:
-                self._reports.put(None)
-                raise self.failure(f"ended before its {kind!r} report")
-            if report["bench"] == kind:
-                return report
+        found: list[dict[str, Any]] = []
+
+        def heard(lines: list[str]) -> bool:
+            while not found and self._reported < len(lines):
+                line = lines[self._reported]
+                self._reported += 1
+                if line.startswith('{"bench"') and (report := json.loads(line))["bench"] == kind:
+                    found.append(report)
+            return bool(found)
+
+        if self.wait_until(heard, timeout):
+            return found[0]
+        if self.has_fallen_silent:
+            raise self.failure(f"ended before its {kind!r} report")
+        return None
 
     def tell(self, line: str) -> None:
         """Send the process one line on its standard input."""
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(line.encode() + b"\n")
-            self._process.stdin.flush()
+            super().tell(line)
         except BrokenPipeError:
             raise self.failure(f"ended before it could be told {line!r}") from None
 
-    def finish(self) -> None:
+    def finish(self, timeout: float = _STOP_WITHIN) -> int:
         """Let the process end by itself, with nothing more to read on its standard input.
 
         Raises:
-            PeerFailed: it did not within 15 s, or ended with an error.
+            PeerFailed: it did not within `timeout` seconds, or ended with an error.
         """
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        self.say_no_more()
         try:
-            code = self._process.wait(_STOP_WITHIN)
-        except subprocess.TimeoutExpired:
-            raise self.failure(f"had not ended {_STOP_WITHIN:g} s after its work") from None
+            code = super().finish(timeout)
+        except AssertionError:
+            raise self.failure(f"had not ended {timeout:g} s after its work") from None
         if code != 0:
             raise self.failure("failed as it closed down")
+        return code
 
     def failure(self, what: str) -> PeerFailed:
         """An error about this process, with the end of what it wrote to standard error."""
-        self._stderr.seek(0)
-        tail = self._stderr.read().decode(errors="replace").strip().splitlines()[-12:]
+        tail = self.errors.strip().splitlines()[-12:]
         shown = "".join(f"\n    {line}" for line in tail)
-        return PeerFailed(f"{self.title} (exit code {self._process.poll()}): {what}{shown}")
+        return PeerFailed(f"{self.title} (exit code {self.status}): {what}{shown}")
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End the process: asked first, then, past 15 s, killed with all it started."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         if self.is_running:
-            self._process.terminate()
-        try:
-            self._process.wait(_STOP_WITHIN)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._reader.join(_STOP_WITHIN)
-        self._process.stdout.close()
-        self._stderr.close()
-        with contextlib.suppress(BrokenPipeError):  # it ended with a line unread
-            self._process.stdin.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if not line.startswith(b'{"bench"'):
-                continue
-            self._reports.put(json.loads(line))
-        self._reports.put(None)
+            self.send(signal.SIGTERM)
+            with contextlib.suppress(AssertionError):
+                super().finish(_STOP_WITHIN)
+        super().close()
 
 
 def cpu_seconds(pid: int) -> float | None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cli.processes import NAMEKO, MyceliaCommand, Process
+from tests.cli.commands import NAMEKO, MyceliaCommand
+from tests.processes import Process
 
 from mycelia.broker.node import PrivateNode
 

@@ -8,7 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from tests.cli.processes import Done, MyceliaCommand, Process
+from tests.cli.commands import Done, MyceliaCommand
+from tests.processes import Process
 
 from mycelia.testing import eventually
 

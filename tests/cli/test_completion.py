@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.cli.processes import MyceliaCommand
+from tests.cli.commands import MyceliaCommand
 from tests.tools import require_tool
 
 from mycelia.cli.completion import words_of

@@ -6,7 +6,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from tests.cli.processes import MYCELIA, NAMEKO, Process, run
+from tests.cli.commands import MYCELIA, NAMEKO
+from tests.processes import Process, run
 
 COMMANDS = {"nameko": [NAMEKO], "mycelia": [*MYCELIA]}
 

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.cli.processes import NAMEKO, Process, environment, run
+from tests.cli.commands import NAMEKO
+from tests.processes import Process, environment, run
 
 pytestmark = pytest.mark.usefixtures("fleet")
 

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.cli.processes import MYCELIA, NAMEKO, MyceliaCommand, Process, run
+from tests.cli.commands import MYCELIA, NAMEKO, MyceliaCommand
+from tests.processes import Process, run
 
 from mycelia import BlockingClient
 from mycelia.broker.node import PrivateNode

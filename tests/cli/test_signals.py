@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.processes import MYCELIA, NAMEKO, WAIT_S, Process, environment
+from tests.cli.commands import MYCELIA, NAMEKO
+from tests.processes import WAIT_S, Process, environment
 
 SERVICES = """
 import asyncio

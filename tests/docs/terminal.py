@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tests.docs.documents import ROOT, Block
+from tests.processes import Process
 
 __all__ = ["Terminal"]
 
@@ -50,7 +49,7 @@ class Terminal:
             "PYTHONWARNINGS": "ignore",
             "PYTHONUNBUFFERED": "1",
         }
-        self._services: subprocess.Popen[bytes] | None = None
+        self._services: Process | None = None
         self._read = 0
         """Log lines compared so far."""
 
@@ -100,44 +99,32 @@ class Terminal:
 
     # --- the services ---------------------------------------------------------------------------
 
-    @property
-    def _log_file(self) -> Path:
-        return self.folder / "services.log"
-
     def _run(self, command: str) -> None:
-        with self._log_file.open("wb") as log:
-            self._services = subprocess.Popen(
-                f"exec {command}",
-                shell=True,
-                cwd=self.folder,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
+        self._services = Process(
+            "/bin/sh", "-c", f"exec {command}", cwd=self.folder, env=self._environment
+        )
 
     def _log(self) -> list[dict[str, Any]]:
-        lines = self._log_file.read_text("utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.startswith('{"time"')]
+        assert self._services is not None
+        return [json.loads(line) for line in self._services.lines if line.startswith('{"time"')]
 
     def expect_log(self, expected: str) -> None:
         """Wait until the services have logged what is expected, in any order, beyond what was expected before."""
+        assert self._services is not None
         told = _log_lines(expected)
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
+
+        def missing() -> list[tuple[str, str, dict[str, str], list[str]]]:
             fresh = self._log()[self._read :]
-            missing = [line for line in told if not any(_says(line, record) for record in fresh)]
-            if not missing:
-                self._read += max(
-                    position + 1
-                    for position, record in enumerate(fresh)
-                    if any(_says(line, record) for line in told)
-                )
-                return
-            assert self._services is not None
-            over = self._services.poll() is not None or time.monotonic() > deadline
-            assert not over, f"not logged: {missing}\nlogged: {fresh}"
-            time.sleep(0.05)
+            return [line for line in told if not any(_says(line, record) for record in fresh)]
+
+        heard = self._services.wait_until(lambda _: not missing(), DEADLINE_S)
+        fresh = self._log()[self._read :]
+        assert heard, f"not logged: {missing()}\nlogged: {fresh}"
+        self._read += max(
+            position + 1
+            for position, record in enumerate(fresh)
+            if any(_says(line, record) for line in told)
+        )
 
     def __enter__(self) -> Terminal:
         return self
@@ -150,15 +137,14 @@ class Terminal:
     ) -> None:
         if self._services is None:
             return
-        if self._services.poll() is None:
-            self._services.send_signal(signal.SIGTERM)
-        try:
-            code = self._services.wait(DEADLINE_S)
-        finally:
-            self._services.kill()
-            self._services.wait()
-        if exc is None:
-            assert code == 0, self._log_file.read_text("utf-8")
+        with self._services:
+            code = (
+                self._services.stop(DEADLINE_S)
+                if self._services.is_running
+                else self._services.finish()
+            )
+            if exc is None:
+                assert code == 0, self._services.output
 
 
 def _commands(text: str) -> list[tuple[str, str]]:

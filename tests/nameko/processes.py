@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +14,7 @@ from typing import Any
 
 import pika
 import yaml
+from tests.processes import ROOT, Process
 
 from mycelia.runtime.handover import NATIVE_MODULE
 
@@ -25,14 +23,8 @@ logging.getLogger("pika.channel").setLevel(logging.ERROR)
 
 __all__ = ["NamekoRun", "StockClient", "await_consumer", "queue_state"]
 
-ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
-
-
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join((str(ROOT / "platform"), str(ROOT)))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
 
 
 def queue_state(uri: str, queue: str) -> tuple[int, int] | None:
@@ -84,19 +76,12 @@ class NamekoRun:
         stamp = f"{time.monotonic_ns()}"
         self._config_file = directory / f"config-{stamp}.yaml"
         self._config_file.write_text(yaml.safe_dump(self.config))
-        self._log = directory / f"output-{stamp}.txt"
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     def start(self) -> NamekoRun:
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*self._command, "--config", str(self._config_file), *self.modules],
-                cwd=ROOT,
-                env=_environment(),
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-            )
+        self._process = Process(
+            *self._command, "--config", str(self._config_file), *self.modules, cwd=ROOT
+        )
         return self
 
     def await_queues(self, *queues: str) -> NamekoRun:
@@ -106,43 +91,40 @@ class NamekoRun:
         return self
 
     @property
+    def process(self) -> Process:
+        assert self._process is not None, "not started"
+        return self._process
+
+    @property
     def output(self) -> str:
-        return self._log.read_text(errors="replace")
+        return self.process.output
 
     @property
     def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self._process is not None and self._process.is_running
 
     def check_alive(self) -> None:
         assert self.is_running, f"`nameko run {self.modules}` has ended:\n{self.output}"
 
     def await_output(self, text: str, timeout: float = START_TIMEOUT) -> str:
-        """Wait until `text` has been printed."""
-        deadline = time.monotonic() + timeout
-        while text not in self.output:
-            self.check_alive()
-            assert time.monotonic() < deadline, f"no {text!r} in:\n{self.output}"
-            time.sleep(0.05)
+        """Wait until `text`, of one line or several, has been printed."""
+        heard = self.process.wait_until(lambda lines: text in "".join(lines), timeout)
+        assert heard, f"no {text!r} in:\n{self.output}"
         return self.output
 
     def wait(self, timeout: float = STOP_TIMEOUT) -> int:
-        assert self.process is not None
-        return self.process.wait(timeout)
+        return self.process.finish(timeout)
 
     def terminate(self, timeout: float = STOP_TIMEOUT) -> int:
         """Send SIGTERM and wait; returns the exit code."""
-        assert self.process is not None
-        if self.is_running:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout)
+        return self.process.stop(timeout) if self.is_running else self.process.finish(timeout)
 
     def kill(self) -> None:
-        if self.process is not None and self.is_running:
-            self.process.kill()
-            self.process.wait()
+        if self._process is not None:
+            self._process.close()
 
     def __enter__(self) -> NamekoRun:
-        return self if self.process is not None else self.start()
+        return self if self._process is not None else self.start()
 
     def __exit__(
         self,
@@ -150,33 +132,28 @@ class NamekoRun:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(AssertionError):  # it takes too long
             self.terminate()
-        self.kill()
+        self.process.close()
 
 
 class StockClient:
     """A process with Nameko's standalone clients, told what to do line by line (`stock_client.py`)."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("stock_client.py")), json.dumps(config)],
-            cwd=ROOT,
-            env=_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        program = str(Path(__file__).with_name("stock_client.py"))
+        self._process = Process(
+            sys.executable, program, json.dumps(config), cwd=ROOT, talks=True, errors_apart=True
         )
+        self._answers = 0
 
     def ask(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         """The result, or for an error a dict of its `type`, `text` and attributes."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([operation, args, kwargs]) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        assert line, f"the stock client has ended with {self._process.wait(5)}"
-        return json.loads(line)
+        self._process.tell(json.dumps([operation, args, kwargs]))
+        self._answers += 1
+        heard = self._process.wait_until(lambda lines: len(lines) >= self._answers)
+        assert heard, f"the stock client has no answer:\n{self._process.errors}"
+        return json.loads(self._process.lines[self._answers - 1])
 
     def call(self, service: str, method: str, *args: Any, **kwargs: Any) -> Any:
         return self.ask("call", service, method, *args, **kwargs)
@@ -185,12 +162,7 @@ class StockClient:
         self.ask("dispatch", service, event_type, payload)
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._process.say_no_more()
+        with contextlib.suppress(AssertionError):
+            self._process.finish(5)
+        self._process.close()

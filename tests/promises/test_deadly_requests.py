@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.cli.processes import NAMEKO, Process
+from tests.cli.commands import NAMEKO
+from tests.processes import Process
 
 from mycelia import Client
 from mycelia.errors import RemoteError

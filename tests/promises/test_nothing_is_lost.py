@@ -16,7 +16,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.cli.processes import NAMEKO, Process
+from tests.cli.commands import NAMEKO
+from tests.processes import Process
 
 from mycelia import Client
 from mycelia.broker.node import PrivateNode
