@@ -10,13 +10,12 @@ import importlib.metadata
 import inspect
 import os
 import platform
-import secrets
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tools import NOT_RUN, not_run
+from tests.tools import NOT_RUN, fresh_vhost, not_run
 
 from mycelia.broker.cluster import PrivateCluster
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
@@ -177,10 +176,8 @@ def rabbit_version(rabbit_node: PrivateNode) -> tuple[int, ...]:
 @pytest.fixture
 def rabbit_vhost(rabbit_node: PrivateNode) -> Iterator[str]:
     """The name of a fresh virtual host on the run's broker; deleted afterwards with all it holds."""
-    name = f"test-{secrets.token_hex(6)}"
-    rabbit_node.create_vhost(name)
-    yield name
-    rabbit_node.delete_vhost(name)
+    with fresh_vhost(rabbit_node.api, "test") as name:
+        yield name
 
 
 @pytest.fixture

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import secrets
 import shutil
+from collections.abc import Iterator
 from typing import NoReturn
 
 import pytest
+
+from mycelia.broker.management_api import ManagementApi
 
 NOT_RUN = "NOT RUN"
 """What a skip's reason begins with when something is missing on this machine; the summary lists these apart."""
@@ -15,6 +20,15 @@ NOT_RUN = "NOT RUN"
 def not_run(reason: str) -> NoReturn:
     """Skip the running test because this machine lacks something. The reason appears in the run's summary."""
     pytest.skip(f"{NOT_RUN}: {reason}")
+
+
+@contextlib.contextmanager
+def fresh_vhost(api: ManagementApi, prefix: str) -> Iterator[str]:
+    """The name of a virtual host that is there inside the `with` block, and deleted afterwards with all it holds."""
+    name = f"{prefix}-{secrets.token_hex(6)}"
+    api.create_vhost(name)
+    yield name
+    api.delete_vhost(name)
 
 
 def require_tool(*names: str) -> str:

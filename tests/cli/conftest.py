@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.cli.commands import NAMEKO, MyceliaCommand
 from tests.processes import Process
+from tests.tools import fresh_vhost
 
 from mycelia.broker.node import PrivateNode
 
@@ -126,10 +126,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def vhost(rabbit_node: PrivateNode) -> Iterator[str]:
-    name = f"cli-{secrets.token_hex(4)}"
-    rabbit_node.create_vhost(name)
-    yield name
-    rabbit_node.delete_vhost(name)
+    with fresh_vhost(rabbit_node.api, "cli") as name:
+        yield name
 
 
 @pytest.fixture(scope="package")

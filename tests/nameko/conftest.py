@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 
 import pytest
 from tests.nameko.processes import NamekoRun, StockClient
+from tests.tools import fresh_vhost
 
 from mycelia.broker.node import PrivateNode
 
@@ -14,10 +14,8 @@ from mycelia.broker.node import PrivateNode
 @pytest.fixture(scope="module")
 def module_vhost(rabbit_node: PrivateNode) -> Iterator[str]:
     """A virtual host for the tests of one module."""
-    name = f"nameko-{secrets.token_hex(6)}"
-    rabbit_node.create_vhost(name)
-    yield name
-    rabbit_node.delete_vhost(name)
+    with fresh_vhost(rabbit_node.api, "nameko") as name:
+        yield name
 
 
 @pytest.fixture(scope="module")
