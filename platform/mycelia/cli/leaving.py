@@ -68,11 +68,13 @@ class ExitLimit:
             main = threading.main_thread()
             held_by = [t.name for t in threading.enumerate() if not t.daemon and t is not main]
             say_last_words(
-                event(
-                    "exit_forced",
-                    after_s=EXIT_S,
-                    threads=held_by,
-                    detail="the services have stopped; what did not end kept the process",
+                lambda: log.error(
+                    event(
+                        "exit_forced",
+                        after_s=EXIT_S,
+                        threads=held_by,
+                        detail="the services have stopped; what did not end kept the process",
+                    )
                 )
             )
             os._exit(self._code)

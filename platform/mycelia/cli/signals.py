@@ -24,7 +24,7 @@ from enum import Enum
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from mycelia.log_event import LogEvent, event
+from mycelia.log_event import event
 from mycelia.runtime.loop_watch import stack_of
 
 __all__ = [
@@ -78,22 +78,22 @@ class SignalCount:
         return Step.STOP if self._count == 1 else Step.KILL
 
 
-def exit_at_once(code: int, line: LogEvent) -> NoReturn:
+def exit_at_once(code: int, say: Callable[[], None]) -> NoReturn:
     """End the process now, after a moment for a last line of the log: no clean-up, no waiting for threads or children.
 
     While the interpreter runs; once it ends, Python 3.12 starts no threads any more.
     """
     speaker = threading.Thread(
-        target=say_last_words, args=(line,), name="mycelia-last-words", daemon=True
+        target=say_last_words, args=(say,), name="mycelia-last-words", daemon=True
     )
     speaker.start()
     speaker.join(LAST_WORDS_S)
     os._exit(code)
 
 
-def say_last_words(line: LogEvent) -> None:
-    """Log `line`, and write what the streams hold back. May wait for ever: call it where nobody waits for it."""
-    log.error(line)
+def say_last_words(say: Callable[[], None]) -> None:
+    """Log by `say()`, and write what the streams hold back. May wait for ever: call it where nobody waits for it."""
+    say()
     sys.stdout.flush()
     sys.stderr.flush()
 
@@ -186,13 +186,15 @@ class Signals:
             stack = stack_of(sys._current_frames().get(self._main_thread))
             exit_at_once(
                 code,
-                event(
-                    "killed",
-                    signal=number.name,
-                    exit_code=code,
-                    detail=f"the event loop is blocked and did not react for {REACTION_S:g} s; "
-                    "unfinished work goes back to its queues",
-                    stack=stack,
+                lambda: log.error(
+                    event(
+                        "killed",
+                        signal=number.name,
+                        exit_code=code,
+                        detail=f"the event loop is blocked and did not react for {REACTION_S:g} s; "
+                        "unfinished work goes back to its queues",
+                        stack=stack,
+                    )
                 ),
             )
 
