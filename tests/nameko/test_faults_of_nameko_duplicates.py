@@ -72,11 +72,7 @@ async def test_fault_11_requests_not_yet_begun_go_back_at_once(rabbit_uri: str) 
     assert gate.entered == 4
 
 
-async def test_fault_12_redelivery_after_a_reconnect_says_so(rabbit_uri: str) -> None:
-    """Nameko: the same work again, and nothing to know it by: no message id, no attempt, no redelivered flag."""
-    seen: list[tuple[int, str]] = []
-    gate = Gate()
-
+def make_slow(gate: Gate, seen: list[tuple[int, str]]) -> type:
     class Slow:
         name = "slow"
 
@@ -84,20 +80,47 @@ async def test_fault_12_redelivery_after_a_reconnect_says_so(rabbit_uri: str) ->
         def on_departed(self, payload: Any) -> None:
             call = get_current_call()
             assert call is not None
-            seen.append((call.attempt, call.message.properties.message_id))
+            assert call.message is not None
+            seen.append((call.attempt, call.message.properties.message_id or ""))
             gate.pass_through()
 
+    return Slow
+
+
+async def test_fault_12_what_runs_over_a_reconnect_is_not_run_again(rabbit_uri: str) -> None:
+    """Nameko: the same work again, and nothing to know it by: no message id, no attempt, no redelivered flag."""
+    seen: list[tuple[int, str]] = []
+    gate = Gate()
+
     async with proxied(rabbit_uri) as (proxy, uri), Client(rabbit_uri) as client:
-        async with run_services(Slow, broker=uri, timeout=20):
+        async with run_services(make_slow(gate, seen), broker=uri, timeout=20):
             await client.publish("tests", "departed", 1)
             await gate.wait_for(1)
             proxy.drop()
+            gate.open()
+            await queue_becomes(rabbit_uri, "evt-tests-departed--slow.on_departed", (0, 1))
+
+    assert len(seen) == 1
+
+
+async def test_fault_12_redelivery_to_another_instance_says_so(rabbit_uri: str) -> None:
+    """What another process began cannot be known here; the attempt and the id tell that somebody did."""
+    seen: list[tuple[int, str]] = []
+    gate = Gate()
+
+    async with Client(rabbit_uri) as client:
+        first = Runner({"AMQP_URI": rabbit_uri}, [make_slow(gate, seen)])
+        await first.start(10)
+        await client.publish("tests", "departed", 1)
+        await gate.wait_for(1)
+        await first.kill()
+        async with run_services(make_slow(gate, seen), broker=rabbit_uri, timeout=20):
             await gate.wait_for(2)
             gate.open()
             await queue_becomes(rabbit_uri, "evt-tests-departed--slow.on_departed", (0, 1))
 
-    (first, first_id), (second, second_id) = seen
-    assert (first, second) == (1, 2)
+    (attempt, first_id), (next_attempt, second_id) = seen
+    assert (attempt, next_attempt) == (1, 2)
     assert first_id == second_id != ""
 
 
