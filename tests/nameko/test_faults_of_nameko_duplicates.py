@@ -93,10 +93,13 @@ async def test_fault_12_what_runs_over_a_reconnect_is_not_run_again(rabbit_uri: 
     gate = Gate()
 
     async with proxied(rabbit_uri) as (proxy, uri), Client(rabbit_uri) as client:
-        async with run_services(make_slow(gate, seen), broker=uri, timeout=20):
+        slow = make_slow(gate, seen)
+        async with run_services(slow, broker=uri, timeout=20) as bed:
+            link = bed.container(slow).host.link
             await client.publish("tests", "departed", 1)
             await gate.wait_for(1)
             proxy.drop()
+            await eventually(lambda: link.statistics().reconnects > 0, 10)
             gate.open()
             await queue_becomes(rabbit_uri, "evt-tests-departed--slow.on_departed", (0, 1))
 
