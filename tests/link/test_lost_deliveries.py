@@ -86,13 +86,24 @@ async def test_backlog_does_not_grow_with_each_cut(link: Link, any_queue: str, c
     assert not holder.mixed
 
 
-async def test_nobody_is_told_where_nothing_was_unsettled(
+async def test_holder_is_told_also_where_all_was_settled(
     link: Link, any_queue: str, cut: Cut
 ) -> None:
+    """The acknowledgements may have been on their way."""
     holder = await hold(link, any_queue, 3)
     for one in holder.waiting:
         one.ack()
-    await asyncio.sleep(0)
+
+    await cut_off(cut, holder)
+
+    assert not holder.mixed
+    assert sorted(one.body for one in holder.dropped[:3]) == [b"0", b"1", b"2"]
+
+
+async def test_nobody_is_told_where_nothing_was_handed_out(
+    link: Link, any_queue: str, cut: Cut
+) -> None:
+    holder = await hold(link, any_queue, 0)
 
     await cut()
     await link.publish(Message("", any_queue, b"later", Properties()), timeout=15)

@@ -129,10 +129,10 @@ class ConsumeOptions:
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """`x-priority`, `x-stream-offset`, … as `basic.consume` takes them."""
     on_lost: OnLost | None = None
-    """Called once when a channel of this consumer ends (connection lost, channel closed, consumer cancelled by the broker
-    or closed by us) with deliveries handed out and not settled. Those are lost (`Delivery.is_lost`): the broker delivers them
-    again, so what has not begun should be dropped. Runs before any delivery of the next channel, and only where there was
-    something to lose."""
+    """Called once when a channel of this consumer on which something was handed out ends (connection lost, channel closed,
+    consumer cancelled by the broker or closed by us). What was not settled is lost (`Delivery.is_lost`): the broker delivers it
+    again, so what has not begun should be dropped. It may deliver again what was settled just before, too: the word of it may
+    have been on its way. Runs before any delivery of the next channel."""
     resume_from: ResumeFrom | None = None
     """Of a stream: asked, each time before consuming resumes on a new channel, for the offset to go on from (a checkpoint,
     for instance). Without it, or where it returns `None`, a consumer goes on from the first delivery not settled."""

@@ -28,7 +28,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from mycelia.amqp import Delivery, Message, Properties, Queue
@@ -101,6 +101,7 @@ class DeadLetters(SharedExtension):
         attempts: int,
         error: BaseException | None = None,
         dead_queue: str | None = None,
+        on_acknowledged: Callable[[Delivery], None] | None = None,
     ) -> None:
         """Publish `delivery` to its dead-letter queue, then acknowledge it. Does not wait; never raises.
 
@@ -109,6 +110,7 @@ class DeadLetters(SharedExtension):
             method: which method could not handle it.
             attempts: how often it was tried.
             dead_queue: where to; `dead_letter_queue_name(queue)` by default.
+            on_acknowledged: told when the message is there and acknowledged.
         """
         assert self.container is not None
         target = dead_letter_queue_name(queue) if dead_queue is None else dead_queue
@@ -137,6 +139,8 @@ class DeadLetters(SharedExtension):
 
         def on_moved() -> None:
             self._buried += 1
+            if on_acknowledged is not None:
+                on_acknowledged(delivery)
             log.warning(
                 event(
                     "delivery_dead_lettered",

@@ -29,10 +29,19 @@ class PutBack:
         link: an open link.
         publish_timeout: seconds for the broker to take the message.
         user: who publishes on the link.
+        on_acknowledged: told of each message that has been put back and acknowledged.
     """
 
-    def __init__(self, link: Link, *, publish_timeout: float, user: str | None = None) -> None:
+    def __init__(
+        self,
+        link: Link,
+        *,
+        publish_timeout: float,
+        user: str | None = None,
+        on_acknowledged: Callable[[Delivery], None],
+    ) -> None:
         self._link = link
+        self._on_acknowledged = on_acknowledged
         self.publish_timeout = publish_timeout
         """May be changed at any time."""
         self._user = user
@@ -112,6 +121,7 @@ class PutBack:
             pauses=PAUSES_S,
             on_failure=on_failure,
             on_given_up=given_up,
+            on_moved=lambda: self._on_acknowledged(delivery),
         )
 
     def stop(self) -> None:

@@ -4,7 +4,7 @@ The broker delivers such a message again, to this process or another. If to this
 nor again when it has been done: what is told of the old delivery from now on (`ack()`) is kept, and told of the new one.
 
     working   the new delivery takes the old one's place: its end settles the new one
-    done      the new delivery is settled at once
+    done      the new delivery is settled at once; also what was acknowledged shortly before, as that may have been on its way
     not begun it was waiting here when the channel went: the new delivery is not counted as a return
     not here  it was on its way to us, as far as anybody can tell: the same, for as many as can have been
 
@@ -16,6 +16,7 @@ that goes on is remembered for as long as it goes on.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final
 
@@ -33,6 +34,16 @@ REMEMBER_S: Final = 600.0
 ON_THEIR_WAY_S: Final = 30.0
 """Seconds after a loss in which an unknown redelivery may be one that was on its way to us. Arbitrary; reconnecting to a
 broker that is there takes a few."""
+
+MAX_RECENT: Final = 512
+MAX_RECENT_BYTES: Final = 16 * 1024
+"""How many acknowledged messages are kept in case their channel goes, and how large each may be. Arbitrary; at most 8 MB.
+An acknowledgement waits some milliseconds and travels some more, and is known as lost when a blocked loop runs again."""
+
+RECENT_S: Final = 60.0
+"""Seconds for which those are remembered: nearly all have been settled for good."""
+
+LOOK_EVERY_S: Final = 1.0
 
 KeyOf = Callable[[Delivery], Hashable | None]
 
@@ -106,6 +117,8 @@ class Remembered:
         self._kept: dict[Hashable, list[Kept]] = {}
         self._waiting: dict[Hashable, list[Kept]] = {}
         self._count = 0
+        self._recent: deque[Delivery] = deque(maxlen=MAX_RECENT)
+        self._look_at = 0.0
         self._on_their_way = 0
         self._expected_until = 0.0
 
@@ -120,6 +133,11 @@ class Remembered:
     def __len__(self) -> int:
         return self._count
 
+    def acknowledged(self, delivery: Delivery) -> None:
+        """`delivery` has just been acknowledged: should its channel go now, the broker may not know."""
+        if len(delivery.body) <= MAX_RECENT_BYTES:
+            self._recent.append(delivery)
+
     def keep(self, deliveries: Iterable[Delivery], now: float) -> None:
         """Of `deliveries`, which are worked on, remember those that are lost."""
         for delivery in deliveries:
@@ -127,6 +145,15 @@ class Remembered:
                 kept = self._add(self._kept, delivery, now)
                 if kept is not None:
                     delivery.settler = kept
+        self._keep_recent(now)
+
+    def _keep_recent(self, now: float) -> None:
+        for delivery in self._recent:
+            if delivery.is_lost and type(delivery.settler) is not Kept:
+                kept = self._add(self._kept, delivery, now - max(self._seconds - RECENT_S, 0.0))
+                if kept is not None:
+                    kept.ack(delivery.delivery_tag)
+        self._recent.clear()
 
     def drop(self, deliveries: Iterable[Delivery], now: float) -> None:
         """Remember `deliveries`, which are lost, as not begun."""
@@ -150,6 +177,7 @@ class Remembered:
             if kept is not None:
                 if kept.is_done:
                     delivery.ack()
+                    self.acknowledged(delivery)
                 else:
                     kept.go_on_with(delivery)
                 continue
@@ -161,7 +189,8 @@ class Remembered:
             rest.append(delivery)
         if now >= self._expected_until:
             self._on_their_way = 0
-        if self._count:
+        if self._count and now >= self._look_at:
+            self._look_at = now + LOOK_EVERY_S  # it walks through all of them
             self.forget(now)
         return rest
 

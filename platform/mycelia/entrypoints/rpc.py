@@ -105,7 +105,7 @@ class RpcConsumer(SharedExtension):
         self._methods: dict[str, Rpc] = {}
         """By routing key."""
         self._consumer: Consumer | None = None
-        self._remembered = Remembered(request_key)
+        self.remembered = Remembered(request_key)
         self._stop_watching: Callable[[], None] = lambda: None
         self._window: SharedPrefetch | None = None
         self._prefetch: PrefetchChanges | None = None
@@ -124,7 +124,10 @@ class RpcConsumer(SharedExtension):
         settings = container.settings.mycelia
         self._user = own_user(container.settings.AMQP_URI)
         self._put_back = PutBack(
-            self._link, publish_timeout=settings.publish_timeout, user=self._user
+            self._link,
+            publish_timeout=settings.publish_timeout,
+            user=self._user,
+            on_acknowledged=self.remembered.acknowledged,
         )
         self.queue = service_queue_name(self._service)
         self.replies = Replies(
@@ -196,7 +199,7 @@ class RpcConsumer(SharedExtension):
             prefetch=self._consumer.prefetch,
             unsettled=self._consumer.unsettled,
             put_back=len(self._put_back.deliveries),
-            remembered=len(self._remembered),
+            remembered=len(self.remembered),
         )
 
     async def stop_consuming(self) -> None:
@@ -246,8 +249,8 @@ class RpcConsumer(SharedExtension):
     def _on_deliveries(self, deliveries: list[Delivery]) -> None:
         arrived_at = time.monotonic()
         from_wall = monotonic_from_wall(monotonic=arrived_at, wall=time.time())
-        if self._remembered:
-            deliveries = self._remembered.claim(deliveries, arrived_at)
+        if self.remembered:
+            deliveries = self.remembered.claim(deliveries, arrived_at)
         for delivery in deliveries:
             properties = delivery.properties
             headers = properties.headers
@@ -305,18 +308,18 @@ class RpcConsumer(SharedExtension):
     def _on_state(self, state: LinkState) -> None:
         if state is LinkState.RECONNECTING and self._consumer is not None:
             # Also where nothing was unsettled here: all of it may have been on its way.
-            self._remembered.expect(self._consumer.prefetch, time.monotonic())
+            self.remembered.expect(self._consumer.prefetch, time.monotonic())
 
     def _on_lost(self) -> None:
         """The channel is gone, and the broker delivers again what we had: some of it to us."""
         now = time.monotonic()
         if self._consumer is not None:
-            self._remembered.expect(self._consumer.prefetch, now)
+            self.remembered.expect(self._consumer.prefetch, now)
         lanes = [self._stray_lane, *(entrypoint.lane for entrypoint in self._methods.values())]
         running = [call.message for lane in lanes for call in lane.running if call.message]
-        self._remembered.keep([*running, *self.replies.waiting, *self._put_back.deliveries], now)
+        self.remembered.keep([*running, *self.replies.waiting, *self._put_back.deliveries], now)
         dropped = [call.message for lane in lanes for call in lane.drop_lost() if call.message]
-        self._remembered.drop(dropped, now)
+        self.remembered.drop(dropped, now)
 
     def _stray_target(self, delivery: Delivery) -> Target:
         method = delivery.routing_key.partition(".")[2]
@@ -419,6 +422,7 @@ class Rpc(Entrypoint):
         match settlement:
             case Reply():
                 self.consumer.replies.send(call, delivery, outcome)
+                self.consumer.remembered.acknowledged(delivery)
             case GiveBack():
                 delivery.nack(requeue=True)
             case Requeue():

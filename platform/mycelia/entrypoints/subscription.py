@@ -99,6 +99,7 @@ class Subscription(Entrypoint, ABC):
             self._link,
             publish_timeout=container.settings.mycelia.publish_timeout,
             user=own_user(container.settings.AMQP_URI),
+            on_acknowledged=self._remembered.acknowledged,
         )
         self._queue, parts = self.topology()
         self._dead_queue = self.dead_letter_queue()
@@ -222,6 +223,7 @@ class Subscription(Entrypoint, ABC):
         match settlement:
             case Ack():
                 delivery.ack()
+                self._remembered.acknowledged(delivery)
             case GiveBack():
                 delivery.nack(requeue=True)
             case Requeue():
@@ -262,4 +264,5 @@ class Subscription(Entrypoint, ABC):
             attempts=call.attempt,
             error=error,
             dead_queue=self._dead_queue,
+            on_acknowledged=self._remembered.acknowledged,
         )

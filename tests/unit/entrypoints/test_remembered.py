@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mycelia.amqp import Delivery, Properties
-from mycelia.entrypoints.remembered import Remembered, event_key, request_key
+from mycelia.entrypoints.remembered import (
+    MAX_RECENT,
+    MAX_RECENT_BYTES,
+    RECENT_S,
+    Remembered,
+    event_key,
+    request_key,
+)
 
 
 class Channel:
@@ -82,6 +89,56 @@ def test_redelivery_of_what_has_been_done_meanwhile_is_settled_at_once(
 
     assert remembered.claim([new.deliver(7, "m", again=True)], 1.0) == []
     assert new.settled == [("ack", 7)]
+    assert not remembered
+
+
+def test_redelivery_of_what_had_just_been_done_is_settled_at_once(
+    old: Channel, new: Channel
+) -> None:
+    """The acknowledgement was on its way when the channel went, or nobody had noticed yet that it had gone."""
+    remembered = Remembered(event_key)
+    for number in range(20):
+        delivery = old.deliver(number, f"id-{number}")
+        delivery.ack()
+        remembered.acknowledged(delivery)
+
+    old.is_lost = True
+    remembered.keep([], now=0.0)
+    again = [new.deliver(number, f"id-{number}", again=True) for number in range(21)]
+    rest = remembered.claim(again, now=1.0)
+
+    assert [one.properties.message_id for one in rest] == ["id-20"]
+    assert new.settled == [("ack", number) for number in range(20)]
+    new.is_lost = True  # before the broker hears of those
+    remembered.keep([], now=1.0)
+    newer = Channel()
+    assert not remembered.claim([newer.deliver(1, "id-3", again=True)], now=2.0)
+    assert newer.settled == [("ack", 1)]
+
+
+def test_what_was_done_on_a_channel_that_lives_is_not_remembered_as_lost(
+    old: Channel, new: Channel
+) -> None:
+    remembered = Remembered(event_key)
+    remembered.acknowledged(old.deliver(1, "id"))
+
+    remembered.keep([], now=0.0)
+
+    assert not remembered
+    assert len(remembered.claim([new.deliver(1, "id", again=True)], now=0.0)) == 1
+
+
+def test_what_had_just_been_done_is_bounded_and_soon_forgotten(old: Channel) -> None:
+    remembered = Remembered(event_key)
+    for number in range(MAX_RECENT + 5):
+        remembered.acknowledged(old.deliver(number, f"id-{number}"))
+    remembered.acknowledged(old.deliver(1, "large", b"x" * (MAX_RECENT_BYTES + 1)))
+
+    old.is_lost = True
+    remembered.keep([], now=1000.0)
+    assert len(remembered) == MAX_RECENT
+
+    remembered.forget(1000.0 + RECENT_S + 1)
     assert not remembered
 
 

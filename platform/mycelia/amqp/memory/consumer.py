@@ -62,7 +62,14 @@ class ConsumerHost(Peer, Protocol):
 class _Channel:
     """One incarnation of a consumer's channel: where its deliveries are settled."""
 
-    __slots__ = ("consumer", "has_told_loss", "outbox", "subscription", "unsettled")
+    __slots__ = (
+        "consumer",
+        "has_been_used",
+        "has_told_loss",
+        "outbox",
+        "subscription",
+        "unsettled",
+    )
 
     def __init__(self, consumer: MemoryConsumer, subscription: Subscription) -> None:
         self.consumer = consumer
@@ -71,6 +78,8 @@ class _Channel:
         """Sent by the broker and not yet handed to the consumer: what a socket would hold."""
         self.unsettled = 0
         """Handed out and not settled; kept when the broker has taken them back."""
+        self.has_been_used = False
+        """Whether anything was ever handed out."""
         self.has_told_loss = False
 
     @property
@@ -286,6 +295,7 @@ class MemoryConsumer:
         batch, channel.outbox = channel.outbox, []
         if not self._options.no_ack:
             channel.unsettled += len(batch)
+            channel.has_been_used = True
         self._hand_out(batch)
 
     def _hand_out(self, batch: list[Delivery]) -> None:
@@ -330,7 +340,7 @@ class MemoryConsumer:
 
     def _tell_loss(self, channel: _Channel) -> None:
         on_lost = self._options.on_lost
-        if channel.has_told_loss or on_lost is None or not channel.unsettled:
+        if channel.has_told_loss or on_lost is None or not channel.has_been_used:
             return
         channel.has_told_loss = True
         try:

@@ -334,7 +334,7 @@ class Intake:
             return
         self._has_told_loss = True
         on_lost = self._options.on_lost
-        if on_lost is None or not self.unsettled:
+        if on_lost is None or not self.ledger.has_been_used:
             return
         try:
             on_lost()
