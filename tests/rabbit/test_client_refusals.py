@@ -29,7 +29,8 @@ async def client(own_rabbit_node: PrivateNode) -> AsyncIterator[Client]:
     """Of a service, on a broker that takes 64 KiB at most."""
 
     async def limit(size: int) -> None:
-        expression = f"application:set_env(rabbit, max_message_size, {size})."
+        expression = f"application:set_env(rabbit, max_message_size, {size})"
+        expression += f", persistent_term:put(max_message_size, {size})."  # RabbitMQ 4 looks here
         await asyncio.to_thread(own_rabbit_node.ctl, "eval", expression)
 
     await limit(LIMIT)

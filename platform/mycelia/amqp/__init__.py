@@ -32,6 +32,7 @@ from mycelia.amqp.model import (
     Settler,
 )
 from mycelia.amqp.rabbit.link import RabbitLink
+from mycelia.amqp.refusals import QueueNodeDown
 
 __all__ = [
     "CONSUME_DEFAULTS",
@@ -57,6 +58,7 @@ __all__ = [
     "OnStateChange",
     "Properties",
     "Queue",
+    "QueueNodeDown",
     "RabbitLink",
     "ResumeFrom",
     "Returned",

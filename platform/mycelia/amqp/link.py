@@ -377,6 +377,8 @@ class Link(Protocol):
 
         Raises:
             TopologyError: no such queue.
+            QueueNodeDown: the node of a cluster that holds it is down (a BrokerUnavailable).
+            BrokerUnavailable: no answer within `timeout` seconds.
         """
         ...
 

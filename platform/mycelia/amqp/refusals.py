@@ -26,6 +26,7 @@ from mycelia.errors import (
 __all__ = [
     "NOT_FOUND",
     "NOT_POSSIBLE",
+    "QueueNodeDown",
     "blames_a_publishing",
     "could_mean",
     "declaration_refused",
@@ -120,6 +121,10 @@ def publishing_nacked(message: Message, attempts: int, waited_s: float) -> Publi
 # --- declarations --------------------------------------------------------------------------------
 
 
+class QueueNodeDown(BrokerUnavailable):
+    """The broker answers, but the node of its cluster that holds the queue does not."""
+
+
 _NODE_DOWN = ("down or inaccessible", "is down", "is stopped by supervisor")
 """What RabbitMQ says (404) of a queue that exists on a node that does not answer; the last is 4.3's for one just stopped."""
 
@@ -128,7 +133,7 @@ def declaration_refused(what: str, code: int, text: str) -> LinkError:
     """The error that the broker's answer about `what` amounts to."""
     said = f"{what}: {code} {text}"
     if code == NOT_FOUND and any(words in text for words in _NODE_DOWN):
-        return BrokerUnavailable(said)
+        return QueueNodeDown(said)
     if code == 403 and "refused for user" in text:
         return AccessRefused(
             f"{said}. Give the user the permission, or declare it with another user."

@@ -28,6 +28,7 @@ from mycelia.amqp import (
     Message,
     Properties,
     Queue,
+    QueueNodeDown,
     Returned,
 )
 from mycelia.call import DeadlineWheel, deadline_to_wire
@@ -192,7 +193,7 @@ class ReplyRouter:
         try:
             while not await self._is_answered():  # noqa: ASYNC110  the link tells of states, not of this queue
                 await asyncio.sleep(LOOK_AGAIN_S)
-        except BrokerUnavailable as exc:
+        except QueueNodeDown as exc:
             away, parts, consumer = self.queue, self._parts, self._consumer
             self._choose_queue()
             self._link.forget(*parts[1:])
@@ -218,13 +219,13 @@ class ReplyRouter:
         """Whether the broker could be asked for the reply queue.
 
         Raises:
-            BrokerUnavailable: its node is down.
+            QueueNodeDown: its node is down.
         """
         try:
             await self._link.consumer_count(self.queue)
+        except QueueNodeDown:
+            raise
         except BrokerUnavailable:
-            if self._link.state in (LinkState.CONNECTED, LinkState.BLOCKED):
-                raise
             return False
         return True
 
