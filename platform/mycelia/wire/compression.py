@@ -9,8 +9,10 @@ from __future__ import annotations
 import bz2
 import importlib
 import lzma
+import threading
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, Final, Protocol
 
 from mycelia.errors import UndecodableMessage
@@ -23,6 +25,11 @@ _INPUT_BYTES: Final = 64 * 1024  # given at once: what zlib does not take is cop
 _OUTPUT_BYTES: Final = 1024 * 1024  # made at once, so that a bomb is found out before it is large
 _LZMA_MEMORY: Final = 100 * 1024 * 1024
 """An lzma body names the memory that it wants, up to 4 GiB. `xz -9`, the greediest preset, wants 65 MiB."""
+
+
+_two_large = threading.Semaphore(2)
+"""Held while more than `_OUTPUT_BYTES` are unpacked: every thread has one to itself otherwise, and a handful of bombs of 242
+bytes takes gigabytes."""
 
 
 class _Decompressor(Protocol):
@@ -91,20 +98,23 @@ class _TooLargeError(Exception):
 
 def _unpacked(decompressor: _Decompressor, body: bytes, limit: int) -> bytes | None:
     """What the body unpacks to; `None` if it ends before its end."""
-    parts: list[bytes] = []
-    size = 0
-    for at in range(0, len(body), _INPUT_BYTES):
-        piece = body[at : at + _INPUT_BYTES]
-        while True:
-            part = decompressor.decompress(piece, _OUTPUT_BYTES)
-            size += len(part)
-            if size > limit:
-                raise _TooLargeError
-            parts.append(part)
-            if decompressor.eof:
-                return b"".join(parts)
-            # zlib gives back what it has not taken; the others keep it.
-            piece = getattr(decompressor, "unconsumed_tail", b"")
-            if not piece and len(part) < _OUTPUT_BYTES:
-                break
+    plain = bytearray()
+    with ExitStack() as turn:
+        for at in range(0, len(body), _INPUT_BYTES):
+            piece = body[at : at + _INPUT_BYTES]
+            while True:
+                part = decompressor.decompress(piece, _OUTPUT_BYTES)
+                if len(plain) + len(part) > limit:
+                    plain.clear()  # the error's traceback would keep it for as long as the error lives
+                    raise _TooLargeError
+                is_first = not plain
+                plain += part
+                if decompressor.eof:
+                    return bytes(plain)
+                if is_first and len(plain) == _OUTPUT_BYTES:
+                    turn.enter_context(_two_large)
+                # zlib gives back what it has not taken; the others keep it.
+                piece = getattr(decompressor, "unconsumed_tail", b"")
+                if not piece and len(part) < _OUTPUT_BYTES:
+                    break
     return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -29,6 +31,30 @@ def test_compressed_body_cannot_fill_the_memory() -> None:
 
     with pytest.raises(UndecodableMessage, match="more than 1000 bytes once decompressed"):
         decompress(bomb, {"compression": "application/x-gzip"}, 1000)
+
+
+@pytest.mark.parametrize("method", ["zlib", "bzip2", "lzma"])
+def test_many_bombs_at_once_do_not_fill_it_together(method: str) -> None:
+    """Each in a thread of its own, as workers have them; and their errors may live on."""
+    limit = 8_000_000
+    bomb, content_type = stock.compress(bytes(2 * limit), method)
+
+    def fail(_: int) -> UndecodableMessage:
+        with pytest.raises(UndecodableMessage, match="once decompressed") as caught:
+            decompress(bomb, {"compression": content_type}, limit)
+        return caught.value
+
+    tracemalloc.start()
+    try:
+        with ThreadPoolExecutor(16) as threads:
+            errors = list(threads.map(fail, range(32)))
+        left, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert len(errors) == 32
+    assert peak < 5 * limit
+    assert left < limit
 
 
 @pytest.mark.parametrize(
