@@ -79,42 +79,49 @@ def decompress(body: bytes, headers: Mapping[str, Any] | None, max_body_bytes: i
             "Publish without compression, or with one of these."
         )
     try:
-        plain = _unpacked(make(), body, max_body_bytes)
+        return _unpacked(make(), body, max_body_bytes)
     except _TooLargeError:
-        raise UndecodableMessage(
-            f"the body of {len(body)} bytes is more than {max_body_bytes} bytes once decompressed. "
-            "Send less in one message, or raise the limit."
-        ) from None
-    except Exception as exc:  # each method has an error of its own; zstd's is not there to name
-        raise UndecodableMessage(f"the body of {len(body)} bytes is not {method}: {exc}.") from exc
-    if plain is None:
-        raise UndecodableMessage(f"the body of {len(body)} bytes is {method} that is cut off.")
-    return plain
+        problem = (
+            f"more than {max_body_bytes} bytes once decompressed. "
+            "Send less in one message, or raise the limit"
+        )
+    except _CutOffError:
+        problem = f"{method} that is cut off"
+    except Exception as exc:  # noqa: BLE001  each method has an error of its own; zstd's is not there to name
+        problem = f"not {method}: {exc}"
+    # Out here, because an error that knew of the first would keep all that was unpacked for as long as it lives.
+    raise UndecodableMessage(f"the body of {len(body)} bytes is {problem}.")
 
 
 class _TooLargeError(Exception):
     """The limit is passed."""
 
 
-def _unpacked(decompressor: _Decompressor, body: bytes, limit: int) -> bytes | None:
-    """What the body unpacks to; `None` if it ends before its end."""
+class _CutOffError(Exception):
+    """The body ends before its end."""
+
+
+def _unpacked(decompressor: _Decompressor, body: bytes, limit: int) -> bytes:
+    """What the body unpacks to."""
     plain = bytearray()
     with ExitStack() as turn:
+        has_turn = isinstance(decompressor, lzma.LZMADecompressor)  # takes memory at once
+        if has_turn:
+            turn.enter_context(_two_large)
         for at in range(0, len(body), _INPUT_BYTES):
             piece = body[at : at + _INPUT_BYTES]
             while True:
                 part = decompressor.decompress(piece, _OUTPUT_BYTES)
                 if len(plain) + len(part) > limit:
-                    plain.clear()  # the error's traceback would keep it for as long as the error lives
                     raise _TooLargeError
-                is_first = not plain
                 plain += part
                 if decompressor.eof:
                     return bytes(plain)
-                if is_first and len(plain) == _OUTPUT_BYTES:
+                if not has_turn and len(plain) >= _OUTPUT_BYTES:
+                    has_turn = True
                     turn.enter_context(_two_large)
                 # zlib gives back what it has not taken; the others keep it.
                 piece = getattr(decompressor, "unconsumed_tail", b"")
                 if not piece and len(part) < _OUTPUT_BYTES:
                     break
-    return None
+    raise _CutOffError
