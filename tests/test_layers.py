@@ -12,6 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from tests.source import parse
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +32,7 @@ def imported_by(source: str, name: str, known: Iterable[str]) -> Iterator[str]:
     `from package import name` is an import of `package.name` where that is a module, else of the package.
     """
     known = set(known)
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom):

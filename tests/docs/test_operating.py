@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 from tests.docs.documents import ROOT, blocks_of, table_rows
+from tests.source import parse
 
 from mycelia import Client, EventDispatcher, Queue, Runner, event_handler, rpc
 from mycelia.amqp import Link
@@ -33,7 +34,7 @@ def section(heading: str) -> str:
 def _log_calls() -> Iterator[tuple[str, ast.expr, str]]:
     """Place, message and level of each line that the platform can log."""
     for module in sorted((ROOT / "platform" / "mycelia").rglob("*.py")):
-        for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+        for node in ast.walk(parse(module.read_text("utf-8"))):
             match node:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id="log" | "_log"), attr=level),

@@ -6,6 +6,8 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+from tests.source import parse
+
 from mycelia.entrypoints.http import paths
 
 PACKAGE = "mycelia.entrypoints.http"
@@ -13,7 +15,7 @@ PACKAGE = "mycelia.entrypoints.http"
 
 def imported_by(file: Path) -> set[str]:
     """What it imports of the package: at the top, inside functions, and for type checkers alike."""
-    tree = ast.parse(file.read_text("utf-8"))
+    tree = parse(file.read_text("utf-8"))
     found = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     return {name.rpartition(".")[2] for name in found if name.startswith(f"{PACKAGE}.")}
 
