@@ -162,6 +162,72 @@ async def test_raising_inbound_middleware_is_the_call_s_error(
     assert runner.containers[0].started
 
 
+async def forgetting(call: Call, next: Next) -> Any:
+    await next(call)
+
+
+async def exiting(call: Call, next: Next) -> Outcome:
+    raise SystemExit(3)
+
+
+class Failing:
+    name = "failing"
+
+    @event_handler("source", "threaded")
+    def threaded(self, payload: int) -> None: ...
+
+    @event_handler("source", "on_loop")
+    async def on_loop(self, payload: int) -> None: ...
+
+
+WRONG = [(raising, "Flaky"), (forgetting, "RuntimeStateError"), (exiting, "SystemExit")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("wrong", "error"), WRONG)
+async def test_outer_middleware_sees_an_outcome_whatever_an_inner_one_does(
+    serve: Serve, client: Client, link: Link, kind: str, wrong: Middleware, error: str
+) -> None:
+    """Far more calls than slots: whatever leaks one ends this. Requests, refused ones, and events."""
+    seen: list[str] = []
+
+    async def metrics(call: Call, next: Next) -> Outcome:
+        outcome = await next(call)
+        seen.append(type(outcome.error).__name__)
+        return outcome
+
+    await serve(Echo, Failing, inbound=(metrics, wrong), config={"max_workers": 2})
+
+    methods = [kind, "unknown"] * 5
+    asked = (client.call("echo", method, 1, timeout=5) for method in methods)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    await asyncio.gather(*(client.publish("source", kind, n) for n in range(10)))
+    dead = await read_dead_letters(link, f"evt-source-{kind}--failing.{kind}", 10)
+
+    assert [getattr(answer, "exc_type", answer) for answer in answers] == [error] * 10
+    assert {(one.properties.headers or {})["x-mycelia-error-type"] for one in dead} == {error}
+    assert seen == [error] * 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("wrong", "error"), WRONG[:2])
+async def test_outer_outbound_middleware_sees_an_outcome_whatever_an_inner_one_does(
+    serve: Serve, invoke: Invoke, kind: str, wrong: Middleware, error: str
+) -> None:
+    seen: list[str] = []
+
+    async def metrics(call: Call, next: Next) -> Outcome:
+        outcome = await next(call)
+        seen.append(type(outcome.error).__name__)
+        return outcome
+
+    await serve(Front, Echo, outbound=(metrics, wrong))
+
+    with pytest.raises(RemoteError, match=error):
+        await invoke("front", kind, "on_loop", 1)
+    assert seen == [error]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_inbound_middleware_may_go_on_several_times(
     serve: Serve, invoke: Invoke, kind: str

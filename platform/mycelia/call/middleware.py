@@ -10,9 +10,10 @@ go on once or several times, and look at what came of it:
         return outcome
 
 It has the same shape in every direction: around what arrives (RPC, events, messages, timer ticks, HTTP requests, also
-those that are refused) and around what leaves (calls, events, messages). The end of a chain never raises: errors come
-as `Outcome.error`. A middleware that raises is contained and counts as the call's error. `get_current_call()` is the
-call being handled, outside `next` as well as inside.
+those that are refused) and around what leaves (calls, events, messages). `next` never raises: errors come as
+`Outcome.error`, those of middleware further in as well, so that a middleware that counts or traces sees every end. (Only
+cancellation goes through it, as through any `await`.) What is returned must be an `Outcome`. `get_current_call()` is the call
+being handled, outside `next` as well as inside.
 
 Who brings middleware: extensions (`Extension.middleware()`), the configuration (`mycelia: middleware:`), and `Runner`
 and `Client` in code. All are asked once for each target, before any `setup()`; a chain that stays empty costs nothing.
@@ -20,12 +21,14 @@ and `Client` in code. All are asked once for each target, before any `setup()`; 
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from mycelia.call.model import Call
 from mycelia.call.outcome import Outcome
 from mycelia.call.target import Direction, Target
+from mycelia.errors import RuntimeStateError
 
 __all__ = ["Middleware", "MiddlewareSource", "Next", "compose", "middleware_for"]
 
@@ -57,6 +60,25 @@ def compose(middleware: Iterable[Middleware], endpoint: Next) -> Next:
 
 def _wrap(layer: Middleware, inner: Next) -> Next:
     async def step(call: Call) -> Outcome:
-        return await layer(call, inner)
+        try:
+            outcome = await layer(call, inner)
+        except (CancelledError, GeneratorExit) as exc:
+            reason = call.reason_for(exc)
+            if reason is exc:
+                raise
+            return Outcome(error=reason)
+        except BaseException as exc:  # noqa: BLE001  a `SystemExit` is one call's error too, as in a worker
+            return Outcome(error=exc)
+        if not isinstance(outcome, Outcome):
+            return Outcome(error=_no_outcome(call, layer, outcome))
+        return outcome
 
     return step
+
+
+def _no_outcome(call: Call, layer: Middleware, returned: object) -> RuntimeStateError:
+    name = getattr(layer, "__qualname__", type(layer).__qualname__)
+    return RuntimeStateError(
+        f"{call.target.name}: the middleware {name} returned {type(returned).__name__}, not an Outcome. "
+        "End it with `return await next(call)`, or `return Outcome(…)`."
+    )

@@ -98,6 +98,8 @@ class Container:
         for name, declared in find_entrypoints(self.service_cls):
             self.entrypoints.append(bind_entrypoint(declared, self, name))
         # All are bound, none is set up: whose middleware stands where never depends on who is quicker.
+        self._invocations: dict[int, Invocation] = {}
+        """One for each entrypoint, however many lanes it has."""
         self._inbound = {
             id(entrypoint): self.middleware_for(entrypoint.target)
             for entrypoint in self.entrypoints
@@ -138,9 +140,13 @@ class Container:
             self._threads = ThreadPool(
                 loop, self._thread_count(), name=f"mycelia-{self.service_name}"
             )
+        invocation = self._invocations.get(id(entrypoint))
+        if invocation is None:
+            invocation = Invocation(self, entrypoint, self.dependencies, loop)
+            self._invocations[id(entrypoint)] = invocation
         lane = Lane(
             entrypoint.target if target is None else target,
-            Invocation(self, entrypoint, self.dependencies, loop),
+            invocation,
             entrypoint,
             limit=self.concurrency_of(entrypoint),
             slots=self._slots,

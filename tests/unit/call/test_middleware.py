@@ -1,6 +1,12 @@
-"""The chain: order, and what a middleware may do."""
+"""The chain: order, what a middleware may do, and what becomes of one that fails."""
+
+import asyncio
+from typing import Any
+
+import pytest
 
 from mycelia.call import Call, CallKind, Direction, Middleware, Next, Outcome, Target, compose
+from mycelia.errors import HandlerTimeout, RuntimeStateError
 
 
 def a_call() -> Call:
@@ -51,3 +57,114 @@ async def test_a_middleware_may_go_on_several_times_and_change_the_call() -> Non
     outcome = await compose([again], endpoint)(a_call())
 
     assert outcome.unwrap() == 13
+
+
+# --- a middleware that fails ------------------------------------------------------------------------
+
+
+class Metrics:
+    """An outer middleware, which must see an outcome whatever happens inside."""
+
+    def __init__(self) -> None:
+        self.seen: list[Outcome] = []
+
+    async def __call__(self, call: Call, next: Next) -> Outcome:
+        outcome = await next(call)
+        self.seen.append(outcome)
+        return outcome
+
+
+async def raises_before(call: Call, next: Next) -> Outcome:
+    raise LookupError("before")
+
+
+async def raises_after(call: Call, next: Next) -> Outcome:
+    await next(call)
+    raise LookupError("after")
+
+
+async def exits(call: Call, next: Next) -> Outcome:
+    raise SystemExit(3)
+
+
+def raises_without_waiting(call: Call, next: Next) -> Any:
+    raise LookupError("no coroutine")
+
+
+def returns_no_awaitable(call: Call, next: Next) -> Any:
+    return Outcome(1)
+
+
+@pytest.mark.parametrize(
+    ("failing", "error"),
+    [
+        (raises_before, LookupError),
+        (raises_after, LookupError),
+        (exits, SystemExit),
+        (raises_without_waiting, LookupError),
+        (returns_no_awaitable, TypeError),
+    ],
+)
+@pytest.mark.parametrize("between", [0, 3])
+async def test_outer_middleware_sees_the_error_of_an_inner_one_as_an_outcome(
+    failing: Any, error: type[BaseException], between: int
+) -> None:
+    layers = [Metrics() for _ in range(between + 1)]
+
+    outcome = await compose([*layers, failing], endpoint)(a_call())
+
+    assert isinstance(outcome.error, error)
+    assert [layer.seen for layer in layers] == [[outcome]] * len(layers)
+
+
+async def forgets_to_return(call: Call, next: Next) -> Any:
+    await next(call)
+
+
+async def returns_the_value(call: Call, next: Next) -> Any:
+    return (await next(call)).value
+
+
+@pytest.mark.parametrize("wrong", [forgets_to_return, returns_the_value])
+async def test_what_is_no_outcome_is_an_error_that_names_the_middleware(wrong: Any) -> None:
+    metrics = Metrics()
+
+    outcome = await compose([metrics, wrong], endpoint)(a_call())
+
+    assert metrics.seen == [outcome]
+    assert isinstance(outcome.error, RuntimeStateError)
+    assert wrong.__name__ in str(outcome.error)
+    assert "maths.add" in str(outcome.error)
+
+
+async def waits_for_ever(call: Call, next: Next) -> Outcome:
+    await asyncio.get_running_loop().create_future()
+    raise AssertionError
+
+
+async def test_cancellation_goes_through_all_of_them() -> None:
+    metrics = Metrics()
+    chain = compose([metrics, waits_for_ever], endpoint)
+    task = asyncio.ensure_future(chain(a_call()))
+    await asyncio.sleep(0)
+
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert metrics.seen == []
+
+
+async def test_cancellation_with_a_known_reason_is_that_error() -> None:
+    """As a lane does it with a worker that takes too long."""
+    metrics = Metrics()
+    call = a_call()
+    task = asyncio.ensure_future(compose([metrics, waits_for_ever], endpoint)(call))
+    await asyncio.sleep(0)
+
+    call.interruption = HandlerTimeout("maths.add", 1.0)
+    task.cancel()
+    outcome = await task
+
+    assert outcome.error is call.interruption
+    assert metrics.seen == [outcome]
