@@ -11,9 +11,9 @@ from tests.link.inbox import Inbox, cut_until
 from mycelia.amqp import (
     Binding,
     ConsumeOptions,
-    Consumer,
     Exchange,
     Link,
+    LinkConsumer,
     Message,
     Properties,
     Queue,
@@ -366,7 +366,7 @@ async def stream(link: Link) -> str:
     return "log"
 
 
-async def change_all(consumer: Consumer, rounds: int) -> None:
+async def change_all(consumer: LinkConsumer, rounds: int) -> None:
     for number in range(rounds):
         await consumer.set_prefetch(2 + number % 9)
         await consumer.pause()

@@ -20,8 +20,8 @@ __all__ = [
     "LINK_DEFAULTS",
     "Capabilities",
     "ConsumeOptions",
-    "Consumer",
     "Link",
+    "LinkConsumer",
     "LinkOptions",
     "LinkState",
     "LinkStatistics",
@@ -175,7 +175,7 @@ def check_prefetch(prefetch: int) -> None:
         )
 
 
-class Consumer(Protocol):
+class LinkConsumer(Protocol):
     """A running consumer. It survives reconnects, channel errors and cancellation by the broker."""
 
     @property
@@ -352,7 +352,7 @@ class Link(Protocol):
         options: ConsumeOptions = CONSUME_DEFAULTS,
         *,
         timeout: float | None = None,
-    ) -> Consumer:
+    ) -> LinkConsumer:
         """Consume on a channel of its own, with per-consumer prefetch, until cancelled.
 
         After a reconnect, a channel error or a cancellation by the broker, the link's remembered topology is

@@ -30,7 +30,7 @@ __all__ = [
     "blames_a_publishing",
     "could_mean",
     "declaration_refused",
-    "describe",
+    "describe_part",
     "find_culprit",
     "max_message_bytes",
     "publishing_nacked",
@@ -143,7 +143,7 @@ def declaration_refused(what: str, code: int, text: str) -> LinkError:
     return TopologyError(said)
 
 
-def describe(part: Part) -> str:
+def describe_part(part: Part) -> str:
     """`part` in words, for errors and log lines."""
     if isinstance(part, Exchange):
         return f'exchange "{part.name}" ({part.type})'

@@ -15,7 +15,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["install", "main", "may_install"]
+__all__ = ["Say", "install", "main", "may_install"]
+
+Say = Callable[[str], object]
+"""Takes a line for whoever waits."""
 
 # Packages ask /usr/sbin/policy-rc.d whether they may start their service; 101 is "no". `disable` keeps a RabbitMQ that
 # was not there before from coming up at the next boot. The package lists are fetched only when the install fails without.
@@ -53,7 +56,7 @@ def _as_root() -> list[str] | None:
     return [sudo, "-n"] if allowed else None
 
 
-def install(packages: Sequence[str], log_file: Path, say: Callable[[str], object] = print) -> bool:
+def install(packages: Sequence[str], log_file: Path, say: Say = print) -> bool:
     """Install packages; return whether that went well. What apt-get prints goes to the log file.
 
     Takes half a minute to some minutes. Call it only where `may_install()` is true.

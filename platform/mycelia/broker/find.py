@@ -8,11 +8,12 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mycelia.broker import debian_packages
+from mycelia.broker.debian_packages import Say
 from mycelia.broker.node import PrivateNode, find_rabbitmq, probe_amqp
 from mycelia.broker.private_files import STATE_DIRECTORY
 from mycelia.errors import BrokerUnavailable, ConfigError
@@ -31,8 +32,6 @@ DEFAULT_DIRECTORY = STATE_DIRECTORY / "broker"
 _COMPOSE_FILE = Path("compose/compose.yaml")
 _PROBE_TIMEOUT = 5.0
 _DOCKER_TIMEOUT = 180.0  # an image may have to be fetched first
-
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True, slots=True)

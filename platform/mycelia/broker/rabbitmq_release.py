@@ -21,10 +21,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mycelia.broker import debian_packages
+from mycelia.broker.debian_packages import Say
 from mycelia.broker.node import VERSION_FILE, find_rabbitmq
 from mycelia.broker.private_files import STATE_DIRECTORY, private_directory
 from mycelia.errors import ConfigError
@@ -57,8 +58,6 @@ _NEEDLESS = (
     "usr/share/man",
     "usr/share/locale",
 )
-
-Say = Callable[[str], object]
 
 
 def scripts_of_release(

@@ -20,10 +20,10 @@ from mycelia.amqp import (
     TRANSIENT,
     Binding,
     ConsumeOptions,
-    Consumer,
     Delivery,
     Exchange,
     Link,
+    LinkConsumer,
     LinkState,
     Message,
     Properties,
@@ -135,7 +135,7 @@ class ReplyRouter:
         self._wheel: DeadlineWheel[str] = DeadlineWheel()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = math.inf
-        self._consumer: Consumer | None = None
+        self._consumer: LinkConsumer | None = None
         self._stop_listening: list[Callable[[], None]] = []
         self._closed = False
         self._looking: asyncio.Task[None] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from mycelia.amqp import Consumer
+from mycelia.amqp import LinkConsumer
 from mycelia.errors import MyceliaError
 from mycelia.log_event import event
 
@@ -17,7 +17,7 @@ log = logging.getLogger("mycelia.entrypoints")
 class PrefetchChanges:
     """Owns the task that changes `consumer`'s prefetch."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: LinkConsumer) -> None:
         self._consumer = consumer
         self._wanted = consumer.prefetch
         self._task: asyncio.Task[None] | None = None

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
-from mycelia.amqp import Consumer, Delivery
+from mycelia.amqp import Delivery, LinkConsumer
 from mycelia.errors import UndecodableMessage
 from mycelia.log_event import event
 from mycelia.wire import (
@@ -104,7 +104,7 @@ def requeue_delay(attempt: int) -> float:
     return float(min(0.1 * 2 ** min(attempt - 1, 10), 30.0))
 
 
-async def stop_deliveries(consumer: Consumer) -> None:
+async def stop_deliveries(consumer: LinkConsumer) -> None:
     """Take no more messages. Bounded: a broker that does not answer cannot hold up a stop."""
     try:
         async with asyncio.timeout(CANCEL_TIMEOUT):

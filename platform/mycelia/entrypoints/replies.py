@@ -42,7 +42,7 @@ REPLY_TIMEOUT = 30.0
 """Seconds a reply without a deadline waits for a broker that is away, before it is given up."""
 
 
-class Reply(Message, frozen=True, gc=False):
+class ReplyMessage(Message, frozen=True, gc=False):
     """A reply on its way, and whose it is: a refused one is answered for by its sender alone."""
 
     sender: Any = None
@@ -107,7 +107,9 @@ class Replies:
             None,
             request.correlation_id,
         )
-        reply = Reply(self._exchange, reply_to, body, properties, False, self, error is not None)
+        reply = ReplyMessage(
+            self._exchange, reply_to, body, properties, False, self, error is not None
+        )
         deadline = call.deadline
         try:
             self._link.publish_nowait(
@@ -142,7 +144,9 @@ class Replies:
 
     # --- the broker is away ---------------------------------------------------------------------
 
-    def _send_late(self, delivery: Delivery | None, reply: Reply, deadline: float | None) -> None:
+    def _send_late(
+        self, delivery: Delivery | None, reply: ReplyMessage, deadline: float | None
+    ) -> None:
         task = asyncio.create_task(
             self._wait_and_send(delivery, reply, deadline), name="mycelia:late-reply"
         )
@@ -150,7 +154,7 @@ class Replies:
         task.add_done_callback(self._late.pop)
 
     async def _wait_and_send(
-        self, delivery: Delivery | None, reply: Reply, deadline: float | None
+        self, delivery: Delivery | None, reply: ReplyMessage, deadline: float | None
     ) -> None:
         """The broker is away or blocked: keep the reply for as long as somebody waits for it."""
         timeout = REPLY_TIMEOUT if deadline is None else max(deadline - time.monotonic(), 0.0)
@@ -166,7 +170,7 @@ class Replies:
     # --- the broker refuses a reply -------------------------------------------------------------
 
     def _on_refused(self, message: Message, error: MyceliaError) -> None:
-        if type(message) is not Reply or message.sender is not self:
+        if type(message) is not ReplyMessage or message.sender is not self:
             return
         if message.is_error:
             self._log_lost(message, error)
@@ -184,12 +188,12 @@ class Replies:
                 detail="answered with an error instead",
             )
         )
-        instead = Reply(
+        instead = ReplyMessage(
             self._exchange, message.routing_key, body, message.properties, False, self, True
         )
         self._send_late(None, instead, None)  # the channel is about to be opened again
 
-    def _log_lost(self, reply: Reply, error: MyceliaError) -> None:
+    def _log_lost(self, reply: ReplyMessage, error: MyceliaError) -> None:
         log.error(event("reply_lost", queue=self._queue, reply_to=reply.routing_key, error=error))
 
     # --- the end --------------------------------------------------------------------------------

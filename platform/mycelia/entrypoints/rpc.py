@@ -16,9 +16,9 @@ from typing import Any, Unpack
 from mycelia.amqp import (
     Binding,
     ConsumeOptions,
-    Consumer,
     Delivery,
     Exchange,
+    LinkConsumer,
     LinkState,
     Message,
     Queue,
@@ -104,7 +104,7 @@ class RpcConsumer(SharedExtension):
         self._entrypoints: list[Rpc] = []
         self._methods: dict[str, Rpc] = {}
         """By routing key."""
-        self._consumer: Consumer | None = None
+        self._consumer: LinkConsumer | None = None
         self.remembered = Remembered(request_key)
         self._stop_watching: Callable[[], None] = lambda: None
         self._window: SharedPrefetch | None = None

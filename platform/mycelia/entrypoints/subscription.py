@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import Unpack
 
-from mycelia.amqp import Binding, ConsumeOptions, Consumer, Delivery, Exchange, Queue
+from mycelia.amqp import Binding, ConsumeOptions, Delivery, Exchange, LinkConsumer, Queue
 from mycelia.call import (
     Ack,
     Arguments,
@@ -76,7 +76,7 @@ class Subscription(Entrypoint, ABC):
     ) -> None:
         super().__init__(**options)
         self.requeue_on_error = requeue_on_error
-        self._consumer: Consumer | None = None
+        self._consumer: LinkConsumer | None = None
         self._lane: Lane | None = None
         self._prefetch: PrefetchChanges | None = None
         self._put_back: PutBack | None = None

@@ -22,13 +22,11 @@ from mycelia.nameko.managed_thread import ManagedThread, run_in_daemon_thread
 from mycelia.nameko.recognise import dotted_name
 from mycelia.nameko.spawned_call import SpawnedCall
 from mycelia.runtime import Container, WorkerContext
+from mycelia.runtime.container import DEFAULT_MAX_WORKERS
 
 __all__ = ["ContainerFace", "Spawn"]
 
 log = logging.getLogger("mycelia.nameko")
-
-DEFAULT_MAX_WORKERS = 10
-"""What `max_workers` is where configuration says nothing (nameko/constants.py)."""
 
 THREAD_END_TIMEOUT = 1.0
 """Seconds a managed thread that is killed has for its clean-up."""

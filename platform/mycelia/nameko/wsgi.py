@@ -18,9 +18,9 @@ from mycelia.nameko.managed_thread import run_in_daemon_thread
 __all__ = ["Receive", "Scope", "Send", "WsgiBridge", "answer_plainly", "make_environ"]
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+AsgiMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[AsgiMessage]]
+Send = Callable[[AsgiMessage], Awaitable[None]]
 WsgiApp = Callable[..., Iterable[bytes]]
 
 SEND_TIMEOUT = 60.0
@@ -72,7 +72,7 @@ class _Answer:
     def __init__(self, send: Send, loop: asyncio.AbstractEventLoop) -> None:
         self._send = send
         self._loop = loop
-        self._start: Message | None = None
+        self._start: AsgiMessage | None = None
         self.is_started = False
 
     def start_response(

@@ -28,7 +28,7 @@ from mycelia.runtime.statistics import ServiceStatistics, by_name
 from mycelia.runtime.threads import ThreadPool
 from mycelia.runtime.worker import Invocation
 
-__all__ = ["Container"]
+__all__ = ["DEFAULT_MAX_WORKERS", "Container"]
 
 log = logging.getLogger("mycelia.runtime")
 

@@ -38,7 +38,7 @@ from mycelia.log_event import event
 from mycelia.runtime.service_time import ServiceTime
 from mycelia.runtime.threads import ThreadPool
 
-__all__ = ["Lane", "LaneStatistics", "Run", "ServiceSlots", "Settler"]
+__all__ = ["CallSettler", "Lane", "LaneStatistics", "Run", "ServiceSlots"]
 
 log = logging.getLogger("mycelia.runtime")
 
@@ -64,7 +64,7 @@ class Run(Protocol):
         ...
 
 
-class Settler(Protocol):
+class CallSettler(Protocol):
     """What becomes of a call after its worker: the entrypoint's part of a lane. `Entrypoint` has it all."""
 
     @property
@@ -178,7 +178,7 @@ class Lane:
         self,
         target: Target,
         run: Run,
-        settler: Settler,
+        settler: CallSettler,
         *,
         limit: int,
         slots: ServiceSlots,

@@ -23,7 +23,7 @@ __all__ = ["ThreadPool", "ThreadStatistics"]
 MAX_ABANDONED = 1000
 """Threads of methods that never return, which can only be left alone. Arbitrary; each takes some 100 KB."""
 
-Run = Callable[[Call], Outcome]
+RunInThread = Callable[[Call], Outcome]
 Done = Callable[[Call, Outcome], None]
 
 
@@ -50,7 +50,7 @@ class ThreadPool:
         self._loop = loop
         self._size = size
         self._name = name
-        self._work: SimpleQueue[tuple[Run, Call, Done, Context] | None] = SimpleQueue()
+        self._work: SimpleQueue[tuple[RunInThread, Call, Done, Context] | None] = SimpleQueue()
         self._results: deque[tuple[Done, Call, Outcome]] = deque()
         self._drain_scheduled = False
         self._threads: list[threading.Thread] = []
@@ -98,7 +98,7 @@ class ThreadPool:
         self._size += 1
         return True
 
-    def submit(self, run: Run, call: Call, done: Done, context: Context) -> None:
+    def submit(self, run: RunInThread, call: Call, done: Done, context: Context) -> None:
         """Run `run(call)` in a thread, in `context`, then `done(call, outcome)` on the loop. Call on the loop.
 
         `context` must be a copy of the caller's own: what middleware has set (a tracer's span) is there in the thread,

@@ -11,7 +11,7 @@ from typing import Final
 
 from mycelia.errors import UndecodableMessage
 
-__all__ = ["BINARY", "UTF_8", "codec_of", "recoded", "text_of"]
+__all__ = ["BINARY", "UTF_8", "body_text", "codec_of", "recoded"]
 
 BINARY: Final = "binary"
 """Bytes as they are."""
@@ -73,10 +73,10 @@ def recoded(body: bytes, source: str, target: str) -> bytes:
     wanted = _CODECS.get(target.lower(), target)
     if codec in (wanted, BINARY) or wanted == BINARY:
         return body
-    return text_of(body, codec).encode(wanted, "surrogatepass")
+    return body_text(body, codec).encode(wanted, "surrogatepass")
 
 
-def text_of(body: bytes, codec: str) -> str:
+def body_text(body: bytes, codec: str) -> str:
     """The text in a body, by a codec from `codec_of()`.
 
     Raises:

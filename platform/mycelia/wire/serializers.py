@@ -24,7 +24,7 @@ import yaml
 from mycelia.errors import ConfigError, UndecodableMessage, UnserializableValueError
 from mycelia.wire.bounds import Bounds, bounds_for
 from mycelia.wire.compression import COMPRESSION_HEADER, decompress
-from mycelia.wire.encodings import BINARY, UTF_8, codec_of, recoded, text_of
+from mycelia.wire.encodings import BINARY, UTF_8, body_text, codec_of, recoded
 from mycelia.wire.json_codec import (
     JSON_CONTENT_TYPE,
     decode_json,
@@ -296,7 +296,7 @@ class SerializerRegistry:
         if (content_type or _NO_CONTENT_TYPE) not in _ALWAYS_ACCEPTED:
             raise self._not_accepted(content_type)
         codec = codec_of(content_encoding or UTF_8)
-        return body if not body or codec == BINARY else text_of(body, codec)
+        return body if not body or codec == BINARY else body_text(body, codec)
 
     def _find(self, table: dict[str, Serializer], content_type: str | None) -> Serializer | None:
         if not content_type:

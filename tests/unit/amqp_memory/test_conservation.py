@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from mycelia.amqp import Message
-from mycelia.amqp.memory.broker import MemoryBroker, PublishOutcome, Subscription
+from mycelia.amqp.memory.broker import MemoryBroker, PublishOutcome, QueueSubscriber
 from mycelia.amqp.memory.clock import ManualClock
 from mycelia.amqp.memory.queues import Entry
 from mycelia.amqp.model import Properties, Queue
@@ -43,7 +43,7 @@ class SilentPeer:
 class QueueMachine(RuleBasedStateMachine):
     """Random publishers, consumers, settlements, closings and passing time on a queue with a dead-letter queue."""
 
-    subscriptions = Bundle("subscriptions")
+    subscribers = Bundle("subscribers")
 
     @initialize(
         queue_type=st.sampled_from(["classic", "quorum"]),
@@ -74,7 +74,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.broker.declare_queue(self.peer, Queue("dead"))
         self.published = 0
         self.acknowledged: Counter[bytes] = Counter()
-        self.delivered: dict[Subscription, dict[int, bytes]] = {}
+        self.delivered: dict[QueueSubscriber, dict[int, bytes]] = {}
 
     @rule(ttl_ms=st.none() | st.integers(0, 3000))
     def publish(self, ttl_ms: int | None) -> None:
@@ -84,16 +84,16 @@ class QueueMachine(RuleBasedStateMachine):
         outcome = self.broker.publish(Message("", "work", body, properties))
         assert outcome is PublishOutcome.CONFIRMED
 
-    @rule(target=subscriptions, prefetch=st.integers(1, 3))
-    def consume(self, prefetch: int) -> Subscription:
+    @rule(target=subscribers, prefetch=st.integers(1, 3))
+    def consume(self, prefetch: int) -> QueueSubscriber:
         inbox: dict[int, bytes] = {}
 
         def deliver(tag: int, entry: Entry, _: Mapping[str, Any]) -> None:
             assert tag not in inbox
             inbox[tag] = entry.message.body
-            assert len(subscription.unsettled) <= prefetch
+            assert len(subscriber.unsettled) <= prefetch
 
-        subscription = Subscription(
+        subscriber = QueueSubscriber(
             "tag",
             deliver,
             lambda: None,
@@ -102,31 +102,31 @@ class QueueMachine(RuleBasedStateMachine):
             exclusive=False,
             arguments={},
         )
-        self.delivered[subscription] = inbox
-        self.broker.consume(self.peer, "work", subscription)
-        return subscription
+        self.delivered[subscriber] = inbox
+        self.broker.consume(self.peer, "work", subscriber)
+        return subscriber
 
-    @rule(subscription=subscriptions, choice=st.randoms(use_true_random=False))
-    def acknowledge(self, subscription: Subscription, choice: Any) -> None:
-        if subscription.unsettled:
-            tag = choice.choice(sorted(subscription.unsettled))
-            self.acknowledged[self.delivered[subscription][tag]] += 1
-            self.broker.settle(subscription, tag, accepted=True)
+    @rule(subscriber=subscribers, choice=st.randoms(use_true_random=False))
+    def acknowledge(self, subscriber: QueueSubscriber, choice: Any) -> None:
+        if subscriber.unsettled:
+            tag = choice.choice(sorted(subscriber.unsettled))
+            self.acknowledged[self.delivered[subscriber][tag]] += 1
+            self.broker.settle(subscriber, tag, accepted=True)
 
-    @rule(subscription=subscriptions, requeue=st.booleans())
-    def reject(self, subscription: Subscription, requeue: bool) -> None:
-        if subscription.unsettled:
-            tag = min(subscription.unsettled)
-            self.broker.settle(subscription, tag, accepted=False, requeue=requeue)
+    @rule(subscriber=subscribers, requeue=st.booleans())
+    def reject(self, subscriber: QueueSubscriber, requeue: bool) -> None:
+        if subscriber.unsettled:
+            tag = min(subscriber.unsettled)
+            self.broker.settle(subscriber, tag, accepted=False, requeue=requeue)
 
-    @rule(subscription=subscriptions)
-    def cancel(self, subscription: Subscription) -> None:
-        self.broker.cancel(subscription)
+    @rule(subscriber=subscribers)
+    def cancel(self, subscriber: QueueSubscriber) -> None:
+        self.broker.cancel(subscriber)
 
-    @rule(target=subscriptions, subscription=consumes(subscriptions))
-    def close(self, subscription: Subscription) -> Any:
-        self.broker.close(subscription)
-        assert not subscription.unsettled
+    @rule(target=subscribers, subscriber=consumes(subscribers))
+    def close(self, subscriber: QueueSubscriber) -> Any:
+        self.broker.close(subscriber)
+        assert not subscriber.unsettled
         return multiple()
 
     @rule(seconds=st.floats(0.0, 2.0))
@@ -139,8 +139,8 @@ class QueueMachine(RuleBasedStateMachine):
             return
         unsettled = Counter(
             entry.message.body
-            for subscription in self.delivered
-            for entry in subscription.unsettled.values()
+            for subscriber in self.delivered
+            for entry in subscriber.unsettled.values()
         )
         ready = self.broker.message_count(self.peer, "work")
         dead = self.broker.message_count(self.peer, "dead")

@@ -1,6 +1,6 @@
 """A broker in this process that behaves as RabbitMQ does: exchanges, bindings, queues, connections. Pure.
 
-Nothing here awaits: every operation is done when it returns, and deliveries are told to the subscription's callback.
+Nothing here awaits: every operation is done when it returns, and deliveries are told to the subscriber's callback.
 `MemoryLink` gives it AMQP's asynchronous manners. Where RabbitMQ would close the channel, it raises `Refused`.
 """
 
@@ -17,15 +17,15 @@ from mycelia.amqp.memory.clock import Clock, LoopClock
 from mycelia.amqp.memory.queues import (
     BaseQueue,
     QueueModel,
+    QueueSubscriber,
     Refused,
     StoredMessage,
-    Subscription,
     make_queue,
 )
 from mycelia.amqp.memory.routing import EXCHANGE_TYPES, matches
 from mycelia.amqp.model import Binding, Exchange, Message, Queue
 
-__all__ = ["MemoryBroker", "Peer", "PublishOutcome", "Refused", "Subscription", "broker_at"]
+__all__ = ["MemoryBroker", "Peer", "PublishOutcome", "QueueSubscriber", "Refused", "broker_at"]
 
 
 class Peer(Protocol):
@@ -37,7 +37,7 @@ class Peer(Protocol):
         ...
 
     def on_lost(self) -> None:
-        """The connection is gone: the broker stopped or dropped it. Its subscriptions are closed already."""
+        """The connection is gone: the broker stopped or dropped it. Its subscribers are closed already."""
         ...
 
     def on_restored(self) -> None:
@@ -85,7 +85,7 @@ class MemoryBroker:
         self._exchanges: dict[str, Exchange] = dict(_PREDECLARED)
         self._bindings: dict[str, list[_Bound]] = {}
         self._queues: dict[str, BaseQueue] = {}
-        self._peers: dict[Peer, list[Subscription]] = {}
+        self._peers: dict[Peer, list[QueueSubscriber]] = {}
         self._attached: list[Peer] = []
 
     # --- for tests: what an operator or a fault does ---------------------------------------------
@@ -185,14 +185,14 @@ class MemoryBroker:
 
     def disconnect(self, peer: Peer) -> None:
         """Close a connection: its consumers stop, its unsettled messages return, its exclusive queues go."""
-        subscriptions = self._peers.pop(peer, [])
+        subscribers = self._peers.pop(peer, [])
         # Exclusive queues go first, so that nothing is returned to them and dead-lettered from there.
         for queue in [one for one in self._queues.values() if one.owner is peer]:
             self._remove_queue(queue)
-        for subscription in subscriptions:
-            self.cancel(subscription)
-        for subscription in subscriptions:
-            self.close(subscription)
+        for subscriber in subscribers:
+            self.cancel(subscriber)
+        for subscriber in subscribers:
+            self.close(subscriber)
 
     # --- topology --------------------------------------------------------------------------------
 
@@ -329,7 +329,7 @@ class MemoryBroker:
         taken = [queue.publish(stored) for queue in queues]
         return PublishOutcome.CONFIRMED if all(taken) else PublishOutcome.REJECTED
 
-    def consume(self, peer: Peer, queue: str, subscription: Subscription) -> None:
+    def consume(self, peer: Peer, queue: str, subscriber: QueueSubscriber) -> None:
         """Start a consumer.
 
         Raises:
@@ -339,15 +339,15 @@ class MemoryBroker:
         found = self._find_queue(queue)
         self._check_access(peer, found)
         # Known before it gets its first delivery, which `subscribe()` already brings.
-        self._peers[peer].append(subscription)
+        self._peers[peer].append(subscriber)
         try:
-            found.subscribe(subscription)
+            found.subscribe(subscriber)
         except Refused:
-            self._peers[peer].remove(subscription)
+            self._peers[peer].remove(subscriber)
             raise
 
-    def get(self, peer: Peer, queue: str, subscription: Subscription) -> bool:
-        """Hand one message of `queue` to `subscription`; return whether there was one.
+    def get(self, peer: Peer, queue: str, subscriber: QueueSubscriber) -> bool:
+        """Hand one message of `queue` to `subscriber`; return whether there was one.
 
         Raises:
             Refused: 404 no such queue, 405 another connection's queue, 540 a stream.
@@ -355,55 +355,55 @@ class MemoryBroker:
         found = self._find_queue(queue)
         self._check_access(peer, found)
         found.touch()
-        self._peers[peer].append(subscription)
+        self._peers[peer].append(subscriber)
         try:
-            has_taken = found.get(subscription)
+            has_taken = found.get(subscriber)
         except Refused:
-            self.close(subscription)
+            self.close(subscriber)
             raise
         if not has_taken:
-            self.close(subscription)
+            self.close(subscriber)
         return has_taken
 
-    def begin_anew(self, subscription: Subscription, prefetch: int) -> None:
+    def begin_anew(self, subscriber: QueueSubscriber, prefetch: int) -> None:
         """Another prefetch, as of a second consumer on the channel that takes over from the first."""
-        subscription.begin_anew(prefetch)
-        if subscription.queue is not None:
-            subscription.queue.drain()
+        subscriber.begin_anew(prefetch)
+        if subscriber.queue is not None:
+            subscriber.queue.drain()
 
-    def consume_again(self, subscription: Subscription, prefetch: int) -> bool:
+    def consume_again(self, subscriber: QueueSubscriber, prefetch: int) -> bool:
         """Start a cancelled consumer on its channel again; return whether the queue is still there for it.
 
         Raises:
             Refused: as `consume()`.
         """
-        queue = subscription.queue
+        queue = subscriber.queue
         if queue is None or self._queue(queue.name) is not queue:
             return False
-        subscription.arguments = {**subscription.arguments, "x-stream-offset": subscription.cursor}
-        subscription.begin_anew(prefetch)
-        queue.subscribe(subscription)
+        subscriber.arguments = {**subscriber.arguments, "x-stream-offset": subscriber.cursor}
+        subscriber.begin_anew(prefetch)
+        queue.subscribe(subscriber)
         return True
 
-    def cancel(self, subscription: Subscription) -> None:
+    def cancel(self, subscriber: QueueSubscriber) -> None:
         """No more deliveries; what is unsettled can still be settled."""
-        if subscription.queue is not None:
-            subscription.queue.cancel(subscription)
+        if subscriber.queue is not None:
+            subscriber.queue.cancel(subscriber)
 
-    def close(self, subscription: Subscription) -> None:
+    def close(self, subscriber: QueueSubscriber) -> None:
         """Close the consumer's channel: what is unsettled returns to the queue."""
-        for subscriptions in self._peers.values():
-            if subscription in subscriptions:
-                subscriptions.remove(subscription)
-        if subscription.queue is not None:
-            subscription.queue.close(subscription)
+        for subscribers in self._peers.values():
+            if subscriber in subscribers:
+                subscribers.remove(subscriber)
+        if subscriber.queue is not None:
+            subscriber.queue.close(subscriber)
 
     def settle(
-        self, subscription: Subscription, tag: int, *, accepted: bool, requeue: bool = False
+        self, subscriber: QueueSubscriber, tag: int, *, accepted: bool, requeue: bool = False
     ) -> None:
         """Tell a delivery's fate. Nothing happens for an unknown tag or a closed channel."""
-        if subscription.queue is not None:
-            subscription.queue.settle(subscription, tag, accepted=accepted, requeue=requeue)
+        if subscriber.queue is not None:
+            subscriber.queue.settle(subscriber, tag, accepted=accepted, requeue=requeue)
 
     # --- what the queues ask (QueueHost) ---------------------------------------------------------
 

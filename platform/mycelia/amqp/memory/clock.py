@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Clock", "LoopClock", "ManualClock", "Timer"]
+__all__ = ["Clock", "ClockTimer", "LoopClock", "ManualClock"]
 
 
-class Timer(Protocol):
+class ClockTimer(Protocol):
     """A callback that is due at `when` (seconds, monotonic)."""
 
     @property
@@ -35,7 +35,7 @@ class Clock(Protocol):
         """Seconds since the epoch, for what the broker writes into headers and stream timestamps."""
         ...
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> Timer: ...
+    def call_at(self, when: float, callback: Callable[[], None]) -> ClockTimer: ...
 
 
 class _LoopTimer:
@@ -78,7 +78,7 @@ class LoopClock:
     def wall(self) -> float:
         return time.time()
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+    def call_at(self, when: float, callback: Callable[[], None]) -> ClockTimer:
         return _LoopTimer(asyncio.get_running_loop(), when, callback)
 
 
@@ -113,7 +113,7 @@ class ManualClock:
     def wall(self) -> float:
         return self._wall_at_zero + self._now
 
-    def call_at(self, when: float, callback: Callable[[], None]) -> Timer:
+    def call_at(self, when: float, callback: Callable[[], None]) -> ClockTimer:
         timer = _ManualTimer(when, callback)
         heapq.heappush(self._timers, (when, next(self._sequence), timer))
         return timer

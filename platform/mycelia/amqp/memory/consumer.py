@@ -1,6 +1,6 @@
-"""A consumer of the memory link: one subscription after another, and batches of deliveries in between.
+"""A consumer of the memory link: one subscriber after another, and batches of deliveries in between.
 
-`MemoryConsumer` is what the runtime holds. It runs on one `_Channel` after another: a channel is one subscription at the
+`MemoryConsumer` is what the runtime holds. It runs on one `_Channel` after another: a channel is one subscriber at the
 broker, and the settler of what was delivered there. Settling a delivery of an earlier channel does nothing, because the
 broker has taken it back.
 """
@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from mycelia.amqp.link import ConsumeOptions, LinkState, OnDeliveries, check_prefetch
-from mycelia.amqp.memory.broker import MemoryBroker, Peer, Refused, Subscription
+from mycelia.amqp.memory.broker import MemoryBroker, Peer, QueueSubscriber, Refused
 from mycelia.amqp.memory.queues import Entry
 from mycelia.amqp.model import STREAM_OFFSET, Delivery
 from mycelia.errors import TopologyError
@@ -67,13 +67,13 @@ class _Channel:
         "has_been_used",
         "has_told_loss",
         "outbox",
-        "subscription",
+        "subscriber",
         "unsettled",
     )
 
-    def __init__(self, consumer: MemoryConsumer, subscription: Subscription) -> None:
+    def __init__(self, consumer: MemoryConsumer, subscriber: QueueSubscriber) -> None:
         self.consumer = consumer
-        self.subscription = subscription
+        self.subscriber = subscriber
         self.outbox: list[Delivery] = []
         """Sent by the broker and not yet handed to the consumer: what a socket would hold."""
         self.unsettled = 0
@@ -84,20 +84,20 @@ class _Channel:
 
     @property
     def is_lost(self) -> bool:
-        return self.subscription.queue is None and not self.subscription.no_ack
+        return self.subscriber.queue is None and not self.subscriber.no_ack
 
     def ack(self, delivery_tag: int) -> None:
-        if delivery_tag in self.subscription.unsettled:
+        if delivery_tag in self.subscriber.unsettled:
             self.unsettled -= 1
             self.consumer.host.count(acknowledged=1)
-            self.consumer.host.broker.settle(self.subscription, delivery_tag, accepted=True)
+            self.consumer.host.broker.settle(self.subscriber, delivery_tag, accepted=True)
 
     def nack(self, delivery_tag: int, requeue: bool) -> None:
-        if delivery_tag in self.subscription.unsettled:
+        if delivery_tag in self.subscriber.unsettled:
             self.unsettled -= 1
             self.consumer.host.count(requeued=int(requeue))
             self.consumer.host.broker.settle(
-                self.subscription, delivery_tag, accepted=False, requeue=requeue
+                self.subscriber, delivery_tag, accepted=False, requeue=requeue
             )
 
 
@@ -146,26 +146,26 @@ class MemoryConsumer:
         channel = self._channel
         if channel is None or self._options.no_ack:
             return 0
-        return len(channel.subscription.unsettled) - len(channel.outbox)
+        return len(channel.subscriber.unsettled) - len(channel.outbox)
 
     # --- what can change while it runs -----------------------------------------------------------
 
     async def set_prefetch(self, prefetch: int) -> None:
         check_prefetch(prefetch)
         channel = self._channel
-        if channel is not None and not prefetch and channel.subscription.is_stream:
+        if channel is not None and not prefetch and channel.subscriber.is_stream:
             raise TopologyError(
                 f'queue "{self._queue}": prefetch 0 refused: a stream needs a prefetch'
             )
         self._options = replace(self._options, prefetch=prefetch)
         if channel is not None:
-            self.host.broker.begin_anew(channel.subscription, prefetch)
+            self.host.broker.begin_anew(channel.subscriber, prefetch)
         await asyncio.sleep(0)
 
     async def pause(self) -> None:
         self._is_paused = True
         if self._channel is not None and not self.host.is_auto_delete(self._queue):
-            self.host.broker.cancel(self._channel.subscription)
+            self.host.broker.cancel(self._channel.subscriber)
         await asyncio.sleep(0)
 
     async def resume(self) -> None:
@@ -182,10 +182,10 @@ class MemoryConsumer:
         await asyncio.sleep(0)
 
     def _consume_again(self, channel: _Channel) -> None:
-        if channel.subscription.is_consuming:
+        if channel.subscriber.is_consuming:
             return
         try:
-            is_there = self.host.broker.consume_again(channel.subscription, self._options.prefetch)
+            is_there = self.host.broker.consume_again(channel.subscriber, self._options.prefetch)
         except Refused:
             is_there = False
         if not is_there:
@@ -197,7 +197,7 @@ class MemoryConsumer:
         if not self._is_cancelled:
             self._is_cancelled = True
             if self._channel is not None:
-                self.host.broker.cancel(self._channel.subscription)
+                self.host.broker.cancel(self._channel.subscriber)
                 self._return_outbox(self._channel)
         await asyncio.sleep(0)
 
@@ -206,7 +206,7 @@ class MemoryConsumer:
         self.host.remove(self)
         channel, self._channel = self._channel, None
         if channel is not None:
-            self.host.broker.close(channel.subscription)
+            self.host.broker.close(channel.subscriber)
             self._tell_loss(channel)
 
     def start(self) -> None:
@@ -215,7 +215,7 @@ class MemoryConsumer:
         Raises:
             Refused: the broker said no.
         """
-        subscription = Subscription(
+        subscriber = QueueSubscriber(
             self.tag,
             lambda tag, entry, headers: self._queue_delivery(channel, tag, entry, headers),
             lambda: self._cancelled_by_broker(channel),
@@ -224,13 +224,13 @@ class MemoryConsumer:
             exclusive=self._options.exclusive,
             arguments=self._arguments(),
         )
-        channel = _Channel(self, subscription)
-        self.host.broker.consume(self.host, self._queue, subscription)
+        channel = _Channel(self, subscriber)
+        self.host.broker.consume(self.host, self._queue, subscriber)
         self._channel = channel
         self._has_started = True
 
     def _arguments(self) -> dict[str, object]:
-        """Of the next subscription: a stream goes on where it is asked to."""
+        """Of the next subscriber: a stream goes on where it is asked to."""
         arguments = dict(self._options.arguments)
         ask = self._options.resume_from
         if ask is not None and self._has_started:
@@ -313,7 +313,7 @@ class MemoryConsumer:
             return
         for delivery in outbox:
             self.host.broker.settle(
-                channel.subscription, delivery.delivery_tag, accepted=False, requeue=True
+                channel.subscriber, delivery.delivery_tag, accepted=False, requeue=True
             )
 
     def _cancelled_by_broker(self, channel: _Channel) -> None:
@@ -323,7 +323,7 @@ class MemoryConsumer:
     def _replace(self, channel: _Channel) -> None:
         if self._channel is not channel:
             return
-        self.host.broker.close(channel.subscription)
+        self.host.broker.close(channel.subscriber)
         self._channel = None
         self._leave(channel)
         self.come_back()
@@ -334,8 +334,8 @@ class MemoryConsumer:
             self._held += channel.outbox
         channel.outbox.clear()
         self._tell_loss(channel)
-        if channel.subscription.cursor:
-            arguments = {**self._options.arguments, STREAM_OFFSET: channel.subscription.cursor}
+        if channel.subscriber.cursor:
+            arguments = {**self._options.arguments, STREAM_OFFSET: channel.subscriber.cursor}
             self._options = replace(self._options, arguments=arguments)
 
     def _tell_loss(self, channel: _Channel) -> None:
@@ -379,27 +379,27 @@ class _Got:
 
     def __init__(self, host: ConsumerHost) -> None:
         self.delivery: Delivery | None = None
-        self.subscription = Subscription(
+        self.subscriber = QueueSubscriber(
             "", self._take, _ignore, prefetch=1, no_ack=False, exclusive=False, arguments={}
         )
         self._host = host
 
     @property
     def is_lost(self) -> bool:
-        return self.subscription.queue is None
+        return self.subscriber.queue is None
 
     def ack(self, delivery_tag: int) -> None:
-        if delivery_tag in self.subscription.unsettled:
+        if delivery_tag in self.subscriber.unsettled:
             self._host.count(acknowledged=1)
             self._settle(delivery_tag, accepted=True)
 
     def nack(self, delivery_tag: int, requeue: bool) -> None:
-        if delivery_tag in self.subscription.unsettled:
+        if delivery_tag in self.subscriber.unsettled:
             self._host.count(requeued=int(requeue))
             self._settle(delivery_tag, accepted=False, requeue=requeue)
 
     def _settle(self, tag: int, *, accepted: bool, requeue: bool = False) -> None:
-        self._host.broker.settle(self.subscription, tag, accepted=accepted, requeue=requeue)
+        self._host.broker.settle(self.subscriber, tag, accepted=accepted, requeue=requeue)
 
     def _take(self, tag: int, entry: Entry, extra_headers: Mapping[str, object]) -> None:
         self.delivery = _delivery(self, "", tag, entry, extra_headers)
@@ -412,7 +412,7 @@ def get_one(host: ConsumerHost, queue: str) -> Delivery | None:
         Refused: as `MemoryBroker.get()`.
     """
     got = _Got(host)
-    if not host.broker.get(host, queue, got.subscription):
+    if not host.broker.get(host, queue, got.subscriber):
         return None
     host.count(delivered=1)
     return got.delivery

@@ -22,7 +22,7 @@ from mycelia.amqp.link import (
     LINK_DEFAULTS,
     Capabilities,
     ConsumeOptions,
-    Consumer,
+    LinkConsumer,
     LinkOptions,
     LinkState,
     LinkStatistics,
@@ -285,7 +285,7 @@ class MemoryLink:
         options: ConsumeOptions = CONSUME_DEFAULTS,
         *,
         timeout: float | None = None,
-    ) -> Consumer:
+    ) -> LinkConsumer:
         await self._connected_within(timeout, f'consume from "{queue}"')
         consumer = MemoryConsumer(self, f"ctag-{next(self._tags)}", queue, on_deliveries, options)
         with _as_topology_error():

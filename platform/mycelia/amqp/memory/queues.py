@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from mycelia.amqp.fields import decode_properties, encode_properties, encode_short_string
-from mycelia.amqp.memory.clock import Clock, Timer
+from mycelia.amqp.memory.clock import Clock, ClockTimer
 from mycelia.amqp.model import Properties, Queue
 
 __all__ = [
@@ -33,9 +33,9 @@ __all__ = [
     "LogModel",
     "QueueHost",
     "QueueModel",
+    "QueueSubscriber",
     "Refused",
     "StoredMessage",
-    "Subscription",
     "make_queue",
 ]
 
@@ -137,7 +137,7 @@ class Entry:
         return self.position < other.position
 
 
-class Subscription:
+class QueueSubscriber:
     """One consumer on its own channel. `deliver` and `cancelled` are called by the queue, synchronously.
 
     `deliver(tag, entry, extra_headers)` hands out one message; `cancelled()` says that the queue is gone.
@@ -221,30 +221,30 @@ class _Consumers:
 
     def __init__(self, declared: Queue) -> None:
         self._single_active = bool(declared.arguments.get("x-single-active-consumer"))
-        self._waiting: list[Subscription] = []
+        self._waiting: list[QueueSubscriber] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __iter__(self) -> Iterator[Subscription]:
+    def __iter__(self) -> Iterator[QueueSubscriber]:
         return iter(list(self._waiting))
 
-    def add(self, subscription: Subscription) -> None:
-        self._waiting.append(subscription)
+    def add(self, subscriber: QueueSubscriber) -> None:
+        self._waiting.append(subscriber)
 
-    def discard(self, subscription: Subscription) -> bool:
-        if subscription not in self._waiting:
+    def discard(self, subscriber: QueueSubscriber) -> bool:
+        if subscriber not in self._waiting:
             return False
-        self._waiting.remove(subscription)
+        self._waiting.remove(subscriber)
         return True
 
-    def next(self) -> Subscription | None:
+    def next(self) -> QueueSubscriber | None:
         """Whose turn it is among those with room: highest `x-priority` first, then in rotation."""
         candidates = self._waiting[:1] if self._single_active else self._waiting
-        free = [subscription for subscription in candidates if subscription.has_room]
+        free = [subscriber for subscriber in candidates if subscriber.has_room]
         if not free:
             return None
-        chosen = max(free, key=lambda subscription: subscription.priority)
+        chosen = max(free, key=lambda subscriber: subscriber.priority)
         if not self._single_active:
             self._waiting.remove(chosen)
             self._waiting.append(chosen)
@@ -263,17 +263,17 @@ class BaseQueue(ABC):
         self.owner = owner
         self._host = host
         self._consumers = _Consumers(declared)
-        self._channels: set[Subscription] = set()
+        self._channels: set[QueueSubscriber] = set()
         """Open channels that may hold unsettled messages of this queue, consuming or cancelled."""
-        self._unused_timer: Timer | None = None
+        self._unused_timer: ClockTimer | None = None
         self.touch()
 
     @property
     def consumer_count(self) -> int:
         return len(self._consumers)
 
-    def has_consumer(self, subscription: Subscription) -> bool:
-        return any(one is subscription for one in self._consumers)
+    def has_consumer(self, subscriber: QueueSubscriber) -> bool:
+        return any(one is subscriber for one in self._consumers)
 
     def touch(self) -> None:
         """The queue is in use now: its `x-expires` starts anew."""
@@ -293,20 +293,20 @@ class BaseQueue(ABC):
         timer = self._unused_timer
         return timer is not None and timer.when <= self._host.clock.monotonic()
 
-    def subscribe(self, subscription: Subscription) -> None:
-        exclusive = subscription.exclusive and len(self._consumers)
+    def subscribe(self, subscriber: QueueSubscriber) -> None:
+        exclusive = subscriber.exclusive and len(self._consumers)
         if self.honours_exclusive and (exclusive or any(one.exclusive for one in self._consumers)):
             raise Refused(
                 403, f"ACCESS_REFUSED - queue '{self.name}' in vhost '/' in exclusive use"
             )
-        subscription.queue = self
-        self._channels.add(subscription)
-        self._consumers.add(subscription)
+        subscriber.queue = self
+        self._channels.add(subscriber)
+        self._consumers.add(subscriber)
         self.touch()
 
-    def cancel(self, subscription: Subscription) -> None:
+    def cancel(self, subscriber: QueueSubscriber) -> None:
         """`basic.cancel`: no more deliveries; what is unsettled stays with the channel."""
-        if not self._consumers.discard(subscription):
+        if not self._consumers.discard(subscriber):
             return
         self.touch()
         if self.declared.auto_delete and not len(self._consumers):
@@ -316,17 +316,17 @@ class BaseQueue(ABC):
 
     def cancel_consumers(self) -> None:
         """The broker cancels all consumers, as it does when a queue's leader moves or the queue is deleted."""
-        for subscription in self._consumers:
-            self._consumers.discard(subscription)
-            subscription.cancelled()
+        for subscriber in self._consumers:
+            self._consumers.discard(subscriber)
+            subscriber.cancelled()
         self.touch()
 
     def dispose(self) -> None:
         """The queue is deleted: stop its timers and cancel its consumers."""
         self.cancel_consumers()
-        for subscription in self._channels:
-            subscription.unsettled.clear()
-            subscription.queue = None
+        for subscriber in self._channels:
+            subscriber.unsettled.clear()
+            subscriber.queue = None
         self._channels.clear()
         if self._unused_timer is not None:
             self._unused_timer.cancel()
@@ -334,10 +334,10 @@ class BaseQueue(ABC):
 
     def detach_all(self) -> None:
         """The broker stops: every channel is gone before anyone could be given a returned message."""
-        for subscription in self._consumers:
-            self._consumers.discard(subscription)
-        for subscription in list(self._channels):
-            self.close(subscription)
+        for subscriber in self._consumers:
+            self._consumers.discard(subscriber)
+        for subscriber in list(self._channels):
+            self.close(subscriber)
 
     @property
     @abstractmethod
@@ -345,8 +345,8 @@ class BaseQueue(ABC):
         """Messages ready for delivery."""
 
     @abstractmethod
-    def get(self, subscription: Subscription) -> bool:
-        """Hand one message to `subscription`, which does not consume; return whether there was one.
+    def get(self, subscriber: QueueSubscriber) -> bool:
+        """Hand one message to `subscriber`, which does not consume; return whether there was one.
 
         Raises:
             Refused: this kind of queue has no single messages to give.
@@ -358,12 +358,12 @@ class BaseQueue(ABC):
 
     @abstractmethod
     def settle(
-        self, subscription: Subscription, tag: int, *, accepted: bool, requeue: bool
+        self, subscriber: QueueSubscriber, tag: int, *, accepted: bool, requeue: bool
     ) -> None: ...
 
     @abstractmethod
-    def close(self, subscription: Subscription) -> None:
-        """The subscription's channel is gone, and with it what it had not settled."""
+    def close(self, subscriber: QueueSubscriber) -> None:
+        """The subscriber's channel is gone, and with it what it had not settled."""
 
     @abstractmethod
     def drain(self) -> None:
@@ -390,7 +390,7 @@ class QueueModel(BaseQueue):
         self._ready: list[Entry] = []
         self._ready_bytes = 0
         self._positions = itertools.count()
-        self._head_timer: Timer | None = None
+        self._head_timer: ClockTimer | None = None
         super().__init__(host, declared, owner)
 
     @property
@@ -398,13 +398,13 @@ class QueueModel(BaseQueue):
         self._expire_head()
         return len(self._ready)
 
-    def get(self, subscription: Subscription) -> bool:
+    def get(self, subscriber: QueueSubscriber) -> bool:
         self._expire_head()
         if not self._ready:
             return False
-        subscription.queue = self
-        self._channels.add(subscription)
-        self._hand_over(self._pop(), subscription)
+        subscriber.queue = self
+        self._channels.add(subscriber)
+        self._hand_over(self._pop(), subscriber)
         return True
 
     def publish(self, message: StoredMessage) -> bool:
@@ -433,14 +433,14 @@ class QueueModel(BaseQueue):
         self._deliver()
         self._expire_head()
 
-    def subscribe(self, subscription: Subscription) -> None:
-        super().subscribe(subscription)
+    def subscribe(self, subscriber: QueueSubscriber) -> None:
+        super().subscribe(subscriber)
         self.drain()
 
     def settle(
-        self, subscription: Subscription, tag: int, *, accepted: bool, requeue: bool
+        self, subscriber: QueueSubscriber, tag: int, *, accepted: bool, requeue: bool
     ) -> None:
-        entry = subscription.unsettled.pop(tag, None)
+        entry = subscriber.unsettled.pop(tag, None)
         if entry is None:
             return
         if not accepted:
@@ -450,15 +450,15 @@ class QueueModel(BaseQueue):
                 self._host.dead_letter(self, entry.message, "rejected")
         self.drain()
 
-    def close(self, subscription: Subscription) -> None:
+    def close(self, subscriber: QueueSubscriber) -> None:
         """The channel is gone: everything unsettled is back in the queue before anyone gets more."""
-        returned = list(subscription.unsettled.values())
-        subscription.unsettled.clear()
-        subscription.queue = None
-        self._channels.discard(subscription)
+        returned = list(subscriber.unsettled.values())
+        subscriber.unsettled.clear()
+        subscriber.queue = None
+        self._channels.discard(subscriber)
         for entry in returned:
             self._return(entry, to_back=False)
-        self.cancel(subscription)
+        self.cancel(subscriber)
         self.drain()
 
     def restart(self) -> None:
@@ -482,14 +482,14 @@ class QueueModel(BaseQueue):
             if head is not fresh and head.expires_at is not None and head.expires_at <= now:
                 self._host.dead_letter(self, self._pop().message, "expired")
                 continue
-            subscription = self._consumers.next()
-            if subscription is None:
+            subscriber = self._consumers.next()
+            if subscriber is None:
                 return
-            self._hand_over(self._pop(), subscription)
+            self._hand_over(self._pop(), subscriber)
 
-    def _hand_over(self, entry: Entry, subscription: Subscription) -> None:
+    def _hand_over(self, entry: Entry, subscriber: QueueSubscriber) -> None:
         counts = self.is_quorum and entry.delivery_count
-        subscription.take(entry, {"x-delivery-count": entry.delivery_count} if counts else {})
+        subscriber.take(entry, {"x-delivery-count": entry.delivery_count} if counts else {})
 
     def _return(self, entry: Entry, *, to_back: bool) -> None:
         entry.redelivered = True
@@ -555,7 +555,7 @@ class LogModel(BaseQueue):
     def message_count(self) -> int:
         return len(self._log)
 
-    def get(self, subscription: Subscription) -> bool:
+    def get(self, subscriber: QueueSubscriber) -> bool:
         raise Refused(
             540, f"NOT_IMPLEMENTED - basic.get not supported by stream queues '{self.name}'"
         )
@@ -566,38 +566,36 @@ class LogModel(BaseQueue):
         self.drain()
         return True
 
-    def subscribe(self, subscription: Subscription) -> None:
-        if subscription.no_ack or not subscription.prefetch:
+    def subscribe(self, subscriber: QueueSubscriber) -> None:
+        if subscriber.no_ack or not subscriber.prefetch:
             raise Refused(
                 540,
                 f"NOT_IMPLEMENTED - consuming the stream '{self.name}' needs acks and a prefetch above 0",
             )
-        subscription.cursor = self._first_offset(
-            subscription.arguments.get("x-stream-offset", "next")
-        )
-        super().subscribe(subscription)
+        subscriber.cursor = self._first_offset(subscriber.arguments.get("x-stream-offset", "next"))
+        super().subscribe(subscriber)
         self.drain()
 
     def drain(self) -> None:
-        for subscription in self._consumers:
-            while subscription.has_room and subscription.cursor < len(self._log):
-                entry = self._log[subscription.cursor]
-                subscription.cursor += 1
-                subscription.take(entry, {"x-stream-offset": entry.position})
+        for subscriber in self._consumers:
+            while subscriber.has_room and subscriber.cursor < len(self._log):
+                entry = self._log[subscriber.cursor]
+                subscriber.cursor += 1
+                subscriber.take(entry, {"x-stream-offset": entry.position})
 
     def settle(
-        self, subscription: Subscription, tag: int, *, accepted: bool, requeue: bool
+        self, subscriber: QueueSubscriber, tag: int, *, accepted: bool, requeue: bool
     ) -> None:
         """Ack and nack are the same to a stream: credit for one more."""
-        if subscription.unsettled.pop(tag, None) is not None:
+        if subscriber.unsettled.pop(tag, None) is not None:
             self.drain()
 
-    def close(self, subscription: Subscription) -> None:
-        subscription.cursor = subscription.resume_offset
-        subscription.unsettled.clear()
-        subscription.queue = None
-        self._channels.discard(subscription)
-        self.cancel(subscription)
+    def close(self, subscriber: QueueSubscriber) -> None:
+        subscriber.cursor = subscriber.resume_offset
+        subscriber.unsettled.clear()
+        subscriber.queue = None
+        self._channels.discard(subscriber)
+        self.cancel(subscriber)
 
     def restart(self) -> None:
         """A stream is on disk: nothing is lost."""

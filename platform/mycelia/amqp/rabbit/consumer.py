@@ -54,7 +54,7 @@ _ACK_TIMEOUT_ADVICE: Final = (
 
 
 class RabbitConsumer:
-    """A consumer on a `RabbitLink`. See `Consumer`.
+    """A consumer on a `RabbitLink`. See `LinkConsumer`.
 
     Args:
         declared: what is remembered of a queue's declaration.

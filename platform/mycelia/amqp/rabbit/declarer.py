@@ -17,7 +17,7 @@ from mycelia.amqp.refusals import (
     NOT_FOUND,
     NOT_POSSIBLE,
     declaration_refused,
-    describe,
+    describe_part,
 )
 from mycelia.amqp.topology import Part, as_fields, in_order
 from mycelia.errors import AccessRefused, BrokerUnavailable, ProtocolError, TopologyError
@@ -152,10 +152,10 @@ class Declarer:
             await self._adopt(connection, part, exc)
         except ConnectionLost as exc:
             if exc.code in NOT_POSSIBLE:
-                raise TopologyError(f"{describe(part)}: {exc}") from exc
+                raise TopologyError(f"{describe_part(part)}: {exc}") from exc
             raise
         except ProtocolError as exc:
-            raise TopologyError(f"{describe(part)} cannot be declared: {exc}") from exc
+            raise TopologyError(f"{describe_part(part)} cannot be declared: {exc}") from exc
 
     async def message_count(self, connection: BrokerConnection, queue: str, timeout: float) -> int:
         """Messages ready in `queue`."""
@@ -198,13 +198,13 @@ class Declarer:
             isinstance(part, Exchange) and "inequivalent arg 'type'" not in error.text
         )
         if error.code != 406 or not adoptable:
-            raise declaration_refused(describe(part), error.code, error.text) from error
+            raise declaration_refused(describe_part(part), error.code, error.text) from error
         channel = await connection.open_channel(self._step_timeout)
         try:
             await self._declare_one(channel, part, passive=True)
         except ChannelClosed:
             raise declaration_refused(
-                describe(part), error.code, error.text
+                describe_part(part), error.code, error.text
             ) from error  # the first answer says what is wrong
         finally:
             channel.close_nowait()

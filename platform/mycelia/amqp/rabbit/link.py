@@ -29,7 +29,7 @@ from mycelia.amqp.link import (
     LINK_DEFAULTS,
     Capabilities,
     ConsumeOptions,
-    Consumer,
+    LinkConsumer,
     LinkOptions,
     LinkState,
     LinkStatistics,
@@ -45,7 +45,7 @@ from mycelia.amqp.rabbit.connection import BrokerConnection, open_connection
 from mycelia.amqp.rabbit.consumer import RabbitConsumer
 from mycelia.amqp.rabbit.declarer import Declarer
 from mycelia.amqp.rabbit.getter import Getter
-from mycelia.amqp.rabbit.publisher import Publisher
+from mycelia.amqp.rabbit.publisher import RabbitPublisher
 from mycelia.amqp.rabbit.shared_work import SharedWork
 from mycelia.amqp.rabbit.supervisor import Supervisor
 from mycelia.amqp.rabbit.topology_watch import TopologyWatch
@@ -100,7 +100,7 @@ class RabbitLink:
         self._watch = TopologyWatch(self._name, self._repair, options.topology_check, self._random)
         self._publishing = self._supervise("publish", self._prepare_publishing)
         self._consuming = self._supervise("consume", self._prepare_consuming)
-        self._publisher = Publisher(
+        self._publisher = RabbitPublisher(
             self._statistics,
             on_return=self._tell_returned,
             on_refused=self._status.tell_refused,
@@ -442,7 +442,7 @@ class RabbitLink:
         options: ConsumeOptions = CONSUME_DEFAULTS,
         *,
         timeout: float | None = None,
-    ) -> Consumer:
+    ) -> LinkConsumer:
         self._require_open("consume()")
         consumer = RabbitConsumer(
             queue,

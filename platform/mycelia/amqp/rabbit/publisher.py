@@ -58,7 +58,7 @@ from mycelia.errors import (
 )
 from mycelia.log_event import event
 
-__all__ = ["Publisher"]
+__all__ = ["RabbitPublisher"]
 
 _log = logging.getLogger("mycelia.amqp")
 
@@ -114,7 +114,7 @@ class _Publishing:
         self.nack_backoff: Backoff | None = None
 
 
-class Publisher:
+class RabbitPublisher:
     """Publishes for a link, on whatever connection it has at the moment.
 
     Args:
