@@ -165,11 +165,3 @@ async def test_cancelled_publisher_leaves_the_link_in_order(link: Link, queue: s
 
     await inbox.wait_for(b"next")
     assert link.statistics().unconfirmed == 0
-
-
-async def test_capabilities_name_the_broker(link: Link) -> None:
-    capabilities = link.capabilities
-
-    assert capabilities.product
-    assert capabilities.quorum_queues
-    assert capabilities.streams

@@ -380,6 +380,13 @@ async def answer(call: Any, next_step: Any) -> Any:
     return Outcome("from the cache")
 
 
+async def mask(call: Any, next_step: Any) -> Any:
+    """A middleware that lets the method run, and hides its value."""
+    outcome = await next_step(call)
+    say(f"middleware saw {outcome.value}")
+    return outcome.replace(value="masked")
+
+
 class Hearing(Asking):
     def run(self) -> None:
         done = Event()

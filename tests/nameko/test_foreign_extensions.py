@@ -120,6 +120,15 @@ def test_entrypoint_hears_what_a_middleware_answered_in_the_method_s_place(start
     assert run.terminate() == 0
 
 
+def test_entrypoint_hears_the_method_itself_whatever_a_middleware_makes_of_it(start: Start) -> None:
+    """Said in docs/from-nameko.md: `handle_result` belongs to the worker, as in Nameko, and middleware comes after it."""
+    run = start("Answered", mycelia={"middleware": ["tests.nameko.foreign_services.mask"]})
+
+    output = run.await_output("heard from the method")
+    assert run.terminate() == 0
+    assert "heard masked" not in output
+
+
 def test_subclass_of_the_stock_timer_runs_as_it_is(start: Start) -> None:
     run = start("CustomTimer")
     output = run.await_output("tock\ntick\ntock\ntick\ntock")

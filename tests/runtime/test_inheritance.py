@@ -130,6 +130,45 @@ async def test_call_id_stack_is_as_long_as_configured(serve: Serve, invoke: Invo
     assert len(set(stack)) == 3
 
 
+@pytest.mark.parametrize("tracked", [0, 10])
+async def test_provider_knows_the_call_before_and_the_first_of_all(
+    serve: Serve, invoke: Invoke, tracked: int
+) -> None:
+    seen: dict[str, WorkerContext] = {}
+
+    class Watcher(DependencyProvider):
+        def worker_setup(self, worker_ctx: WorkerContext) -> None:
+            seen[worker_ctx.entrypoint.method_name] = worker_ctx
+
+    class Nested:
+        name = "nested"
+        me = RpcProxy("nested")
+        watcher = Watcher()
+
+        @rpc
+        async def first(self) -> None:
+            await self.me.second()
+
+        @rpc
+        async def second(self) -> None:
+            await self.me.third()
+
+        @rpc
+        async def third(self) -> None: ...
+
+    await serve(Nested, config={"parent_calls_tracked": tracked})
+    await invoke("nested", "first")
+
+    first, second, third = (seen[name] for name in ("first", "second", "third"))
+    assert (second.immediate_parent_call_id, third.immediate_parent_call_id) == (
+        first.call_id,
+        second.call_id,
+    )
+    # where no parents are sent on, the first that is known is the one before
+    assert third.origin_call_id == (first.origin_call_id if tracked else second.call_id)
+    assert str(first.origin_call_id).startswith("tester.call.")
+
+
 async def test_event_inherits_context_and_call_ids_but_no_deadline(
     serve: Serve, invoke: Invoke
 ) -> None:

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from tests.runtime.conftest import Invoke, Serve
 
-from mycelia import Client, RpcProxy, SharedDependency, event_handler, rpc, timer
+from mycelia import BlockingClient, Client, RpcProxy, SharedDependency, event_handler, rpc, timer
+from mycelia.clients.client import ClientStatistics
 from mycelia.errors import RuntimeStateError
 from mycelia.runtime import Extension
 from mycelia.testing import eventually
@@ -171,3 +172,23 @@ async def test_a_client_tells_of_its_link_and_its_calls(serve: Serve, uri: str) 
         assert client.statistics().calls.pending == 0
         assert client.statistics().link_state == "connected"
         assert json.dumps(msgspec.to_builtins(client.statistics()))
+
+
+async def test_a_blocking_client_tells_the_same(serve: Serve, uri: str) -> None:
+    await serve(Mixed)
+    client = BlockingClient(uri, timeout=5)
+    with pytest.raises(RuntimeStateError, match="the client is not open"):
+        client.statistics()
+
+    def use() -> ClientStatistics:
+        with client:
+            client.publish("tower", "closed", 1)
+            client.call("mixed", "double", 1)
+            return client.statistics()
+
+    told = await asyncio.to_thread(use)
+
+    assert told.link_state == "connected"
+    assert told.link.confirmed == 1
+    assert told.calls is not None
+    assert told.calls.pending == 0

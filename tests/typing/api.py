@@ -83,6 +83,10 @@ class Planes:
         self.publish_blocking({}, routing_key="x")
         return 1
 
+    @rpc(idempotent=True)
+    async def again(self) -> str:
+        return ""
+
     @timer(60, eager=True)
     async def tick(self) -> None: ...
 
@@ -121,6 +125,7 @@ async def decorated_methods_keep_their_types(planes: Planes) -> None:
     assert_type(planes.report("x"), str)
     assert_type(await planes.get("N1"), dict[str, int])
     assert_type(planes.count(), int)
+    assert_type(await planes.again(), str)
     assert_type(make_worker(Planes), Planes)
 
 

@@ -93,7 +93,7 @@ class ForgottenAwait:
         self.emit("sold", item)
         # error: Value of type "Coroutine[Any, Any, None]" must be used [unused-coroutine]
         self.publish(item)
-        # error: Value of type "Awaitable[Any]" must be used [unused-awaitable]
+        # error: Value of type "Coroutine[Any, Any, Any]" must be used [unused-coroutine]
         self.stock.take.call_async(item).result()
         # error: Incompatible types in assignment (expression has type "Coroutine[Any, Any, Any]", variable has type "int") [assignment]
         left: int = self.stock.left(item)

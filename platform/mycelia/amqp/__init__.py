@@ -4,7 +4,6 @@ from mycelia.amqp.connect import connect
 from mycelia.amqp.link import (
     CONSUME_DEFAULTS,
     LINK_DEFAULTS,
-    Capabilities,
     ConsumeOptions,
     Link,
     LinkConsumer,
@@ -40,7 +39,6 @@ __all__ = [
     "STREAM_OFFSET",
     "TRANSIENT",
     "Binding",
-    "Capabilities",
     "ConsumeOptions",
     "Delivery",
     "Exchange",

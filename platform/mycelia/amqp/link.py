@@ -18,7 +18,6 @@ from mycelia.errors import ConfigError, LinkError
 __all__ = [
     "CONSUME_DEFAULTS",
     "LINK_DEFAULTS",
-    "Capabilities",
     "ConsumeOptions",
     "Link",
     "LinkConsumer",
@@ -62,18 +61,6 @@ class LinkState(Enum):
 
 
 OnStateChange = Callable[[LinkState], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What the broker at the other end can do, read from its `server-properties`."""
-
-    product: str = "memory"
-    version: tuple[int, ...] = (0,)
-    quorum_queues: bool = True
-    streams: bool = True
-    delayed_retry: bool = False
-    """Quorum queues with native delayed retry (RabbitMQ 4.3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +223,6 @@ class Link(Protocol):
 
     @property
     def state(self) -> LinkState: ...
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """Of the broker connected now or last."""
-        ...
 
     @property
     def writable(self) -> bool:

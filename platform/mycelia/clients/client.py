@@ -427,6 +427,10 @@ class BlockingClient:
             options.get("timeout") or client.timeout,
         )
 
+    def statistics(self) -> ClientStatistics:
+        """As `Client.statistics()`, from any thread but its loop's."""
+        return self._run(_statistics_of(self._opened()), 0.0)
+
     def _opened(self) -> Client:
         if self._client is None:
             raise _not_open("with BlockingClient(uri) as client:")
@@ -456,6 +460,10 @@ class BlockingClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+async def _statistics_of(client: Client) -> ClientStatistics:
+    return client.statistics()
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:

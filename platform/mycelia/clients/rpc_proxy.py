@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
 from mycelia.call import DEFAULT_CALL_OPTIONS, CallArguments, CallOptions, with_options
@@ -44,9 +44,9 @@ class RpcReply:
         # An error that nobody asks for is not worth a line about an unretrieved exception.
         self._task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    def result(self) -> Awaitable[Any]:
-        """The method's result, or its error raised; await it. May be asked for more than once."""
-        return asyncio.shield(self._task)
+    async def result(self) -> Any:
+        """The method's result, or its error raised. May be asked for more than once."""
+        return await asyncio.shield(self._task)
 
 
 class BlockingRpcReply:

@@ -66,14 +66,21 @@ class WorkerContext:
 
     @property
     def origin_call_id(self) -> str | None:
-        """The first of the calls that led here; `None` when this is the first."""
-        stack = self.call.call_id_stack
-        return stack[0] if len(stack) > 1 else None
+        """The first of the calls that led here, as far back as their ids came along; `None` when this is the first."""
+        parents = self._parent_call_ids
+        return parents[0] if parents else None
 
     @property
     def immediate_parent_call_id(self) -> str | None:
-        stack = self.call.call_id_stack
-        return stack[-2] if len(stack) > 1 else None
+        """The call that this one came from; `None` when this is the first."""
+        parents = self._parent_call_ids
+        return parents[-1] if parents else None
+
+    @property
+    def _parent_call_ids(self) -> list[str]:
+        """As they came: `parent_calls_tracked` bounds only what is sent on (nameko/containers.py:61)."""
+        parents = self.call.context.get(CALL_ID_STACK)
+        return parents if isinstance(parents, list) else []
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, WorkerContext) and other.call is self.call

@@ -20,7 +20,6 @@ from typing import Any
 from mycelia.amqp.link import (
     CONSUME_DEFAULTS,
     LINK_DEFAULTS,
-    Capabilities,
     ConsumeOptions,
     LinkConsumer,
     LinkOptions,
@@ -95,10 +94,6 @@ class MemoryLink:
     @property
     def state(self) -> LinkState:
         return self._status.state
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities()
 
     @property
     def writable(self) -> bool:

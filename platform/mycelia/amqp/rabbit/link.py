@@ -20,14 +20,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mappin
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
 from random import Random
 from typing import Any, Final
 
 from mycelia.amqp.link import (
     CONSUME_DEFAULTS,
     LINK_DEFAULTS,
-    Capabilities,
     ConsumeOptions,
     LinkConsumer,
     LinkOptions,
@@ -91,7 +89,6 @@ class RabbitLink:
         self._random = random or Random()  # jitter, not secrets
         self._status = LinkStatus(options.name)
         self._statistics = LinkStatistics()
-        self._capabilities = Capabilities(product="unknown")
         self._topology = Topology()
         self._declarer = Declarer(options.step_timeout)
         self._consumers: set[RabbitConsumer] = set()
@@ -126,10 +123,6 @@ class RabbitLink:
     @property
     def state(self) -> LinkState:
         return self._status.state
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._capabilities
 
     @property
     def writable(self) -> bool:
@@ -241,7 +234,6 @@ class RabbitLink:
         )
 
     async def _prepare_publishing(self, connection: BrokerConnection) -> None:
-        self._capabilities = _capabilities_of(connection.server_properties)
         await self._redeclare_shared(connection)
         connection.on_blocked = self._on_blocked
         await self._publisher.attach(connection)
@@ -473,19 +465,3 @@ async def _bounded(what: str, timeout: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise BrokerUnavailable(f"{what}: no answer from the broker within {timeout:g} s") from None
-
-
-def _capabilities_of(server_properties: Mapping[str, Any]) -> Capabilities:
-    product = str(server_properties.get("product", "unknown"))
-    version = tuple(
-        int(digits)
-        for part in str(server_properties.get("version", "")).split(".")[:3]
-        if (digits := "".join(takewhile(str.isdigit, part)))
-    )
-    return Capabilities(
-        product=product,
-        version=version or (0,),
-        quorum_queues=version >= (3, 8),
-        streams=version >= (3, 9),
-        delayed_retry=version >= (4, 3),
-    )
