@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -19,6 +21,7 @@ MYCELIA = {
         "SharedDependency",
         "SharedExtension",
         "Entrypoint",
+        "Subscription",
         "DependencyProvider",
         "WorkerContext",
     ),
@@ -84,6 +87,15 @@ ERRORS = {
 def test_public_names_are_these_and_exist(module: ModuleType, names: set[str]) -> None:
     assert set(module.__all__) == names
     assert [name for name in names if not hasattr(module, name)] == []
+
+
+def test_the_documents_name_every_public_name() -> None:
+    """Once at least, as code: what nobody is told of is nobody's to use."""
+    root = Path(__file__).parent.parent
+    text = "\n".join(path.read_text() for path in (root / "docs").glob("*.md"))
+    named = {word for code in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"\w+", code)}
+
+    assert MYCELIA - named == set()
 
 
 def test_every_error_is_in_the_tree() -> None:

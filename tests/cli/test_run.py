@@ -54,12 +54,14 @@ def test_backdoor_gives_a_console_in_the_process(fleet: Process, backdoor_port: 
         stream = connection.makefile("rw", encoding="utf-8")
         stream.write("sorted(runner.service_names)\n")
         stream.write("print(run(__import__('asyncio').sleep(0, 'from the loop')))\n")
+        stream.write("runner.statistics().link\n")
         stream.write("1/0\nimport os\nos.getpid()\nquit()\n")
         stream.flush()
         said = stream.read()
 
     assert "['first', 'greeter', 'second']" in said
     assert "from the loop" in said
+    assert "LinkStatistics(published=" in said
     assert "ZeroDivisionError" in said
     assert str(fleet.pid) in said
     assert fleet.is_running

@@ -42,7 +42,15 @@ def lines_reported_by_pyright(file: Path) -> set[int]:
         not_run("pyright is not installed")
     require_tool("node")  # else it would fetch one
     done = subprocess.run(
-        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", str(file)],
+        [
+            sys.executable,
+            "-m",
+            "pyright",
+            "--pythonpath",
+            sys.executable,
+            "--outputjson",
+            str(file),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -63,7 +63,15 @@ REQUEUE = Requeue()
 
 
 class Subscription(Entrypoint, ABC):
-    """An entrypoint that handles the messages of one queue."""
+    """An entrypoint that handles the messages of one queue: what `event_handler` and `consume` are, and a base for others.
+
+    A subclass says with `topology()` which queue that is. `orders = Orders.decorator` makes it one that methods are marked
+    with: `@orders("north")`.
+
+    Args:
+        requeue_on_error: a message whose method raises goes back to its queue, instead of to the dead letters.
+        options: those of every entrypoint (`Entrypoint`).
+    """
 
     needs_broker = True
     kind = CallKind.MESSAGE
