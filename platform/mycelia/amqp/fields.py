@@ -474,7 +474,7 @@ def encode_properties(properties: Properties, message_id: str | None = None) -> 
 _OCTET_PROPERTIES: Final = ("delivery_mode", "priority")
 _TEXT_PROPERTIES: Final = tuple(
     name
-    for name in Properties.__slots__
+    for name in Properties.__struct_fields__
     if name not in ("headers", "timestamp", *_OCTET_PROPERTIES)
 )
 

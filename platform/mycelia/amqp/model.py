@@ -70,92 +70,36 @@ class Binding:
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-class Properties:
+class Properties(msgspec.Struct):
     """The fourteen `basic` properties (AMQP 0-9-1 §1.8.3); `None` means absent.
 
-    Mutable and slotted because one is made for each message. `expiration` is text in milliseconds and
+    A mutable `msgspec.Struct`, because one is made for each message each way. `expiration` is text in milliseconds and
     `timestamp` is whole seconds since the epoch, as on the wire.
     """
 
-    __slots__ = (
-        "app_id",
-        "cluster_id",
-        "content_encoding",
-        "content_type",
-        "correlation_id",
-        "delivery_mode",
-        "expiration",
-        "headers",
-        "message_id",
-        "priority",
-        "reply_to",
-        "timestamp",
-        "type",
-        "user_id",
-    )
-
-    def __init__(
-        self,
-        content_type: str | None = None,
-        content_encoding: str | None = None,
-        headers: dict[str, Any] | None = None,
-        delivery_mode: int | None = None,
-        priority: int | None = None,
-        correlation_id: str | None = None,
-        reply_to: str | None = None,
-        expiration: str | None = None,
-        message_id: str | None = None,
-        timestamp: int | None = None,
-        type: str | None = None,
-        user_id: str | None = None,
-        app_id: str | None = None,
-        cluster_id: str | None = None,
-    ) -> None:
-        self.content_type = content_type
-        self.content_encoding = content_encoding
-        self.headers = headers
-        self.delivery_mode = delivery_mode
-        self.priority = priority
-        self.correlation_id = correlation_id
-        self.reply_to = reply_to
-        self.expiration = expiration
-        self.message_id = message_id
-        self.timestamp = timestamp
-        self.type = type
-        self.user_id = user_id
-        self.app_id = app_id
-        self.cluster_id = cluster_id
+    content_type: str | None = None
+    content_encoding: str | None = None
+    headers: dict[str, Any] | None = None
+    delivery_mode: int | None = None
+    priority: int | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: str | None = None
+    message_id: str | None = None
+    timestamp: int | None = None
+    type: str | None = None
+    user_id: str | None = None
+    app_id: str | None = None
+    cluster_id: str | None = None
 
     def republished(self, headers: dict[str, Any] | None) -> Properties:
         """All properties as they are, with other `headers`: for a message that is sent on, kept or put back."""
-        return Properties(
-            self.content_type,
-            self.content_encoding,
-            headers,
-            self.delivery_mode,
-            self.priority,
-            self.correlation_id,
-            self.reply_to,
-            self.expiration,
-            self.message_id,
-            self.timestamp,
-            self.type,
-            self.user_id,
-            self.app_id,
-            self.cluster_id,
-        )
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Properties):
-            return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
-
-    __hash__ = None  # type: ignore[assignment]  # mutable
+        return msgspec.structs.replace(self, headers=headers)
 
     def __repr__(self) -> str:
         present = (
             f"{name}={value!r}"
-            for name in self.__slots__
+            for name in self.__struct_fields__
             if (value := getattr(self, name)) is not None
         )
         return f"Properties({', '.join(present)})"
@@ -198,7 +142,7 @@ class Settler(Protocol):
         ...
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """One message as the broker delivered it. Settle it exactly once: `ack()` or `nack()`.
 
     A second settling of the same delivery does nothing. Both never wait: what they say leaves with the next
@@ -210,36 +154,14 @@ class Delivery:
     raw_headers: ClassVar[bytes] = b""
     """The header table as it came, where it could not be decoded."""
 
-    __slots__ = (
-        "body",
-        "consumer_tag",
-        "delivery_tag",
-        "exchange",
-        "properties",
-        "redelivered",
-        "routing_key",
-        "settler",
-    )
-
-    def __init__(
-        self,
-        settler: Settler,
-        consumer_tag: str,
-        delivery_tag: int,
-        redelivered: bool,
-        exchange: str,
-        routing_key: str,
-        properties: Properties,
-        body: bytes,
-    ) -> None:
-        self.settler = settler
-        self.consumer_tag = consumer_tag
-        self.delivery_tag = delivery_tag
-        self.redelivered = redelivered
-        self.exchange = exchange
-        self.routing_key = routing_key
-        self.properties = properties
-        self.body = body
+    settler: Settler
+    consumer_tag: str
+    delivery_tag: int
+    redelivered: bool
+    exchange: str
+    routing_key: str
+    properties: Properties
+    body: bytes
 
     def ack(self) -> None:
         """The message is handled; the broker may forget it."""
@@ -271,41 +193,15 @@ class Delivery:
         )
 
 
-class FaultyDelivery(Delivery):
+class FaultyDelivery(Delivery, eq=False, kw_only=True):
     """A delivery whose properties or headers cannot be decoded.
 
     It is handed up all the same, so that it can be answered or buried with its body; `properties` holds what could be read
     (see `salvage_properties()`), `raw_headers` the whole table.
     """
 
-    __slots__ = ("fault", "raw_headers")
-
-    def __init__(
-        self,
-        settler: Settler,
-        consumer_tag: str,
-        delivery_tag: int,
-        redelivered: bool,
-        exchange: str,
-        routing_key: str,
-        properties: Properties,
-        body: bytes,
-        *,
-        fault: Exception,
-        raw_headers: bytes,
-    ) -> None:
-        super().__init__(
-            settler,
-            consumer_tag,
-            delivery_tag,
-            redelivered,
-            exchange,
-            routing_key,
-            properties,
-            body,
-        )
-        self.fault: Exception = fault  # type: ignore[misc]  # a slot here, a constant in the base: costs others nothing
-        self.raw_headers: bytes = raw_headers  # type: ignore[misc]
+    fault: Exception  # type: ignore[misc]  # a field here, a constant in the base: costs others nothing
+    raw_headers: bytes  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, fault={self.fault})"

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import msgspec
+
 from mycelia.amqp import Delivery
 from mycelia.call.options import CallOptions, PublishOptions
 from mycelia.call.target import CallKind, Target
@@ -33,86 +35,46 @@ Arguments = tuple[Sequence[Any], dict[str, Any]]
 """Positional and keyword arguments, as the method receives them."""
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One call, arrived or leaving.
 
-    Arguments of a message are decoded in the worker, or earlier if a middleware asks for them; context data (the
+    Arguments of a message are read in the worker, or earlier if a middleware asks for them; context data (the
     `nameko.*` headers) and call ids are worked out when first asked for. Not thread-safe while that happens; a call is
-    used by one worker at a time.
-
-    Attributes:
-        target: where it goes; made once and shared. A middleware may replace it.
-        arguments: positional and keyword; `None` while they have not been read. `args` and `kwargs` read them.
-        headers: of the message or request that carried it, as they came; `None` for none.
-        deadline: on the monotonic clock, seconds; `None` for none. Nested calls inherit it.
-        attempt: 1 for the first delivery of a message, one more for each retry.
-        arrived_at: on the monotonic clock, seconds: when this process received or made it.
-        started_at: on the monotonic clock, seconds: when its worker began; 0.0 before.
-        message: the delivery that carried it, with properties, exchange and routing key; `None` where there is none.
-        serializer: what the answer is written with; `None` where nothing is answered.
-        refusal: why its method is not going to run (it came too late, fits no method, …); `None` for a call that is.
-        interruption: why its worker has been cancelled (it ran too long); `None` while nobody has.
-        options: of a call that leaves: how; `None` on one that arrived.
-        parent_calls_tracked: length of the call id stack (Nameko's setting of that name).
+    used by one worker at a time. A `msgspec.Struct` because one is made for each message.
     """
 
-    __slots__ = (
-        "_call_id",
-        "_context",
-        "_context_names",
-        "_decode",
-        "arguments",
-        "arrived_at",
-        "attempt",
-        "deadline",
-        "headers",
-        "interruption",
-        "message",
-        "options",
-        "parent_calls_tracked",
-        "refusal",
-        "serializer",
-        "started_at",
-        "target",
-    )
-
-    def __init__(
-        self,
-        target: Target,
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-        *,
-        headers: Mapping[str, Any] | None = None,
-        context: dict[str, Any] | None = None,
-        deadline: float | None = None,
-        attempt: int = 1,
-        arrived_at: float | None = None,
-        message: Delivery | None = None,
-        serializer: Serializer | None = None,
-        options: CallOptions | PublishOptions | None = None,
-        decode: Callable[[Call], Arguments] | None = None,
-        parent_calls_tracked: int = 10,
-    ) -> None:
-        """`decode(call)` reads the arguments when first needed; it is given instead of `args` and `kwargs`."""
-        self.target = target
-        self.arguments: Arguments | None = (
-            (args, {} if kwargs is None else kwargs) if decode is None else None
-        )
-        self._decode = decode
-        self.headers = headers
-        self.deadline = deadline
-        self.attempt = attempt
-        self.arrived_at = time.monotonic() if arrived_at is None else arrived_at
-        self.started_at = 0.0
-        self.message = message
-        self.serializer = serializer
-        self.options = options
-        self.parent_calls_tracked = parent_calls_tracked
-        self.refusal: BaseException | None = None
-        self.interruption: BaseException | None = None
-        self._context = context
-        self._context_names: tuple[str, ...] = ()
-        self._call_id: str | None = None
+    target: Target
+    """Where it goes; made once and shared. A middleware may replace it."""
+    arguments: Arguments | None = None
+    """Positional and keyword; `None` while they have not been read. `args` and `kwargs` read them."""
+    headers: Mapping[str, Any] | None = None
+    """Of the message or request that carried it, as they came; `None` for none."""
+    deadline: float | None = None
+    """On the monotonic clock, seconds; `None` for none. Nested calls inherit it."""
+    attempt: int = 1
+    """1 for the first delivery of a message, one more for each retry."""
+    arrived_at: float = msgspec.field(default_factory=time.monotonic)
+    """On the monotonic clock, seconds: when this process received or made it."""
+    message: Delivery | None = None
+    """The delivery that carried it, with properties, exchange and routing key; `None` where there is none."""
+    serializer: Serializer | None = None
+    """What the answer is written with; `None` where nothing is answered."""
+    read: Callable[[Call], Arguments] | None = None
+    """Reads the arguments of the message; `None` where there are none to be read."""
+    parent_calls_tracked: int = 10
+    """Length of the call id stack (Nameko's setting of that name)."""
+    options: CallOptions | PublishOptions | None = None
+    """Of a call that leaves: how; `None` on one that arrived."""
+    started_at: float = 0.0
+    """On the monotonic clock, seconds: when its worker began; 0.0 before."""
+    refusal: BaseException | None = None
+    """Why its method is not going to run (it came too late, fits no method, …); `None` for a call that is."""
+    interruption: BaseException | None = None
+    """Why its worker has been cancelled (it ran too long); `None` while nobody has."""
+    given_context: dict[str, Any] | None = None
+    """Context data that is not in the headers: `context` once somebody has asked for it, or whoever made the call gave it."""
+    _context_names: tuple[str, ...] = ()
+    _call_id: str | None = None
 
     @property
     def kind(self) -> CallKind:
@@ -126,16 +88,22 @@ class Call:
     def method(self) -> str:
         return self.target.method
 
-    @property
-    def is_large(self) -> bool:
-        """Whether reading the arguments may take too long for the event loop: a long body, or any that is compressed."""
-        message = self.message
-        if message is None:
-            return False
-        headers = self.headers
-        return len(message.body) > OFF_LOOP_BYTES or (
-            headers is not None and COMPRESSION_HEADER in headers
-        )
+    def decode_if_small(self) -> Arguments | None:
+        """`decode()`, or `None` where that may take too long for the event loop: a long body, or any that is compressed.
+
+        Raises:
+            As `decode()`.
+        """
+        arguments = self.arguments
+        if arguments is None:
+            message, headers = self.message, self.headers
+            if message is not None and (
+                len(message.body) > OFF_LOOP_BYTES
+                or (headers is not None and COMPRESSION_HEADER in headers)
+            ):
+                return None
+            arguments = self.arguments = ((), {}) if self.read is None else self.read(self)
+        return arguments
 
     def decode(self) -> Arguments:
         """Read the arguments, if that has not been done, and give them.
@@ -145,8 +113,7 @@ class Call:
         """
         arguments = self.arguments
         if arguments is None:
-            assert self._decode is not None
-            arguments = self.arguments = self._decode(self)
+            arguments = self.arguments = ((), {}) if self.read is None else self.read(self)
         return arguments
 
     @property
@@ -170,9 +137,9 @@ class Call:
     @property
     def context(self) -> dict[str, Any]:
         """Context data by name without the `nameko.` prefix; nested calls inherit it. Free to change."""
-        context = self._context
+        context = self.given_context
         if context is None:
-            context = self._context = decode_context(self.headers)
+            context = self.given_context = decode_context(self.headers)
             self._context_names = tuple(context)
         return context
 
@@ -192,7 +159,7 @@ class Call:
     def outbound_headers(self) -> dict[str, Any]:
         """Headers for a call that leaves: `headers`, with `context` as middleware has left it."""
         headers = dict(self.headers or {})
-        context = self._context
+        context = self.given_context
         if context is None:
             return headers
         for name in self._context_names:

@@ -108,8 +108,7 @@ class Caller:
             return self.router.call(method.route, args, kwargs, headers, deadline)
         call = Call(
             method.target,
-            args,
-            kwargs,
+            (args, kwargs),
             headers=headers,
             deadline=deadline,
             options=method.options,

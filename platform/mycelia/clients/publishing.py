@@ -91,7 +91,7 @@ class Outlet:
             return self._publish(source, name, payload, headers, deadline, options)
         call = Call(
             Target(Direction.OUTBOUND, self._kind, source, name),
-            (payload,),
+            ((payload,), {}),
             headers=headers,
             deadline=deadline,
             options=_of_one_message(options),

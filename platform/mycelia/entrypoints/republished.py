@@ -208,7 +208,7 @@ def _drop_what_cannot_be_sent(properties: Properties) -> list[str]:
         encode_properties(properties)
     except Exception:  # noqa: BLE001  whatever stands there, the body is kept
         dropped = []
-        for name in Properties.__slots__:
+        for name in Properties.__struct_fields__:
             try:
                 encode_properties(Properties(**{name: getattr(properties, name)}))
             except Exception:  # noqa: BLE001

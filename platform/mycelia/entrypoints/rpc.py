@@ -259,14 +259,15 @@ class RpcConsumer(SharedExtension):
             attempt, returns = counts_of(delivery)
             call = Call(
                 self._stray_target(delivery) if entrypoint is None else entrypoint.target,
-                headers=headers,
-                deadline=None if deadline_ms is None else deadline_ms / 1000 + from_wall,
-                attempt=attempt,
-                arrived_at=arrived_at,
-                message=delivery,
-                serializer=self._serializers.for_reply(properties.content_type),
-                decode=None if entrypoint is None else entrypoint.decode_arguments,
-                parent_calls_tracked=self._parent_calls_tracked,
+                None,
+                headers,
+                None if deadline_ms is None else deadline_ms / 1000 + from_wall,
+                attempt,
+                arrived_at,
+                delivery,
+                self._serializers.for_reply(properties.content_type),
+                None if entrypoint is None else entrypoint.decode_arguments,
+                self._parent_calls_tracked,
             )
             if entrypoint is None:
                 self._stray_lane.refuse(call, MethodNotFound(call.method))
@@ -419,10 +420,12 @@ class Rpc(Entrypoint):
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
         delivery = call.message
         assert delivery is not None
+        consumer = self.consumer
+        if type(settlement) is Reply:  # nearly always
+            consumer.replies.send(call, delivery, outcome)
+            consumer.remembered.acknowledged(delivery)
+            return
         match settlement:
-            case Reply():
-                self.consumer.replies.send(call, delivery, outcome)
-                self.consumer.remembered.acknowledged(delivery)
             case GiveBack():
                 delivery.nack(requeue=True)
             case Requeue():

@@ -166,7 +166,7 @@ class Subscription(Entrypoint, ABC):
                 attempt=attempt,
                 arrived_at=arrived_at,
                 message=delivery,
-                decode=self.decode_arguments,
+                read=self.decode_arguments,
                 parent_calls_tracked=self._parent_calls_tracked,
             )
             if returns >= DELIVERY_LIMIT:

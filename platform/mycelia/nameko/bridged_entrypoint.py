@@ -124,13 +124,12 @@ class BridgedEntrypoint(BridgedExtension, Entrypoint):
                 f"{self!r}: spawn_worker() was called before the service had started; wait for start()."
             )
         call = SpawnedCall(
-            handle_result,
             self.target,
-            tuple(args),
-            kwargs,
+            (tuple(args), kwargs),
             # The same dict, as in Nameko: what a worker puts in is there for the next one on a websocket.
-            context={} if context_data is None else context_data,
+            given_context={} if context_data is None else context_data,
             parent_calls_tracked=self.container.settings.parent_calls_tracked,
+            handle_result=handle_result,
         )
         is_async = inspect.iscoroutinefunction(self.method)
         context = call.worker_ctx = self.face.make_context(self.foreign, call, is_async)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import msgspec
+
 from mycelia.call import Call, current_call
 from mycelia.errors import MyceliaError
 from mycelia.nameko.managed_thread import run_in_daemon_thread
@@ -32,27 +34,19 @@ def _exc_info(error: BaseException | None) -> Any:
     return None if error is None else (type(error), error, error.__traceback__)
 
 
-class SpawnedCall(Call):
-    """A call with what its entrypoint's thread waits for, and what it wants to hear.
+class SpawnedCall(Call, eq=False, kw_only=True):
+    """A call with what its entrypoint's thread waits for, and what it wants to hear."""
 
-    Args:
-        handle_result: the entrypoint's callback, or `None`.
-        args, kwargs: those of `Call`.
-    """
-
-    __slots__ = ("_lock", "begun", "handle_result", "is_handled", "is_refused", "worker_ctx")
-
-    def __init__(self, handle_result: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.handle_result = handle_result
-        self.worker_ctx: Any = None
-        """The worker as the entrypoint and foreign providers know it."""
-        self.begun = threading.Event()
-        """The worker's method has begun, or never will."""
-        self.is_refused = False
-        """The worker will not run: the service stops."""
-        self.is_handled = False
-        self._lock = threading.Lock()
+    handle_result: Any = None
+    """The entrypoint's callback, or `None`."""
+    worker_ctx: Any = None
+    """The worker as the entrypoint and foreign providers know it."""
+    begun: threading.Event = msgspec.field(default_factory=threading.Event)
+    """The worker's method has begun, or never will."""
+    is_refused: bool = False
+    """The worker will not run: the service stops."""
+    is_handled: bool = False
+    _lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     def refuse(self) -> None:
         self.is_refused = True

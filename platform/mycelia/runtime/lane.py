@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, KeysView
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -42,6 +43,8 @@ __all__ = ["CallSettler", "Lane", "LaneStatistics", "Run", "ServiceSlots"]
 
 log = logging.getLogger("mycelia.runtime")
 
+
+TaskMaker = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 WAY_BACK = 0.05
 """Seconds that a reply is given to reach its caller, with both processes and the broker as busy as in an overload."""
@@ -112,13 +115,11 @@ class LaneStatistics(msgspec.Struct):
     """Calls dropped before they began, because the broker has taken their message back."""
 
 
-def _start_task(
-    work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, name: str
-) -> asyncio.Task[None]:
-    """A task that has run up to its first wait, where Python can do that (3.12); most workers never wait."""
+def _task_maker(loop: asyncio.AbstractEventLoop, name: str) -> TaskMaker:
+    """Makes tasks that have run up to their first wait, where Python can do that (3.12); most workers never wait."""
     if sys.version_info >= (3, 12):
-        return asyncio.Task(work, loop=loop, name=name, eager_start=True)
-    return loop.create_task(work, name=name)
+        return partial(asyncio.Task, loop=loop, name=name, eager_start=True)
+    return partial(loop.create_task, name=name)
 
 
 class ServiceSlots:
@@ -197,7 +198,7 @@ class Lane:
         self._limit = limit
         self._active = 0
         self._counts = LaneStatistics()
-        self._name = f"mycelia:work:{target.name}"
+        self._start_task = _task_maker(loop, f"mycelia:work:{target.name}")
         self._run_worker = run
         self._settler = settler
         self._slots = slots
@@ -298,7 +299,7 @@ class Lane:
         if not self._has_middleware:
             self._settle(call, Outcome(error=error, is_refused=True))
             return
-        task = _start_task(self._pass_by(call), self._loop, f"{self._name}:refused")
+        task = self._start_task(self._pass_by(call))
         if not task.done():
             self._refusing.add(task)
             task.add_done_callback(self._refusing.discard)
@@ -337,13 +338,7 @@ class Lane:
             context.run(current_call.set, call)
             self._threads.submit(self._run_worker.run_in_thread, call, self._finished, context)
         else:
-            # As `_start_task()`, which costs this path a call.
-            if sys.version_info >= (3, 12):
-                task = asyncio.Task(
-                    self._run(call), loop=self._loop, name=self._name, eager_start=True
-                )
-            else:
-                task = self._loop.create_task(self._run(call), name=self._name)
+            task = self._start_task(self._run(call))
             if call in self._running:  # it may have run through already
                 self._running[call] = task
 

@@ -83,12 +83,12 @@ class Invocation:
 
     async def run(self, call: Call) -> Outcome:
         """Run an `async def` method on the loop. Never raises: what was raised is the outcome's error."""
-        arguments = call.arguments
-        if arguments is None:
-            try:
-                arguments = await asyncio.to_thread(call.decode) if call.is_large else call.decode()
-            except BaseException as exc:  # noqa: BLE001  the worker boundary: every error becomes an outcome
-                return _not_begun(call.reason_for(exc))
+        try:
+            arguments = call.decode_if_small()
+            if arguments is None:
+                arguments = await asyncio.to_thread(call.decode)
+        except BaseException as exc:  # noqa: BLE001  the worker boundary: every error becomes an outcome
+            return _not_begun(call.reason_for(exc))
         if not self._plain:
             return await self._drive(self._steps(call, True))
         try:

@@ -94,6 +94,8 @@ def _holds_bytes(value: Any) -> bool:
         parts = value
     else:
         return False
+    if _LEAVES.issuperset(map(type, parts)):
+        return False
     for part in parts:  # noqa: SIM110  # a generator costs more than the loop
         if type(part) not in _LEAVES and _holds_bytes(part):
             return True

@@ -19,9 +19,9 @@ def _message(body: bytes) -> Message:
 
 def test_answered_mark_proves_what_was_written_before_it_and_nothing_else() -> None:
     ledger = ResendLedger(MAX_MESSAGES, MAX_BYTES)
-    ledger.add(_message(b"1"), None)
+    ledger.add((_message(b"1"), None))
     mark = ledger.mark()
-    ledger.add(_message(b"2"), 7.0)
+    ledger.add((_message(b"2"), 7.0))
 
     ledger.prove(mark)
 
@@ -32,8 +32,9 @@ def test_answered_mark_proves_what_was_written_before_it_and_nothing_else() -> N
 def test_one_message_is_kept_however_large() -> None:
     ledger = ResendLedger(MAX_MESSAGES, MAX_BYTES)
 
-    ledger.add(_message(b"small"), None)
-    ledger.add(_message(bytes(10 * MAX_BYTES)), None)
+    ledger.add((_message(b"small"), None))
+    ledger.add((_message(bytes(10 * MAX_BYTES)), None))
+    ledger.trim()
 
     assert len(ledger) == 1
     assert ledger.dropped == 1
@@ -53,7 +54,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def write(self, size: int) -> None:
         body = b"%d" % len(self.written) + bytes(size)
         self.written.append(body)
-        self.ledger.add(_message(body), None)
+        self.ledger.add((_message(body), None))
+
+    @rule()
+    def trim(self) -> None:
+        self.ledger.trim()
         kept = self.written[self.known_from :]
         while len(kept) > 1 and (len(kept) > MAX_MESSAGES or sum(map(len, kept)) > MAX_BYTES):
             kept.pop(0)

@@ -10,7 +10,7 @@ from mycelia.errors import HandlerTimeout, RuntimeStateError
 
 
 def a_call() -> Call:
-    return Call(Target(Direction.INBOUND, CallKind.RPC, "maths", "add"), (1, 2))
+    return Call(Target(Direction.INBOUND, CallKind.RPC, "maths", "add"), ((1, 2), {}))
 
 
 async def endpoint(call: Call) -> Outcome:

@@ -84,7 +84,7 @@ def test_arguments_are_decoded_when_first_asked_for_and_once() -> None:
         reads.append(call)
         return [1], {"b": 2}
 
-    call = Call(target("s", "m"), decode=decode)
+    call = Call(target("s", "m"), read=decode)
     assert call.arguments is None
     assert (call.args, call.kwargs, call.args) == ([1], {"b": 2}, [1])
     assert reads == [call]
@@ -92,7 +92,7 @@ def test_arguments_are_decoded_when_first_asked_for_and_once() -> None:
 
 
 def test_arguments_given_before_they_are_decoded_stay() -> None:
-    call = Call(target("s", "m"), decode=lambda _: ([1], {}))
+    call = Call(target("s", "m"), read=lambda _: ([1], {}))
     call.kwargs = {"c": 3}
 
     assert (call.args, call.kwargs) == ([1], {"c": 3})
@@ -100,12 +100,17 @@ def test_arguments_given_before_they_are_decoded_stay() -> None:
 
 def call_with(body: bytes, headers: dict[str, Any] | None) -> Call:
     delivery = Delivery(NoSettler(), "c", 1, False, "", "q", Properties(headers=headers), body)
-    return Call(target("s", "m"), headers=headers, message=delivery)
+    return Call(target("s", "m"), headers=headers, message=delivery, read=lambda _: ([], {}))
 
 
-def test_long_bodies_and_compressed_ones_are_large() -> None:
-    assert not call_with(bytes(OFF_LOOP_BYTES), None).is_large
-    assert not call_with(b"[]", {"nameko.language": "de"}).is_large
-    assert call_with(bytes(OFF_LOOP_BYTES + 1), None).is_large
-    assert call_with(b"[]", {"compression": "application/x-gzip"}).is_large
-    assert not Call(target("s", "m")).is_large
+def test_long_bodies_and_compressed_ones_are_not_read_where_that_would_hold_others() -> None:
+    assert call_with(bytes(OFF_LOOP_BYTES), None).decode_if_small() == ([], {})
+    assert call_with(b"[]", {"nameko.language": "de"}).decode_if_small() == ([], {})
+    assert call_with(bytes(OFF_LOOP_BYTES + 1), None).decode_if_small() is None
+    assert call_with(b"[]", {"compression": "application/x-gzip"}).decode_if_small() is None
+    assert Call(target("s", "m")).decode_if_small() == ((), {})
+
+
+def test_what_has_been_read_is_given_however_long_it_was() -> None:
+    call = call_with(bytes(OFF_LOOP_BYTES + 1), None)
+    assert call.decode() is call.decode_if_small()

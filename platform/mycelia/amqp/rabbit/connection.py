@@ -120,6 +120,7 @@ class BrokerConnection(asyncio.Protocol):
         frame_max: octets of the largest frame, as tuned.
         server_properties: what the broker said of itself.
         lost: done when the connection is gone; its result says why.
+        has_room: whether the write buffer is below its bound (and leads anywhere).
         blocked: the broker has stopped taking publishings.
         on_blocked: called with the new value when `blocked` changes.
         on_writable: called when the write buffer has room again.
@@ -148,6 +149,7 @@ class BrokerConnection(asyncio.Protocol):
         self._peer_timeout = peer_timeout
         self._liveness: Liveness | None = None
         self._next_look: asyncio.TimerHandle | None = None
+        self.has_room = True
         self._paused = False
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -160,17 +162,14 @@ class BrokerConnection(asyncio.Protocol):
 
     # --- what the channels use ---
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the write buffer is below its bound (and leads anywhere)."""
-        return not self._paused and self._out_bytes < self._write_buffer_bytes
-
     def write(self, data: bytes) -> None:
         """Send `data`: at once if nothing else is being written, else together with what this turn of the loop brings."""
         self._messages += 1
         if self._flush_scheduled or self._is_busy or self._transport is None:
             self._out.append(data)
             self._out_bytes += len(data)
+            if self._out_bytes >= self._write_buffer_bytes:
+                self.has_room = False
             if not self._flush_scheduled:
                 self._flush_soon()
             elif len(self._out) >= _FLUSH_AT:
@@ -222,6 +221,7 @@ class BrokerConnection(asyncio.Protocol):
             was_full = self._out_bytes >= self._write_buffer_bytes
             self._out_bytes = 0
             if was_full:
+                self.has_room = not self._paused
                 # Where the socket has taken it all, the transport never pauses, and so never tells that it goes on.
                 self.loop.call_soon(self._tell_room)
 
@@ -318,9 +318,11 @@ class BrokerConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
+        self.has_room = False
 
     def resume_writing(self) -> None:
         self._paused = False
+        self.has_room = self._out_bytes < self._write_buffer_bytes
         self.on_writable()
 
     # --- what pika calls ---
@@ -372,6 +374,7 @@ class BrokerConnection(asyncio.Protocol):
         if self.lost.done():
             return
         self._paused = True  # what is written now would vanish
+        self.has_room = False
         if self._next_look is not None:
             self._next_look.cancel()
         error = self._explain(self._fault or reason)

@@ -163,9 +163,8 @@ class Intake:
 
     def _tell(self) -> None:
         self._telling_later = None
-        if self._untold and not self._is_dirty:
-            self._is_dirty = True
-            self._connection.settle_soon(self)
+        if self._untold:
+            self.settle_soon()
 
     def write_settlements(self, out: list[bytes]) -> None:
         self._is_dirty = False

@@ -83,6 +83,8 @@ class UnconfirmedPublisher:
         self._encoder: PublishEncoder | None = None
         self.is_open = False
         self._mark_due = False
+        self._mark: int | None = None
+        """Written and not answered yet."""
         self._timer: asyncio.TimerHandle | None = None
         self._repair: asyncio.Task[None] | None = None
         self._second_chance: Message | None = None
@@ -107,7 +109,7 @@ class UnconfirmedPublisher:
         if limit is not None and len(message.body) > limit:
             raise MessageTooLarge(message.target, len(message.body), limit)
         connection.write(encoder.encode(message))
-        self._ledger.add(message, resend_until)
+        self._ledger.add((message, resend_until))
         if not self._mark_due:
             self._mark_soon(connection)
 
@@ -170,27 +172,33 @@ class UnconfirmedPublisher:
         connection, channel = self._connection, self._channel
         if connection is None or channel is None or not channel.is_open:
             self._mark_due = False
-        elif channel.opened.done():
-            mark = self._ledger.mark()
+            return
+        if not channel.opened.done():
+            self._mark_soon(connection)  # the channel's own opening is not answered yet
+            return
+        if self._mark is None:
+            mark = self._mark = self._ledger.mark()
             channel.call_nowait("basic_qos", lambda: self._answered(channel, mark))
         else:
-            self._mark_soon(connection)  # the channel's own opening is not answered yet
+            self._ledger.trim()  # the last mark is not answered yet
+            if self._ledger.dropped:
+                self._statistics.extra["forgotten_unproven"] = self._ledger.dropped
+        self._mark_soon(connection)
 
     def _answered(self, channel: BrokerChannel, mark: int) -> None:
         if self._channel is not channel:
             return
         self._ledger.prove(mark)
-        if self._ledger.dropped:
-            self._statistics.extra["forgotten_unproven"] = self._ledger.dropped
-        self._mark_due = False
-        if len(self._ledger) and self._connection is not None:
-            self._mark_soon(self._connection)
+        self._mark = None
+        if not len(self._ledger):
+            self._stop_marks()
 
     def _stop_marks(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._mark_due = False
+        self._mark = None
 
     # --- refusals ---
 

@@ -152,8 +152,7 @@ class HttpEndpoint:
             return
         call = HttpCall(
             self.target,
-            (request,),
-            scope["path_params"],
+            ((request,), scope["path_params"]),
             headers=_trace_headers(scope),
             request=request,
             answer=asyncio.get_running_loop().create_future(),

@@ -1,0 +1,141 @@
+"""Two checkouts side by side: what a change cost, or won, in interleaved pairs.
+
+    python -m benchmarks.compare ../before --rounds 5 --questions rpc,events,startup
+
+Each round asks one question of this checkout and of the other in turn, on the same broker, and of Go
+after them; who comes first changes with each round. The other checkout needs a `.venv` with
+`pip install -e '.[bench]'` of its own; its own benchmarks measure it. Ratios are taken inside a
+round: the machine's slow spells hit both sides of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.broker import find_broker
+from benchmarks.process import ROOT
+from benchmarks.samples import Sample, Spread, by_round
+
+QUESTIONS = ("rpc", "events", "startup")
+METRICS = {
+    "rpc": ("rate_per_s", "p50_ms", "server_cpu_us", "client_cpu_us"),
+    "events": ("rate_per_s", "publish_rate_per_s", "handler_cpu_us"),
+    "startup": ("first_answer_s", "idle_rss_mb", "loaded_rss_mb"),
+}
+_WITHIN = 300.0
+"""Seconds after which one turn of one checkout is taken for hanging."""
+
+
+class NotMeasured(Exception):
+    """A checkout's benchmark failed; its last words say why."""
+
+
+def main() -> None:
+    """Measure, and print a table for each peer."""
+    given = _arguments()
+    checkouts = {"before": given.before.resolve(), "after": ROOT}
+    samples: list[Sample] = []
+    with find_broker(given.uri) as broker:
+        for number in range(given.rounds):
+            for question in given.questions.split(","):
+                turns = [(name, given.peers) for name in checkouts]
+                if number % 2:
+                    turns.reverse()
+                if question != "startup":
+                    turns.append(("after", "go"))
+                for name, peers in turns:
+                    print(f"round {number + 1}, {question}: {name} {peers}", file=sys.stderr)
+                    samples += [
+                        Sample(
+                            "go" if peers == "go" else f"{found['peer']} {name}",
+                            found["case"],
+                            number,
+                            found["metrics"],
+                        )
+                        for found in _measure(
+                            checkouts[name], question, peers, broker.uri, given.seconds
+                        )
+                    ]
+    _show(samples, given.peers.split(","), given.questions.split(","))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare",
+        description="Measure this checkout beside another, in interleaved pairs.",
+    )
+    parser.add_argument("before", type=Path, help="the other checkout, with its own .venv")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs (default: 5)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="measured span (default: 2)")
+    parser.add_argument("--questions", default=",".join(QUESTIONS), help="of rpc,events,startup")
+    parser.add_argument("--peers", default="mycelia-async,mycelia-def", help="of Mycelia's own")
+    parser.add_argument("--uri", help="the broker (default: AMQP_URI, else a private node)")
+    return parser.parse_args()
+
+
+def _measure(
+    checkout: Path, question: str, peers: str, uri: str, seconds: float
+) -> Sequence[dict[str, object]]:
+    """One turn: the checkout's own benchmark, in its own environment, one round."""
+    run = subprocess.run(
+        [
+            str(checkout / ".venv/bin/python"),
+            *("-m", f"benchmarks.{question}", "--rounds", "1", "--seconds", str(seconds)),
+            *("--peers", peers, "--uri", uri),
+        ],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        timeout=_WITHIN,
+        check=False,
+    )
+    _, said, path = run.stdout.rpartition("written to ")
+    if run.returncode or not said:
+        raise NotMeasured(f"{checkout}: {question} of {peers}: {run.stderr[-2000:]}")
+    results = checkout / path.strip()
+    samples: list[dict[str, object]] = json.loads(results.read_text())["samples"]
+    results.unlink()
+    return samples
+
+
+def _show(samples: Sequence[Sample], peers: Sequence[str], questions: Sequence[str]) -> None:
+    for question in questions:
+        cases = dict.fromkeys(s.case for s in samples if METRICS[question][0] in s.metrics)
+        cases = {case: None for case in cases if case.startswith(question.removesuffix("up"))}
+        for metric in METRICS[question]:
+            print(f"\n{metric}: medians (min-max); ratios within each round")
+            print(f"{'':28} {'before':>20} {'after':>20} {'after/before':>20} {'after/go':>18}")
+            for peer in peers:
+                for case in cases:
+                    before = by_round(samples, f"{peer} before", case, metric)
+                    after = by_round(samples, f"{peer} after", case, metric)
+                    go = by_round(samples, "go", case, metric)
+                    label = f"{peer.removeprefix('mycelia-')}: {case}"
+                    print(
+                        f"{label:28} {_spread(before.values()):>20} {_spread(after.values()):>20} "
+                        f"{_ratio(after, before):>20} {_ratio(after, go):>18}"
+                    )
+
+
+def _ratio(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    return _spread(
+        (ours[number] / theirs[number] for number in ours if theirs.get(number)), digits=2
+    )
+
+
+def _spread(values: object, digits: int | None = None) -> str:
+    found = Spread.of(values)  # type: ignore[arg-type]
+    if found is None:
+        return "-"
+    if digits is None:
+        digits = 0 if found.median >= 100 else 2
+    return f"{found.median:.{digits}f} ({found.low:.{digits}f}-{found.high:.{digits}f})"
+
+
+if __name__ == "__main__":
+    main()
