@@ -2,16 +2,21 @@
 
 General layout, lowest floor first; a module imports only from floors before its own (import-linter holds it):
 
-    errors  log_event redaction  one tree of errors | a log line as a name and typed fields | what may be printed
+    errors                       one tree of errors
+    log_event redaction handover a log line as a name and typed fields | what may be printed | from `nameko run` to here
     broker | amqp | wire         RabbitMQ nodes | the broker link | Nameko's protocol; they do not know each other
     call                         Call, Outcome, deadline, middleware
-    runtime                      host, container, workers, life cycle, hand-over from `nameko run`
+    runtime                      host, container, workers, life cycle
     policies  entrypoints        middleware over calls | what makes workers run
     clients   providers          proxies, dispatcher, client | config, logger, …
     flow  nameko                 pipelines | all that exists for classes written for Nameko
     contracts  control           schemas, live configuration
     cli  testing                 the `mycelia` command | what users need to test their services
 """
+
+from mycelia.handover import hand_over_importer
+
+hand_over_importer()  # before all that would be imported in vain
 
 # The programming model
 # Errors

@@ -16,7 +16,7 @@ import pika
 import yaml
 from tests.processes import ROOT, Process
 
-from mycelia.runtime.handover import NATIVE_MODULE
+from mycelia.handover import NATIVE_MODULE
 
 # Asking for a queue that is not there yet is how the tests wait; pika warns each time.
 logging.getLogger("pika.channel").setLevel(logging.ERROR)

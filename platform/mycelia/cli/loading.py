@@ -12,6 +12,7 @@ from typing import Any
 from mycelia.errors import ConfigError
 from mycelia.redaction import redact_words
 from mycelia.runtime import find_entrypoints
+from mycelia.runtime.monkey_patches import refuse_monkey_patches
 from mycelia.runtime.thread_locals import watch_locals
 
 __all__ = ["load_services", "services_in"]
@@ -24,6 +25,7 @@ def load_services(names: list[str]) -> list[type]:
         ConfigError: no such module or class, or no service in it. An error inside a module is raised as it is.
     """
     watch_locals()
+    refuse_monkey_patches()
     found: dict[type, None] = {}
     for name in names:
         if redact_words(name) != name:

@@ -12,6 +12,7 @@ import msgspec
 
 from mycelia.call import Middleware, Target
 from mycelia.errors import RuntimeStateError
+from mycelia.handover import hand_over
 from mycelia.log_event import event
 from mycelia.runtime.declarations import (
     bind_dependency,
@@ -20,7 +21,6 @@ from mycelia.runtime.declarations import (
     get_service_name,
 )
 from mycelia.runtime.extensions import Entrypoint, Extension, maybe_await
-from mycelia.runtime.handover import hand_over
 from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane, ServiceSlots
 from mycelia.runtime.settings import Settings

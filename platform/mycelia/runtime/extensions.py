@@ -29,6 +29,7 @@ from mycelia.call import (
     Target,
 )
 from mycelia.errors import DeadlinePassed, describe
+from mycelia.handover import hand_over
 from mycelia.log_event import event
 from mycelia.runtime.decorators import (
     ENTRYPOINTS_ATTRIBUTE,
@@ -36,7 +37,6 @@ from mycelia.runtime.decorators import (
     declare,
     register_entrypoint,
 )
-from mycelia.runtime.handover import hand_over
 from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane
 from mycelia.runtime.settings import Settings

@@ -10,8 +10,8 @@ from typing import Any, ForwardRef, NoReturn, Unpack, get_args, get_origin, get_
 
 from mycelia.call import unknown_option
 from mycelia.errors import ConfigError
+from mycelia.handover import hand_over_mistake
 from mycelia.redaction import redact_words
-from mycelia.runtime.handover import hand_over_mistake
 
 __all__ = ["class_being_written", "mistake_in", "refuse", "signature_of", "written"]
 
