@@ -132,7 +132,7 @@ def _become_native(running: FrameType) -> NoReturn:
         if stream is not None:
             stream.flush()
     os.environ[HANDOVER_VARIABLE] = str(os.getpid())
-    os.environ[PATH_VARIABLE] = os.pathsep.join(path for path in sys.path if isinstance(path, str))
+    os.environ[PATH_VARIABLE] = os.pathsep.join(sys.path)
     os.execv(sys.executable, [sys.executable, *flags, "-m", NATIVE_MODULE, *arguments])
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.cli.commands import NAMEKO
-from tests.processes import Process, environment, run
+from tests.processes import Process, environment
 
 FLAGS = """
 import os, sys, warnings
@@ -166,7 +162,10 @@ def patching(folder: Path) -> Path:
     (folder / "gevent").mkdir()
     (folder / "gevent" / "__init__.py").write_text("")
     (folder / "gevent" / "monkey.py").write_text(GEVENT)
-    body = EXISTING.replace("existing", "patching") + "    print('socket:', __import__('socket').socket.__module__, flush=True)\n"
+    body = (
+        EXISTING.replace("existing", "patching")
+        + "    print('socket:', __import__('socket').socket.__module__, flush=True)\n"
+    )
     (folder / "patching.py").write_text(f"import eventlet\neventlet.monkey_patch()\n{body}")
     (folder / "patching_twice.py").write_text(
         "import eventlet\neventlet.monkey_patch(socket=True)\nimport eventlet.patcher\n"

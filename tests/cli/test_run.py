@@ -187,27 +187,6 @@ def test_wrong_service_is_one_clear_line(fails: Fails, service: str, message: st
 
 
 @pytest.mark.parametrize(
-    ("service", "cause", "place"),
-    [
-        ("needs_missing", "No module named 'module_that_is_not_there'", "needs_missing.py"),
-        ("broken", "OSError: no disk", "broken.py"),
-    ],
-)
-@pytest.mark.parametrize("command", ["nameko", "mycelia"])
-def test_error_inside_a_module_is_shown_with_its_traceback(
-    project: Path, service: str, cause: str, place: str, command: str
-) -> None:
-    program = [NAMEKO] if command == "nameko" else [*MYCELIA]
-
-    done = run([*program, "run", service, "--broker", "memory://"], project)
-
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert cause in done.stderr
-    assert place in done.stderr
-
-
-@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("max_workers: many", 'configuration key "max_workers": expected'),

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mycelia.errors import ConfigError
+from mycelia.cli.failures import FailedImport
+from mycelia.errors import ConfigError, MyceliaError
 from mycelia.redaction import redact_words
 from mycelia.runtime import find_entrypoints
 from mycelia.runtime.monkey_patches import refuse_monkey_patches
@@ -22,7 +23,8 @@ def load_services(names: list[str]) -> list[type]:
     """The service classes behind `names`, each once, in the order given.
 
     Raises:
-        ConfigError: no such module or class, or no service in it. An error inside a module is raised as it is.
+        ConfigError: no such module or class, or no service in it; or what a declaration in it raised.
+        FailedImport: an error inside a module, which it carries.
     """
     watch_locals()
     refuse_monkey_patches()
@@ -60,11 +62,16 @@ def _import(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as exc:
         if exc.name is None or not (name == exc.name or name.startswith(exc.name + ".")):
-            raise  # the module is there; something that it imports is not
+            # the module is there; something that it imports is not
+            raise FailedImport(name, exc) from exc
         raise ConfigError(
             f'no module "{name}". Looked from {Path.cwd()} and in the installed packages; '
             "run the command from the folder that holds the top package."
         ) from None
+    except MyceliaError:
+        raise
+    except Exception as exc:
+        raise FailedImport(name, exc) from exc
 
 
 def _named_class(module: ModuleType, name: str) -> type:

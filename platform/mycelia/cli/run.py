@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mycelia.cli.backdoor import Backdoor
+from mycelia.cli.failures import FailedImport, describe_failure
 from mycelia.cli.leaving import ExitLimit, end_children
 from mycelia.cli.loading import load_services
 from mycelia.cli.signals import Signals, Step
@@ -84,11 +85,17 @@ def run_command(args: argparse.Namespace) -> int:
             end_children()
             with ExitLimit(0 if sys.exc_info()[0] is None else 1):
                 loop_runner.close()
+    except FailedImport as exc:
+        print(describe_failure(str(exc), exc.error), file=sys.stderr)
+        return 1
     except MyceliaError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before anything ran
         return 130
+    except Exception as exc:  # noqa: BLE001  of an extension, or of what the services are made with
+        print(describe_failure("the services do not run", exc), file=sys.stderr)
+        return 1
 
 
 async def _serve(config: dict[str, Any], services: list[type], backdoor_port: int | None) -> int:

@@ -21,6 +21,7 @@ from mycelia.runtime.declarations import (
     get_service_name,
 )
 from mycelia.runtime.extensions import Entrypoint, Extension, maybe_await
+from mycelia.runtime.forgotten_awaits import watch_forgotten_awaits
 from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane, ServiceSlots
 from mycelia.runtime.settings import Settings
@@ -74,6 +75,8 @@ class Container:
         self.started = False
         """Whether `start()` has completed and `stop()` has not begun."""
         self._begun = False
+        self._has_run = False
+        """Whether `start()` has completed, and nobody has been told yet that it has stopped."""
         self._slots = ServiceSlots(host.settings.max_workers)
         self._lanes: dict[Lane, Entrypoint] = {}
         """Whose each is, in the order in which they were made."""
@@ -259,9 +262,7 @@ class Container:
         for extension in self.extensions:
             told = extension.statistics()
             if told is not None:
-                called = getattr(extension, "method_name", getattr(extension, "attr_name", None))
-                name = type(extension).__name__
-                yield f"{name}:{called}" if called else name, told
+                yield _name_of(extension), told
 
     def _follow(self, old: Settings, new: Settings) -> None:
         """Settings have changed. What has not been set up yet finds them as they are."""
@@ -293,20 +294,26 @@ class Container:
     async def start(self) -> None:
         """Set up all extensions, then start them all. Raises the first error, after the others have ended."""
         log.debug(event("service_starting", service=self.service_name))
+        watch_forgotten_awaits()
         self._begun = True
         self._loop = asyncio.get_running_loop()
         self._settings_followed = self.settings
         self._follow_no_more = self.host.on_change(self._follow)
         await self._each(self.extensions, "setup")
         await self._each(self.extensions, "start")
-        self.started = True
+        self.started = self._has_run = True
         if self._settings_followed is not self.settings:  # they have changed in between
             self._follow(self._settings_followed, self.settings)
         log.info(event("service_started", service=self.service_name))
 
     async def _each(self, extensions: Iterable[Any], hook: str) -> None:
         async def run(extension: Any) -> None:
-            await maybe_await(getattr(extension, hook)())
+            try:
+                await maybe_await(getattr(extension, hook)())
+            except Exception as exc:
+                name = _name_of(extension)
+                exc.add_note(f'raised by {hook}() of {name}, in service "{self.service_name}"')
+                raise
 
         async with _first_error_wins() as group:
             for extension in extensions:
@@ -322,6 +329,7 @@ class Container:
             return
         self._begun = self.started = False
         self._follow_no_more()
+        has_run, self._has_run = self._has_run, False
         grace = self.settings.mycelia.grace if grace is None else grace
         await self._each_quietly(self.entrypoints, "stop")
         await self._finish_workers(grace)
@@ -334,7 +342,8 @@ class Container:
         await self._take_last_steps()
         if self._threads is not None:
             self._threads.close()
-        log.info(event("service_stopped", service=self.service_name))
+        if has_run:
+            log.info(event("service_stopped", service=self.service_name))
 
     async def _take_last_steps(self) -> None:
         for step in self._last_steps:
@@ -399,6 +408,14 @@ class Container:
 
     def __repr__(self) -> str:
         return f"<Container [{self.service_name}]>"
+
+
+def _name_of(extension: Any) -> str:
+    """`Storage:db`: an extension's class, and the attribute or method that it is declared on, if on any."""
+    called = getattr(extension, "method_name", getattr(extension, "attr_name", None))
+    foreign = getattr(extension, "foreign", None)  # of a bridged one: what the user has written
+    name = type(extension if foreign is None else foreign).__name__
+    return f"{name}:{called}" if called else name
 
 
 HOOK_TIMEOUT = 10.0

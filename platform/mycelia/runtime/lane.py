@@ -481,11 +481,16 @@ class Lane:
 
     def _log_error(self, call: Call, outcome: Outcome) -> None:
         """Have the line written; a handler that cannot write it must not keep the call from being settled."""
+        token = current_call.set(
+            call
+        )  # a worker in a thread was handled in another context: the line is of this call
         try:
             self._settler.log_error(call, outcome)
         except Exception as exc:  # noqa: BLE001  loggers, their handlers and what they look at are the application's
             with suppress(Exception):
                 log.error(event("error_not_logged", call=call.target.name, error=describe(exc)))
+        finally:
+            current_call.reset(token)
 
     # --- the end ------------------------------------------------------------------------------
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Iterable
+from types import CoroutineType
 from typing import Any
 
 from mycelia.call import Call, Outcome
 from mycelia.errors import describe
 from mycelia.runtime.dependencies import DependencyProvider
 from mycelia.runtime.extensions import BoundTo, Entrypoint
+from mycelia.runtime.forgotten_awaits import forgotten, returned, take_forgotten
 from mycelia.runtime.worker_context import WorkerContext
 
 __all__ = ["Invocation"]
@@ -95,10 +97,14 @@ class Invocation:
             service = self._service_cls()
             service.__dict__.update(self._constants)
             value = await self.method(service, *arguments[0], **arguments[1])
+            if forgotten or type(value) is CoroutineType:
+                _refuse_forgotten(call, value)
             if self._encode is None:
                 return Outcome(value)
             return Outcome(value, None, None, self._encode(call, value))
         except BaseException as exc:  # noqa: BLE001  the worker boundary
+            if forgotten:  # the error of the method's own comes first
+                take_forgotten(call)
             return Outcome(None, call.reason_for(exc))
 
     def run_in_thread(self, call: Call) -> Outcome:
@@ -136,9 +142,13 @@ class Invocation:
             value = self.method(service, *call.args, **call.kwargs)
             if is_async:  # what a `def` method returns is its result, even if it could be awaited
                 value = yield value
+                if forgotten or type(value) is CoroutineType:
+                    _refuse_forgotten(call, value)
             body = None if self._encode is None else self._encode(call, value)
             outcome = Outcome(value, body=body)
         except BaseException as exc:  # noqa: BLE001  the worker boundary
+            if forgotten:
+                take_forgotten(call)
             outcome = Outcome(error=call.reason_for(exc))
         if not injected:
             return outcome
@@ -183,6 +193,15 @@ class Invocation:
                 answer = done.value if done.error is None else done.error
             else:
                 step, answer = steps.send, value
+
+
+def _refuse_forgotten(call: Call, value: Any) -> None:
+    """Raise if the method has forgotten an `await`, and thought that something was done."""
+    if type(value) is CoroutineType:
+        raise returned(value)
+    error = take_forgotten(call)
+    if error is not None:
+        raise error
 
 
 def _outcome(end: StopIteration) -> Outcome:

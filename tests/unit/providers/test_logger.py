@@ -20,7 +20,7 @@ import pytest
 
 from mycelia import Client, Logger, RpcProxy, Runner, configure_logging, rpc, timer
 from mycelia.amqp.uri import parse_uri
-from mycelia.errors import ConfigError
+from mycelia.errors import ConfigError, RemoteError
 from mycelia.log_event import LogEvent, event
 from mycelia.providers.call_fields import trace_id_of
 from mycelia.providers.logging_setup import ConsoleFormatter, JsonFormatter
@@ -68,6 +68,14 @@ class Inner:
         logging.getLogger("library").error("prose of %s", "a library")
 
     @rpc
+    def broken_in_a_thread(self) -> None:
+        raise KeyError("x")
+
+    @rpc
+    async def broken_on_the_loop(self) -> None:
+        raise KeyError("x")
+
+    @rpc
     async def failing(self) -> None:
         try:
             raise KeyError("x")
@@ -104,6 +112,18 @@ async def test_lines_of_threads_and_of_other_loggers_carry_it_too(stream: io.Str
     assert (library["event"], library["logger"]) == ("prose of a library", "library")
     assert own["call_id"] == library["call_id"]
     assert own["call_id"].startswith("inner.in_a_thread.")
+
+
+@pytest.mark.parametrize("method", ["broken_in_a_thread", "broken_on_the_loop"])
+async def test_a_failed_worker_is_logged_with_its_call(stream: io.StringIO, method: str) -> None:
+    configure_logging(config(), stream)
+    async with Runner(config(), [Inner]), Client(URI) as client:
+        with pytest.raises(RemoteError):
+            await client.call("inner", method)
+
+    (line,) = [line for line in json_lines(stream) if line["event"] == "worker_failed"]
+    assert (line["service"], line["method"]) == ("inner", method)
+    assert line["call_id"].startswith(f"inner.{method}.")
 
 
 async def test_errors_come_with_their_traceback_and_levels_count(stream: io.StringIO) -> None:

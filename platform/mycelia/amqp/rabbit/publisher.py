@@ -363,7 +363,7 @@ class RabbitPublisher:
         if self._waiting or not self._can_send():
             if len(self._waiting) >= self._max_waiting:
                 raise BrokerBlocked(
-                    f"{message.target}: not sent, {self._max_waiting} publishings are waiting already"
+                    f"{message.target}: not sent, {self._max_waiting} publishings are waiting"
                 )
             self._waiting.append(publishing)
             if self._suspects:

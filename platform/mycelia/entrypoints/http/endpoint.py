@@ -183,7 +183,7 @@ class HttpEndpoint:
             lane.refuse(
                 call,
                 Overloaded(
-                    f"{call.target.name}: {lane.waiting} requests wait for a worker already."
+                    f"{call.target.name}: {lane.waiting} requests are waiting for a worker."
                 ),
             )
         else:

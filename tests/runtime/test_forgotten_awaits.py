@@ -1,0 +1,116 @@
+"""A forgotten `await` is an error of the worker, which says what was forgotten and where."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.runtime.conftest import Invoke, Serve
+
+from mycelia import (
+    Call,
+    DependencyProvider,
+    EventDispatcher,
+    Next,
+    Outcome,
+    Publisher,
+    RpcProxy,
+    rpc,
+)
+from mycelia.errors import RemoteError
+
+
+class PerWorker(DependencyProvider):
+    """Has a hook, so that workers go the long way."""
+
+    def worker_setup(self, worker_ctx: Any) -> None: ...
+
+
+class Forgetful:
+    name = "forgetful"
+    emit = EventDispatcher()
+    publish = Publisher(queue="nowhere")
+    me = RpcProxy("forgetful")
+
+    @rpc
+    async def event(self) -> str:
+        self.emit("placed", {})  # type: ignore[unused-coroutine]
+        return "done"
+
+    @rpc
+    async def message(self) -> str:
+        self.publish({})  # type: ignore[unused-coroutine]
+        return "done"
+
+    @rpc
+    async def proxy(self) -> str:
+        answer = self.me.fine()
+        return f"done {answer is not None}"
+
+    @rpc
+    async def returned(self) -> Any:
+        return self.me.fine()
+
+    @rpc
+    async def own(self) -> Any:
+        return self._helper()
+
+    async def _helper(self) -> None: ...
+
+    @rpc
+    async def own_error(self) -> None:
+        self.emit("placed", {})  # type: ignore[unused-coroutine]
+        raise LookupError("mine")
+
+    @rpc
+    async def fine(self) -> str:
+        return "fine"
+
+    @rpc
+    async def in_tasks(self) -> list[Any]:
+        task = asyncio.create_task(self.me.fine())
+        return [*await asyncio.gather(self.me.fine(), self.me.fine()), await task]
+
+
+class WithHooks(Forgetful):
+    per_worker = PerWorker()
+
+
+async def pass_on(call: Call, next: Next) -> Outcome:
+    return await next(call)
+
+
+@pytest.mark.parametrize("service", [Forgetful, WithHooks])
+@pytest.mark.parametrize("middleware", [(), (pass_on,)], ids=["plain", "outbound middleware"])
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (
+            "event",
+            r'missing before the publishing of "placed" \(test_forgotten_awaits\.py, line \d+',
+        ),
+        (
+            "message",
+            r'missing before the publishing of "nowhere" \(test_forgotten_awaits\.py, line',
+        ),
+        ("proxy", r"missing before forgetful\.fine: it was never run"),
+        ("returned", r"missing before forgetful\.fine, which the method returns"),
+        ("own", r"missing before Forgetful\._helper, which the method returns"),
+        ("own_error", "mine"),
+    ],
+)
+async def test_forgotten_await_is_the_workers_error(
+    serve: Serve, invoke: Invoke, service: type, middleware: Any, method: str, says: str
+) -> None:
+    await serve(service, outbound=middleware)
+
+    with pytest.raises(RemoteError, match=says):
+        await invoke("forgetful", method)
+    assert await invoke("forgetful", "fine") == "fine"  # and of no other worker
+
+
+async def test_coroutines_handed_to_tasks_are_not_forgotten(serve: Serve, invoke: Invoke) -> None:
+    await serve(Forgetful)
+
+    assert await invoke("forgetful", "in_tasks") == ["fine"] * 3
