@@ -236,12 +236,29 @@ class RemoteError(CallError):
         """The traceback as text, from Mycelia peers; `None` from stock Nameko ones."""
 
 
-class MethodNotFound(CallError):
-    """The service has no RPC method of this name. On the wire: `nameko.exceptions.MethodNotFound`."""
+class _Explained:
+    """Of an error whose arguments are Nameko's, because stock callers read them: the text for everybody else."""
+
+    def __init__(self, *args: object, explanation: str = "") -> None:
+        super().__init__(*args)
+        self.explanation = explanation
+
+    def __str__(self) -> str:
+        return self.explanation or super().__str__()
 
 
-class IncorrectSignature(CallError):
-    """The arguments do not fit the method. On the wire: `nameko.exceptions.IncorrectSignature`."""
+class MethodNotFound(_Explained, CallError):
+    """The service has no RPC method of this name. On the wire: `nameko.exceptions.MethodNotFound`.
+
+    Its one argument is the name; its text says which methods there are, if the service is Mycelia's.
+    """
+
+
+class IncorrectSignature(_Explained, CallError):
+    """The arguments do not fit the method. On the wire: `nameko.exceptions.IncorrectSignature`.
+
+    Its one argument is Python's word on it; its text says what the method takes, if the service is Mycelia's.
+    """
 
 
 # --- payloads ------------------------------------------------------------------------------------

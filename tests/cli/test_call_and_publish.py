@@ -81,9 +81,24 @@ def test_broker_may_come_from_a_flag_or_a_configuration_file(
         (["call", "greeter.add", "1", "--timeout", "soon"], 2, "'soon': expected seconds above 0"),
         (["call", "greeter.add", "1", "--broker", "redis://x"], 2, 'no link speaks "redis"'),
         (["call", "greeter.add", "1", "--config", "nowhere.yaml"], 2, "cannot be read"),
-        (["call", "greeter.nothing"], 1, "MethodNotFound: nothing"),
+        (
+            ["call", "greeter.helo"],
+            1,
+            'MethodNotFound: service "greeter" has no method "helo". Did you mean "hello"? '
+            "It has: add, echo, fail, hello, never, pid, setting.\n",
+        ),
         (["call", "greeter.add", '{"self": 1}'], 1, "IncorrectSignature"),
-        (["call", "greeter.add"], 1, "IncorrectSignature: missing a required argument: 'a'"),
+        (
+            ["call", "greeter.add"],
+            1,
+            "IncorrectSignature: missing a required argument: 'a'. It takes (a, b=1).\n",
+        ),
+        (
+            ["call", "greeter.hello", '{"nname": "Bob"}'],
+            1,
+            "IncorrectSignature: got an unexpected keyword argument 'nname'; did you mean 'name'? "
+            "It takes (name='world', greeting='Hello').\n",
+        ),
         (["call", "nobody.hello"], 1, 'UnknownService: no service "nobody" on this broker'),
         (["call", "greeter.never", "--timeout", "0.2"], 1, "no reply within 0.2 s"),
         (["publish", "tower"], 2, "required"),

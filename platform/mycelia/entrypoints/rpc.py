@@ -8,6 +8,7 @@ its routing key. The reply goes to the request's `reply_to`, a routing key on th
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 import time
 from collections.abc import Callable
@@ -270,11 +271,22 @@ class RpcConsumer(SharedExtension):
                 self._parent_calls_tracked,
             )
             if entrypoint is None:
-                self._stray_lane.refuse(call, MethodNotFound(call.method))
+                self._stray_lane.refuse(call, self._no_such_method(call))
             elif returns and not entrypoint.idempotent:
                 self._run_again(call, delivery, entrypoint.lane, returns)
             else:
                 entrypoint.lane.submit(call)
+
+    def _no_such_method(self, call: Call) -> MethodNotFound:
+        """The caller's error. Its argument is the name alone, as stock callers know it; the text says what there is."""
+        known = sorted(entrypoint.method_name for entrypoint in self._entrypoints)
+        close = difflib.get_close_matches(call.method, known, n=1)
+        hint = f' Did you mean "{close[0]}"?' if close else ""
+        service = self.container.service_name
+        return MethodNotFound(
+            call.method,
+            explanation=f'service "{service}" has no method "{call.method}".{hint} It has: {", ".join(known)}.',
+        )
 
     def _run_again(self, call: Call, delivery: Delivery, lane: Lane, returns: int) -> None:
         """A request that has come back: whoever ran it may have died of it.

@@ -13,7 +13,7 @@ from mycelia.errors import ConfigError
 from mycelia.handover import hand_over_mistake
 from mycelia.redaction import redact_words
 
-__all__ = ["class_being_written", "mistake_in", "refuse", "signature_of", "written"]
+__all__ = ["Hint", "class_being_written", "mistake_in", "refuse", "signature_of", "written"]
 
 MAX_SHOWN = 60
 """Characters of one argument that a line shows."""
@@ -28,21 +28,21 @@ def signature_of(cls: type) -> inspect.Signature:
     for parameter in parameters:
         options = _options_of(init, parameter)
         if options is None:
-            known.append(parameter.replace(annotation=_Hint.of(parameter.annotation)))
+            known.append(parameter.replace(annotation=Hint.of(parameter.annotation)))
             continue
         known += [
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=_default(cls, name),
-                annotation=_Hint.of(hint),
+                annotation=Hint.of(hint),
             )
             for name, hint in options.items()
         ]
     return inspect.Signature(known)
 
 
-class _Hint(str):
+class Hint(str):
     """A type as it is written; `help()` shows it without quotes."""
 
     __slots__ = ()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 from mycelia.errors import IncorrectSignature
+from mycelia.runtime.mistakes import Hint
 
 __all__ = ["SignatureCheck"]
 
@@ -29,10 +32,35 @@ class SignatureCheck:
         self._minimum = sum(p.default is p.empty for p in parameters)
 
     def check(self, args: Any, kwargs: dict[str, Any]) -> None:
-        """Raises `IncorrectSignature`, with Python's own text, when the arguments do not fit."""
+        """Raises `IncorrectSignature`, with Python's own text as its argument, when the arguments do not fit."""
         if not kwargs and self._plain and self._minimum <= len(args) <= self._maximum:
             return
         try:
             self._signature.bind(None, *args, **kwargs)
         except TypeError as exc:
-            raise IncorrectSignature(str(exc)) from None
+            raise IncorrectSignature(str(exc), explanation=self._explain(str(exc))) from None
+
+    def _explain(self, problem: str) -> str:
+        """Python's word on it, the name that was meant, and what the method takes."""
+        parameters = list(self._signature.parameters.values())[1:]
+        hint = ""
+        unknown = UNKNOWN.search(problem)
+        if unknown is not None:
+            close = difflib.get_close_matches(unknown[1], [p.name for p in parameters], n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+        return f"{problem}{hint or '.'} It takes {_shown(parameters)}."
+
+
+UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
+
+MAX_SHOWN = 300
+"""Characters of a signature in an error. Arbitrary."""
+
+
+def _shown(parameters: list[inspect.Parameter]) -> str:
+    try:
+        hinted = [p.replace(annotation=Hint.of(p.annotation)) for p in parameters]
+        text = str(inspect.Signature(hinted))
+    except Exception:  # noqa: BLE001  a default's `__repr__` is the user's
+        text = f"({', '.join(p.name for p in parameters)})"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

@@ -194,6 +194,9 @@ def deserialize_exception(error: Any) -> Exception:
     elif isinstance(exc, MyceliaError) and not exc.args:
         # Stock Nameko's `UnserializableValueError` sends no arguments; its text is all there is.
         exc.args = (_text(error.get("value") or ""),)
+    if isinstance(exc, (MethodNotFound, IncorrectSignature)):
+        # Their arguments are Nameko's, for stock callers; the text of a Mycelia service says more.
+        exc.explanation = _text(error.get("value") or "")
     if remote_traceback:
         _attach_traceback(exc, remote_traceback)
     return exc

@@ -320,3 +320,16 @@ def test_without_nameko_a_class_is_its_own_twin() -> None:
 
 def test_class_that_nameko_has_not_is_its_own_twin() -> None:
     assert nameko_twin(Overloaded) is Overloaded
+
+
+@pytest.mark.parametrize("cls", [MethodNotFound, IncorrectSignature])
+def test_explanation_travels_beside_the_arguments_that_stock_callers_read(
+    cls: type[MethodNotFound | IncorrectSignature],
+) -> None:
+    sent = serialize_exception(cls("nock", explanation="did you mean knock?"), traceback=False)
+    received = deserialize_exception(sent)
+
+    assert sent["exc_args"] == ["nock"]
+    assert isinstance(received, cls)
+    assert received.args == ("nock",)
+    assert str(received) == "did you mean knock?"

@@ -156,7 +156,7 @@ class Http(Entrypoint):
         except IncorrectSignature as exc:
             wanted = ", ".join(("self", "request", *names))
             raise ConfigError(
-                f'{self.container.service_name}.{self.method_name} cannot answer "{self.path}": {exc}. '
+                f'{self.container.service_name}.{self.method_name} cannot answer "{self.path}": {exc.args[0]}. '
                 f"Declare it as {self.method_name}({wanted})."
             ) from None
 
