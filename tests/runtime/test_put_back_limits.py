@@ -13,8 +13,25 @@ import pytest
 from tests.runtime.conftest import Serve
 from tests.runtime.dead_letter_box import read_dead_letters
 
-from mycelia import BROADCAST, Client, Queue, consume, event_handler, get_current_call, rpc
-from mycelia.amqp import Link, Message, Properties, connect
+from mycelia import (
+    BROADCAST,
+    Binding,
+    Call,
+    Client,
+    Exchange,
+    Next,
+    Outcome,
+    Queue,
+    Requeue,
+    Retry,
+    Runner,
+    consume,
+    event_handler,
+    get_current_call,
+    rpc,
+)
+from mycelia.amqp import ConsumeOptions, Delivery, Link, Message, Properties, connect
+from mycelia.call import Settlement
 from mycelia.errors import TopologyError
 from mycelia.testing import eventually, run_services
 
@@ -108,6 +125,140 @@ async def test_retries_give_a_message_no_new_life(serve: Serve, link: Link) -> N
     assert headers["x-mycelia-reason"] == "expired"
     assert headers["x-mycelia-expiration"] == "1000"
     assert letter.properties.expiration is None
+
+
+class TooLate:
+    """What comes to it has no time left, and needs to be published again."""
+
+    name = "late"
+    runs: list[int] = []  # noqa: RUF012  shared on purpose
+
+    @consume(Queue("late"), prefetch=1, concurrency=1)
+    async def handle(self, number: int) -> None:
+        self.runs.append(number)
+
+    @rpc(prefetch=1, concurrency=1)
+    async def ask(self, number: int) -> int:
+        self.runs.append(number)
+        return number
+
+
+PAST = "x-mycelia-expires-at-ms"
+
+
+async def return_once(link: Link, queue: str, count: int) -> None:
+    """Have `count` messages of `queue` come back, as from a process that has died."""
+    taken: list[Delivery] = []
+    consumer = await link.consume(queue, taken.extend, ConsumeOptions(prefetch=count))
+    await eventually(lambda: len(taken) == count, 10)
+    for delivery in taken:
+        delivery.nack(requeue=True)
+    await consumer.aclose()
+
+
+@pytest.mark.timeout(60)
+async def test_returned_message_without_time_left_is_a_dead_letter(broker: str, bare: Link) -> None:
+    """A classic queue: the return is counted by publishing the message again, and with no time it would be dropped."""
+    TooLate.runs.clear()
+    await bare.declare(Queue("late"))
+    for number in range(20):
+        properties = Properties("application/json", headers={PAST: 1_000 + number})
+        await bare.publish(Message("", "late", str(number).encode(), properties))
+    await return_once(bare, "late", 20)
+
+    async with run_services(TooLate, broker=broker, timeout=15):
+        letters = await read_dead_letters(bare, "late", 20, 20)
+
+    assert Counter(int(letter.body) for letter in letters) == Counter(range(20))
+    assert {(one.properties.headers or {})["x-mycelia-reason"] for one in letters} == {"expired"}
+    assert TooLate.runs == []
+
+
+async def ask_without_time(link: Link, count: int) -> list[Delivery]:
+    """Requests without a deadline, and with a time to live that is over. Returns the replies, as they come."""
+    replies: list[Delivery] = []
+    await link.declare(
+        Exchange("nameko-rpc"),
+        Queue("rpc-late"),
+        Binding("rpc-late", "nameko-rpc", "late.*"),
+        Queue("answers"),
+        Binding("answers", "nameko-rpc", "answers"),
+    )
+    await link.consume("answers", replies.extend, ConsumeOptions(no_ack=True))
+    for number in range(count):
+        properties = Properties(
+            "application/json",
+            headers={PAST: 1_000},
+            reply_to="answers",
+            correlation_id=str(number),
+        )
+        body = b'{"args": [%d], "kwargs": {}}' % number
+        await link.publish(Message("nameko-rpc", "late.ask", body, properties))
+    return replies
+
+
+@pytest.mark.timeout(60)
+async def test_returned_request_without_time_left_is_answered(broker: str, bare: Link) -> None:
+    TooLate.runs.clear()
+    replies = await ask_without_time(bare, 20)
+    await return_once(bare, "rpc-late", 20)
+
+    async with run_services(TooLate, broker=broker, timeout=15):
+        await eventually(lambda: len(replies) == 20, 20)
+
+    assert {reply.properties.correlation_id for reply in replies} == {str(n) for n in range(20)}
+    assert all(b"DeadlinePassed" in reply.body for reply in replies)
+    assert TooLate.runs == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("settlement", [Requeue(), Retry(0.01)])
+async def test_request_tried_again_without_time_left_is_answered_with_its_error(
+    broker: str, bare: Link, settlement: Settlement
+) -> None:
+    TooLate.runs.clear()
+    replies = await ask_without_time(bare, 20)
+
+    async def again(call: Call, next: Next) -> Outcome:
+        await next(call)
+        return Outcome(error=LookupError("not yet"), settlement=settlement)
+
+    async with Runner({"AMQP_URI": broker}, [TooLate], inbound=(again,)):
+        await eventually(lambda: len(replies) == 20, 20)
+
+    assert all(b"LookupError" in reply.body for reply in replies)
+    assert sorted(TooLate.runs) == list(range(20))
+
+
+@pytest.mark.timeout(60)
+async def test_request_without_time_left_is_answered_by_a_service_that_stops(
+    broker: str, bare: Link
+) -> None:
+    begun = asyncio.Event()
+    go_on = asyncio.Event()
+
+    class Stopping:
+        name = "late"
+
+        @rpc(prefetch=20, concurrency=1)
+        async def ask(self, number: int) -> int:
+            begun.set()
+            await go_on.wait()
+            return number
+
+    replies = await ask_without_time(bare, 20)
+    async with run_services(Stopping, broker=broker, timeout=15) as bed:
+        (lane,) = [lane for lane in bed.container(Stopping).lanes if lane.target.method == "ask"]
+        await begun.wait()
+        await eventually(lambda: lane.waiting == 19, 10)
+        stopping = asyncio.ensure_future(bed.runner.stop())
+        await eventually(lambda: len(replies) == 19, 10)
+        go_on.set()
+        await stopping
+    await eventually(lambda: len(replies) == 20, 10)
+
+    assert {reply.properties.correlation_id for reply in replies} == {str(n) for n in range(20)}
+    assert sum(b"DeadlinePassed" in reply.body for reply in replies) == 19
 
 
 KEPT = [

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from mycelia.amqp import Delivery
 from mycelia.entrypoints.remembered import Kept
-from mycelia.errors import BrokerUnavailable
+from mycelia.errors import BrokerUnavailable, DeadlinePassed
 
 __all__ = ["Mover"]
 
@@ -50,7 +50,7 @@ class Mover:
         """Wait `after` seconds, `publish()`, then acknowledge. Does not wait itself, and never raises.
 
         Args:
-            publish: returns when the message is safe in its new place.
+            publish: returns when the message is safe in its new place; `DeadlinePassed` from it ends the tries.
             name: of the task.
             pauses: seconds before each further try when publishing fails.
             on_failure: told each time, with the seconds until the next try, `None` if there will be none.
@@ -110,6 +110,8 @@ async def _try(
             break
         try:
             await publish()
+        except DeadlinePassed as exc:  # no further try brings its time back
+            return exc
         except Exception as exc:  # noqa: BLE001  whatever it is, the message must not hang for it
             failure = exc
             _tell(on_failure, exc, pause)

@@ -10,7 +10,13 @@ from typing import Final
 from mycelia.amqp import Delivery, Link, Message
 from mycelia.entrypoints.moving import Mover
 from mycelia.entrypoints.republished import HEADER_LIMITS, for_another_attempt
-from mycelia.errors import BrokerBlocked, BrokerUnavailable, ProtocolError, describe
+from mycelia.errors import (
+    BrokerBlocked,
+    BrokerUnavailable,
+    DeadlinePassed,
+    ProtocolError,
+    describe,
+)
 from mycelia.log_event import event
 
 __all__ = ["PutBack"]
@@ -63,6 +69,7 @@ class PutBack:
         returns: int = 0,
         expires_at_ms: int | None = None,
         on_given_up: Callable[[], None],
+        on_expired: Callable[[DeadlinePassed], None],
     ) -> None:
         """Publish `delivery` again `after` seconds from now, then acknowledge it. Does not wait; never raises.
 
@@ -72,9 +79,14 @@ class PutBack:
             expires_at_ms: when its time to live ends, in milliseconds since the epoch.
             on_given_up: settles it when the queue does not take it, after half a minute and more. (Where no broker
                 can be reached, it goes back.)
+            on_expired: settles it when its time to live is over before it could be published; the broker would drop it
+                without a word.
         """
 
         async def publish() -> None:
+            now_ms = int(time.time() * 1000)
+            if expires_at_ms is not None and expires_at_ms <= now_ms:
+                raise DeadlinePassed(f"{routing_key}: its time was over before attempt {attempt}.")
             refusal: ProtocolError | None = None
             for limit in HEADER_LIMITS:
                 properties = for_another_attempt(
@@ -82,7 +94,7 @@ class PutBack:
                     attempt=attempt,
                     returns=returns,
                     expires_at_ms=expires_at_ms,
-                    now_ms=int(time.time() * 1000),
+                    now_ms=now_ms,
                     user=self._user,
                     limit=limit,
                 )
@@ -110,6 +122,8 @@ class PutBack:
         def given_up(exc: Exception) -> None:
             if isinstance(exc, BrokerUnavailable | BrokerBlocked):
                 delivery.nack(requeue=True)
+            elif isinstance(exc, DeadlinePassed):
+                on_expired(exc)
             else:
                 on_given_up()
 

@@ -212,12 +212,18 @@ class RpcConsumer(SharedExtension):
             await stop_deliveries(self._consumer)
         for entrypoint in self._methods.values():
             for call in entrypoint.lane.take_backlog():
-                self._give_back(call)
+                self._give_back(call, entrypoint.lane)
 
-    def _give_back(self, call: Call) -> None:
+    def _give_back(self, call: Call, lane: Lane) -> None:
         """Back to the queue, not begun. Published anew, so that the next instance does not count it as a return."""
         delivery = call.message
         assert delivery is not None
+        expires_at, now_ms = self._expires_at_ms(call, delivery), int(time.time() * 1000)
+        if expires_at is not None and expires_at <= now_ms:  # the broker would drop it
+            lane.refuse(
+                call, DeadlinePassed(f"{call.target.name}: its time was over in the queue.")
+            )
+            return
         message = Message(
             self._exchange,
             delivery.routing_key,
@@ -226,8 +232,8 @@ class RpcConsumer(SharedExtension):
                 delivery,
                 attempt=read_attempt(call.headers),
                 returns=returns_of(delivery),
-                expires_at_ms=self._expires_at_ms(call, delivery),
-                now_ms=int(time.time() * 1000),
+                expires_at_ms=expires_at,
+                now_ms=now_ms,
                 user=self._user,
             ),
         )
@@ -308,6 +314,7 @@ class RpcConsumer(SharedExtension):
                 returns=returns,
                 expires_at_ms=self._expires_at_ms(call, delivery),
                 on_given_up=lambda: lane.submit(call),  # not counted, but run
+                on_expired=lambda exc: lane.refuse(call, exc),
             )
 
     def _expires_at_ms(self, call: Call, delivery: Delivery) -> int | None:
@@ -361,6 +368,9 @@ class RpcConsumer(SharedExtension):
                     call,
                     delivery,
                     Outcome(error=error or TooManyDeliveries(self.queue, call.attempt)),
+                ),
+                on_expired=lambda exc: self.replies.send(
+                    call, delivery, Outcome(error=error or exc)
                 ),
             )
             return
@@ -419,7 +429,7 @@ class Rpc(Entrypoint):
 
     def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
         error = outcome.error
-        if outcome.is_refused and isinstance(error, DeadlinePassed):
+        if outcome.is_refused and isinstance(error, DeadlinePassed) and call.deadline is not None:
             return ACK  # nobody waits for the answer any more
         if (
             error is call.interruption

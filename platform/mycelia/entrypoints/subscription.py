@@ -44,7 +44,7 @@ from mycelia.entrypoints.received import (
 from mycelia.entrypoints.remembered import Remembered, event_key
 from mycelia.entrypoints.republished import expires_at_ms, own_user
 from mycelia.entrypoints.statistics import ConsumerStatistics
-from mycelia.errors import TooManyDeliveries
+from mycelia.errors import DeadlinePassed, TooManyDeliveries
 from mycelia.runtime import Container, Entrypoint, EntrypointArguments, Lane, Settings
 from mycelia.wire import read_attempt
 
@@ -188,6 +188,7 @@ class Subscription(Entrypoint, ABC):
             returns=returns,
             expires_at_ms=self._expires_at_ms(call, delivery),
             on_given_up=lambda: lane.submit(call),  # not counted, but handled
+            on_expired=lambda exc: lane.refuse(call, exc),
         )
 
     def _expires_at_ms(self, call: Call, delivery: Delivery) -> int | None:
@@ -221,6 +222,8 @@ class Subscription(Entrypoint, ABC):
         error = outcome.error
         if isinstance(error, TooManyDeliveries):
             return DeadLetter("too_many_attempts")
+        if outcome.is_refused and isinstance(error, DeadlinePassed):
+            return DeadLetter("expired")
         if outcome.is_refused:
             return DeadLetter("undecodable")
         return REQUEUE if self.requeue_on_error else DeadLetter("handler_error")
@@ -259,6 +262,7 @@ class Subscription(Entrypoint, ABC):
                 attempt=call.attempt + 1,
                 expires_at_ms=expires,
                 on_given_up=lambda: self._bury(call, delivery, "too_many_attempts", error),
+                on_expired=lambda exc: self._bury(call, delivery, "expired", error or exc),
             )
 
     def _bury(
