@@ -55,6 +55,16 @@ def test_arguments_and_result_are_json(talk: Talk, arguments: list[str], result:
     assert done.stderr == ""
 
 
+def test_dates_decimals_and_ids_are_shown_as_their_text(talk: Talk) -> None:
+    tagged = [
+        {"__type__": "date", "__value__": "2024-05-06"},
+        {"__type__": "decimal", "__value__": "1.50"},
+    ]
+    done = talk("call", "greeter.echo", json.dumps([tagged]))
+
+    assert json.loads(done.stdout) == [[["2024-05-06", "1.50"]], {}]
+
+
 def test_arguments_may_come_from_standard_input(talk: Talk) -> None:
     done = talk("call", "greeter.add", "-", stdin='{"a": 2, "b": 3}')
 

@@ -183,7 +183,9 @@ def _run(coroutine: Any, *, print_result: bool) -> int:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
     if print_result:
-        print(msgspec.json.format(JSON.encode(result)).decode())
+        # For people and for `jq`: dates, decimals and ids as the texts that they are.
+        plain = msgspec.to_builtins(result, builtin_types=(bytes,), str_keys=True)
+        print(msgspec.json.format(JSON.encode(plain)).decode())
     return 0
 
 

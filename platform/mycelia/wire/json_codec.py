@@ -3,9 +3,9 @@
 Written:
 - numbers, text, lists, dicts; tuples and sets as lists; records (`msgspec.Struct`, dataclasses, attrs) as
   objects; enums as their values;
-- `datetime`, `date`, `time`, `Decimal`, `UUID` as plain strings (ISO 8601, `str()`);
-- `bytes` as kombu's tagged object (`tagged.py`), so that a stock Nameko peer gets bytes. Bytes inside a *record*
-  are base64 text, as the record's JSON Schema says (`contentEncoding: base64`);
+- `datetime`, `date`, `time`, `Decimal`, `UUID` and `bytes` as kombu's tagged objects (`tagged.py`), so that they arrive
+  as the types they were, at a stock Nameko peer (kombu 5.3 and later) as well. Inside a *record* they are text, as the
+  record's JSON Schema says: ISO 8601, `str()`, base64. As keys of a dict they are text, as all keys are;
 - NaN and the infinities as `NaN`, `Infinity`, `-Infinity`, as Python's `json` does;
 - an object with a `__json__()` method as what that returns, as kombu does.
 
@@ -29,7 +29,7 @@ import msgspec
 from mycelia.errors import UndecodableMessage
 from mycelia.wire.bounds import Bounds, check_json
 from mycelia.wire.plain import plain_value
-from mycelia.wire.tagged import TAG_MARK, tag_bytes, untag
+from mycelia.wire.tagged import TAG_MARK, tag_bytes, tag_value, untag
 from mycelia.wire.unserializable import unserializable
 
 __all__ = ["JSON_CONTENT_TYPE", "decode_json", "decode_json_within", "encode_json"]
@@ -47,7 +47,8 @@ _NON_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 
 _QUOTED_TAG_MARK = b'"' + TAG_MARK + b'"'
 
-_LEAVES = frozenset({str, int, float, bool, type(None), datetime, date, time, Decimal, UUID})
+_LEAVES = frozenset({str, int, float, bool, type(None)})
+_TAGGED = (bytes, bytearray, memoryview, datetime, date, time, Decimal, UUID)
 
 
 def encode_json(value: Any) -> bytes:
@@ -59,7 +60,7 @@ def encode_json(value: Any) -> bytes:
     try:
         body = _encode(value)
         # msgspec writes NaN and the infinities as `null`; a body without that word holds none.
-        if (body.find(b"null") >= 0 and _may_hold_non_finite(value)) or _holds_bytes(value):
+        if (body.find(b"null") >= 0 and _may_hold_non_finite(value)) or _needs_tags(value):
             body = _encode_slowly(value)
     except Exception:  # noqa: BLE001  # the application's hooks may raise anything
         try:
@@ -77,8 +78,8 @@ def _may_hold_non_finite(value: Any) -> bool:
         return True
 
 
-def _holds_bytes(value: Any) -> bool:
-    """Are there bytes in `value`, outside records? In the hot path, hence flat."""
+def _needs_tags(value: Any) -> bool:
+    """Is something in `value`, outside records, written with a tag, or may be? In the hot path, hence flat."""
     kind = type(value)
     if kind is dict:
         parts = value.values()
@@ -86,7 +87,7 @@ def _holds_bytes(value: Any) -> bool:
         parts = value
     elif kind in _LEAVES or isinstance(value, msgspec.Struct):
         return False
-    elif isinstance(value, (bytes, bytearray, memoryview)):
+    elif isinstance(value, _TAGGED) or hasattr(value, "__json__"):
         return True
     elif isinstance(value, Mapping):
         parts = value.values()
@@ -97,7 +98,7 @@ def _holds_bytes(value: Any) -> bool:
     if _LEAVES.issuperset(map(type, parts)):
         return False
     for part in parts:  # noqa: SIM110  # a generator costs more than the loop
-        if type(part) not in _LEAVES and _holds_bytes(part):
+        if type(part) not in _LEAVES and _needs_tags(part):
             return True
     return False
 
@@ -116,10 +117,12 @@ def _lowered(value: Any) -> Any:
         return {_key(key): _lowered(part) for key, part in value.items()}
     if isinstance(value, (list, tuple, deque, Set)):
         return [_lowered(part) for part in value]
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return tag_bytes(value)
     if hasattr(value, "__json__"):
         return _lowered(plain_value(value))
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return tag_bytes(value)
+    if (tagged := tag_value(value)) is not None:
+        return tagged
     return msgspec.to_builtins(value, str_keys=True, enc_hook=plain_value)
 
 
