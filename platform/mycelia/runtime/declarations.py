@@ -83,7 +83,7 @@ def find_entrypoints(service_cls: type) -> list[tuple[str, Any]]:
     """The entrypoints that a class declares, foreign ones too, as `(method name, declaration)`."""
     return [
         (name, declared)
-        for name, method in inspect.getmembers(service_cls, inspect.isfunction)
+        for name, method in inspect.getmembers(service_cls, inspect.isroutine)
         for declared in getattr(method, ENTRYPOINTS_ATTRIBUTE, ())
     ]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from types import FunctionType
 from typing import Any, ParamSpec, Protocol, TypeVar, overload
 
 from mycelia.errors import ConfigError
+from mycelia.runtime.methods import function_in
 from mycelia.runtime.mistakes import mistake_in, refuse, signature_of, written
 
 __all__ = [
@@ -61,7 +61,7 @@ def bare_decorator_of(name: str, cls: Callable[P, Any], about: str) -> BareOrWit
 
 def _decorator(name: str, cls: Any, about: str) -> Any:
     def decorator(*args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and isinstance(args[0], FunctionType):
+        if len(args) == 1 and not kwargs and function_in(args[0]) is not None:
             return declare(name, cls, args[0], (), {})
 
         def mark(method: Callable[..., Any], /) -> Callable[..., Any]:
@@ -103,10 +103,11 @@ def declare(
 
 def register_entrypoint(method: Callable[..., Any], entrypoint: Any) -> None:
     """Mark `method` as started by `entrypoint`, where `nameko run` and the container look for it."""
-    entrypoints: set[Any] | None = getattr(method, ENTRYPOINTS_ATTRIBUTE, None)
+    marked = function_in(method) or method
+    entrypoints: set[Any] | None = getattr(marked, ENTRYPOINTS_ATTRIBUTE, None)
     if entrypoints is None:
         entrypoints = set()
-        setattr(method, ENTRYPOINTS_ATTRIBUTE, entrypoints)
+        setattr(marked, ENTRYPOINTS_ATTRIBUTE, entrypoints)
     entrypoints.add(entrypoint)
 
 

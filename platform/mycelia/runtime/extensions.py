@@ -12,7 +12,6 @@ import logging
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from types import FunctionType
 from typing import Any, ClassVar, ParamSpec, Protocol, Self, TypedDict, TypeVar, overload
 
 import msgspec
@@ -39,6 +38,7 @@ from mycelia.runtime.decorators import (
 )
 from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane
+from mycelia.runtime.methods import function_in, method_of
 from mycelia.runtime.settings import Settings
 
 __all__ = [
@@ -296,10 +296,9 @@ class Entrypoint(Extension):
 
     @property
     def method(self) -> Callable[..., Any]:
-        """The service's function, unbound."""
+        """The service's method, unbound: called with the service and the arguments."""
         assert self.container is not None
-        method: Callable[..., Any] = getattr(self.container.service_cls, self.method_name)
-        return method
+        return method_of(self.container.service_cls, self.method_name)
 
     # --- a call's way, for those who write entrypoints ----------------------------------------
 
@@ -366,7 +365,7 @@ class Entrypoint(Extension):
 
         What does not fit raises `ConfigError` when the method is decorated, in one line that names it.
         """
-        if len(args) == 1 and not kwargs and isinstance(args[0], FunctionType):
+        if len(args) == 1 and not kwargs and function_in(args[0]) is not None:
             return declare(cls.__name__, cls, args[0], (), {})
         return partial(_declaring, cls, args, kwargs)
 

@@ -17,13 +17,15 @@ __all__ = ["SignatureCheck"]
 class SignatureCheck:
     """Whether arguments fit a method, compiled once: the common case is two comparisons.
 
+    Of what is called, not of what that wraps: a decorator may supply an argument itself, or take more than it passes on.
+
     `inspect.signature().bind()` costs about 10 µs a call; a plain positional method needs only a count.
     """
 
     __slots__ = ("_maximum", "_minimum", "_plain", "_signature")
 
     def __init__(self, method: Callable[..., Any]) -> None:
-        self._signature = inspect.signature(method)
+        self._signature = inspect.signature(method, follow_wrapped=False)
         parameters = list(self._signature.parameters.values())[1:]  # without self
         self._plain = all(
             p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters

@@ -15,7 +15,7 @@ from types import CoroutineType
 from typing import Any
 
 from mycelia.call import Call, Outcome
-from mycelia.errors import describe
+from mycelia.errors import RuntimeStateError, describe
 from mycelia.runtime.dependencies import DependencyProvider
 from mycelia.runtime.extensions import BoundTo, Entrypoint
 from mycelia.runtime.forgotten_awaits import forgotten, returned, take_forgotten
@@ -121,6 +121,8 @@ class Invocation:
             service = self._service_cls()
             service.__dict__.update(self._constants)
             value = self.method(service, *arguments[0], **arguments[1])
+            if type(value) is CoroutineType:
+                raise _never_awaited(call, value)
             if self._encode is None:
                 return Outcome(value)
             return Outcome(value, None, None, self._encode(call, value))
@@ -144,6 +146,8 @@ class Invocation:
                 value = yield value
                 if forgotten or type(value) is CoroutineType:
                     _refuse_forgotten(call, value)
+            elif type(value) is CoroutineType:
+                raise _never_awaited(call, value)
             body = None if self._encode is None else self._encode(call, value)
             outcome = Outcome(value, body=body)
         except BaseException as exc:  # noqa: BLE001  the worker boundary
@@ -207,6 +211,16 @@ def _refuse_forgotten(call: Call, value: Any) -> None:
 def _outcome(end: StopIteration) -> Outcome:
     outcome: Outcome = end.value
     return outcome
+
+
+def _never_awaited(call: Call, value: CoroutineType[Any, Any, Any]) -> RuntimeStateError:
+    """What a `def` method returned would never run. That it was meant to be awaited shows only now."""
+    name = value.__qualname__
+    value.close()
+    return RuntimeStateError(
+        f"{call.target.name} is called as a `def` method, in a thread, and returned the coroutine of {name}, which nobody "
+        "awaits: nothing of it has run. Make the method `async def`; or, if a decorator stands between, its wrapper."
+    )
 
 
 def _not_begun(error: BaseException) -> Outcome:
