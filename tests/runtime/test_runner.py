@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 from tests.runtime.conftest import Invoke, Serve
 
-from mycelia import DependencyProvider, Extension, Runner, SharedExtension, event_handler, rpc
+from mycelia import (
+    DependencyProvider,
+    Extension,
+    Runner,
+    SharedExtension,
+    event_handler,
+    rpc,
+    timer,
+)
 from mycelia.amqp import Link
 from mycelia.errors import ConfigError, RemoteError, RuntimeStateError
 from mycelia.testing import eventually
@@ -389,3 +397,25 @@ async def eventually_ready(link: Link, queue: str, count: int) -> None:
         return await link.message_count(queue) == count
 
     await eventually(matches, what=f"{count} messages ready in {queue}")
+
+
+async def test_wrong_type_of_a_key_stops_only_those_who_use_it() -> None:
+    class Ticks:
+        name = "ticks"
+
+        @timer(1000)
+        async def tick(self) -> None: ...
+
+    class Hears:
+        name = "hears"
+
+        @event_handler("source", "happened")
+        async def on_happened(self, payload: Any) -> None: ...
+
+    config = {"AMQP_URI": ["x"], "WEB_SERVER_ADDRESS": {}, "HEARTBEAT": "often"}
+    runner = Runner(config, [Ticks])
+    await runner.start(timeout=5)
+    await runner.stop(grace=0)
+
+    with pytest.raises(ConfigError, match=r"AMQP_URI|HEARTBEAT"):
+        await Runner(config, [Hears]).start(timeout=5)

@@ -1,7 +1,9 @@
 """Where log lines go and what they look like: on a terminal for people, otherwise JSON for machines.
 
 All logging ends in the standard library's: the services' `Logger()`, our own layers, and every library. With `LOGGING`
-in the configuration its `dictConfig` rules alone, as in Nameko; a structured event then reads `name key=value …`.
+in the configuration its `dictConfig` rules, as in Nameko; a structured event then reads `name key=value …`. Errors of ours
+are seen whatever it says, unless it speaks of our loggers by name: a worker's traceback must not be lost because nobody
+thought of them.
 """
 
 from __future__ import annotations
@@ -20,8 +22,13 @@ from mycelia.errors import ConfigError
 from mycelia.log_event import LogEvent, as_plain, as_text
 from mycelia.providers.call_fields import call_fields
 from mycelia.runtime import Settings
+from mycelia.runtime.settings import USED_BY_SOME
 
 __all__ = ["ConsoleFormatter", "JsonFormatter", "configure_logging", "follow_log_level"]
+
+OURS = "mycelia"
+TOLD_TO_NOBODY_ELSE = (OURS, "asyncio", "uvicorn")
+"""Loggers whose errors are about what this process does, and are raised to nobody."""
 
 CHATTY = ("uvicorn", "asyncio", "httpx")
 """Libraries whose INFO is of use only to those who work on them; shown at the level DEBUG."""
@@ -105,7 +112,8 @@ class _Handler(logging.StreamHandler[TextIO]):
 def configure_logging(config: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """Set the process's logging up from the configuration. May be called again; the latest call counts.
 
-    `LOGGING`, if there, is given to `logging.config.dictConfig` and nothing else is done, as in Nameko. Otherwise
+    `LOGGING`, if there, is given to `logging.config.dictConfig`, as in Nameko; where our errors would not be seen after that,
+    and it does not name our loggers, they go to `stream` as they would without it. Otherwise
     everything from level `mycelia.log_level` goes to `stream`, in the form `mycelia.log_format`: "console", "json", or
     "auto", which is the console's on a terminal and JSON anywhere else.
 
@@ -116,10 +124,11 @@ def configure_logging(config: Mapping[str, Any], stream: TextIO | None = None) -
     Raises:
         ConfigError: a key has a wrong value, or `LOGGING` is not what `dictConfig` takes.
     """
-    settings = Settings.from_config(config)
+    settings = Settings.from_config(config, unchecked=USED_BY_SOME)
     root = logging.getLogger()
-    for handler in [h for h in root.handlers if isinstance(h, _Handler)]:
-        root.removeHandler(handler)
+    for logger in (root, logging.getLogger(OURS)):
+        for handler in [h for h in logger.handlers if isinstance(h, _Handler)]:
+            logger.removeHandler(handler)
     if settings.LOGGING is not None:
         from logging.config import (
             dictConfig,
@@ -132,12 +141,51 @@ def configure_logging(config: Mapping[str, Any], stream: TextIO | None = None) -
             raise ConfigError(
                 f'configuration key "LOGGING" is not what logging.config.dictConfig takes: {exc}{cause}'
             ) from exc
+        _let_errors_be_seen(settings, stream)
         return
     stream = sys.stderr if stream is None else stream
     handler = _Handler(stream)
     handler.setFormatter(_formatter(settings.mycelia.log_format, stream))
     root.addHandler(handler)
     _set_level(settings)
+
+
+def _let_errors_be_seen(settings: Settings, stream: TextIO | None) -> None:
+    """After a `LOGGING` block: undo what it did to loggers of ours that it does not name."""
+    named = (settings.LOGGING or {}).get("loggers") or {}
+    for name, logger in logging.Logger.manager.loggerDict.items():
+        # `disable_existing_loggers` is true by default: all modules imported so far would be silent.
+        if isinstance(logger, logging.Logger) and _top_of(name) in TOLD_TO_NOBODY_ELSE:
+            logger.disabled = False
+    if any(_top_of(str(name)) == OURS for name in named):
+        return
+    ours = logging.getLogger(OURS)
+    if not ours.isEnabledFor(logging.ERROR):
+        ours.setLevel(logging.ERROR)
+    if _shows_errors(ours):
+        return
+    stream = sys.stderr if stream is None else stream
+    handler = _Handler(stream)
+    handler.setLevel(logging.ERROR)
+    handler.setFormatter(_formatter(settings.mycelia.log_format, stream))
+    ours.addHandler(handler)
+
+
+def _top_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _shows_errors(logger: logging.Logger) -> bool:
+    """Whether an error that `logger` takes comes to a handler that does something with it."""
+    handlers: list[logging.Handler] = []
+    at: logging.Logger | None = logger
+    while at is not None:
+        handlers += at.handlers
+        at = at.parent if at.propagate else None
+    return not handlers or any(  # without any, `logging.lastResort` writes it
+        handler.level <= logging.ERROR and not isinstance(handler, logging.NullHandler)
+        for handler in handlers
+    )
 
 
 def follow_log_level(old: Settings, new: Settings) -> None:

@@ -12,7 +12,7 @@ from mycelia.call import Middleware, MiddlewareSource, Target, middleware_for
 from mycelia.errors import RuntimeStateError
 from mycelia.log_event import event
 from mycelia.runtime.middleware import Around, load_middleware
-from mycelia.runtime.settings import Settings
+from mycelia.runtime.settings import OF_THE_BROKER, USED_BY_SOME, Settings
 from mycelia.runtime.statistics import HostStatistics, ServiceStatistics
 from mycelia.runtime.watch import Watch
 from mycelia.wire import SerializerRegistry
@@ -48,7 +48,7 @@ class Host:
         outbound: tuple[Middleware, ...] = (),
     ) -> None:
         self.config = config
-        self.settings = Settings.from_config(config)
+        self.settings = Settings.from_config(config, unchecked=USED_BY_SOME)
         self.serializers = SerializerRegistry.from_config(
             config, max_body_bytes=self.settings.mycelia.max_body_bytes
         )
@@ -136,8 +136,10 @@ class Host:
         Raises:
             BrokerUnavailable: not within `timeout` seconds.
             AccessRefused: at once, when the broker refuses user, password or virtual host.
+            ConfigError: a key about the broker has a wrong type.
         """
         if self._link is None:
+            Settings.demand(self.config, OF_THE_BROKER)
             settings = self.settings
             self._link = connect(
                 settings.AMQP_URI,

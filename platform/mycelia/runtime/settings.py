@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -17,7 +17,14 @@ from mycelia.call import DEFAULT_TIMEOUT
 from mycelia.errors import ConfigError
 from mycelia.redaction import redact, shown_value
 
-__all__ = ["DEFAULT_BROKER", "MyceliaSection", "Settings"]
+__all__ = [
+    "DEFAULT_BROKER",
+    "OF_HTTP",
+    "OF_THE_BROKER",
+    "USED_BY_SOME",
+    "MyceliaSection",
+    "Settings",
+]
 
 DEFAULT_BROKER = "pyamqp://guest:guest@localhost"
 """Where the broker is when nobody says (nameko/cli/commands.py; `pyamqp` is kombu's name for `amqp`)."""
@@ -152,24 +159,33 @@ def _check_proxy(text: str) -> None:
         ) from None
 
 
+OF_THE_BROKER = frozenset({"AMQP_URI", "AMQP_SSL", "HEARTBEAT", "rpc_exchange"})
+OF_HTTP = frozenset({"WEB_SERVER_ADDRESS"})
+USED_BY_SOME = OF_THE_BROKER | OF_HTTP
+"""Keys that stop nothing where nobody uses them, whatever they hold; who does calls `Settings.demand()` first."""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The checked configuration. Field names are the keys (Nameko's: reference in docs/configuration.md)."""
+    """The checked configuration. Field names are the keys (Nameko's: reference in docs/configuration.md).
+
+    What Nameko asks only whether it is true, or not at all, may be of any type.
+    """
 
     AMQP_URI: str = DEFAULT_BROKER
     AMQP_SSL: bool | dict[str, Any] | None = None
     HEARTBEAT: float | None = 60
-    LOGIN_METHOD: str | None = None
-    TRANSPORT_OPTIONS: dict[str, Any] | None = None
+    LOGIN_METHOD: Any = None
+    TRANSPORT_OPTIONS: Any = None
     rpc_exchange: str = "nameko-rpc"
     serializer: str = "json"
     SERIALIZERS: dict[str, Any] | None = None
     ACCEPT: list[str] | None = None
     max_workers: int | None = None
     parent_calls_tracked: int = 10
-    WEB_SERVER_ADDRESS: str = "0.0.0.0:8000"
-    AUTO_DELETE_EVENT_EXCHANGES: bool | None = None
-    DECLARE_EVENT_EXCHANGES: bool | None = None
-    SERVICE_CONTAINER_CLS: str | None = None
+    WEB_SERVER_ADDRESS: str | int = "0.0.0.0:8000"
+    AUTO_DELETE_EVENT_EXCHANGES: Any = None
+    DECLARE_EVENT_EXCHANGES: Any = None
+    SERVICE_CONTAINER_CLS: Any = None
     LOGGING: dict[str, Any] | None = None
     mycelia: MyceliaSection = msgspec.field(default_factory=MyceliaSection)
 
@@ -181,8 +197,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"<Settings of {redact(self.AMQP_URI)}>"  # the others may hold secrets as well
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+    def from_config(cls, config: Mapping[str, Any], *, unchecked: Collection[str] = ()) -> Settings:
         """Check `config` and take from it what the runtime needs.
+
+        Args:
+            unchecked: keys that are as if they were not there where their value is of a wrong type.
 
         Raises:
             ConfigError: naming the key, what was expected and what was found.
@@ -193,10 +212,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             known.pop("mycelia", None)
         elif isinstance(section, Mapping):
             _check_section_keys(section)
-        try:
-            return msgspec.convert(known, cls, strict=True)
-        except msgspec.ValidationError as exc:
-            raise ConfigError(_explain(str(exc), known)) from None
+        while True:
+            try:
+                return msgspec.convert(known, cls, strict=True)
+            except msgspec.ValidationError as exc:
+                wrong = _key_in(str(exc)).partition(".")[0]
+                if wrong not in unchecked:
+                    raise ConfigError(_explain(str(exc), known)) from None
+                del known[wrong]
+
+    @classmethod
+    def demand(cls, config: Mapping[str, Any], keys: Collection[str]) -> None:
+        """Check `keys`, which are about to be used.
+
+        Raises:
+            ConfigError: as `from_config()`.
+        """
+        cls.from_config({key: config[key] for key in keys if key in config})
 
     def changed(self, changes: Mapping[str, Any]) -> Settings:
         """These settings with `changes` over them, given and checked as a configuration.
@@ -250,10 +282,15 @@ def _check_section_keys(section: Mapping[str, Any]) -> None:
             raise ConfigError(f'configuration key "mycelia.{key}" is unknown. {hint}')
 
 
+def _key_in(text: str) -> str:
+    """The key that a message of msgspec's is about; empty where it is about all."""
+    return text.partition(" - at `$")[2].strip("`.")
+
+
 def _explain(text: str, config: Mapping[str, Any]) -> str:
     """msgspec's "Expected `int`, got `str` - at `$.max_workers`", as a sentence with the key and its value, if it may be shown."""
-    problem, _, path = text.partition(" - at `$")
-    key = path.strip("`.")
+    problem = text.partition(" - at `$")[0]
+    key = _key_in(text)
     if not key:
         return f"configuration: {problem}."
     value: Any = config

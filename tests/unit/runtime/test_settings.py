@@ -4,6 +4,7 @@ import pytest
 
 from mycelia.errors import ConfigError
 from mycelia.runtime import Settings
+from mycelia.runtime.settings import OF_HTTP, OF_THE_BROKER, USED_BY_SOME
 
 
 def test_defaults_are_namekos() -> None:
@@ -42,3 +43,40 @@ def test_a_wrong_value_is_told_with_key_expected_and_found(
         Settings.from_config(config)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "keys"),
+    [
+        ("AMQP_URI", OF_THE_BROKER),
+        ("HEARTBEAT", OF_THE_BROKER),
+        ("AMQP_SSL", OF_THE_BROKER),
+        ("rpc_exchange", OF_THE_BROKER),
+        ("WEB_SERVER_ADDRESS", OF_HTTP),
+    ],
+)
+def test_wrong_type_of_a_key_is_said_to_those_who_use_it(key: str, keys: frozenset[str]) -> None:
+    config: dict[str, object] = {key: ["x"], "max_workers": 3}
+
+    assert Settings.from_config(config, unchecked=USED_BY_SOME).max_workers == 3
+    with pytest.raises(ConfigError, match=key):
+        Settings.demand(config, keys)
+    for others in (OF_THE_BROKER, OF_HTTP):
+        if others is not keys:
+            Settings.demand(config, others)
+
+
+def test_wrong_types_that_are_used_are_said_though_others_are_not_checked() -> None:
+    with pytest.raises(ConfigError, match="max_workers"):
+        Settings.from_config({"HEARTBEAT": "x", "max_workers": "ten"}, unchecked=USED_BY_SOME)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("TRANSPORT_OPTIONS", "LOGIN_METHOD", "SERVICE_CONTAINER_CLS"),
+        *("AUTO_DELETE_EVENT_EXCHANGES", "DECLARE_EVENT_EXCHANGES"),
+    ],
+)
+def test_what_nobody_reads_as_a_type_may_be_of_any(key: str) -> None:
+    Settings.from_config({key: object()})

@@ -29,7 +29,8 @@ from mycelia.entrypoints.http.requests import BodyBudget
 from mycelia.entrypoints.http.responses import problem
 from mycelia.errors import ConfigError
 from mycelia.log_event import event
-from mycelia.runtime import Host
+from mycelia.runtime import Host, Settings
+from mycelia.runtime.settings import OF_HTTP
 
 __all__ = ["HttpServer", "parse_address"]
 
@@ -152,12 +153,17 @@ class HttpServer:
 
     @classmethod
     def of(cls, host: Host) -> HttpServer:
-        """The server of a process, made when first asked for."""
+        """The server of a process, made when first asked for.
+
+        Raises:
+            ConfigError: `WEB_SERVER_ADDRESS` is of a wrong type, or no address.
+        """
         server = _servers.get(host)
         if server is None or server.has_ended:
+            Settings.demand(host.config, OF_HTTP)
             section = host.settings.mycelia
             server = _servers[host] = cls(
-                host.settings.WEB_SERVER_ADDRESS,
+                str(host.settings.WEB_SERVER_ADDRESS),
                 access_log=section.http_access_log,
                 head_timeout=section.http_header_timeout,
                 trusted_proxies=section.http_trusted_proxies or (),
