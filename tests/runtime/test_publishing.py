@@ -12,16 +12,19 @@ from mycelia import (
     BROADCAST,
     SERVICE_POOL,
     SINGLETON,
+    Binding,
     Client,
     EventDispatcher,
     Exchange,
     Publisher,
     Queue,
+    RpcProxy,
     consume,
     event_handler,
     rpc,
 )
 from mycelia.amqp import ConsumeOptions, Delivery, Link
+from mycelia.call import Call, Next, Outcome
 from mycelia.errors import ConfigError, Unroutable
 from mycelia.runtime import Runner
 from mycelia.testing import eventually
@@ -268,3 +271,78 @@ def test_handler_type_is_one_of_three() -> None:
 def test_consume_takes_a_name_or_a_queue() -> None:
     with pytest.raises(ConfigError, match=r"@consume\(7\): 7 is no queue: expected a name"):
         consume(7)(lambda self, payload: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"immediate": True}, "immediate=True: RabbitMQ has not had it since 3.0"),
+        ({"delivery_mode": 3}, 'delivery_mode=3: expected 2 or "persistent", 1 or "transient"'),
+        ({"compression": "zip"}, "no compression 'zip'; there are: gzip, zlib, bzip2"),
+        ({"compresion": "gzip"}, "unknown option compresion; did you mean compression?"),
+    ],
+)
+def test_option_that_cannot_be_taken_is_refused_where_it_is_written(
+    options: dict[str, Any], text: str
+) -> None:
+    for publisher in (Publisher, EventDispatcher):
+        with pytest.raises(ConfigError) as refused:
+            publisher(**options)
+        assert text in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        ([1], "object of type list cannot go as text/plain"),
+        ("\ud800", "the text cannot be encoded"),
+    ],
+)
+async def test_payload_with_a_content_type_of_its_own_must_be_text_or_bytes(
+    source: Runner, invoke: Invoke, payload: Any, text: str
+) -> None:
+    error = await invoke(
+        "source", "publish", "to_default", payload, routing_key="tap", content_type="text/plain"
+    )
+
+    assert error[0] == "UnserializableValueError"
+    assert text in error[1]
+
+
+async def _through(call: Call, following: Next) -> Outcome:
+    assert call.headers is not None
+    assert call.headers["x"] == 1
+    return await following(call)
+
+
+@pytest.mark.parametrize("outbound", [(), (_through,)], ids=["bare", "through middleware"])
+async def test_request_is_compressed_and_carries_headers_of_its_own(
+    serve: Serve, invoke: Invoke, link: Link, outbound: tuple[Any, ...]
+) -> None:
+    class Called:
+        name = "called"
+
+        @rpc
+        async def size(self, value: str) -> int:
+            return len(value)
+
+    class Calls:
+        name = "calls"
+        called = RpcProxy("called", compression="gzip", headers={"x": 1})
+
+        @rpc
+        async def call(self) -> int:
+            return int(await self.called.size("a" * 100_000))
+
+    tapped: list[Delivery] = []
+    await serve(Called)
+    await serve(Calls, outbound=outbound)
+    await link.declare(Queue("tap"), Binding("tap", "nameko-rpc", "called.*"))
+    await link.consume("tap", tapped.extend, ConsumeOptions(no_ack=True))
+
+    assert await invoke("calls", "call") == 100_000
+
+    await eventually(lambda: tapped)
+    headers = tapped[0].properties.headers or {}
+    assert (headers["compression"], headers["x"]) == ("application/x-gzip", 1)
+    assert len(tapped[0].body) < 1000

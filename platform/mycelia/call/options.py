@@ -13,13 +13,14 @@ from typing import Any, TypedDict, TypeVar
 import msgspec
 
 from mycelia.errors import ConfigError
+from mycelia.wire import compressor_of
 
 __all__ = [
     "DEFAULT_CALL_OPTIONS",
     "DEFAULT_PUBLISH_OPTIONS",
+    "DELIVERY_MODES",
     "CallArguments",
     "CallOptions",
-    "DispatchArguments",
     "PublishArguments",
     "PublishOptions",
     "unknown_option",
@@ -37,6 +38,10 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the serializer for the request; the configured one if `None`. The reply comes in the same format."""
     priority: int | None = None
     """Of the request, on queues that have priorities."""
+    headers: Mapping[str, Any] | None = None
+    """Of the request, beside those that carry the context."""
+    compression: str | None = None
+    """How the request's body is compressed, as in `PublishOptions`."""
 
 
 class CallArguments(TypedDict, total=False):
@@ -45,15 +50,23 @@ class CallArguments(TypedDict, total=False):
     timeout: float | None
     serializer: str | None
     priority: int | None
+    headers: Mapping[str, Any] | None
+    compression: str | None
 
 
 class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a message is published. Names are those of Nameko's publisher (nameko/amqp/publish.py:53)."""
+    """How a message is published. Names are those of Nameko's publisher (nameko/amqp/publish.py:53) and kombu's."""
 
     serializer: str | None = None
     """Name of the serializer; the configured one if `None`."""
-    delivery_mode: int = 2
-    """2 persistent, 1 transient."""
+    compression: str | None = None
+    """"gzip", "bzip2", "lzma" or "zstd" (where it is installed), in kombu's way: what it is, is in the header `compression`."""
+    content_type: str | None = None
+    """Of a payload that is text or bytes and goes as it is, by no serializer."""
+    content_encoding: str | None = None
+    """Of such a payload: what text is encoded in (utf-8 if `None`), what bytes are said to be (binary if `None`)."""
+    delivery_mode: int | str = 2
+    """2 or "persistent", 1 or "transient"."""
     mandatory: bool = False
     """Raise `Unroutable` when no queue is bound, instead of letting the message go nowhere."""
     priority: int | None = None
@@ -67,8 +80,13 @@ class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
     reply_to: str | None = None
     message_id: str | None = None
     """Made where `None`; the same for every repetition of one publishing."""
+    timestamp: float | None = None
+    """Seconds since the epoch; now if `None`."""
     type: str | None = None
+    user_id: str | None = None
+    """RabbitMQ refuses any other than the user of the connection."""
     app_id: str | None = None
+    cluster_id: str | None = None
     timeout: float | None = None
     """Seconds to wait for the broker; the setting `mycelia.publish_timeout` (30) if `None`."""
 
@@ -77,7 +95,10 @@ class PublishArguments(TypedDict, total=False):
     """`PublishOptions` as keyword arguments, and those of Nameko's that are taken and mean nothing here."""
 
     serializer: str | None
-    delivery_mode: int
+    compression: str | None
+    content_type: str | None
+    content_encoding: str | None
+    delivery_mode: int | str
     mandatory: bool
     priority: int | None
     expiration: float | None
@@ -87,26 +108,27 @@ class PublishArguments(TypedDict, total=False):
     correlation_id: str | None
     reply_to: str | None
     message_id: str | None
+    timestamp: float | None
     type: str | None
+    user_id: str | None
     app_id: str | None
+    cluster_id: str | None
     timeout: float | None
+    confirm_timeout: float | None
     retry: Any
     retry_policy: Any
     transport_options: Any
     immediate: Any
 
 
-class DispatchArguments(PublishArguments, total=False):
-    """`PublishArguments`, with the one of Nameko's that `Publisher` has a use for and `EventDispatcher` has not."""
-
-    declare: Any
-
-
 DEFAULT_CALL_OPTIONS = CallOptions()
 DEFAULT_PUBLISH_OPTIONS = PublishOptions()
 
-NEEDLESS = frozenset({"retry", "retry_policy", "transport_options", "declare", "immediate"})
-"""Options of Nameko's that the link makes needless: it always reconnects, repeats, and declares."""
+NEEDLESS = frozenset({"retry", "retry_policy", "transport_options", "immediate", "confirm_timeout"})
+"""Options of Nameko's and kombu's that are taken and have no field: the link always reconnects and repeats, `confirm_timeout`
+is what `timeout` is here, and `immediate` no RabbitMQ since 3.0 can do."""
+
+DELIVERY_MODES: Mapping[object, int] = {1: 1, 2: 2, "transient": 1, "persistent": 2}
 
 Options = TypeVar("Options", bound=CallOptions | PublishOptions)
 
@@ -115,17 +137,44 @@ def with_options(base: Options, given: Mapping[str, Any], where: str) -> Options
     """`base` with `given` over it.
 
     Raises:
-        ConfigError: an option that does not exist; it names it, and `where` it was given.
+        ConfigError: an option that does not exist or has a wrong value; it names it, and `where` it was given.
     """
     known = base.__struct_fields__
-    needless: Collection[str] = NEEDLESS if isinstance(base, PublishOptions) else ()
+    is_publishing = isinstance(base, PublishOptions)
+    needless: Collection[str] = NEEDLESS if is_publishing else ()
     for name in given:
         if name not in known and name not in needless:
             raise ConfigError(f"{where}: {unknown_option(name, known)}")
     changes = {name: value for name, value in given.items() if name in known}
+    if is_publishing:
+        _settle(changes, given, where)
+    if changes.get("compression") is not None:
+        try:
+            compressor_of(changes["compression"])
+        except ConfigError as exc:
+            raise ConfigError(f"{where}: {exc}") from None
     if not changes:
         return base
     return msgspec.structs.replace(base, **changes)
+
+
+def _settle(changes: dict[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Bring kombu's ways to say something to ours, and refuse what no broker would take."""
+    if changes.get("timeout") is None and given.get("confirm_timeout") is not None:
+        changes["timeout"] = given["confirm_timeout"]
+    if given.get("immediate"):
+        raise ConfigError(
+            f"{where}: immediate={given['immediate']!r}: RabbitMQ has not had it since 3.0, and closes the connection over "
+            "it. Leave it out; `expiration` drops what nobody takes in time."
+        )
+    if "delivery_mode" in changes:
+        mode = changes["delivery_mode"]
+        known = 2 if mode is None else DELIVERY_MODES.get(mode)
+        if known is None:
+            raise ConfigError(
+                f'{where}: delivery_mode={mode!r}: expected 2 or "persistent", 1 or "transient".'
+            )
+        changes["delivery_mode"] = known
 
 
 def unknown_option(name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 from weakref import WeakSet
 
+import msgspec
+
 from mycelia.call import (
     DEFAULT_CALL_OPTIONS,
     Call,
@@ -23,7 +25,13 @@ from mycelia.call import (
 from mycelia.clients.chains import MiddlewareFor, OutboundChains
 from mycelia.clients.inheritance import deadline_of, request_headers
 from mycelia.clients.reply_router import ReplyRouter, Route
-from mycelia.wire import SerializerRegistry, rpc_routing_key
+from mycelia.wire import (
+    COMPRESSION_HEADER,
+    SerializerRegistry,
+    compressed,
+    compressor_of,
+    rpc_routing_key,
+)
 
 __all__ = ["Caller", "RemoteMethod"]
 
@@ -31,13 +39,14 @@ __all__ = ["Caller", "RemoteMethod"]
 class RemoteMethod:
     """One remote method as one proxy calls it: everything that is the same for each call, worked out once."""
 
-    __slots__ = ("__weakref__", "chain", "options", "route", "target")
+    __slots__ = ("__weakref__", "chain", "headers", "options", "route", "target")
 
     def __init__(
         self, target: Target, options: CallOptions, route: Route, chain: Next | None
     ) -> None:
         self.target = target
         self.options = options
+        self.headers = _headers_of(options)
         self.route = route
         self.chain = chain
 
@@ -105,13 +114,15 @@ class Caller:
         deadline = deadline_of(parent, method.route.timeout)
         headers = request_headers(parent, self.name)
         if method.chain is None:
+            if method.headers is not None:
+                headers |= method.headers
             return self.router.call(method.route, args, kwargs, headers, deadline)
+        options = method.options
+        if options.headers is not None:  # for middleware to see, and to change
+            headers |= options.headers
+            options = msgspec.structs.replace(options, headers=None)
         call = Call(
-            method.target,
-            (args, kwargs),
-            headers=headers,
-            deadline=deadline,
-            options=method.options,
+            method.target, (args, kwargs), headers=headers, deadline=deadline, options=options
         )
         return _call_through(method.chain, call)
 
@@ -119,28 +130,42 @@ class Caller:
         """The end of the outbound chain: whatever middleware has made of `call` is what is sent."""
         try:
             options = call.options
-            route = self._route(
-                call.target, options if isinstance(options, CallOptions) else DEFAULT_CALL_OPTIONS
-            )
+            if not isinstance(options, CallOptions):
+                options = DEFAULT_CALL_OPTIONS
+            route = self._route(call.target, options)
             deadline = tighter(call.deadline, time.monotonic() + route.timeout)
             assert deadline is not None
-            value = await self.router.call(
-                route, call.args, call.kwargs, call.outbound_headers(), deadline
-            )
+            headers = call.outbound_headers() | (_headers_of(options) or {})
+            value = await self.router.call(route, call.args, call.kwargs, headers, deadline)
         except Exception as exc:  # noqa: BLE001  the end of a chain never raises: the error is the outcome
             return Outcome(error=exc)
         return Outcome(value)
 
     def _route(self, target: Target, options: CallOptions) -> Route:
+        serializer = (
+            self._serializers.default
+            if options.serializer is None
+            else self._serializers.by_name(options.serializer)
+        )
+        if options.compression is not None:
+            serializer = compressed(serializer, compressor_of(options.compression)[1])
         return Route(
             service=target.service,
             routing_key=rpc_routing_key(target.service, target.method),
             timeout=self.timeout if options.timeout is None else options.timeout,
-            serializer=self._serializers.default
-            if options.serializer is None
-            else self._serializers.by_name(options.serializer),
+            serializer=serializer,
             priority=options.priority,
         )
+
+
+def _headers_of(options: CallOptions) -> dict[str, Any] | None:
+    """What options put among the headers of each request."""
+    if options.headers is None and options.compression is None:
+        return None
+    headers = dict(options.headers or {})
+    if options.compression is not None:
+        headers[COMPRESSION_HEADER] = compressor_of(options.compression)[0]
+    return headers
 
 
 async def _call_through(chain: Next, call: Call) -> Any:

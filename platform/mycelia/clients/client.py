@@ -19,9 +19,9 @@ from mycelia.call import (
     CallArguments,
     CallKind,
     CallOptions,
-    DispatchArguments,
     Middleware,
     MiddlewareSource,
+    PublishArguments,
     Target,
     middleware_for,
     with_options,
@@ -271,7 +271,7 @@ class Client:
         event_type: str,
         payload: Any = None,
         /,
-        **options: Unpack[DispatchArguments],
+        **options: Unpack[PublishArguments],
     ) -> None:
         """Publish an event as `source_service` would; returns when the broker has it.
 
@@ -418,7 +418,7 @@ class BlockingClient:
         event_type: str,
         payload: Any = None,
         /,
-        **options: Unpack[DispatchArguments],
+        **options: Unpack[PublishArguments],
     ) -> None:
         """As `Client.publish()`, waiting for the broker."""
         client = self._opened()

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 from mycelia.amqp import Exchange
 from mycelia.call import (
     DEFAULT_PUBLISH_OPTIONS,
-    DispatchArguments,
+    PublishArguments,
     PublishOptions,
     with_options,
 )
 from mycelia.clients.from_thread import run_from_thread
 from mycelia.clients.outlets import Outlets
+from mycelia.clients.publisher import Declared
 from mycelia.clients.publishing import Outlet
 from mycelia.clients.two_ways import Injects, TwoWays
-from mycelia.runtime.topology import event_exchange
+from mycelia.runtime.topology import event_exchange, parts_of
 
 __all__ = ["BlockingDispatch", "Dispatch", "EventDispatcher"]
 
@@ -38,7 +39,7 @@ class Dispatch:
         return self._outlet.timeout_of(self._options)
 
     def __call__(
-        self, event_type: str, event_data: Any = None, **options: Unpack[DispatchArguments]
+        self, event_type: str, event_data: Any = None, **options: Unpack[PublishArguments]
     ) -> Coroutine[Any, Any, None]:
         """Publish the event; awaiting it ends when the broker has it.
 
@@ -64,7 +65,7 @@ class BlockingDispatch:
         self._loop = loop
 
     def __call__(
-        self, event_type: str, event_data: Any = None, **options: Unpack[DispatchArguments]
+        self, event_type: str, event_data: Any = None, **options: Unpack[PublishArguments]
     ) -> None:
         """Publish the event; returns when the broker has it."""
         dispatch = self._dispatch
@@ -79,13 +80,17 @@ class EventDispatcher(TwoWays):
     """Injects a function that publishes events of this service.
 
     Args:
+        declare: exchanges and queues to declare at start, beside the exchange of the service's events.
         options: as in `PublishOptions`, for every event of this dispatcher.
     """
 
     needs_broker = True
     outlets = Outlets()
 
-    def __init__(self, **options: Unpack[DispatchArguments]) -> None:
+    def __init__(
+        self, declare: Sequence[Declared] | None = None, **options: Unpack[PublishArguments]
+    ) -> None:
+        self.declare = list(declare or [])
         self.options = with_options(DEFAULT_PUBLISH_OPTIONS, options, "EventDispatcher()")
 
     if TYPE_CHECKING:
@@ -105,8 +110,11 @@ class EventDispatcher(TwoWays):
     async def setup(self) -> None:
         if self.options.serializer is not None:  # a name that does not exist stops the start
             self.container.host.serializers.by_name(self.options.serializer)
+        parts = parts_of(self.declare)
         if self.container.config.get("DECLARE_EVENT_EXCHANGES") is not False:
-            await self.container.host.link.declare(self.exchange)
+            parts.insert(0, self.exchange)
+        if parts:
+            await self.container.host.link.declare(*parts)
 
     def awaited(self) -> Dispatch:
         return Dispatch(self.outlets.events, self.container.service_name, self.options)

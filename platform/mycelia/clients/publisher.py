@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from mycelia.amqp import Binding, Exchange, Queue
+from mycelia.amqp import Exchange, Queue
 from mycelia.call import DEFAULT_PUBLISH_OPTIONS, PublishArguments, PublishOptions, with_options
 from mycelia.clients.from_thread import run_from_thread
 from mycelia.clients.outlets import Outlets
-from mycelia.clients.publishing import Outlet
+from mycelia.clients.publishing import Outlet, Part
 from mycelia.clients.two_ways import Injects, TwoWays
-from mycelia.runtime.topology import ExchangeLike, QueueLike, exchange_from, queue_topology
+from mycelia.runtime.topology import ExchangeLike, QueueLike, parts_of, queue_topology
 
-__all__ = ["BlockingPublish", "Publish", "Publisher"]
+__all__ = ["BlockingPublish", "Declared", "Publish", "Publisher"]
+
+Declared = Exchange | Queue | ExchangeLike | QueueLike
+"""What may be declared with a publishing: an exchange or a queue, ours or kombu's."""
 
 
 class Publish:
@@ -41,6 +44,7 @@ class Publish:
         *,
         exchange: str | Exchange | ExchangeLike | None = None,
         routing_key: str | None = None,
+        declare: Sequence[Declared] = (),
         **options: Unpack[PublishArguments],
     ) -> Coroutine[Any, Any, None]:
         """Publish; awaiting it ends when the broker has the message.
@@ -48,14 +52,29 @@ class Publish:
         Args:
             exchange: another exchange than the publisher's; a name, an `Exchange`, or kombu's.
             routing_key: the publisher's queue, if it has one, else empty.
+            declare: exchanges and queues to declare before, each once.
             options: as in `PublishOptions`, over the publisher's own.
         """
-        return self._outlet.publish(
+        chosen = with_options(self._options, options, "publish()") if options else self._options
+        publishing = self._outlet.publish(
             self._exchange if exchange is None else _name_of(exchange),
             self._routing_key if routing_key is None else routing_key,
             payload,
-            with_options(self._options, options, "publish()") if options else self._options,
+            chosen,
         )
+        if not declare:
+            return publishing
+        return self._after_declaring(parts_of(declare), publishing, chosen)
+
+    async def _after_declaring(
+        self, parts: list[Part], publishing: Coroutine[Any, Any, None], options: PublishOptions
+    ) -> None:
+        try:
+            await self._outlet.declare(parts, self._outlet.timeout_of(options))
+        except BaseException:
+            publishing.close()
+            raise
+        await publishing
 
 
 class BlockingPublish:
@@ -73,12 +92,15 @@ class BlockingPublish:
         *,
         exchange: str | Exchange | ExchangeLike | None = None,
         routing_key: str | None = None,
+        declare: Sequence[Declared] = (),
         **options: Unpack[PublishArguments],
     ) -> None:
         """Publish; returns when the broker has the message."""
         publish = self._publish
         run_from_thread(
-            publish(payload, exchange=exchange, routing_key=routing_key, **options),
+            publish(
+                payload, exchange=exchange, routing_key=routing_key, declare=declare, **options
+            ),
             self._loop,
             options.get("timeout") or publish.timeout,
         )
@@ -106,7 +128,7 @@ class Publisher(TwoWays):
         self,
         exchange: str | Exchange | ExchangeLike | None = None,
         queue: str | Queue | QueueLike | None = None,
-        declare: Sequence[Exchange | Queue | ExchangeLike | QueueLike] | None = None,
+        declare: Sequence[Declared] | None = None,
         routing_key: str | None = None,
         **options: Unpack[PublishArguments],
     ) -> None:
@@ -142,17 +164,9 @@ class Publisher(TwoWays):
     async def setup(self) -> None:
         if self.options.serializer is not None:  # a name that does not exist stops the start
             self.container.host.serializers.by_name(self.options.serializer)
-        parts: list[Exchange | Queue | Binding] = []
-        queues: list[Any] = [self.queue] if self.queue is not None else []
-        for declared in [self.exchange, *self.declare]:
-            if declared is None or isinstance(declared, str):
-                continue
-            if isinstance(declared, Queue) or hasattr(declared, "queue_arguments"):
-                queues.append(declared)
-            elif (exchange := exchange_from(declared)) is not None:
-                parts.append(exchange)
-        for queue in queues:
-            parts.extend(queue_topology(queue)[1])
+        parts = parts_of([self.exchange, *self.declare])
+        if self.queue is not None:
+            parts += queue_topology(self.queue)[1]
         if parts:
             await self.container.host.link.declare(*parts)
 

@@ -7,14 +7,16 @@ whoever receives it twice can tell. A middleware that means another message give
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from asyncio import to_thread
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from mycelia.amqp import Link, Message, Properties
+from mycelia.amqp import Binding, Exchange, Link, Message, Properties, Queue
 from mycelia.call import (
     DEFAULT_PUBLISH_OPTIONS,
+    DELIVERY_MODES,
     Call,
     CallKind,
     Direction,
@@ -27,9 +29,19 @@ from mycelia.call import (
 )
 from mycelia.clients.chains import MiddlewareFor, OutboundChains
 from mycelia.clients.inheritance import deadline_of, event_headers
-from mycelia.wire import SerializerRegistry, event_exchange_name, new_uuid
+from mycelia.wire import (
+    COMPRESSION_HEADER,
+    OFF_LOOP_BYTES,
+    SerializerRegistry,
+    compressor_of,
+    event_exchange_name,
+    new_uuid,
+    raw_body,
+)
 
-__all__ = ["Outlet"]
+__all__ = ["Outlet", "Part"]
+
+Part = Exchange | Queue | Binding
 
 
 class Outlet:
@@ -65,6 +77,7 @@ class Outlet:
         self._caller = caller
         self._prepare = prepare
         self._chains = OutboundChains(kind, middleware_for, self._send)
+        self._declared: set[Part] = set()
 
     def publish(
         self, source: str, name: str, payload: Any, options: PublishOptions
@@ -79,6 +92,7 @@ class Outlet:
             BrokerUnavailable, BrokerBlocked: the broker did not take it in time; it may or may not have arrived.
             PublishRejected, Unroutable: the broker said no.
             UnserializableValueError: the payload cannot be carried.
+            ConfigError: an unknown serializer or compression.
         """
         parent = get_current_call()
         timeout = options.timeout
@@ -124,31 +138,29 @@ class Outlet:
         deadline: float,
         options: PublishOptions,
     ) -> None:
-        serializers = self._serializers
-        serializer = (
-            serializers.default
-            if options.serializer is None
-            else serializers.by_name(options.serializer)
-        )
+        content_type, content_encoding, body = self._written(payload, options)
+        if options.compression is not None:
+            headers[COMPRESSION_HEADER], compress = compressor_of(options.compression)
+            body = compress(body) if len(body) < OFF_LOOP_BYTES else await to_thread(compress, body)
         expiration = options.expiration
         properties = Properties(
-            content_type=serializer.content_type,
-            content_encoding=serializer.content_encoding,
+            content_type=content_type,
+            content_encoding=content_encoding,
             headers=headers,
-            delivery_mode=options.delivery_mode,
+            delivery_mode=DELIVERY_MODES[options.delivery_mode],
             priority=options.priority,
             correlation_id=options.correlation_id,
             reply_to=options.reply_to,
             expiration=None if expiration is None else str(int(expiration * 1000)),
             message_id=options.message_id or new_uuid(),
-            timestamp=int(time.time()),
+            timestamp=int(time.time() if options.timestamp is None else options.timestamp),
             type=options.type,
+            user_id=options.user_id,
             app_id=options.app_id,
+            cluster_id=options.cluster_id,
         )
         exchange = event_exchange_name(source) if self._kind is CallKind.EVENT else source
-        message = Message(
-            exchange, name, serializer.encode(payload), properties, mandatory=options.mandatory
-        )
+        message = Message(exchange, name, body, properties, mandatory=options.mandatory)
         if self._prepare is not None:
             await self._prepare(exchange, deadline)
         link = self._link
@@ -158,6 +170,25 @@ class Outlet:
         if not link.writable:
             await link.ready(max(deadline - time.monotonic(), 0.0))
         link.publish_nowait(message)
+
+    def _written(self, payload: Any, options: PublishOptions) -> tuple[str, str, bytes]:
+        """Content type, content encoding and body of a payload."""
+        if options.content_type is not None:
+            return raw_body(payload, options.content_type, options.content_encoding)
+        serializers = self._serializers
+        serializer = (
+            serializers.default
+            if options.serializer is None
+            else serializers.by_name(options.serializer)
+        )
+        return serializer.content_type, serializer.content_encoding, serializer.encode(payload)
+
+    async def declare(self, parts: Iterable[Part], timeout: float) -> None:
+        """Make sure that `parts` are there, each once: the link declares them again after it was away."""
+        missing = [part for part in parts if part not in self._declared]
+        if missing:
+            await self._link.declare(*missing, timeout=timeout)
+            self._declared.update(missing)
 
     def timeout_of(self, options: PublishOptions) -> float:
         """Seconds that a publishing with `options` may wait for the broker."""

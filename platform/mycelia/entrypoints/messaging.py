@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Unpack
 
 from mycelia.amqp import Binding, Exchange, Queue
+from mycelia.entrypoints.dead_letters import dead_letter_queue_name
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.runtime import EntrypointArguments, decorator_of
 from mycelia.runtime.topology import QueueLike, queue_topology
@@ -16,7 +17,8 @@ class Consumer(Subscription):
     """The entrypoint behind `@consume`.
 
     Args:
-        queue: a name (a durable quorum queue is declared), a `mycelia.Queue`, or a `kombu.Queue` as in Nameko.
+        queue: a name (a durable quorum queue is declared), a `mycelia.Queue`, or a `kombu.Queue` as in Nameko. A queue
+            without a name is one of this instance's own: it should be `exclusive`, or each start leaves one behind.
         requeue_on_error: try again, with a growing delay, instead of dead-lettering at the first error.
     """
 
@@ -31,7 +33,17 @@ class Consumer(Subscription):
         self.queue = queue
 
     def topology(self) -> tuple[Queue, list[Exchange | Queue | Binding]]:
-        return queue_topology(self.queue)
+        return queue_topology(self.queue, called=self._called)
+
+    def dead_letter_queue(self) -> str:
+        """`<queue>.dead`; instances whose queue has another name at each start share one, named after the method."""
+        if isinstance(self.queue, str) or self.queue.name:
+            return super().dead_letter_queue()
+        return dead_letter_queue_name(self._called)
+
+    @property
+    def _called(self) -> str:
+        return f"{self.container.service_name}.{self.method_name}"
 
 
 consume = decorator_of(

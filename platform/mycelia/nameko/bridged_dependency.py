@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
+
+import msgspec
 
 from mycelia.errors import ConfigError
 from mycelia.nameko.bridge import BridgedExtension, use_thread_events
@@ -18,6 +21,8 @@ __all__ = ["BridgedDependency"]
 
 LIFE_CYCLE_HOOKS = ("setup", "start", "stop", "kill")
 WORKER_HOOKS = ("worker_setup", "worker_result", "worker_teardown")
+HEADER_HOOKS = frozenset({"get_message_headers", "_get_header_name", "header_prefix"})
+"""How a stock publisher makes the headers of what it publishes (nameko/messaging.py `HeaderEncoder`)."""
 
 
 class BridgedDependency(BridgedExtension, DependencyProvider):
@@ -26,6 +31,7 @@ class BridgedDependency(BridgedExtension, DependencyProvider):
     Args:
         declared: the provider, as declared on the service class.
         stock_cls, counterpart: for a subclass of a stock provider: which, and what does its work here.
+        overridden: what the subclass does in its own way.
     """
 
     face: ContainerFace
@@ -35,10 +41,12 @@ class BridgedDependency(BridgedExtension, DependencyProvider):
         declared: Any,
         stock_cls: type[Any] | None = None,
         counterpart: DependencyProvider | None = None,
+        overridden: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(declared)
         self.stock_cls = stock_cls
         self.counterpart = counterpart
+        self.overridden = overridden
 
     def bind(self, container: Any, attr_name: str = "") -> Any:
         use_thread_events()
@@ -49,12 +57,15 @@ class BridgedDependency(BridgedExtension, DependencyProvider):
         declared = self.foreign
         if self.stock_cls is not None and self.counterpart is not None:
             _refuse_what_reaches_inside(declared, self.stock_cls, face)
+            _refuse_what_would_be_passed_over(declared, self.stock_cls, self.overridden, face)
             instance.counterpart = self.counterpart.bind(container, attr_name)
             declared = _with_delegate(declared, self.stock_cls)
         instance.foreign = declared.bind(face, attr_name)
         instance.foreign.mycelia_counterpart = instance
         adopt_sub_extensions(instance.foreign, face)
         face.introduce(instance, instance.foreign)
+        if "serializer" in self.overridden:
+            _take_serializer(instance.counterpart, instance.foreign)
         container.adopt(instance)
         return instance
 
@@ -70,9 +81,13 @@ class BridgedDependency(BridgedExtension, DependencyProvider):
     def get_stock_dependency(self, worker_ctx: WorkerContext) -> Any:
         """What the stock class would inject: `super().get_dependency()` of a subclass ends here."""
         if self._shared is not None:
-            return self._shared[worker_ctx.is_async]
-        assert self.counterpart is not None
-        return self.counterpart.get_dependency(worker_ctx)
+            injected = self._shared[worker_ctx.is_async]
+        else:
+            assert self.counterpart is not None
+            injected = self.counterpart.get_dependency(worker_ctx)
+        if self.overridden.isdisjoint(HEADER_HOOKS):
+            return injected
+        return partial(injected, extra_headers=self.foreign.get_message_headers(worker_ctx))
 
     def get_dependency(self, worker_ctx: WorkerContext) -> Any:
         return self.foreign.get_dependency(self.face.context_of(worker_ctx))
@@ -149,6 +164,29 @@ def _refuse_what_reaches_inside(declared: Any, stock_cls: type[Any], face: Conta
                     f"{dotted_name(stock_cls)}, which only works under eventlet and is not there in Mycelia. Take "
                     "what super().get_dependency() gives, or run this service on stock Nameko beside the others."
                 )
+
+
+def _refuse_what_would_be_passed_over(
+    declared: Any, stock_cls: type[Any], overridden: frozenset[str], face: ContainerFace
+) -> None:
+    """Raises `ConfigError` for an override that nothing here asks for, such as another `publisher_cls` or `amqp_uri`."""
+    served = {*LIFE_CYCLE_HOOKS, *WORKER_HOOKS, *HEADER_HOOKS, *_inner_extensions(stock_cls)}
+    served |= {"get_dependency", "bind", "is_bound", "sharing_key", "serializer"}
+    ignored = sorted(overridden - served)
+    if ignored:
+        raise ConfigError(
+            f"{dotted_name(type(declared))} of service {face.service_name} overrides {', '.join(ignored)} of "
+            f"{dotted_name(stock_cls)}, which is not asked for here: what leaves goes over Mycelia's own link. Override "
+            "get_dependency() instead, or run this service on stock Nameko beside the others."
+        )
+
+
+def _take_serializer(counterpart: Any, foreign: Any) -> None:
+    """A stock publisher asks `self.serializer` where its options name none."""
+    if counterpart.options.serializer is None:
+        counterpart.options = msgspec.structs.replace(
+            counterpart.options, serializer=foreign.serializer
+        )
 
 
 def _names_in(code: CodeType) -> set[str]:

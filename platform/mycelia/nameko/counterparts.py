@@ -115,17 +115,38 @@ def _own_broadcast_identifier(declared: Any) -> Any:
 # --- dependency providers --------------------------------------------------------------------------
 
 
+NEEDLESS_FOR_REQUESTS = frozenset(
+    {
+        *("retry", "retry_policy", "transport_options", "immediate", "timeout", "confirm_timeout"),
+        *("use_confirms", "mandatory", "delivery_mode", "expiration", "content_encoding"),
+        *("exchange", "routing_key", "correlation_id", "reply_to"),
+    }
+)
+"""Options of Nameko's publisher that a request has no use for: it is always mandatory, transient, gone at its deadline, and sent
+again where the connection was lost; `timeout` bounds kombu's writing to the socket. The last four Nameko sets itself."""
+
+
 def _rpc_proxy(declared: Any) -> DependencyProvider:
-    options = declared.options
-    return RpcProxy(
-        declared.target_service,
-        serializer=options.get("serializer"),
-        priority=options.get("priority"),
-    )
+    """What changes a request is taken over or refused; what only changes how kombu sends it means nothing here."""
+    options = {k: v for k, v in declared.options.items() if k not in NEEDLESS_FOR_REQUESTS}
+    headers = {**(options.pop("headers", None) or {}), **(options.pop("extra_headers", None) or {})}
+    taken = {name: options.pop(name, None) for name in ("serializer", "priority", "compression")}
+    if options:
+        raise ConfigError(
+            f'RpcProxy("{declared.target_service}", {next(iter(options))}=…): requests carry no such property here. '
+            f"Leave it out, or send it as a header: headers={{…}}. Taken: headers, {', '.join(taken)}."
+        )
+    return RpcProxy(declared.target_service, headers=headers or None, **taken)
 
 
 def _event_dispatcher(declared: Any) -> DependencyProvider:
-    return EventDispatcher(**declared.options)
+    options = {
+        name: value
+        for name, value in declared.options.items()
+        if name not in ("exchange", "routing_key")  # Nameko sets them itself
+    }
+    # A `queue=` is in `declare` by now (nameko/messaging.py:120).
+    return EventDispatcher(list(declared.declare), **options)
 
 
 def _publisher(declared: Any) -> DependencyProvider:

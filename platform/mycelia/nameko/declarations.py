@@ -48,8 +48,9 @@ def dependency_counterpart(declared: Any) -> DependencyProvider:
         return BridgedDependency(declared)
     stock_cls, stock = found
     counterpart: DependencyProvider = stock.make(declared)
-    if stock.overridden(declared, stock_cls):
-        return BridgedDependency(declared, stock_cls, counterpart)
+    overridden = stock.overridden(declared, stock_cls)
+    if overridden:
+        return BridgedDependency(declared, stock_cls, counterpart, frozenset(overridden))
     return counterpart
 
 

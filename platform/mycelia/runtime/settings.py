@@ -161,31 +161,35 @@ def _check_proxy(text: str) -> None:
 
 OF_THE_BROKER = frozenset({"AMQP_URI", "AMQP_SSL", "HEARTBEAT", "rpc_exchange"})
 OF_HTTP = frozenset({"WEB_SERVER_ADDRESS"})
+READ_BY_NOBODY = frozenset(
+    {
+        *("LOGIN_METHOD", "TRANSPORT_OPTIONS", "SERVICE_CONTAINER_CLS"),
+        *("AUTO_DELETE_EVENT_EXCHANGES", "DECLARE_EVENT_EXCHANGES"),
+    }
+)
+"""Keys that have no meaning here, or are only asked whether they are true or false, as Nameko asks."""
 USED_BY_SOME = OF_THE_BROKER | OF_HTTP
 """Keys that stop nothing where nobody uses them, whatever they hold; who does calls `Settings.demand()` first."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The checked configuration. Field names are the keys (Nameko's: reference in docs/configuration.md).
-
-    What Nameko asks only whether it is true, or not at all, may be of any type.
-    """
+    """The checked configuration. Field names are the keys (Nameko's: reference in docs/configuration.md)."""
 
     AMQP_URI: str = DEFAULT_BROKER
     AMQP_SSL: bool | dict[str, Any] | None = None
     HEARTBEAT: float | None = 60
-    LOGIN_METHOD: Any = None
-    TRANSPORT_OPTIONS: Any = None
+    LOGIN_METHOD: str | None = None
+    TRANSPORT_OPTIONS: dict[str, Any] | None = None
     rpc_exchange: str = "nameko-rpc"
     serializer: str = "json"
     SERIALIZERS: dict[str, Any] | None = None
     ACCEPT: list[str] | None = None
     max_workers: int | None = None
     parent_calls_tracked: int = 10
-    WEB_SERVER_ADDRESS: str | int = "0.0.0.0:8000"
-    AUTO_DELETE_EVENT_EXCHANGES: Any = None
-    DECLARE_EVENT_EXCHANGES: Any = None
-    SERVICE_CONTAINER_CLS: Any = None
+    WEB_SERVER_ADDRESS: str = "0.0.0.0:8000"
+    AUTO_DELETE_EVENT_EXCHANGES: bool | None = None
+    DECLARE_EVENT_EXCHANGES: bool | None = None
+    SERVICE_CONTAINER_CLS: str | None = None
     LOGGING: dict[str, Any] | None = None
     mycelia: MyceliaSection = msgspec.field(default_factory=MyceliaSection)
 
@@ -207,6 +211,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ConfigError: naming the key, what was expected and what was found.
         """
         known = {name: config[name] for name in cls.__struct_fields__ if name in config}
+        if type(port := known.get("WEB_SERVER_ADDRESS")) is int:  # YAML makes one of `8000`
+            known["WEB_SERVER_ADDRESS"] = str(port)
         section = known.get("mycelia")
         if section is None:
             known.pop("mycelia", None)
@@ -217,7 +223,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 return msgspec.convert(known, cls, strict=True)
             except msgspec.ValidationError as exc:
                 wrong = _key_in(str(exc)).partition(".")[0]
-                if wrong not in unchecked:
+                if wrong not in unchecked and wrong not in READ_BY_NOBODY:
                     raise ConfigError(_explain(str(exc), known)) from None
                 del known[wrong]
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.errors import ConfigError
 from mycelia.wire import event_exchange_name
 
-__all__ = ["ExchangeLike", "QueueLike", "event_exchange", "exchange_from", "queue_topology"]
+__all__ = [
+    "ExchangeLike",
+    "QueueLike",
+    "event_exchange",
+    "exchange_from",
+    "parts_of",
+    "queue_topology",
+]
 
 
 class ExchangeLike(Protocol):
@@ -55,15 +65,30 @@ def exchange_from(declared: Any) -> Exchange | None:
     )
 
 
-def queue_topology(declared: Any) -> tuple[Queue, list[Exchange | Queue | Binding]]:
+def queue_topology(
+    declared: Any, *, called: str = "anonymous"
+) -> tuple[Queue, list[Exchange | Queue | Binding]]:
     """A queue and all that must be declared for it, from a name, a `Queue`, or a `kombu.Queue` with its bindings.
 
-    kombu's objects are read by their attributes; kombu itself is not imported.
+    kombu's objects are read by their attributes; kombu itself is not imported. A queue without a name, which AMQP leaves to
+    the server, gets one here, another each time: so it is the same one after a reconnect, and its bindings with it.
+
+    Args:
+        called: what such a name begins with.
+
+    Raises:
+        ConfigError: it is no queue, or an empty text.
     """
     if isinstance(declared, str):
+        if not declared:
+            raise ConfigError(
+                "a queue's name is empty. Write `Queue(\"\", exclusive=True)` for one of this process's own."
+            )
         queue = Queue(declared, arguments={"x-queue-type": "quorum"})
         return queue, [queue]
     if isinstance(declared, Queue):
+        if not declared.name:
+            declared = replace(declared, name=_own_name(called))
         return declared, [declared]
     if not hasattr(declared, "queue_arguments"):
         raise ConfigError(
@@ -81,7 +106,7 @@ def queue_topology(declared: Any) -> tuple[Queue, list[Exchange | Queue | Bindin
         if value is not None:
             arguments[argument] = int(value * factor)
     queue = Queue(
-        declared.name,
+        declared.name or _own_name(called),
         durable=bool(declared.durable),
         exclusive=bool(declared.exclusive),
         auto_delete=bool(declared.auto_delete),
@@ -101,3 +126,21 @@ def queue_topology(declared: Any) -> tuple[Queue, list[Exchange | Queue | Bindin
     # Bindings last: they need both ends.
     parts.sort(key=lambda part: isinstance(part, Binding))
     return queue, parts
+
+
+def _own_name(called: str) -> str:
+    return f"{called}-{uuid.uuid4().hex}"  # "amq.gen-…" is the server's to give
+
+
+def parts_of(declared: Iterable[Any]) -> list[Exchange | Queue | Binding]:
+    """All that must be declared for exchanges and queues, ours or kombu's, bindings last; names are taken as declared."""
+    exchanges: list[Exchange | Queue | Binding] = []
+    queues: list[Exchange | Queue | Binding] = []
+    for one in declared:
+        if one is None or isinstance(one, str):
+            continue
+        if isinstance(one, Queue) or hasattr(one, "queue_arguments"):
+            queues.extend(queue_topology(one)[1])
+        elif (exchange := exchange_from(one)) is not None:
+            exchanges.append(exchange)
+    return [*exchanges, *queues]

@@ -17,7 +17,7 @@ from mycelia.wire.call_ids import (
     extend_call_stack,
     new_uuid,
 )
-from mycelia.wire.compression import COMPRESSION_HEADER
+from mycelia.wire.compression import COMPRESSION_HEADER, compressor_of
 from mycelia.wire.context import (
     ATTEMPT_HEADER,
     AUTH_TOKEN,
@@ -70,6 +70,8 @@ from mycelia.wire.serializers import (
     MSGPACK,
     Serializer,
     SerializerRegistry,
+    compressed,
+    raw_body,
 )
 
 __all__ = [
@@ -100,6 +102,8 @@ __all__ = [
     "Serializer",
     "SerializerRegistry",
     "call_id",
+    "compressed",
+    "compressor_of",
     "decode_context",
     "decode_reply",
     "decode_request",
@@ -113,6 +117,7 @@ __all__ = [
     "handler_queue_name",
     "nameko_twin",
     "new_uuid",
+    "raw_body",
     "read_attempt",
     "read_deadline_ms",
     "read_returns",

@@ -1,7 +1,6 @@
 """Compressed bodies, as kombu's publishers make them (`compression=` of Nameko's `Publisher`).
 
-The method is in the header `compression` as a content type (kombu/compression.py). Bodies are read only; what this
-platform publishes is not compressed.
+The method is in the header `compression` as a content type (kombu/compression.py).
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Final, Protocol
 
-from mycelia.errors import UndecodableMessage
+from mycelia.errors import ConfigError, UndecodableMessage
 
-__all__ = ["COMPRESSION_HEADER", "decompress"]
+__all__ = ["COMPRESSION_HEADER", "compressor_of", "decompress"]
 
 COMPRESSION_HEADER = "compression"
 
@@ -39,14 +38,13 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-def _zstd() -> Callable[[], _Decompressor] | None:
-    """Python's own from 3.14 on, before that the package that kombu takes; neither need be there."""
+def _zstd() -> Any:
+    """Python's own module from 3.14 on, before that the package that kombu takes; `None` where neither is there."""
     for name in ("compression.zstd", "backports.zstd"):
         try:
-            made: Callable[[], _Decompressor] = importlib.import_module(name).ZstdDecompressor
+            return importlib.import_module(name)
         except ImportError:
             continue
-        return made
     return None
 
 
@@ -56,8 +54,39 @@ _METHODS: dict[str, Callable[[], _Decompressor]] = {
     "application/x-bz2": bz2.BZ2Decompressor,
     "application/x-lzma": lambda: lzma.LZMADecompressor(memlimit=_LZMA_MEMORY),
 }
-if (_make_zstd := _zstd()) is not None:
-    _METHODS["application/zstd"] = _make_zstd
+_COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "application/x-gzip": zlib.compress,
+    "application/x-bz2": bz2.compress,
+    "application/x-lzma": lzma.compress,
+}
+_ALIASES = {
+    "gzip": "application/x-gzip",
+    "zlib": "application/x-gzip",
+    "bzip2": "application/x-bz2",
+    "bzip": "application/x-bz2",
+    "lzma": "application/x-lzma",
+    "xz": "application/x-lzma",
+}
+if (_zstd_module := _zstd()) is not None:
+    _METHODS["application/zstd"] = _zstd_module.ZstdDecompressor
+    _COMPRESSORS["application/zstd"] = _zstd_module.compress
+    _ALIASES |= {"zstd": "application/zstd", "zstandard": "application/zstd"}
+
+
+def compressor_of(name: object) -> tuple[str, Callable[[bytes], bytes]]:
+    """What goes into the header, and what compresses a body.
+
+    Args:
+        name: one of kombu's names for the method, or its content type.
+
+    Raises:
+        ConfigError: there is no such method here.
+    """
+    content_type = _ALIASES.get(name, name) if isinstance(name, str) else name
+    compress = _COMPRESSORS.get(content_type) if isinstance(content_type, str) else None
+    if compress is None:
+        raise ConfigError(f"no compression {name!r}; there are: {', '.join(_ALIASES)}.")
+    return str(content_type), compress
 
 
 def decompress(body: bytes, headers: Mapping[str, Any] | None, max_body_bytes: int) -> bytes:

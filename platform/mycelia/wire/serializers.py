@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pydoc import locate
 from typing import Any
 
@@ -40,6 +40,8 @@ __all__ = [
     "MSGPACK",
     "Serializer",
     "SerializerRegistry",
+    "compressed",
+    "raw_body",
 ]
 
 DEFAULT_MAX_BODY_BYTES = 128 * 1024 * 1024
@@ -119,6 +121,35 @@ def _encode_raw(value: Any) -> bytes:
         f"$: object of type {type(value).__name__} cannot be carried by {_NO_CONTENT_TYPE}, "
         "only text and bytes can. Use another serializer, such as json."
     )
+
+
+def raw_body(payload: Any, content_type: str, encoding: str | None) -> tuple[str, str, bytes]:
+    """Content type, content encoding and body of a payload that goes as it is (kombu/messaging.py `Producer._prepare`).
+
+    Raises:
+        UnserializableValueError: it is neither text nor bytes; or `encoding` is none, or has not all of its characters.
+    """
+    if isinstance(payload, (bytes, bytearray, memoryview)):
+        return content_type, encoding or BINARY, bytes(payload)
+    if not isinstance(payload, str):
+        raise UnserializableValueError(
+            f"$: object of type {type(payload).__name__} cannot go as {content_type}: with `content_type` a payload goes as "
+            "it is, text or bytes. Write it yourself, or leave `content_type` out and name a serializer."
+        )
+    encoding = encoding or UTF_8
+    try:
+        return content_type, encoding, payload.encode(encoding)
+    except (LookupError, UnicodeEncodeError) as exc:
+        raise UnserializableValueError(f"$: the text cannot be encoded: {exc}.") from exc
+
+
+def compressed(serializer: Serializer, compress: Callable[[bytes], bytes]) -> Serializer:
+    """`serializer`, with what it writes compressed."""
+
+    def encode(value: Any) -> bytes:
+        return compress(serializer.encode(value))
+
+    return replace(serializer, encode=encode)
 
 
 JSON = Serializer("json", JSON_CONTENT_TYPE, UTF_8, encode_json, decode_json, decode_json_within)

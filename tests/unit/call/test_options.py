@@ -12,7 +12,6 @@ from mycelia.call import (
     DEFAULT_PUBLISH_OPTIONS,
     CallArguments,
     CallOptions,
-    DispatchArguments,
     PublishArguments,
     PublishOptions,
     with_options,
@@ -25,8 +24,7 @@ from mycelia.errors import ConfigError
     ("record", "arguments", "needless"),
     [
         (CallOptions, CallArguments, frozenset()),
-        (PublishOptions, PublishArguments, NEEDLESS - {"declare"}),
-        (PublishOptions, DispatchArguments, NEEDLESS),
+        (PublishOptions, PublishArguments, NEEDLESS),
     ],
 )
 def test_keyword_arguments_are_the_record_s_fields(
@@ -52,8 +50,14 @@ def test_given_options_go_over_the_base_and_the_rest_stays() -> None:
     ("given", "text"),
     [
         ({"timout": 2}, "here: unknown option timout; did you mean timeout?"),
-        ({"colour": 1}, "here: unknown option colour. Known: priority, serializer, timeout."),
-        ({"retry": True}, "here: unknown option retry. Known: priority, serializer, timeout."),
+        (
+            {"colour": 1},
+            "here: unknown option colour. Known: compression, headers, priority, serializer, timeout.",
+        ),
+        (
+            {"retry": True},
+            "here: unknown option retry. Known: compression, headers, priority, serializer, timeout.",
+        ),
     ],
 )
 def test_unknown_option_is_told_with_what_there_is(given: dict[str, Any], text: str) -> None:

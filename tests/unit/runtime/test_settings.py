@@ -80,3 +80,7 @@ def test_wrong_types_that_are_used_are_said_though_others_are_not_checked() -> N
 )
 def test_what_nobody_reads_as_a_type_may_be_of_any(key: str) -> None:
     Settings.from_config({key: object()})
+
+
+def test_port_alone_is_an_address() -> None:
+    assert Settings.from_config({"WEB_SERVER_ADDRESS": 8000}).WEB_SERVER_ADDRESS == "8000"

@@ -163,7 +163,7 @@ class HttpServer:
             Settings.demand(host.config, OF_HTTP)
             section = host.settings.mycelia
             server = _servers[host] = cls(
-                str(host.settings.WEB_SERVER_ADDRESS),
+                host.settings.WEB_SERVER_ADDRESS,
                 access_log=section.http_access_log,
                 head_timeout=section.http_header_timeout,
                 trusted_proxies=section.http_trusted_proxies or (),
