@@ -279,7 +279,7 @@ def test_consume_takes_a_name_or_a_queue() -> None:
         ({"immediate": True}, "immediate=True: RabbitMQ has not had it since 3.0"),
         ({"delivery_mode": 3}, 'delivery_mode=3: expected 2 or "persistent", 1 or "transient"'),
         ({"compression": "zip"}, "no compression 'zip'; there are: gzip, zlib, bzip2"),
-        ({"compres": "gzip"}, "unknown option compres; did you mean compression?"),
+        ({"kompression": "gzip"}, "unknown option kompression; did you mean compression?"),
     ],
 )
 def test_option_that_cannot_be_taken_is_refused_where_it_is_written(
