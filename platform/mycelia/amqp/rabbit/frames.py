@@ -269,7 +269,7 @@ class FrameReader:
         payload_max = self.frame_max - _FRAME_OVERHEAD
         position = 0
         total = len(data)
-        while True:
+        while position < total:
             if total - position > _LEAST_MESSAGE:
                 kind, channel, size, method = _METHOD_HEAD(data, position)
                 if (
@@ -348,6 +348,7 @@ class FrameReader:
                 return position
             self._take_frame(data, position, end, touched)
             position = end + 1
+        return position
 
     # --- the second way: one frame at a time ---
 
