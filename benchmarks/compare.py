@@ -14,8 +14,9 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.broker import find_broker
 from benchmarks.process import ROOT
@@ -36,13 +37,13 @@ class NotMeasured(Exception):
 
 
 def main() -> None:
-    """Measure, and print a table for each peer."""
+    """Measure, and print a table for each question."""
     given = _arguments()
     checkouts = {"before": given.before.resolve(), "after": ROOT}
-    samples: list[Sample] = []
+    samples: dict[str, list[Sample]] = {question: [] for question in given.questions.split(",")}
     with find_broker(given.uri) as broker:
         for number in range(given.rounds):
-            for question in given.questions.split(","):
+            for question, found in samples.items():
                 turns = [(name, given.peers) for name in checkouts]
                 if number % 2:
                     turns.reverse()
@@ -50,18 +51,13 @@ def main() -> None:
                     turns.append(("after", "go"))
                 for name, peers in turns:
                     print(f"round {number + 1}, {question}: {name} {peers}", file=sys.stderr)
-                    samples += [
-                        Sample(
-                            "go" if peers == "go" else f"{found['peer']} {name}",
-                            found["case"],
-                            number,
-                            found["metrics"],
-                        )
-                        for found in _measure(
-                            checkouts[name], question, peers, broker.uri, given.seconds
-                        )
-                    ]
-    _show(samples, given.peers.split(","), given.questions.split(","))
+                    for one in _measure(
+                        checkouts[name], question, peers, broker.uri, given.seconds
+                    ):
+                        peer = "go" if peers == "go" else f"{one['peer']} {name}"
+                        found.append(Sample(peer, one["case"], number, one["metrics"]))
+    for question, found in samples.items():
+        _show(found, given.peers.split(","), METRICS[question])
 
 
 def _arguments() -> argparse.Namespace:
@@ -80,7 +76,7 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(
     checkout: Path, question: str, peers: str, uri: str, seconds: float
-) -> Sequence[dict[str, object]]:
+) -> Sequence[dict[str, Any]]:
     """One turn: the checkout's own benchmark, in its own environment, one round."""
     run = subprocess.run(
         [
@@ -98,38 +94,34 @@ def _measure(
     if run.returncode or not said:
         raise NotMeasured(f"{checkout}: {question} of {peers}: {run.stderr[-2000:]}")
     results = checkout / path.strip()
-    samples: list[dict[str, object]] = json.loads(results.read_text())["samples"]
+    samples: list[dict[str, Any]] = json.loads(results.read_text())["samples"]
     results.unlink()
     return samples
 
 
-def _show(samples: Sequence[Sample], peers: Sequence[str], questions: Sequence[str]) -> None:
-    for question in questions:
-        cases = dict.fromkeys(s.case for s in samples if METRICS[question][0] in s.metrics)
-        cases = {case: None for case in cases if case.startswith(question.removesuffix("up"))}
-        for metric in METRICS[question]:
-            print(f"\n{metric}: medians (min-max); ratios within each round")
-            print(f"{'':28} {'before':>20} {'after':>20} {'after/before':>20} {'after/go':>18}")
-            for peer in peers:
-                for case in cases:
-                    before = by_round(samples, f"{peer} before", case, metric)
-                    after = by_round(samples, f"{peer} after", case, metric)
-                    go = by_round(samples, "go", case, metric)
-                    label = f"{peer.removeprefix('mycelia-')}: {case}"
-                    print(
-                        f"{label:28} {_spread(before.values()):>20} {_spread(after.values()):>20} "
-                        f"{_ratio(after, before):>20} {_ratio(after, go):>18}"
-                    )
+def _show(samples: Sequence[Sample], peers: Sequence[str], metrics: Sequence[str]) -> None:
+    cases = dict.fromkeys(sample.case for sample in samples)
+    for metric in metrics:
+        print(f"\n{metric}: medians (min-max); ratios within each round")
+        print(f"{'':28} {'before':>20} {'after':>20} {'after/before':>20} {'after/go':>18}")
+        for peer in peers:
+            for case in cases:
+                before = by_round(samples, f"{peer} before", case, metric)
+                after = by_round(samples, f"{peer} after", case, metric)
+                go = by_round(samples, "go", case, metric)
+                label = f"{peer.removeprefix('mycelia-')}: {case}"
+                print(
+                    f"{label:28} {_spread(before.values()):>20} {_spread(after.values()):>20} "
+                    f"{_spread(_ratios(after, before), 2):>20} {_spread(_ratios(after, go), 2):>18}"
+                )
 
 
-def _ratio(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    return _spread(
-        (ours[number] / theirs[number] for number in ours if theirs.get(number)), digits=2
-    )
+def _ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    return [ours[number] / theirs[number] for number in ours if theirs.get(number)]
 
 
-def _spread(values: object, digits: int | None = None) -> str:
-    found = Spread.of(values)  # type: ignore[arg-type]
+def _spread(values: Iterable[float], digits: int | None = None) -> str:
+    found = Spread.of(values)
     if found is None:
         return "-"
     if digits is None:
