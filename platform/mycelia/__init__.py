@@ -3,7 +3,8 @@
 General layout, lowest floor first; a module imports only from floors before its own (import-linter holds it):
 
     errors                       one tree of errors
-    log_event redaction handover a log line as a name and typed fields | what may be printed | from `nameko run` to here
+    log_event redaction          a log line as a name and typed fields | what may be printed
+    handover extras              from `nameko run` to here | the optional parts of the installation
     broker | amqp | wire         RabbitMQ nodes | the broker link | Nameko's protocol; they do not know each other
     call                         Call, Outcome, deadline, middleware
     runtime                      host, container, workers, life cycle

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.cli.commands import MyceliaCommand
 from tests.tools import require_tool
 
-from mycelia.cli.completion import words_of
 from mycelia.cli.main import build_parser
 
 
@@ -26,7 +27,8 @@ def complete(script: Path, *words: str) -> list[str]:
     """What bash offers for the last of `words`."""
     commands = (
         f'source "{script}"\nCOMP_WORDS=("$@")\nCOMP_CWORD=$(($# - 1))\n'
-        '_mycelia\nprintf "%s\\n" "${COMPREPLY[@]}"\n'
+        'function=$(complete -p mycelia | sed -n "s/.*-F \\([^ ]*\\).*/\\1/p")\n'
+        '$function\nprintf "%s\\n" "${COMPREPLY[@]}"\n'
     )
     done = subprocess.run(
         [require_tool("bash"), "--norc", "-c", commands, "bash", *words],
@@ -52,21 +54,44 @@ def test_bash_script_is_valid(bash_script: Path) -> None:
         (["mycelia", "call", "--time"], ["--timeout"]),
         (["mycelia", "publish", "--man"], ["--mandatory"]),
         (["mycelia", "run", "--back"], ["--backdoor-port"]),
-        (["mycelia", "completion", ""], ["--help", "bash", "fish", "zsh"]),
+        (["mycelia", "completion", ""], ["bash", "fish", "zsh"]),
         (["mycelia", "completion", "z"], ["zsh"]),
         (["mycelia", "--vers"], ["--version"]),
         (["mycelia", "call", "greeter.add", "1", "--br"], ["--broker"]),
-        (["mycelia", "run", "two", "--config", "mycelia.b"], ["mycelia.bash"]),
     ],
 )
 def test_bash_completes(bash_script: Path, words: list[str], offered: list[str]) -> None:
     assert sorted(complete(bash_script, *words)) == sorted(offered)
 
 
+def commands_of(
+    parser: argparse.ArgumentParser, path: tuple[str, ...] = ("mycelia",)
+) -> Iterator[tuple[tuple[str, ...], set[str], set[str]]]:
+    """Each command with the options and the sub-commands that may follow it."""
+    options, names = set(), set()
+    for action in parser._actions:
+        options.update(word for word in action.option_strings if word.startswith("--"))
+        if isinstance(action, argparse._SubParsersAction):
+            names.update(action.choices)
+            for name, child in action.choices.items():
+                yield from commands_of(child, (*path, name))
+    yield path, options, names
+
+
 def test_bash_completes_every_word_of_every_command(bash_script: Path) -> None:
-    for path, words in words_of(build_parser()).items():
-        offered = complete(bash_script, "mycelia", *path.split(), "")
-        assert set(offered) == set(words), path
+    found = list(commands_of(build_parser()))
+
+    assert len(found) > 8
+    for path, options, names in found:
+        assert set(complete(bash_script, *path, "--")) == options, path
+        if names:
+            assert set(complete(bash_script, *path, "")) == names, path
+
+
+def test_bash_completes_files_where_it_knows_nothing(bash_script: Path) -> None:
+    """Its own completion, which a script cannot ask, takes over where ours has nothing."""
+    assert "complete -o bashdefault" in bash_script.read_text()
+    assert complete(bash_script, "mycelia", "run", "two", "--config", "mycelia.b") == []
 
 
 def test_value_of_an_option_is_not_taken_for_a_command(bash_script: Path) -> None:
@@ -82,7 +107,7 @@ def test_script_for_another_shell_is_valid_there(
     done = mycelia("completion", shell, cwd=tmp_path)
     assert done.returncode == 0
     assert "mycelia" in done.stdout
-    for word in ("call", "publish", "completion"):
+    for word in ("call", "publish", "completion", "call a method of a service"):
         assert word in done.stdout
     (tmp_path / "script").write_text(done.stdout)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mycelia.cli.failures import FailedImport
 from mycelia.errors import ConfigError, MyceliaError
+from mycelia.extras import extra_with, install_command
 from mycelia.redaction import redact_words
 from mycelia.runtime import find_entrypoints
 from mycelia.runtime.monkey_patches import refuse_monkey_patches
@@ -63,6 +64,11 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as exc:
         if exc.name is None or not (name == exc.name or name.startswith(exc.name + ".")):
             # the module is there; something that it imports is not
+            extra = extra_with(exc.name or "")
+            if extra is not None:
+                raise ConfigError(
+                    f'module "{name}" imports {exc.name}, which is not installed: {install_command(extra)}'
+                ) from None
             raise FailedImport(name, exc) from exc
         raise ConfigError(
             f'no module "{name}". Looked from {Path.cwd()} and in the installed packages; '

@@ -17,6 +17,7 @@ from mycelia.cli.call_and_publish import (
 from mycelia.cli.completion import SHELLS, completion_script
 from mycelia.cli.leaving import leave
 from mycelia.cli.run import add_run_arguments, run_command
+from mycelia.extras import install_command, is_installed
 from mycelia.redaction import HIDDEN, redact_words
 
 __all__ = ["build_parser", "main"]
@@ -41,7 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="mycelia",
         description="Message-driven services and real-time pipelines on RabbitMQ.",
-        epilog="`nameko run` and `nameko shell` work beside it: the programming model and the wire are Nameko's.",
+        epilog="`nameko run` and `nameko shell` work beside it: the programming model and the wire are Nameko's."
+        + ("" if is_installed("nameko") else f" They come with: {install_command('nameko')}"),
     )
     parser.add_argument(
         "-v", "--version", action="version", version=f"mycelia {version('mycelia')}"

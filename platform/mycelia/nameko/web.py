@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from mycelia.extras import require_extra
 from mycelia.nameko.managed_thread import run_in_daemon_thread
 from mycelia.nameko.web_socket import serve_websocket
 from mycelia.nameko.wsgi import Receive, Scope, Send, WsgiBridge, answer_plainly
@@ -42,6 +43,10 @@ class NamekoWebSite(Extension):
     def service(self) -> str:
         """Under which name this site takes part in the server; a service may have Mycelia's `@http` beside it."""
         return f"{self.container.service_name} (nameko.web)"
+
+    def bind(self, container: Any) -> Any:
+        require_extra("http", f"{container.service_name}: nameko.web")
+        return super().bind(container)
 
     async def setup(self) -> None:
         from mycelia.entrypoints.http.server import HttpServer  # uvicorn: only where there is HTTP

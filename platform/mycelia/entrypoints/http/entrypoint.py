@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from mycelia.call import Call, CallKind, Outcome, Reply, Settlement
 from mycelia.entrypoints.http.paths import parameters_of, translate_path
 from mycelia.errors import ConfigError, IncorrectSignature
+from mycelia.extras import require_extra
 from mycelia.log_event import event
 from mycelia.runtime import (
     Container,
@@ -89,7 +90,7 @@ class Http(Entrypoint):
 
     Raises:
         ValueError: a method or a path that cannot be.
-        ConfigError: at the start, `stream_request` of a `def` method.
+        ConfigError: at the start, `stream_request` of a `def` method, or no Starlette or uvicorn installed.
     """
 
     kind = CallKind.HTTP
@@ -121,6 +122,11 @@ class Http(Entrypoint):
     def address(self) -> str:
         """`host:port` where the service answers; the bound port once it is set up."""
         return self.listener.server.address
+
+    def bind(self, container: Any, method_name: str = "") -> Any:
+        instance = super().bind(container, method_name)
+        require_extra("http", f'{container.service_name}.{method_name}: @http("{self.path}")')
+        return instance
 
     def setup(self) -> None:
         from mycelia.entrypoints.http.endpoint import HttpEndpoint  # Starlette: only with `@http`
