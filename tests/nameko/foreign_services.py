@@ -13,9 +13,11 @@ from eventlet.event import Event
 from nameko.dependency_providers import Config
 from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import DependencyProvider, Entrypoint, SharedExtension
-from nameko.messaging import Consumer
-from nameko.rpc import RpcProxy, ServiceProxy, rpc
+from nameko.messaging import Consumer, Publisher, QueueConsumer
+from nameko.rpc import RpcProxy, rpc
 from nameko.timer import Timer, timer
+from nameko.web.handlers import HttpRequestHandler
+from nameko.web.server import WebServer
 
 
 def say(text: str) -> None:
@@ -23,18 +25,55 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-class RetryingConsumer(Consumer):
-    """Overrides what works on kombu's messages."""
+class Loopy(QueueConsumer):
+    """Overrides the consume loop, of which there is none here."""
 
-    def handle_result(self, message: Any, worker_ctx: Any, result: Any, exc_info: Any) -> Any:
-        return super().handle_result(message, worker_ctx, result, exc_info)
+    def on_iteration(self) -> None: ...
 
 
-class OverridesConsumer:
-    name = "overrides_consumer"
+class LoopyConsumer(Consumer):
+    queue_consumer = Loopy()
 
-    @RetryingConsumer.decorator(queue="x")
+
+class OwnConsumeLoop:
+    name = "own_consume_loop"
+
+    @LoopyConsumer.decorator(queue="x")
     def handle(self, payload: Any) -> None: ...
+
+
+class Served(WebServer):
+    bind_addr = ("localhost", 1)
+
+    def get_wsgi_server(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class ServedHandler(HttpRequestHandler):
+    server = Served()
+
+
+class OwnServer:
+    name = "own_server"
+
+    @ServedHandler.decorator("GET", "/")
+    def get(self, request: Any) -> str:
+        return ""
+
+
+class RequestsWithAnId:
+    name = "requests_with_an_id"
+    proxy = RpcProxy("other", app_id="a")
+
+    @rpc
+    def method(self) -> None: ...
+
+
+class PublishesAtOnce:
+    name = "publishes_at_once"
+    publish = Publisher(immediate=True)
+
+    @rpc
+    def method(self) -> None: ...
 
 
 class Holder(DependencyProvider):
@@ -44,23 +83,6 @@ class Holder(DependencyProvider):
 class HoldsDependency:
     name = "holds_dependency"
     holder = Holder()
-
-    @rpc
-    def method(self) -> None: ...
-
-
-class Binder(DependencyProvider):
-    """Binds one of Nameko's own providers by hand."""
-
-    def bind(self, container: Any, attr_name: str) -> Any:
-        bound = super().bind(container, attr_name)
-        bound.proxy = RpcProxy("other").bind(container, attr_name)
-        return bound
-
-
-class BindsProxy:
-    name = "binds_proxy"
-    binder = Binder()
 
     @rpc
     def method(self) -> None: ...
@@ -335,23 +357,6 @@ class Kills:
 
     @EndingBadly.decorator
     def handle(self) -> None: ...
-
-
-class ByHand(RpcProxy):
-    """Makes its proxies by hand, from what the stock provider has inside."""
-
-    def get_dependency(self, worker_ctx: Any) -> Any:
-        return [
-            ServiceProxy(worker_ctx, service, self.rpc_reply_listener) for service in ("a", "b")
-        ]
-
-
-class ReachesInside:
-    name = "reaches_inside"
-    proxy = ByHand("a")
-
-    @timer(interval=1000)
-    def method(self) -> None: ...
 
 
 class HoldsOurs(DependencyProvider):

@@ -413,3 +413,49 @@ async def test_call_that_the_broker_refuses_fails_at_once_and_no_other_does(
     assert {type(error) for error in refused} == {TopologyError}
     assert not waiting.done()
     waiting.cancel()
+
+
+NAMES = (
+    *("service", "timeout", "loop", "priority", "caller", "options", "call_async", "serializer"),
+    *("target", "method", "result", "router", "listener", "blocking", "awaited", "items"),
+    *("headers", "compression", "call", "publish", "link", "statistics", "open", "aclose"),
+)
+"""What attributes of proxies and clients are called, or might be."""
+
+
+def _named(name: str) -> Any:
+    def method(self: Any) -> str:
+        return f"called {name}"
+
+    method.__name__ = name
+    return rpc(method)
+
+
+Named = type("Named", (), {"name": "named", **{name: _named(name) for name in NAMES}})
+
+
+class NamesCaller:
+    name = "names_caller"
+    named = RpcProxy("named")
+
+    @rpc
+    async def on_loop(self, method: str) -> Any:
+        return await getattr(self.named, method)()
+
+    @rpc
+    def in_thread(self, method: str) -> Any:
+        return getattr(self.named, method)()
+
+
+@pytest.mark.parametrize("way", ["on_loop", "in_thread", "client"])
+async def test_remote_method_is_called_whatever_its_name(
+    serve: Serve, client: Client, way: str
+) -> None:
+    await serve(Named, NamesCaller)
+
+    for name in NAMES:
+        if way == "client":
+            result = await getattr(await client.service("named"), name)()
+        else:
+            result = await client.call("names_caller", way, name)
+        assert result == f"called {name}"

@@ -44,12 +44,12 @@ class Timer(Entrypoint):
     """The entrypoint behind `@timer`.
 
     Args:
-        interval: seconds from tick to tick, a finite number above 0.
+        interval: seconds from tick to tick, a finite number; 0 runs the method again as soon as it has ended.
         eager: whether to run once as soon as the service has started, instead of after the first interval.
         options: those of every entrypoint (`Entrypoint`).
 
     Raises:
-        ValueError: `interval` is not a number above 0.
+        ValueError: `interval` is not a number of at least 0.
     """
 
     kind = CallKind.TIMER
@@ -59,9 +59,9 @@ class Timer(Entrypoint):
         self, interval: float, eager: bool = False, **options: Unpack[EntrypointArguments]
     ) -> None:
         super().__init__(**options)
-        if type(interval) not in (int, float) or not 0 < interval < math.inf:
+        if type(interval) not in (int, float) or not 0 <= interval < math.inf:
             raise ValueError(
-                f"interval={interval!r}: expected seconds between ticks, a number above 0."
+                f"interval={interval!r}: expected seconds between ticks, a number of at least 0."
             )
         self.interval = float(interval)
         self.eager = eager
@@ -117,6 +117,9 @@ class Timer(Entrypoint):
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
         assert self._loop is not None
         if self._stopped:
+            return
+        if not self.interval:
+            self._schedule(self._number + 1)
             return
         number = next_tick(self._started, self.interval, self._loop.time(), self._number)
         skipped = number - self._number - 1

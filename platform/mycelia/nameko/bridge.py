@@ -13,7 +13,7 @@ extension, and so has imported it.
 | `container.spawn_worker(…, handle_result=…)` | a worker in a lane of that entrypoint; blocks the calling thread until it begins |
 | `eventlet.Event` | works between threads (`thread_event.py`) |
 | `eventlet.sleep`, `Timeout`, `spawn`, queues, semaphores | within one thread, whose own hub runs them; not between threads |
-| Nameko's consumers over kombu (`QueueConsumer` and what builds on it) | refused with a `ConfigError`: they are not safe in threads |
+| Nameko's consumers over kombu (`QueueConsumer` and what builds on it) | work on kombu messages that come over Mycelia's link (`queue_consumer.py`) |
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ import msgspec
 from mycelia.errors import ConfigError
 from mycelia.nameko.bridge import BridgedExtension, use_thread_events
 from mycelia.nameko.face import ContainerFace
-from mycelia.nameko.recognise import dotted_name
+from mycelia.nameko.recognise import is_a
 from mycelia.nameko.sub_extensions import adopt_sub_extensions
 from mycelia.runtime import DependencyProvider, WorkerContext
 
-__all__ = ["BridgedDependency"]
+__all__ = ["BridgedDependency", "needs_its_stock_base"]
 
 LIFE_CYCLE_HOOKS = ("setup", "start", "stop", "kill")
 WORKER_HOOKS = ("worker_setup", "worker_result", "worker_teardown")
@@ -56,8 +56,6 @@ class BridgedDependency(BridgedExtension, DependencyProvider):
         face = instance.face = ContainerFace.of(container)
         declared = self.foreign
         if self.stock_cls is not None and self.counterpart is not None:
-            _refuse_what_reaches_inside(declared, self.stock_cls, face)
-            _refuse_what_would_be_passed_over(declared, self.stock_cls, self.overridden, face)
             instance.counterpart = self.counterpart.bind(container, attr_name)
             declared = _with_delegate(declared, self.stock_cls)
         instance.foreign = declared.bind(face, attr_name)
@@ -141,44 +139,32 @@ def _delegating_class(user_cls: type[Any], stock_cls: type[Any]) -> type[Any]:
 
 def _inner_extensions(stock_cls: type[Any]) -> list[str]:
     """Names of the stock class's own sub-extensions, in whose place the counterpart has others."""
-    from nameko.extensions import is_extension
+    return [
+        name
+        for name, held in inspect.getmembers_static(stock_cls)
+        if is_a(held, "nameko.extensions.Extension")
+    ]
 
-    return [name for name, _ in inspect.getmembers(stock_cls, is_extension)]
 
+def needs_its_stock_base(declared: Any, stock_cls: type[Any], overridden: frozenset[str]) -> bool:
+    """Whether a subclass asks for more of its stock base class than the counterpart has.
 
-def _refuse_what_reaches_inside(declared: Any, stock_cls: type[Any], face: ContainerFace) -> None:
-    """Raises `ConfigError` for a subclass whose methods use a sub-extension that the counterpart does not have.
-
-    At the start: the first call would be late to learn of it.
+    It does, if its methods use a sub-extension of that class, or if it overrides what only that class asks for, such as
+    `publisher_cls` or `amqp_uri`.
     """
     inner = set(_inner_extensions(stock_cls))
-    mro = type(declared).__mro__
-    for cls in mro[: mro.index(stock_cls)]:
-        inner -= vars(cls).keys()  # the user's own of that name
-        for name, function in vars(cls).items():
-            if isinstance(function, FunctionType) and (
-                used := inner & _names_in(function.__code__)
-            ):
-                raise ConfigError(
-                    f"{dotted_name(cls)}.{name} of service {face.service_name} uses {used.pop()} of "
-                    f"{dotted_name(stock_cls)}, which only works under eventlet and is not there in Mycelia. Take "
-                    "what super().get_dependency() gives, or run this service on stock Nameko beside the others."
-                )
-
-
-def _refuse_what_would_be_passed_over(
-    declared: Any, stock_cls: type[Any], overridden: frozenset[str], face: ContainerFace
-) -> None:
-    """Raises `ConfigError` for an override that nothing here asks for, such as another `publisher_cls` or `amqp_uri`."""
-    served = {*LIFE_CYCLE_HOOKS, *WORKER_HOOKS, *HEADER_HOOKS, *_inner_extensions(stock_cls)}
+    served = {*LIFE_CYCLE_HOOKS, *WORKER_HOOKS, *HEADER_HOOKS, *inner}
     served |= {"get_dependency", "bind", "is_bound", "sharing_key", "serializer"}
-    ignored = sorted(overridden - served)
-    if ignored:
-        raise ConfigError(
-            f"{dotted_name(type(declared))} of service {face.service_name} overrides {', '.join(ignored)} of "
-            f"{dotted_name(stock_cls)}, which is not asked for here: what leaves goes over Mycelia's own link. Override "
-            "get_dependency() instead, or run this service on stock Nameko beside the others."
-        )
+    if overridden - served:
+        return True
+    for cls in type(declared).__mro__:
+        if cls in stock_cls.__mro__:
+            continue
+        inner -= vars(cls).keys()  # the user's own of that name
+        for function in vars(cls).values():
+            if isinstance(function, FunctionType) and inner & _names_in(function.__code__):
+                return True
+    return False
 
 
 def _take_serializer(counterpart: Any, foreign: Any) -> None:

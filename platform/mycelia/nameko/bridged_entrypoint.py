@@ -14,6 +14,7 @@ from mycelia.call import Call, CallKind, Direction, Outcome, Settlement, Target
 from mycelia.errors import RuntimeStateError
 from mycelia.log_event import event
 from mycelia.nameko.bridge import BridgedExtension, use_thread_events
+from mycelia.nameko.counterparts import options_of
 from mycelia.nameko.face import ContainerFace
 from mycelia.nameko.recognise import class_names
 from mycelia.nameko.spawned_call import SpawnedCall, observed
@@ -44,11 +45,7 @@ class BridgedEntrypoint(BridgedExtension, Entrypoint):
     face: ContainerFace
 
     def __init__(self, declared: Any) -> None:
-        Entrypoint.__init__(
-            self,
-            expected_exceptions=declared.expected_exceptions,
-            sensitive_arguments=declared.sensitive_arguments,
-        )
+        Entrypoint.__init__(self, **options_of(declared))
         self.foreign = declared
         kinds = [KINDS[name] for name in class_names(declared) if name in KINDS]
         self.kind = kinds[0] if kinds else CallKind.OTHER

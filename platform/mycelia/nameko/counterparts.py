@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import getattr_static
 from typing import Any
 
 from mycelia.clients import EventDispatcher, Publisher, RpcProxy
@@ -18,7 +19,7 @@ from mycelia.nameko.hub import HubProvider
 from mycelia.nameko.recognise import dotted_name
 from mycelia.runtime import Container, DependencyProvider, Entrypoint
 
-__all__ = ["Stock", "find_stock"]
+__all__ = ["Stock", "find_stock", "options_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,17 @@ class Stock:
     reads: frozenset[str] = frozenset()
 
     def overridden(self, declared: object, stock_cls: type[Any]) -> set[str]:
-        """What the declaration's own classes do in their own way and the counterpart would pass over."""
+        """What the declaration does in its own way and the counterpart would pass over.
+
+        By what would be called, so that a base beside the stock class counts as well as one below it.
+        """
         known = {name for cls in stock_cls.__mro__[:-1] for name in vars(cls)}
-        mro = type(declared).__mro__
-        changed = {name for cls in mro[: mro.index(stock_cls)] for name in vars(cls)}
-        changed = {name for name in changed & known if not name.startswith("__")}
+        changed = {
+            name
+            for name in known
+            if not name.startswith("__")
+            and getattr_static(type(declared), name) is not getattr_static(stock_cls, name)
+        }
         return changed - _HARMLESS - self.reads
 
 
@@ -58,23 +65,24 @@ def find_stock(declared: object) -> tuple[type[Any], Stock] | None:
 # --- entrypoints -----------------------------------------------------------------------------------
 
 
-def _of_entrypoint(declared: Any) -> dict[str, Any]:
+def options_of(declared: Any) -> dict[str, Any]:
+    """The options that every entrypoint of Nameko's has, if its `__init__` has called `super()`'s."""
     return {
-        "expected_exceptions": declared.expected_exceptions,
-        "sensitive_arguments": declared.sensitive_arguments,
+        "expected_exceptions": getattr(declared, "expected_exceptions", ()),
+        "sensitive_arguments": getattr(declared, "sensitive_arguments", ()),
     }
 
 
 def _rpc(declared: Any) -> Entrypoint:
-    return Rpc(**_of_entrypoint(declared))
+    return Rpc(**options_of(declared))
 
 
 def _consumer(declared: Any) -> Entrypoint:
-    return Consumer(declared.queue, declared.requeue_on_error, **_of_entrypoint(declared))
+    return Consumer(declared.queue, declared.requeue_on_error, **options_of(declared))
 
 
 def _timer(declared: Any) -> Entrypoint:
-    return Timer(declared.interval, declared.eager, **_of_entrypoint(declared))
+    return Timer(declared.interval, declared.eager, **options_of(declared))
 
 
 def _event_handler(declared: Any) -> Entrypoint:
@@ -87,7 +95,7 @@ def _event_handler(declared: Any) -> Entrypoint:
         declared.reliable_delivery,
         declared.requeue_on_error,
         queue_type="classic",
-        **_of_entrypoint(declared),
+        **options_of(declared),
     )
 
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from mycelia.nameko.bridged_dependency import BridgedDependency
+from mycelia.entrypoints import Rpc
+from mycelia.errors import ConfigError
+from mycelia.nameko.bridged_dependency import BridgedDependency, needs_its_stock_base
 from mycelia.nameko.bridged_entrypoint import BridgedEntrypoint
 from mycelia.nameko.counterparts import find_stock
+from mycelia.nameko.exceptions import use_nameko_names
 from mycelia.nameko.face import ContainerFace
 from mycelia.nameko.recognise import is_a
 from mycelia.runtime import Container, DependencyProvider, Entrypoint
+from mycelia.runtime.declarations import find_entrypoints
 
 __all__ = ["NamekoDeclarations", "dependency_counterpart", "entrypoint_counterpart"]
+
+
+STOCK_RPC = "nameko.rpc.Rpc"
 
 
 class NamekoDeclarations:
@@ -22,6 +29,7 @@ class NamekoDeclarations:
     ) -> DependencyProvider | None:
         if not is_a(declared, "nameko.extensions.DependencyProvider"):
             return None
+        use_nameko_names()
         counterpart: DependencyProvider = dependency_counterpart(declared).bind(
             container, attr_name
         )
@@ -34,7 +42,12 @@ class NamekoDeclarations:
     ) -> Entrypoint | None:
         if not is_a(declared, "nameko.extensions.Entrypoint"):
             return None
-        counterpart: Entrypoint = entrypoint_counterpart(declared).bind(container, method_name)
+        use_nameko_names()
+        counterpart: Entrypoint = (
+            BridgedEntrypoint(declared)
+            if _shares_stock_queue(declared, container)
+            else entrypoint_counterpart(declared)
+        ).bind(container, method_name)
         if not isinstance(counterpart, BridgedEntrypoint):
             face = ContainerFace.of(container)
             face.introduce_copy(counterpart, declared, method_name=method_name)
@@ -48,10 +61,12 @@ def dependency_counterpart(declared: Any) -> DependencyProvider:
         return BridgedDependency(declared)
     stock_cls, stock = found
     counterpart: DependencyProvider = stock.make(declared)
-    overridden = stock.overridden(declared, stock_cls)
-    if overridden:
-        return BridgedDependency(declared, stock_cls, counterpart, frozenset(overridden))
-    return counterpart
+    overridden = frozenset(stock.overridden(declared, stock_cls))
+    if not overridden:
+        return counterpart
+    if needs_its_stock_base(declared, stock_cls, overridden):
+        return BridgedDependency(declared)
+    return BridgedDependency(declared, stock_cls, counterpart, overridden)
 
 
 def entrypoint_counterpart(declared: Any) -> Entrypoint:
@@ -61,3 +76,26 @@ def entrypoint_counterpart(declared: Any) -> Entrypoint:
         return BridgedEntrypoint(declared)
     counterpart: Entrypoint = found[1].make(declared)
     return counterpart
+
+
+def _shares_stock_queue(declared: Any, container: Container) -> bool:
+    """Whether an `@rpc` method must be served as it is because another one of its service is: they share one queue.
+
+    Raises:
+        ConfigError: one of Mycelia's own is among them.
+    """
+    if not is_a(declared, STOCK_RPC):
+        return False
+    all_declared = find_entrypoints(container.service_cls)
+    as_they_are = [
+        name
+        for name, one in all_declared
+        if is_a(one, STOCK_RPC) and isinstance(entrypoint_counterpart(one), BridgedEntrypoint)
+    ]
+    ours = [name for name, one in all_declared if isinstance(one, Rpc)]
+    if as_they_are and ours:
+        raise ConfigError(
+            f"service {container.service_name}: {as_they_are[0]} is of a class that overrides Nameko's Rpc, {ours[0]} is "
+            "Mycelia's @rpc; each would take the other's requests from the queue that they share. Use one of the two."
+        )
+    return bool(as_they_are)

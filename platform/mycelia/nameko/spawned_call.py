@@ -14,6 +14,7 @@ import msgspec
 from mycelia.call import Call, current_call
 from mycelia.errors import MyceliaError
 from mycelia.nameko.managed_thread import run_in_daemon_thread
+from mycelia.nameko.queue_consumer import bury_unhandled
 
 __all__ = ["SpawnedCall", "WorkerAborted", "observed"]
 
@@ -57,7 +58,11 @@ class SpawnedCall(Call, eq=False, kw_only=True):
         with self._lock:
             first, self.is_handled = not self.is_handled, True
         if self.handle_result is not None and first:
-            value, exc_info = self.handle_result(self.worker_ctx, value, _exc_info(error))
+            try:
+                value, exc_info = self.handle_result(self.worker_ctx, value, _exc_info(error))
+            except Exception as exc:
+                bury_unhandled(self.handle_result, exc)
+                raise
             if exc_info is None:
                 error = None
             elif not isinstance(exc_info[1], WorkerAborted):

@@ -266,6 +266,13 @@ class Entrypoint(Extension):
     target: Target
     """Its calls' target, made when it is bound."""
 
+    # What `__init__` is given, for subclasses whose own does not call it.
+    expected_exceptions: type[BaseException] | tuple[type[BaseException], ...] = ()
+    sensitive_arguments: str | tuple[str, ...] = ()
+    concurrency: int | None = None
+    prefetch: int | None = None
+    timeout: float | None = None
+
     def __init__(
         self,
         *,

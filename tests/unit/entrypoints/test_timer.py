@@ -66,9 +66,9 @@ def test_ticks_stay_on_the_grid_whatever_the_workers_take(
     assert len(ran) + skipped == number - 1  # every tick has either run or been counted
 
 
-@pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf"), True, "5", None])
+@pytest.mark.parametrize("interval", [-1, float("nan"), float("inf"), True, "5", None])
 def test_an_interval_that_cannot_be_is_refused_where_it_is_written(interval: Any) -> None:
-    with pytest.raises(ConfigError, match=r"@timer.*seconds between ticks, a number above 0"):
+    with pytest.raises(ConfigError, match=r"@timer.*seconds between ticks, a number of at least 0"):
         timer(interval=interval)(lambda self: None)
 
 
@@ -313,3 +313,25 @@ async def test_ticks_share_the_service_wide_limit() -> None:
         await eventually(lambda: timer_of(runner, 0).ticks >= 3 and timer_of(runner, 1).ticks >= 3)
 
     assert at_most == 1
+
+
+async def test_without_an_interval_it_runs_again_when_it_has_ended() -> None:
+    """One worker at a time, and the loop's other work gets its turn."""
+    running, most, runs = 0, 0, 0
+
+    class Service:
+        name = "ticker"
+
+        @timer(interval=0)
+        async def tick(self) -> None:
+            nonlocal running, most, runs
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+            runs += 1
+
+    async with Runner(CONFIG, [Service]):
+        await eventually(lambda: runs > 20)
+
+    assert most == 1

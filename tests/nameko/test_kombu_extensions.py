@@ -1,0 +1,200 @@
+"""Extensions that override what works on kombu's messages run as they do on stock Nameko, in the same run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pika
+import pytest
+from tests.nameko.processes import NamekoRun, queue_state
+from tests.nameko.raw_rpc import publish_raw, raw_call
+
+from mycelia import BlockingClient
+from mycelia.errors import IncorrectSignature, MethodNotFound, RemoteError
+
+SIDES = ("stock", "here")
+Ask = Callable[..., Any]
+both_sides = pytest.mark.parametrize("side", SIDES)
+
+
+@pytest.fixture(scope="module")
+def runs(module_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[NamekoRun]]:
+    directory = tmp_path_factory.mktemp("reaching")
+    config = {"AMQP_URI": module_uri, "ACCEPT": ["json", "yaml"]}
+    stock = NamekoRun("tests.nameko.kombu_services:Stock", config=config, directory=directory)
+    ours = NamekoRun(
+        "tests.nameko.kombu_services:Here",
+        config={
+            **config,
+            "SERVICE_CONTAINER_CLS": "mycelia.Container",
+            "mycelia": {"rpc_timeout": 1},
+        },
+        directory=directory,
+        handed_over=True,
+    )
+    with stock.start(), ours.start():
+        stock.await_queues("rpc-reaching_stock", "again-stock")
+        ours.await_output("ready")
+        yield [stock, ours]
+
+
+@pytest.fixture(scope="module")
+def ask(runs: list[NamekoRun], module_uri: str) -> Iterator[Ask]:
+    with BlockingClient(module_uri, timeout=10) as client:
+
+        def ask(side: str, method: str, *args: Any) -> Any:
+            for run in runs:
+                run.check_alive()
+            return client.call(f"reaching_{side}", method, *args)
+
+        yield ask
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+
+
+def heard(ask: Ask, side: str, count: int) -> list[Any]:
+    found: list[Any] = []
+
+    def all_there() -> bool:
+        found.extend(ask(side, "take_heard"))
+        return len(found) >= count
+
+    wait_until(all_there)
+    return found
+
+
+@both_sides
+def test_entrypoint_that_calls_no_super_init_is_served(ask: Ask, side: str) -> None:
+    assert heard(ask, side, 1) == ["begun"]
+
+
+@both_sides
+def test_timer_without_an_interval_runs_on_and_on(ask: Ask, side: str) -> None:
+    wait_until(lambda: bool(ask(side, "has_ticked")))
+
+
+@both_sides
+def test_rpc_subclass_has_its_own_handle_message_and_handle_result(ask: Ask, side: str) -> None:
+    assert ask(side, "count", 5) == [5, "CountingRpc", f"reaching_{side}.count"]
+    with pytest.raises(RemoteError, match="ValueError no"):
+        ask(side, "fail")
+
+
+@both_sides
+def test_ordinary_methods_beside_such_ones_are_served_too(ask: Ask, side: str) -> None:
+    assert ask(side, "beside", 6) == 6
+    with pytest.raises(IncorrectSignature):
+        ask(side, "beside")
+    with pytest.raises(MethodNotFound):
+        ask(side, "nothing")
+
+
+@both_sides
+def test_event_handler_with_a_base_beside_the_stock_class(
+    ask: Ask, module_uri: str, side: str
+) -> None:
+    publish_raw(
+        module_uri,
+        "feed.events",
+        f"again_{side}",
+        b'"event"',
+        content_type="application/json",
+        content_encoding="utf-8",
+    )
+
+    assert heard(ask, side, 3) == ["event"] * 3
+    wait_until(lambda: (queue_state(module_uri, _event_queue(side)) or (1, 0))[0] == 0)
+
+
+def _event_queue(side: str) -> str:
+    return f"evt-feed-again_{side}--reaching_{side}.on_again"
+
+
+@both_sides
+def test_consumer_that_requeues_by_itself(ask: Ask, module_uri: str, side: str) -> None:
+    publish_raw(
+        module_uri,
+        "",
+        f"again-{side}",
+        b'"message"',
+        content_type="application/json",
+        content_encoding="utf-8",
+    )
+
+    assert heard(ask, side, 3) == ["message"] * 3
+
+
+@both_sides
+def test_proxies_made_by_hand(ask: Ask, side: str) -> None:
+    assert ask(side, "call_loudly", 7) == ["loud", 7]
+    assert ask(side, "call_bound", 8) == 8
+
+
+def test_call_of_such_a_proxy_ends_though_nobody_answers(ask: Ask, module_uri: str) -> None:
+    """Nameko's waits for ever: there is a queue for the request, and nobody reads it."""
+    connection = pika.BlockingConnection(pika.URLParameters(module_uri))
+    channel = connection.channel()
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(queue, "nameko-rpc", "deaf.*")
+
+    assert ask("here", "call_unanswered") == "timeout"
+    connection.close()
+
+
+@both_sides
+def test_publisher_with_a_core_of_its_own(ask: Ask, module_uri: str, side: str) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(module_uri))
+    channel = connection.channel()
+    queue = channel.queue_declare("", exclusive=True).method.queue
+
+    ask(side, "publish_to", queue, 9)
+
+    _, _, body = next(channel.consume(queue, auto_ack=True, inactivity_timeout=10))
+    connection.close()
+    assert body.replace(b" ", b"") == b'["core",9]'
+
+
+@both_sides
+def test_undeliverable_message_is_caught_by_nameko_s_name(ask: Ask, side: str) -> None:
+    assert ask(side, "publish_to_nobody") == "undeliverable"
+
+
+@both_sides
+def test_dispatcher_has_its_own_serializer_and_headers(
+    ask: Ask, module_uri: str, side: str
+) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(module_uri))
+    channel = connection.channel()
+    queue = channel.queue_declare("", exclusive=True).method.queue
+    channel.queue_bind(queue, f"reaching_{side}.events", "emitted")
+
+    ask(side, "dispatch", {"a": 1})
+
+    _, properties, body = next(channel.consume(queue, auto_ack=True, inactivity_timeout=10))
+    connection.close()
+    assert (properties.content_type, body) == ("application/x-yaml", b"a: 1\n")
+    assert properties.headers["tenant"] == "t1"
+
+
+def test_request_that_its_extension_cannot_answer_is_put_aside(ask: Ask, module_uri: str) -> None:
+    """Nameko's container dies of it, and the next instance, and so on."""
+    publish_raw(
+        module_uri,
+        "nameko-rpc",
+        "reaching_here.beside",
+        b'{"args": [1], "kwargs": {}}',
+        content_type="application/json",
+        content_encoding="utf-8",
+    )  # without reply_to
+
+    wait_until(lambda: queue_state(module_uri, "rpc-reaching_here.dead") == (1, 0))
+    assert ask("here", "beside", 1) == 1
+    raw = raw_call(module_uri, "reaching_here.beside", {"args": [2], "kwargs": {}})
+    assert raw["result"] == 2
