@@ -78,7 +78,7 @@ ANY: dict[str, Any] = {
             "timer",
             ("ten",),
             {},
-            "@timer('ten'): interval='ten': expected seconds between ticks, a number above 0.",
+            "@timer('ten'): interval='ten': expected seconds between ticks, a number of at least 0.",
         ),
         ("timer", (), {}, "@timer: missing a required argument: 'interval'."),
         (
