@@ -3,7 +3,7 @@
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.setup-done
-BROKER := platform/mycelia/broker/debian_packages.py
+APT    := platform/mycelia/broker/debian_packages.py
 # What the checks read; a folder that does not exist yet is left out.
 CODE   := $(wildcard platform services tests benchmarks)
 PYTEST := $(PY) -m pytest
@@ -27,14 +27,14 @@ $(STAMP): pyproject.toml scripts/setup
 
 rabbit:
 	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || command -v rabbitmq-server >/dev/null \
-		|| python3 -I $(BROKER) rabbitmq-server \
+		|| python3 -I $(APT) rabbitmq-server \
 		|| echo "RabbitMQ is not installed: the tests that need it will be reported as NOT RUN"
 
-demo: setup  ## the flights pipeline, run on a broker that is found or started, and verified
-	@$(PY) -m services.demo
+demo: setup  ## the flights pipeline, run on a broker that is found, started or installed, and verified; or BROKER=memory
+	@$(PY) -m services.demo --install $(ARGS)
 
 up: setup  ## the same, and left running with its live page
-	@$(PY) -m services.demo --stay
+	@$(PY) -m services.demo --install --stay $(ARGS)
 
 test: setup rabbit  ## all tests; for some: make test ARGS="tests/unit -k frames"; on other Pythons: PYTHONS=all
 ifdef PYTHONS

@@ -2,7 +2,7 @@
 
 Finds or starts a broker, starts the five services with `nameko run`, replays the flights as fast as they go, compares every figure
 of `delays` with a batch query over the same rows, and stops what it started. `--stay` leaves it running, with the live page.
-`BROKER=memory` runs all of it in this process, without a broker.
+`BROKER=memory` runs all of it in this process, without a broker. `--install` lets it install RabbitMQ with apt-get.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def first_days(days: int | None) -> Tables:
     return tables._replace(flights=[row for row in tables.flights if flight_id(row)[:10] in chosen])
 
 
-async def story(stay: bool, days: int | None) -> None:
+async def story(stay: bool, days: int | None, install: bool) -> None:
     """The demonstration from beginning to end.
 
     Raises:
@@ -206,7 +206,7 @@ async def story(stay: bool, days: int | None) -> None:
             say("broker", "embedded: all services in this process, nothing else needed")
             fleet = await stack.enter_async_context(in_process_fleet(uri, address))
         else:
-            uri = await stack.enter_async_context(running_broker())
+            uri = await stack.enter_async_context(running_broker(install))
             fleet = await stack.enter_async_context(child_fleet(uri, address, STATE / "logs"))
         client = await stack.enter_async_context(Client(uri))
         demo = Demo(client, fleet, f"http://{address}")
@@ -214,6 +214,8 @@ async def story(stay: bool, days: int | None) -> None:
         tables = await asyncio.to_thread(first_days, days)
         took = await demo.wait_until_all_answer()
         say("services", f"registry, delays, enrich, feed and board answer after {took:.1f} s")
+        if stay:
+            say("board", f"{demo.board_url}/   (Ctrl-C stops everything)")
 
         last_day = max(flight_id(row)[:10] for row in tables.flights)
         summary = await demo.replay("replay", speed=0, last_day=last_day)
@@ -244,7 +246,7 @@ async def story(stay: bool, days: int | None) -> None:
 
         if stay:
             await demo.ask("feed", "start", speed=3600)
-            say("board", f"{demo.board_url}/   (Ctrl-C stops everything)")
+            say("running", f"{demo.board_url}/   (Ctrl-C stops everything)")
             while True:
                 fleet.check()
                 await asyncio.sleep(1)
@@ -252,11 +254,11 @@ async def story(stay: bool, days: int | None) -> None:
 
 
 @asynccontextmanager
-async def running_broker() -> AsyncIterator[str]:
+async def running_broker(install: bool) -> AsyncIterator[str]:
     """The URI of a broker: the one `AMQP_URI` names, or a private node, which is stopped afterwards if it was started here."""
     from mycelia.broker import find_or_start_broker
 
-    broker = await asyncio.to_thread(find_or_start_broker)
+    broker = await asyncio.to_thread(find_or_start_broker, install=install)
     say("broker", str(broker))
     try:
         yield broker.uri
@@ -264,10 +266,10 @@ async def running_broker() -> AsyncIterator[str]:
         await asyncio.to_thread(broker.stop_if_started)
 
 
-async def run(stay: bool, days: int | None) -> int:
+async def run(stay: bool, days: int | None, install: bool) -> int:
     """Tells the story; the exit code. SIGTERM and Ctrl-C stop it cleanly."""
     loop = asyncio.get_running_loop()
-    telling = asyncio.create_task(story(stay, days), name="demo")
+    telling = asyncio.create_task(story(stay, days, install), name="demo")
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, telling.cancel)
     try:
@@ -287,10 +289,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m services.demo", description=__doc__)
     parser.add_argument("--stay", action="store_true", help="keep it running, with the live page")
     parser.add_argument("--days", type=int, metavar="N", help="replay the first N days only")
+    parser.add_argument(
+        "--install", action="store_true", help="install RabbitMQ with apt-get where it is missing"
+    )
     arguments = parser.parse_args(argv)
     if arguments.days is not None and arguments.days < 1:
         parser.error("--days must be at least 1")
-    return asyncio.run(run(arguments.stay, arguments.days))
+    return asyncio.run(run(arguments.stay, arguments.days, arguments.install))
 
 
 if __name__ == "__main__":

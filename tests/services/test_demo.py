@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
 import socket
 import sys
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,27 +21,42 @@ from services.fleet import ROOT, Fleet, ServiceDied, child_fleet
 pytestmark = pytest.mark.timeout(300)
 
 
+def make(target: str, *arguments: str) -> tuple[str, ...]:
+    """`make demo`, in this environment as it is: what `make setup` would do to it is not at issue here."""
+    setup_done = ("-o", ".venv/.setup-done", f"PY={sys.executable}")
+    return ("make", *setup_done, target, f"ARGS={' '.join(arguments)}")
+
+
+def demo(*arguments: str, **environment: str) -> AbstractAsyncContextManager[Process]:
+    return running(sys.executable, "-m", "services.demo", *arguments, **environment)
+
+
 @asynccontextmanager
-async def demo(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running(*command: str, **environment: str) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "services.demo", *arguments),
+        *command,
         cwd=ROOT,
-        env={key: value for key, value in os.environ.items() if key != "FLIGHTS"}
+        env={
+            key: value
+            for key, value in os.environ.items()
+            if key
+            not in ("FLIGHTS", "BROKER", "AMQP_URI", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+        }
         | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}"}
         | environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
     )
     try:
         yield process
     finally:
-        if process.returncode is None:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):  # `make` does not end what it has started
+            os.killpg(process.pid, signal.SIGKILL)
         await process.communicate()
 
 
-async def read_until(process: asyncio.subprocess.Process, beginning: str) -> list[str]:
+async def read_until(process: Process, beginning: str) -> list[str]:
     """The lines up to the one that begins so, or to the end."""
     assert process.stdout is not None
     lines: list[str] = []
@@ -78,12 +95,26 @@ async def test_every_figure_is_verified_and_everything_is_stopped(rabbit_uri: st
 
 
 async def test_all_of_it_runs_without_a_broker() -> None:
-    async with demo("--days", "2", BROKER="memory") as process:
+    """`BROKER=memory make demo`, as the documents have it."""
+    async with running(*make("demo", "--days", "2"), BROKER="memory") as process:
         said = "".join(await read_until(process, "done"))
         exit_code = await asyncio.wait_for(process.wait(), 60)
 
     assert exit_code == 0, said
+    assert "broker     embedded: all services in this process, nothing else needed" in said
+    assert "RabbitMQ" not in said
     assert re.search(r"verified: +1\d,\d{3} figures, 0 differences", said)
+
+
+async def test_address_of_the_page_is_told_before_the_replay() -> None:
+    async with running(*make("up", "--days", "2"), BROKER="memory") as process:
+        said = await read_until(process, "replay ")
+        board = said[-2]
+        os.killpg(process.pid, signal.SIGINT)
+        said += await read_until(process, "stopped")
+
+    assert said[-1].startswith("stopped"), said
+    assert re.fullmatch(r"board +http://127\.0\.0\.1:\d+/ .*\n", board), said
 
 
 async def test_ctrl_c_stops_the_services_too(rabbit_uri: str) -> None:

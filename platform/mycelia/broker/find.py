@@ -23,6 +23,7 @@ __all__ = [
     "DEFAULT_DIRECTORY",
     "FoundBroker",
     "find_or_start_broker",
+    "how_to_install",
     "install_rabbitmq",
     "shown",
     "start_private_node",
@@ -58,17 +59,19 @@ def find_or_start_broker(
     directory: Path = DEFAULT_DIRECTORY,
     *,
     port: int | None = None,
+    install: bool = False,
     say: Say = print,
     environment: Mapping[str, str] = os.environ,
 ) -> FoundBroker:
     """Return a broker that answers: the one that `AMQP_URI` names, else a private node, else one in Docker.
 
-    Blocks: a start takes some seconds, an installation (Debian and Ubuntu, where it may) up to some minutes. What is
-    there already is used again. Each step that takes time says so in a line.
+    Blocks: a start takes some seconds, an installation up to some minutes. What is there already is used again. Each
+    step that takes time says so in a line.
 
     Args:
         directory: Where the private node lives.
         port: The private node's port; `None` takes the remembered or a free one.
+        install: Whether RabbitMQ may be installed where it is missing (Debian and Ubuntu, as root or by sudo).
         say: Gets the lines.
         environment: Where `AMQP_URI` is looked up.
 
@@ -79,17 +82,25 @@ def find_or_start_broker(
     uri = environment.get("AMQP_URI")
     if uri:
         return _named(uri)
-    if find_rabbitmq() is not None or install_rabbitmq(directory.parent / "apt.log", say=say):
+    log_file = directory.parent / "apt.log"
+    if find_rabbitmq() is not None or (install and install_rabbitmq(log_file, say=say)):
         return start_private_node(PrivateNode(directory, port=port), say)
     if _has_docker():
         return _docker(say)
     raise ConfigError(
-        "no broker: AMQP_URI is not set, RabbitMQ is not installed and cannot be installed from here, and no Docker "
-        "engine answers. One of three helps:\n"
+        "no broker: AMQP_URI is not set, RabbitMQ is not installed, and no Docker engine answers. One of three helps:\n"
         "  - set AMQP_URI to a broker you have, such as amqp://user:password@host:5672/\n"
-        "  - install RabbitMQ (Debian, Ubuntu: sudo apt-get install rabbitmq-server; macOS: brew install rabbitmq)\n"
+        f"  - {how_to_install()}\n"
         "  - start Docker"
     )
+
+
+def how_to_install() -> str:
+    """What a user can do where RabbitMQ is missing."""
+    by_hand = "Debian, Ubuntu: sudo apt-get install rabbitmq-server; macOS: brew install rabbitmq"
+    if debian_packages.may_install():
+        return "have RabbitMQ installed, with apt-get: add --install to the command"
+    return f"install RabbitMQ ({by_hand})"
 
 
 def _named(uri: str) -> FoundBroker:
@@ -149,7 +160,7 @@ def shown(path: Path) -> str:
 
 
 def install_rabbitmq(log_file: Path, *, say: Say = print) -> bool:
-    """Install Debian's `rabbitmq-server` where that is possible without asking, and start no service with it.
+    """Install Debian's `rabbitmq-server` where that is possible without a password, and start no service with it.
 
     Returns whether RabbitMQ is installed afterwards.
     """

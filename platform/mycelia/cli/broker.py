@@ -8,8 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mycelia.broker.find import DEFAULT_DIRECTORY, install_rabbitmq, shown, start_private_node
-from mycelia.broker.node import PrivateNode
+from mycelia.broker.find import (
+    DEFAULT_DIRECTORY,
+    how_to_install,
+    install_rabbitmq,
+    shown,
+    start_private_node,
+)
+from mycelia.broker.node import PrivateNode, find_rabbitmq
 from mycelia.errors import ConfigError, MyceliaError
 
 __all__ = ["add_broker_commands", "main"]
@@ -30,7 +36,7 @@ def add_broker_commands(
 def _add_actions(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     for name, action, text in (
-        ("start", _start, "start it, installing RabbitMQ if need be, and print its URI"),
+        ("start", _start, "start it and print its URI"),
         ("stop", _stop, "stop it; its data stays"),
         ("status", _status, "tell whether it runs, and where"),
     ):
@@ -44,6 +50,11 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
         if name == "start":
             command.add_argument(
                 "--port", type=int, help="AMQP port (default: the last one, or a free one)"
+            )
+            command.add_argument(
+                "--install",
+                action="store_true",
+                help="install RabbitMQ with apt-get first where it is missing (as root, or by sudo without a password)",
             )
         command.set_defaults(main=_reporting(action))
 
@@ -65,11 +76,14 @@ def _start(args: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr)  # standard output is the URI's, for $(mycelia broker start)
 
-    if not install_rabbitmq(args.directory.parent / "apt.log", say=tell):
-        raise ConfigError(
-            "RabbitMQ is not installed, and cannot be installed from here (that takes apt-get, and root or sudo "
-            "without a password). Debian, Ubuntu: sudo apt-get install rabbitmq-server; macOS: brew install rabbitmq."
-        )
+    if find_rabbitmq() is None:
+        if not args.install:
+            raise ConfigError(f"RabbitMQ is not installed: {how_to_install()}.")
+        if not install_rabbitmq(args.directory.parent / "apt.log", say=tell):
+            raise ConfigError(
+                "RabbitMQ cannot be installed from here (that takes apt-get, and root or sudo without a password). "
+                "Debian, Ubuntu: sudo apt-get install rabbitmq-server; macOS: brew install rabbitmq."
+            )
     found = start_private_node(PrivateNode(args.directory, port=args.port), tell)
     tell(str(found))
     print(found.uri)

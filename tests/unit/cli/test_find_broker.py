@@ -8,6 +8,7 @@ import pytest
 
 from mycelia.broker import debian_packages, find_or_start_broker
 from mycelia.broker.node import PrivateNode, find_rabbitmq
+from mycelia.cli.main import main
 from mycelia.errors import ConfigError
 
 
@@ -51,6 +52,27 @@ def test_sudo_that_asks_for_a_password_does_not_count(
     assert debian_packages.may_install()
 
 
+def test_nothing_is_installed_unasked(
+    nothing_installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    _put_command(nothing_installed, "apt-get", "exit 0")
+    _put_command(
+        nothing_installed, "sudo", f'[ "$2" = true ] || echo "$@" >>{nothing_installed}/calls'
+    )
+
+    with pytest.raises(ConfigError, match="add --install to the command"):
+        find_or_start_broker(nothing_installed / "broker", environment={})
+    assert main(["broker", "start", "--directory", "broker"]) == 1
+    assert "RabbitMQ is not installed: " in (said := capsys.readouterr().err)
+    assert "add --install to the command" in said
+    assert not (nothing_installed / "calls").exists()
+
+    assert main(["broker", "start", "--directory", "broker", "--install"]) == 1
+    assert "install rabbitmq-server" in (nothing_installed / "calls").read_text()
+    assert "installing rabbitmq-server with apt-get" in capsys.readouterr().err
+
+
 def test_failed_installation_is_told_with_its_log(
     nothing_installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,7 +82,9 @@ def test_failed_installation_is_told_with_its_log(
     lines: list[str] = []
 
     with pytest.raises(ConfigError, match="no broker"):
-        find_or_start_broker(nothing_installed / "broker", say=lines.append, environment={})
+        find_or_start_broker(
+            nothing_installed / "broker", install=True, say=lines.append, environment={}
+        )
 
     log = nothing_installed / "apt.log"
     assert log.read_text() == "no network\n"
