@@ -195,6 +195,14 @@ async def test_published_event_reaches_its_handler(
     await eventually(arrived, 15)
 
 
+def test_event_that_nobody_has_subscribed_to_is_told(talk: Talk) -> None:
+    done = talk("publish", "towr", "closed", "{}")
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert 'no handler has ever subscribed to "closed" of "towr"' in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_help_and_version_are_there_for_every_command(talk: Talk) -> None:
     version = talk("--version")
     assert version.returncode == 0

@@ -193,3 +193,13 @@ def test_first_thing_on_the_screen_is_our_own(folder: Path) -> None:
 
         assert '"service_started"' in process.lines[0]
         assert process.stop() == 0
+
+
+def test_misspelt_key_is_told_with_the_right_one(folder: Path) -> None:
+    (folder / "good.py").write_text(GOOD)
+    (folder / "url.yaml").write_text("AMQP_URL: memory://\nPRICES_URI: x\n")
+    with Process(*MYCELIA, "run", "good", "--config", "url.yaml", cwd=folder) as process:
+        process.wait_for("configuration_key_unknown")
+
+        (said,) = [line for line in process.lines if "configuration_key_unknown" in line]
+        assert '"key":"AMQP_URL","did_you_mean":"AMQP_URI"' in said

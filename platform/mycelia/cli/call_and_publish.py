@@ -12,7 +12,7 @@ import msgspec
 
 from mycelia.cli.run import event_loop_factory, read_config
 from mycelia.clients import Client
-from mycelia.errors import ConfigError, MyceliaError, RemoteError
+from mycelia.errors import ConfigError, MyceliaError, RemoteError, Unroutable
 from mycelia.runtime.settings import DEFAULT_BROKER
 from mycelia.wire import JSON
 
@@ -36,7 +36,7 @@ examples:
   mycelia publish tower all_clear                  no payload: null
   echo '{"runway": "31L"}' | mycelia publish tower runway_closed -
 
-exit codes: 0 the broker has it; 1 an error, told on stderr; 2 the command is wrong
+exit codes: 0 the broker has it, or nobody wanted it, which is told on stderr; 1 an error, told on stderr; 2 the command is wrong
 """
 
 
@@ -122,7 +122,16 @@ def publish_command(args: argparse.Namespace) -> int:
 
     async def publish() -> None:
         async with _client(args) as client:
-            await client.publish(args.source, args.event, payload, mandatory=args.mandatory)
+            try:
+                await client.publish(args.source, args.event, payload, mandatory=True)
+            except Unroutable:
+                if args.mandatory:
+                    raise
+                print(
+                    f'mycelia: no handler has ever subscribed to "{args.event}" of "{args.source}": the event went '
+                    "nowhere. Check both names, or start the service that handles it.",
+                    file=sys.stderr,
+                )
 
     return _run(publish(), print_result=False)
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from mycelia.call import Middleware, MiddlewareSource
 from mycelia.errors import ConfigError, RuntimeStateError
+from mycelia.log_event import event
 from mycelia.runtime.container import Container
 from mycelia.runtime.host import Host
+from mycelia.runtime.settings import misspelt_keys
 from mycelia.runtime.statistics import HostStatistics
 
 __all__ = ["Runner"]
@@ -46,6 +48,8 @@ class Runner:
         outbound: tuple[Middleware, ...] = (),
     ) -> None:
         self.config = dict(config)
+        for key, meant in misspelt_keys(self.config).items():
+            log.warning(event("configuration_key_unknown", key=key, did_you_mean=meant))
         self.host = Host(self.config, middleware=middleware, inbound=inbound, outbound=outbound)
         self.containers: list[Container] = []
         self._stopped: asyncio.Event | None = None

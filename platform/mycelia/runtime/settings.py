@@ -24,6 +24,7 @@ __all__ = [
     "USED_BY_SOME",
     "MyceliaSection",
     "Settings",
+    "misspelt_keys",
 ]
 
 DEFAULT_BROKER = "pyamqp://guest:guest@localhost"
@@ -277,6 +278,25 @@ def _flat(settings: Settings) -> dict[str, Any]:
     values: dict[str, Any] = msgspec.structs.asdict(settings)
     section = values.pop("mycelia")
     return values | {f"mycelia.{name}": v for name, v in msgspec.structs.asdict(section).items()}
+
+
+MISSPELT = 0.85
+"""How like a known key, of 1, an unknown one is that is probably meant to be it. `AMQP_URL` for `AMQP_URI` is 0.88."""
+
+
+def misspelt_keys(config: Mapping[str, Any]) -> dict[str, str]:
+    """Keys at the top that nobody here knows, by what was probably meant: a known key that is not there itself.
+
+    Others are the services' own.
+    """
+    missing = {key.casefold(): key for key in Settings.__struct_fields__ if key not in config}
+    found = {}
+    for key in config:
+        if isinstance(key, str) and key not in Settings.__struct_fields__:
+            close = difflib.get_close_matches(key.casefold(), missing, n=1, cutoff=MISSPELT)
+            if close:
+                found[key] = missing[close[0]]
+    return found
 
 
 def _check_section_keys(section: Mapping[str, Any]) -> None:

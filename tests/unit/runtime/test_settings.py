@@ -1,10 +1,12 @@
 """Settings: each key checked once, with an error that names it."""
 
+from typing import Any
+
 import pytest
 
 from mycelia.errors import ConfigError
 from mycelia.runtime import Settings
-from mycelia.runtime.settings import OF_HTTP, OF_THE_BROKER, USED_BY_SOME
+from mycelia.runtime.settings import OF_HTTP, OF_THE_BROKER, USED_BY_SOME, misspelt_keys
 
 
 def test_defaults_are_namekos() -> None:
@@ -84,3 +86,19 @@ def test_what_nobody_reads_as_a_type_may_be_of_any(key: str) -> None:
 
 def test_port_alone_is_an_address() -> None:
     assert Settings.from_config({"WEB_SERVER_ADDRESS": 8000}).WEB_SERVER_ADDRESS == "8000"
+
+
+@pytest.mark.parametrize(
+    ("config", "meant"),
+    [
+        ({"AMQP_URL": "x"}, {"AMQP_URL": "AMQP_URI"}),
+        ({"amqp_uri": "x"}, {"amqp_uri": "AMQP_URI"}),
+        ({"max_worker": 3, "Mycelia": {}}, {"max_worker": "max_workers", "Mycelia": "mycelia"}),
+        ({"AMQP_URI": "x", "AMQP_URL": "y"}, {}),  # a service may have one of its own
+        ({"DB_URIS": {}, "LOG_LEVEL": "x", "timeout": 3, 7: "x"}, {}),
+    ],
+)
+def test_key_that_is_nearly_a_known_one_is_told_apart_from_the_services_own(
+    config: dict[str, Any], meant: dict[str, str]
+) -> None:
+    assert misspelt_keys(config) == meant
