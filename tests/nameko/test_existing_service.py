@@ -185,6 +185,19 @@ def test_status_headers_and_body_are_taken_from_the_result(web: httpx.Client, ve
     assert response.headers["location"] == "/planes/N1"
 
 
+def test_each_request_is_a_line_as_nameko_writes_it(web: httpx.Client, run: NamekoRun) -> None:
+    web.get("/planes/N1/rows/7?q=1%202", headers={"X-Forwarded-For": "10.0.0.1, 10.0.0.2"})
+
+    run.await_output('"GET /planes/N1/rows/7?q=1%202 HTTP/1.1\\" 200 ')
+    (line,) = [line for line in run.output.splitlines() if "rows/7?q=1%202" in line]
+    assert json.loads(line)["logger"] == "nameko.web.server"
+    assert re.fullmatch(
+        r"10\.0\.0\.1,10\.0\.0\.2,127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4} \d\d:\d\d:\d\d\] "
+        r'"GET /planes/N1/rows/7\?q=1%202 HTTP/1\.1" 200 \d+ \d+\.\d{6}',
+        json.loads(line)["event"],
+    )
+
+
 def test_chunked_request_body_arrives(web: httpx.Client) -> None:
     response = web.post("/planes", content=iter([b"in ", b"pieces"]))
 

@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from mycelia.extras import require_extra
+from mycelia.nameko.access_log import write_access_log
 from mycelia.nameko.managed_thread import run_in_daemon_thread
 from mycelia.nameko.web_socket import serve_websocket
 from mycelia.nameko.wsgi import Receive, Scope, Send, WsgiBridge, answer_plainly
@@ -108,5 +109,7 @@ class NamekoWebSite(Extension):
                 await serve_websocket(provider, scope, receive, send)
         elif self._wsgi is None or self.stopping.is_set():
             await answer_plainly(send, 503, "Error: the service is not running\n")
-        else:
+        elif self.container.settings.mycelia.http_access_log is None:
+            await write_access_log(self._wsgi, scope, receive, send)
+        else:  # the server writes a line of its own, or nobody wants one
             await self._wsgi(scope, receive, send)

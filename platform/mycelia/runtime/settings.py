@@ -98,8 +98,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """What log lines look like: "console", "json", or "auto", the console's on a terminal and JSON anywhere else."""
     http_max_body_bytes: int = 16 * 1024 * 1024
     """Largest request body that `@http` methods read. Arbitrary; it keeps one client from filling the memory."""
-    http_access_log: bool = False
-    """Whether each HTTP request is logged."""
+    http_access_log: bool | None = None
+    """Whether each HTTP request is logged; by default only those of existing services, as Nameko does it."""
     http_header_timeout: float = 10.0
     """How long the head of an HTTP request may take, from the connection or its first byte on. Arbitrary."""
     http_body_timeout: float = 30.0
@@ -292,8 +292,8 @@ def misspelt_keys(config: Mapping[str, Any]) -> dict[str, str]:
     missing = {key.casefold(): key for key in Settings.__struct_fields__ if key not in config}
     found = {}
     for key in config:
-        if isinstance(key, str) and key not in Settings.__struct_fields__:
-            close = difflib.get_close_matches(key.casefold(), missing, n=1, cutoff=MISSPELT)
+        if key not in Settings.__struct_fields__:  # YAML's keys may be numbers
+            close = difflib.get_close_matches(str(key).casefold(), missing, n=1, cutoff=MISSPELT)
             if close:
                 found[key] = missing[close[0]]
     return found

@@ -164,7 +164,7 @@ class HttpServer:
             section = host.settings.mycelia
             server = _servers[host] = cls(
                 host.settings.WEB_SERVER_ADDRESS,
-                access_log=section.http_access_log,
+                access_log=bool(section.http_access_log),
                 head_timeout=section.http_header_timeout,
                 trusted_proxies=section.http_trusted_proxies or (),
                 max_held_bytes=BODIES * section.http_max_body_bytes,
