@@ -263,6 +263,62 @@ async def test_an_error_of_the_generator_cuts_the_stream_and_is_logged(
     assert isinstance(record.exc_info[1], ValueError)
 
 
+@pytest.mark.parametrize("end", ["client", "stop"])
+async def test_clean_up_that_waits_is_waited_for(end: str) -> None:
+    """As in `finally: await subscription.aclose()`: it is interrupted once, not at each `await`."""
+    begun, cleaned = asyncio.Event(), asyncio.Event()
+
+    class Service:
+        name = "service"
+
+        @http("GET", "/events")
+        async def events(self, request: Request) -> ServerSentEvents:
+            return ServerSentEvents(self.generate())
+
+        @http("GET", "/lines")
+        async def lines(self, request: Request) -> Any:
+            return self.generate()
+
+        async def generate(self) -> AsyncIterator[Any]:
+            try:
+                yield "first"
+                await asyncio.Event().wait()
+            finally:
+                begun.set()
+                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.01)
+                cleaned.set()
+
+    for path in ("/events", "/lines")[: 1 if end == "stop" else 2]:
+        begun.clear()
+        cleaned.clear()
+        async with serve(Service) as served:
+            async with served.client.stream("GET", path) as response:
+                await anext(response.aiter_raw())
+                if end == "stop":
+                    await served.runner.stop()
+            await eventually(begun.is_set)
+            await eventually(cleaned.is_set)
+
+
+async def test_a_browser_that_comes_again_says_what_it_has_seen() -> None:
+    class Service:
+        name = "service"
+
+        @http("GET", "/")
+        async def events(self, request: Request) -> ServerSentEvents:
+            async def after(seen: int) -> AsyncIterator[Any]:
+                yield ServerSentEvent("next", id=seen + 1)
+
+            return ServerSentEvents(after(int(request.headers.get("last-event-id", 0))))
+
+    async with serve(Service) as served:
+        first = parse((await served.client.get("/")).content)
+        again = parse((await served.client.get("/", headers={"Last-Event-ID": "1"})).content)
+
+    assert (first[0]["id"], again[0]["id"]) == ("1", "2")
+
+
 async def test_head_of_a_stream_answers_and_closes_the_generator() -> None:
     source = Source()
     async with serve(streaming(source)) as served:

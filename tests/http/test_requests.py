@@ -100,6 +100,31 @@ async def test_fixed_text_wins_over_parameters_and_several_methods_share_a_path(
     assert (head.status_code, head.headers["content-length"], head.content) == (200, "4", b"")
 
 
+async def test_what_a_path_answers_is_told_of_all_methods_that_match_it() -> None:
+    class Service:
+        name = "service"
+
+        @http("GET", "/planes/{tail}")
+        async def one(self, request: Request, tail: str) -> str:
+            return tail
+
+        @http("POST", "/planes/import")
+        async def take(self, request: Request) -> str:
+            return "taken"
+
+    async with serve(Service) as served:
+        got, taken = (
+            await served.client.get("/planes/import"),
+            await served.client.post("/planes/import"),
+        )
+        refused = await served.client.delete("/planes/import")
+        options = await served.client.options("/planes/import")
+
+    assert (got.text, taken.text) == ("import", "taken")
+    assert (refused.status_code, options.status_code) == (405, 204)
+    assert refused.headers["allow"] == options.headers["allow"] == "GET, HEAD, OPTIONS, POST"
+
+
 # --- the body --------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import decimal
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, StreamingResponse
-from tests.http.serving import serve
+from tests.http.serving import connect, serve
 from tests.tools import stable_id
 
 from mycelia import Call, HttpCall, Next, Outcome, Requeue, RpcProxy, http, rpc
@@ -200,6 +201,36 @@ async def test_an_async_iterator_is_streamed_piece_by_piece() -> None:
     assert response.headers["transfer-encoding"] == "chunked"
 
 
+@pytest.mark.parametrize("flood", [False, True])
+async def test_a_streams_iterator_is_closed_when_its_client_goes_away(flood: bool) -> None:
+    """Whether it waits for its next item or for a client that does not read."""
+    begun, closed = asyncio.Event(), asyncio.Event()
+
+    class Service:
+        name = "service"
+
+        @http("GET", "/")
+        async def lines(self, request: Request) -> Any:
+            async def generate() -> Any:
+                try:
+                    yield b"x"
+                    begun.set()
+                    while flood:
+                        yield b"x" * 100_000
+                    await asyncio.Event().wait()
+                finally:
+                    closed.set()
+
+            return generate()
+
+    async with serve(Service) as served:
+        async with connect(served.address) as (_, writer):
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await begun.wait()
+            assert not closed.is_set()
+        await eventually(closed.is_set)
+
+
 async def test_a_middleware_may_answer_in_the_methods_place() -> None:
     async def refuse(call: Call, next: Next) -> Outcome:
         assert isinstance(call, HttpCall)
@@ -340,8 +371,6 @@ async def test_paths_and_methods_without_an_answer_are_told_apart() -> None:
 
 
 async def test_requests_beyond_the_queues_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
     from mycelia.entrypoints.http import endpoint
 
     monkeypatch.setattr(endpoint, "MAX_WAITING", 1)
