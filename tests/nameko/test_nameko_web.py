@@ -99,7 +99,7 @@ async def test_application_is_not_called_for_a_body_that_breaks_off_or_stops(
 
     server = HttpServer("127.0.0.1:0")
     site = _Mounted(WsgiBridge(app, max_body_bytes=10**6, body_timeout=timeout))
-    server.mount(site)
+    server.add_site(site)
     await server.join("mounted")
     await server.start()
     head = b"PUT /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"

@@ -53,7 +53,7 @@ class NamekoWebSite(Extension):
         from mycelia.entrypoints.http.server import HttpServer  # uvicorn: only where there is HTTP
 
         self._server = HttpServer.of(self.container.host)
-        self._server.mount(self)
+        self._server.add_site(self)
         await self._server.join(self.service)
 
     async def start(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
+from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from mycelia.call import Call, GiveBack, Outcome, Target, current_call
@@ -21,12 +22,11 @@ from mycelia.entrypoints.http.requests import (
 )
 from mycelia.entrypoints.http.responses import (
     encode_body,
-    problem,
     problem_of,
     response_of,
-    stopping_problem,
+    stopping,
 )
-from mycelia.errors import Overloaded
+from mycelia.errors import ConfigError, Overloaded
 from mycelia.runtime import Lane
 from mycelia.wire import TRACEPARENT, TRACESTATE
 
@@ -34,6 +34,9 @@ __all__ = ["HttpEndpoint", "Sender"]
 
 MAX_WAITING = 1000
 """Requests that may wait for a worker of one method; more are answered 503. Arbitrary: a queue needs an end."""
+
+CALL_ID = "mycelia.call_id"
+"""In an ASGI scope: the id of the call that its request has become."""
 
 MAX_TRACESTATE = 512
 """Characters; W3C Trace Context, 3.3.1.5."""
@@ -44,11 +47,17 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?
 class Sender:
     """The ASGI `send` of one request: adds the call's id, and knows how far the response is."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
         self._send = send
         self.status = 0
         """Of the response; 0 while it has not begun."""
-        self.call_id = ""
+
+    @property
+    def call_id(self) -> str:
+        """Of the request's call; empty while there is none."""
+        call_id: str = self._scope.get(CALL_ID, "")
+        return call_id
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -66,8 +75,8 @@ class Sender:
             await asyncio.sleep(0)
 
 
-class HttpEndpoint:
-    """Answers the requests for one `@http` method.
+class HttpEndpoint(Route):
+    """The route of one `@http` method, which answers its requests.
 
     Args:
         target: its calls' target.
@@ -81,6 +90,9 @@ class HttpEndpoint:
         body_timeout: seconds in which a body must go on.
         bodies: what bodies of the whole process share.
         parent_calls_tracked: how many parents a call-id stack keeps.
+
+    Raises:
+        ConfigError: the path names a converter that there is none of.
     """
 
     def __init__(
@@ -98,8 +110,10 @@ class HttpEndpoint:
         bodies: BodyBudget,
         parent_calls_tracked: int,
     ) -> None:
-        self.path = path
-        self.verbs = verbs
+        try:
+            super().__init__(path, self, methods=verbs)
+        except AssertionError as exc:
+            raise ConfigError(f'@http("{path}") of {target.name}: {exc}.') from None
         self.target = target
         self._log_error = log_error
         self.expected_exceptions = expected_exceptions
@@ -129,27 +143,39 @@ class HttpEndpoint:
         if not call.answer.done():  # else nobody waits any more: the client's connection was cut
             call.answer.set_result(outcome)
 
-    async def answer(self, scope: Scope, receive: Receive, sender: Sender) -> None:
-        """Answer one request."""
+    @property
+    def service(self) -> str:
+        """Whose method it is."""
+        return self.target.service
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        try:
+            return super().matches(scope)
+        except ValueError:  # Python converts no number of more than 4300 digits: no path of ours
+            return Match.NONE, {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request that the path matches.
+
+        Raises:
+            HTTPException: the answer, where the method is not run.
+        """
+        if self.methods is not None and scope["method"] not in self.methods:
+            await _tell_methods(scope)(scope, receive, send)
+            return
         lane = self._lane
         if lane is None or self.stopping.is_set():
-            await stopping_problem()(scope, receive, sender)
-            return
+            raise stopping()
         reader = BodyReader(scope, receive, self._max_body_bytes, self._body_timeout, self._bodies)
         try:
-            await self._answer(lane, scope, reader, sender)
+            await self._answer(lane, scope, reader, send)
         finally:
             reader.release()
 
-    async def _answer(self, lane: Lane, scope: Scope, reader: BodyReader, sender: Sender) -> None:
-        try:
-            request = await self._request(scope, reader)
-        except HTTPException as exc:
-            await problem(exc.status_code, exc.detail, headers=exc.headers)(scope, reader, sender)
-            return
+    async def _answer(self, lane: Lane, scope: Scope, reader: BodyReader, send: Send) -> None:
+        request = await self._request(scope, reader)
         if self.stopping.is_set():  # meanwhile
-            await stopping_problem()(scope, reader, sender)
-            return
+            raise stopping()
         call = HttpCall(
             self.target,
             ((request,), scope["path_params"]),
@@ -158,15 +184,15 @@ class HttpEndpoint:
             answer=asyncio.get_running_loop().create_future(),
             parent_calls_tracked=self._parent_calls_tracked,
         )
-        sender.call_id = call.call_id
+        scope[CALL_ID] = call.call_id
         response = await self._respond(lane, call)
         reader.release()
         # A stream goes on as part of this call: what it calls inherits the trace.
         current_call.set(call)
         if scope["method"] == "HEAD" and isinstance(response, StreamingResponse):
-            await _send_head(response, sender)
+            await _send_head(response, send)
         else:
-            await response(scope, reader, sender)
+            await response(scope, reader, send)
 
     async def _request(self, scope: Scope, reader: BodyReader) -> HttpRequest | BlockingRequest:
         """What the method gets. The body is read before a worker is taken: a slow client takes none."""
@@ -204,6 +230,18 @@ class HttpEndpoint:
         except Exception as exc:  # noqa: BLE001  the method returned something that is no response: its error
             self._log_error(call, Outcome(error=exc))
             return problem_of(exc, (), call.call_id)
+
+
+def _tell_methods(scope: Scope) -> Response:
+    """What OPTIONS is answered, and what any other method is that the path does not have: the methods there are."""
+    routes = (route for route in scope["router"].routes if isinstance(route, HttpEndpoint))
+    methods = {"OPTIONS"}.union(
+        *(r.methods or () for r in routes if r.matches(scope)[0] is not Match.NONE)
+    )
+    headers = {"Allow": ", ".join(sorted(methods))}
+    if scope["method"] == "OPTIONS":
+        return Response(None, 204, headers)
+    raise HTTPException(405, f"This path does not answer {scope['method']}.", headers)
 
 
 def _trace_headers(scope: Scope) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from mycelia.errors import (
     UnknownService,
 )
 
-__all__ = ["encode_body", "problem", "problem_of", "response_of", "stopping_problem"]
+__all__ = ["encode_body", "problem", "problem_of", "response_of", "stopping"]
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
@@ -210,7 +210,7 @@ def problem_of(
     if isinstance(error, HandlerTimeout):
         return problem(504, "The request took longer than it may.", call_id=call_id)
     if is_stopping:
-        return stopping_problem(call_id)
+        return problem_of(stopping(), (), call_id)
     if isinstance(error, UNAVAILABLE):
         return problem(
             503,
@@ -225,10 +225,10 @@ def problem_of(
     )
 
 
-def stopping_problem(call_id: str | None = None) -> Response:
+def stopping() -> HTTPException:
     """The answer of a service that is not up yet or on its way down. Another instance can answer at once."""
     headers = _retry_after(1.0) | {"Connection": "close"}
-    return problem(503, "The service is starting or stopping.", headers=headers, call_id=call_id)
+    return HTTPException(503, "The service is starting or stopping.", headers)
 
 
 def _retry_after(seconds: float | None) -> dict[str, str]:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 import uvicorn
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Router
 from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from mycelia.call import current_call
 from mycelia.entrypoints.http.connection import HttpConnection, SlowClients
@@ -64,40 +64,8 @@ def parse_address(text: str) -> tuple[str, int]:
     return (match["host"] or "0.0.0.0").strip("[]"), int(match["port"])
 
 
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without hands on the process: signals belong to the runtime."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.accepting = asyncio.Event()
-        self.leaving = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        self.accepting.set()
-
-    async def main_loop(self) -> None:
-        """Once a second, for the Date header, until `leaving`; uvicorn's own loop wakes up ten times as often."""
-        while not self.leaving.is_set():
-            await self.on_tick(0)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await self.leaving.wait()
-
-    def stop_accepting(self) -> None:
-        """Accept no more connections; end those that are idle now, and each other one after its response."""
-        for server in self.servers:
-            server.close()
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
-
-
 class Site(Protocol):
-    """An ASGI application for the paths that no endpoint has, and for websockets (`mycelia.nameko.web`)."""
+    """An ASGI application that knows which paths are its own (`mycelia.nameko.web`)."""
 
     @property
     def service(self) -> str: ...
@@ -111,6 +79,19 @@ class Site(Protocol):
         """Whether it has this path; one that does not is asked last."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class SiteRoute(BaseRoute):
+    """A site in the router."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return (Match.FULL if self.site.answers(scope) else Match.NONE), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.site(scope, receive, send)
 
 
 class HttpServer:
@@ -143,13 +124,15 @@ class HttpServer:
         self._access_log = access_log
         self._head_timeout = head_timeout
         self._trusted_proxies = list(trusted_proxies)
-        self._routes: list[tuple[Route, HttpEndpoint]] = []
+        self._endpoints: list[HttpEndpoint] = []
         self._sites: list[Site] = []
+        self._router = Router(redirect_slashes=False, default=self._answer_unknown)
         self._socket: socket.socket | None = None
         self._binding = asyncio.Lock()
-        self._uvicorn: _Uvicorn | None = None
-        self._serving: asyncio.Task[None] | None = None
+        self._uvicorn: uvicorn.Server | None = None
+        self._clock: asyncio.Task[None] | None = None
         self._services: set[str] = set()
+        self.has_ended = False
 
     @classmethod
     def of(cls, host: Host) -> HttpServer:
@@ -176,37 +159,32 @@ class HttpServer:
         """`host:port`, the port being the one that is bound."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    @property
-    def has_ended(self) -> bool:
-        return self._serving is not None and self._serving.done()
-
     # --- life cycle ---------------------------------------------------------------------------
 
     def add(self, endpoint: HttpEndpoint) -> None:
         """Route requests to `endpoint`.
 
         Raises:
-            ConfigError: another method has the same path and HTTP method, or the path names an unknown converter.
+            ConfigError: another method has the same path and HTTP method.
         """
-        for _, other in self._routes:
-            both = set(endpoint.verbs) & set(other.verbs)
+        for other in self._endpoints:
+            both = (endpoint.methods or set()) & (other.methods or set()) - {"HEAD"}
             if both and shape_of(endpoint.path) == shape_of(other.path):
                 raise ConfigError(
                     f'{endpoint.target.name} and {other.target.name} both answer {"/".join(sorted(both))} "{endpoint.path}". '
                     "Give one of them another path."
                 )
-        try:
-            route = Route(endpoint.path, _never_called, methods=list(endpoint.verbs))
-        except AssertionError as exc:
-            raise ConfigError(
-                f'@http("{endpoint.path}") of {endpoint.target.name}: {exc}.'
-            ) from None
-        self._routes.append((route, endpoint))
-        self._routes.sort(key=lambda pair: specificity(pair[1].path))
+        self._endpoints.append(endpoint)
+        self._arrange()
 
-    def mount(self, site: Site) -> None:
-        """Give `site` the requests that no endpoint answers, and the websockets."""
+    def add_site(self, site: Site) -> None:
+        """Give `site` what no endpoint answers, and the websockets."""
         self._sites.append(site)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        self._endpoints.sort(key=lambda endpoint: specificity(endpoint.path))
+        self._router.routes = [*self._endpoints, *map(SiteRoute, self._sites)]
 
     async def join(self, service: str) -> None:
         """Take part; binds the address for the first service.
@@ -242,39 +220,41 @@ class HttpServer:
                 server_header=False,
                 timeout_graceful_shutdown=1,
             )
-            self._uvicorn = _Uvicorn(config)
-            self._serving = asyncio.create_task(
-                self._uvicorn.serve(sockets=[self._socket]), name="mycelia:http:server"
-            )
-            await _first(self._serving, self._uvicorn.accepting)
+            config.load()
+            self._uvicorn = uvicorn.Server(config)
+            self._uvicorn.lifespan = config.lifespan_class(config)
+            self._clock = asyncio.create_task(_tick(self._uvicorn), name="mycelia:http:clock")
+            await self._uvicorn.startup(sockets=[self._socket])
             log.info(event("http_listening", address=self.address))
 
-    def retire(self, endpoint: HttpEndpoint | Site) -> None:
-        """Take no more requests for `endpoint`; the last one gives up the address."""
-        endpoint.retire()
-        stopping = [e.stopping for _, e in self._routes] + [site.stopping for site in self._sites]
+    def retire(self, part: HttpEndpoint | Site) -> None:
+        """Take no more requests for `part`; the last one gives up the address."""
+        part.retire()
+        stopping = [p.stopping for p in self._endpoints] + [site.stopping for site in self._sites]
         if self._uvicorn is not None and all(event.is_set() for event in stopping):
-            self._uvicorn.stop_accepting()
+            _stop_accepting(self._uvicorn)
 
     async def leave(self, service: str) -> None:
         """A service's workers have ended: forget its endpoints; the last service ends the server."""
         self._services.discard(service)
         if self._services:
-            self._routes = [pair for pair in self._routes if pair[1].target.service != service]
+            self._endpoints = [part for part in self._endpoints if part.service != service]
             self._sites = [site for site in self._sites if site.service != service]
+            self._arrange()
             return
-        if self._uvicorn is not None and self._serving is not None:
+        if self._uvicorn is not None and self._clock is not None:
+            self.has_ended = True
             await self._drain(self._uvicorn)
-            self._uvicorn.leaving.set()
-            await self._serving
+            self._clock.cancel()
+            await self._uvicorn.shutdown()
         self.slow_clients.tell()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    async def _drain(self, server: _Uvicorn) -> None:
+    async def _drain(self, server: uvicorn.Server) -> None:
         """Let responses leave, for a while; then cut."""
-        server.stop_accepting()
+        _stop_accepting(server)
         tasks = set(server.server_state.tasks)
         if tasks:
             _, unfinished = await asyncio.wait(tasks, timeout=DRAIN_TIMEOUT)
@@ -287,30 +267,20 @@ class HttpServer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Never raises but for cancellation."""
-        if scope["type"] == "websocket":
-            await self._connect(scope, receive, send)
-            return
         # The next request on a connection may be begun by the task of the one before it, with that one's context.
         current_call.set(None)
-        sender = Sender(send)
+        if scope["type"] == "websocket":
+            await self._router(scope, receive, send)
+            return
+        sender = Sender(scope, send)
         started = time.monotonic()
         try:
-            await self._answer(scope, receive, sender)
+            _refuse_framed_twice(scope)
+            await self._router(scope, receive, sender)
         except ClientDisconnect:
             log.debug(event("client_gone", verb=scope["method"], path=scope["path"]))
-        except Exception:
-            # A stream's iterator, or a fault of ours. What has begun is cut off by uvicorn: the client must not take
-            # it for the whole.
-            log.exception(
-                event(
-                    "response_failed",
-                    verb=scope["method"],
-                    path=scope["path"],
-                    call_id=sender.call_id,
-                )
-            )
-            if not sender.status:
-                await problem(500, "The request failed inside the service.")(scope, receive, sender)
+        except Exception as exc:  # noqa: BLE001
+            await self._answer_error(exc, scope, receive, sender)
         if sender.status == HTTPStatus.REQUEST_TIMEOUT:
             self.slow_clients.count_body()
         if self._access_log:
@@ -325,77 +295,62 @@ class HttpServer:
                 )
             )
 
-    async def _answer(self, scope: Scope, receive: Receive, sender: Sender) -> None:
-        if _is_framed_twice(scope):
-            await problem(
-                400,
-                "A request has either Content-Length or Transfer-Encoding, not both (RFC 9112, 6.1).",
-                headers={"Connection": "close"},
-            )(scope, receive, sender)
-            return
-        allowed: set[str] = set()
-        for route, endpoint in self._routes:
-            try:
-                match, child_scope = route.matches(scope)
-            except ValueError:
-                continue  # Python converts no number of more than 4300 digits: such a path is none of ours
-            if match is Match.FULL:
-                scope.update(child_scope)
-                await endpoint.answer(scope, receive, sender)
-                return
-            if match is Match.PARTIAL:
-                allowed |= route.methods or set()
-        for site in self._sites:
-            if site.answers(scope) or (not allowed and site is self._sites[-1]):
-                await site(scope, receive, sender)
-                return
-        await _unanswered(scope, allowed)(scope, receive, sender)
+    async def _answer_error(
+        self, error: Exception, scope: Scope, receive: Receive, sender: Sender
+    ) -> None:
+        if not isinstance(error, HTTPException) or sender.status:
+            # A stream's iterator, or a fault of ours. What has begun is cut off by uvicorn: the client must not take
+            # it for the whole.
+            log.error(
+                event(
+                    "response_failed",
+                    verb=scope["method"],
+                    path=scope["path"],
+                    call_id=sender.call_id,
+                ),
+                exc_info=error,
+            )
+            error = HTTPException(500, "The request failed inside the service.")
+        if not sender.status:
+            answer = problem(
+                error.status_code, error.detail, headers=error.headers, instance=scope["path"]
+            )
+            await answer(scope, receive, sender)
 
-    async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
-        for site in self._sites:
-            if site.answers(scope):
-                await site(scope, receive, send)
-                return
-        await send(
-            {"type": "websocket.close"}
-        )  # before it is accepted: the handshake is answered 403
+    async def _answer_unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What no route has: the last site may know more paths than it says."""
+        if scope["type"] == "websocket":  # closed before it is accepted: answered 403
+            await WebSocketClose()(scope, receive, send)
+        elif self._sites:
+            await self._sites[-1](scope, receive, send)
+        else:
+            raise HTTPException(404, "There is nothing at this path.")
 
 
-def _is_framed_twice(scope: Scope) -> bool:
-    """Whether two servers might see the body's end in two places, which lets one request hide in another."""
+def _refuse_framed_twice(scope: Scope) -> None:
+    """Two servers might see such a body's end in two places, which lets one request hide in another."""
     names = {name for name, _ in scope["headers"]}
-    return b"content-length" in names and b"transfer-encoding" in names
+    if b"content-length" in names and b"transfer-encoding" in names:
+        raise HTTPException(
+            400,
+            "A request has either Content-Length or Transfer-Encoding, not both (RFC 9112, 6.1).",
+            {"Connection": "close"},
+        )
 
 
-async def _first(serving: asyncio.Task[None], accepting: asyncio.Event) -> None:
-    """Wait until the server accepts connections; raises what ended it before."""
-    accepts = asyncio.create_task(accepting.wait(), name="mycelia:http:accepting")
-    try:
-        await asyncio.wait((serving, accepts), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        accepts.cancel()
-    if serving.done():
-        serving.result()
+async def _tick(server: uvicorn.Server) -> None:
+    """What uvicorn does each second, for the Date header; its own loop looks for signals as well, ten times a second."""
+    while True:
+        await server.on_tick(0)
+        await asyncio.sleep(1.0)
 
 
-def _unanswered(scope: Scope, allowed: set[str]) -> Response:
-    """The response where no method answers: `allowed` are the HTTP methods that the path has."""
-    if not allowed:
-        return problem(404, "There is nothing at this path.", instance=scope["path"])
-    headers = {"Allow": ", ".join(sorted(allowed | {"OPTIONS"}))}
-    if scope["method"] == "OPTIONS":
-        return Response(None, 204, headers)
-    return problem(
-        405,
-        f"This path does not answer {scope['method']}.",
-        headers=headers,
-        instance=scope["path"],
-    )
-
-
-async def _never_called(request: object) -> Response:
-    """What a route needs to have; `Route` is used to match paths only."""
-    return Response(None, 500)
+def _stop_accepting(server: uvicorn.Server) -> None:
+    """Accept no more connections; end those that are idle now, and each other one after its response."""
+    for listener in server.servers:
+        listener.close()
+    for connection in list(server.server_state.connections):
+        connection.shutdown()
 
 
 async def _bind(host: str, port: int) -> socket.socket:
