@@ -13,7 +13,7 @@ from mycelia.errors import ConfigError
 __all__ = ["EXTRAS", "extra_with", "install_command", "is_installed", "require_extra"]
 
 EXTRAS = {
-    "http": ("starlette", "uvicorn", "websockets"),
+    "http": ("starlette", "sse_starlette", "uvicorn", "websockets"),
     "nameko": ("nameko", "kombu", "eventlet", "werkzeug"),
 }
 """What can be imported with each extra and not without; by the names of the modules."""

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from tests.http.serving import connect, serve
 
 from mycelia import ServerSentEvent, ServerSentEvents, get_current_call, http
-from mycelia.entrypoints.http.server_sent_events import encode_event
+from mycelia.entrypoints.http.event_stream import encode_event
 from mycelia.testing import eventually
 
 
@@ -47,7 +47,7 @@ def parse(stream: bytes) -> list[dict[str, str]]:
         (None, b"data: null\n\n"),
         ([1, 2], b"data: [1,2]\n\n"),
         ({"event": "late", "data": {"n": 1}}, b'event: late\ndata: {"n":1}\n\n'),
-        ({"data": "x", "id": 7, "retry": 1.5}, b"id: 7\nretry: 1500\ndata: x\n\n"),
+        ({"data": "x", "id": 7, "retry": 1.5}, b"id: 7\ndata: x\nretry: 1500\n\n"),
         ({"event": "no data"}, b'data: {"event":"no data"}\n\n'),
         ({"data": 1, "other": 2}, b'data: {"data":1,"other":2}\n\n'),
         (ServerSentEvent({"data": 1}, event="e"), b'event: e\ndata: {"data":1}\n\n'),
@@ -319,13 +319,35 @@ async def test_a_browser_that_comes_again_says_what_it_has_seen() -> None:
     assert (first[0]["id"], again[0]["id"]) == ("1", "2")
 
 
-async def test_head_of_a_stream_answers_and_closes_the_generator() -> None:
-    source = Source()
-    async with serve(streaming(source)) as served:
-        response = await served.client.head("/events")
+@pytest.mark.parametrize("path", ["/events", "/lines"])
+async def test_head_of_a_stream_answers_and_closes_the_iterator(path: str) -> None:
+    closed = asyncio.Event()
 
-    assert response.headers["content-type"].startswith("text/event-stream")
-    assert source.open == 0
+    class Opened:
+        """Open from the start, unlike a generator."""
+
+        def __aiter__(self) -> AsyncIterator[Any]:
+            raise AssertionError("asked for its items")
+
+        async def aclose(self) -> None:
+            closed.set()
+
+    class Service:
+        name = "service"
+
+        @http("GET", "/events")
+        async def events(self, request: Request) -> ServerSentEvents:
+            return ServerSentEvents(Opened())
+
+        @http("GET", "/lines")
+        async def lines(self, request: Request) -> Any:
+            return Opened()
+
+    async with serve(Service) as served:
+        response = await served.client.head(path)
+
+    assert (response.status_code, response.content) == (200, b"")
+    assert closed.is_set()
 
 
 async def test_a_generator_keeps_its_context_from_event_to_event() -> None:

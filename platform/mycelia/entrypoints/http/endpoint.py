@@ -26,6 +26,7 @@ from mycelia.entrypoints.http.responses import (
     response_of,
     stopping,
 )
+from mycelia.entrypoints.http.streams import aclose
 from mycelia.errors import ConfigError, Overloaded
 from mycelia.runtime import Lane
 from mycelia.wire import TRACEPARENT, TRACESTATE
@@ -189,10 +190,16 @@ class HttpEndpoint(Route):
         reader.release()
         # A stream goes on as part of this call: what it calls inherits the trace.
         current_call.set(call)
-        if scope["method"] == "HEAD" and isinstance(response, StreamingResponse):
-            await _send_head(response, send)
-        else:
-            await response(scope, reader, send)
+        try:
+            if scope["method"] == "HEAD" and isinstance(response, StreamingResponse):
+                head = Response(status_code=response.status_code)
+                head.raw_headers = response.raw_headers
+                await head(scope, reader, send)
+            else:
+                await response(scope, reader, send)
+        finally:
+            # Starlette leaves an iterator that it does not finish to the garbage collector.
+            await aclose(getattr(response, "body_iterator", None))
 
     async def _request(self, scope: Scope, reader: BodyReader) -> HttpRequest | BlockingRequest:
         """What the method gets. The body is read before a worker is taken: a slow client takes none."""
@@ -253,18 +260,3 @@ def _trace_headers(scope: Scope) -> dict[str, Any] | None:
         elif name == b"tracestate" and len(value) <= MAX_TRACESTATE:
             found = {**(found or {}), TRACESTATE: value.decode("latin-1")}
     return found if found and TRACEPARENT in found else None
-
-
-async def _send_head(response: StreamingResponse, send: Send) -> None:
-    """The head of a streaming response, whose body is not made at all."""
-    aclose = getattr(response.body_iterator, "aclose", None)
-    if aclose is not None:
-        await aclose()
-    await send(
-        {
-            "type": "http.response.start",
-            "status": response.status_code,
-            "headers": response.raw_headers,
-        }
-    )
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -11,8 +11,8 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
-from mycelia.entrypoints.http.server_sent_events import HEARTBEAT, ServerSentEvents, encode_event
-from mycelia.entrypoints.http.streams import Stream
+from mycelia.entrypoints.http.server_sent_events import ServerSentEvents
+from mycelia.entrypoints.http.streams import Items
 from mycelia.errors import (
     BrokerBlocked,
     BrokerUnavailable,
@@ -27,14 +27,8 @@ __all__ = ["encode_body", "problem", "problem_of", "response_of", "stopping"]
 
 JSON = "application/json"
 PROBLEM = "application/problem+json"
-TEXT = "text/plain; charset=utf-8"
+TEXT = "text/plain"
 BYTES = "application/octet-stream"
-
-EVENT_STREAM_HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-cache",
-    "x-accel-buffering": "no",  # nginx would hold events back until its buffer is full
-}
 
 FORMS = "body, (status, body) or (status, headers, body)"
 
@@ -88,64 +82,46 @@ def response_of(value: Any, body: bytes | None, stopping: asyncio.Event) -> Resp
     if isinstance(value, Response):
         return value
     status, headers, payload = _taken_apart(value) if type(value) is tuple else (200, None, value)
-    raw = _raw_headers(headers)
-    names = {name for name, _ in raw}
     response: Response
     if isinstance(payload, ServerSentEvents):
-        raw += _raw_headers(payload.headers)
-        names |= {name for name, _ in raw}
-        raw += [(n, v) for n, v in _raw_headers(EVENT_STREAM_HEADERS) if n not in names]
-        return Stream(
-            payload.events,
-            status,
-            raw,
-            encode=encode_event,
-            heartbeat=HEARTBEAT,
-            heartbeat_interval=payload.heartbeat,
-            stopping=stopping,
-        )
-    if isinstance(payload, AsyncIterable):
-        if b"content-type" not in names:
-            raw.append((b"content-type", BYTES.encode()))
-        return Stream(payload, status, raw, encode=_as_bytes)
-    if isinstance(payload, Iterator):
-        response = StreamingResponse(payload, status)
+        from mycelia.entrypoints.http.event_stream import EventStream  # sse-starlette: only then
+
+        response = EventStream(payload, status, stopping)
+        _set_headers(response, payload.headers)
+    elif isinstance(payload, AsyncIterable):
+        response = StreamingResponse(Items(payload, _as_bytes), status, media_type=BYTES)
+    elif isinstance(payload, Iterator):
+        response = StreamingResponse(payload, status, media_type=BYTES)
+    elif status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        if payload not in (None, "", b""):
+            raise TypeError(
+                f"an @http method returned status {status} with a body; that status has none. Return ({status}, None)."
+            )
+        response = Response(None, status)
     else:
-        if status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
-            if payload not in (None, "", b""):
-                raise TypeError(
-                    f"an @http method returned status {status} with a body; that status has none. Return ({status}, None)."
-                )
-            response = Response(None, status)
-            response.raw_headers = raw
-            return response
-        response = Response(body, status)
-    if b"content-type" not in names:
-        raw.append((b"content-type", _content_type(payload).encode()))
-    response.raw_headers = [pair for pair in response.raw_headers if pair[0] not in names] + raw
+        response = Response(body, status, media_type=_media_type(payload))
+    if headers is not None:
+        _set_headers(response, headers)
     return response
 
 
-def _content_type(payload: Any) -> str:
+def _media_type(payload: Any) -> str:
     if isinstance(payload, str):
         return TEXT
-    if isinstance(payload, bytes | bytearray | memoryview | Iterator):
-        return BYTES
-    return JSON
+    return BYTES if isinstance(payload, bytes | bytearray | memoryview) else JSON
 
 
-def _raw_headers(headers: Any) -> list[tuple[bytes, bytes]]:
-    """Headers given as a mapping, or as pairs where a name may come several times (`Set-Cookie`)."""
-    if headers is None:
-        return []
+def _set_headers(response: Response, headers: Any) -> None:
+    """Headers given as a mapping, or as pairs where a name may come several times (`Set-Cookie`); they replace its own."""
     pairs: Iterable[tuple[Any, Any]] = headers.items() if isinstance(headers, Mapping) else headers
-    raw = []
-    for name, value in pairs:
-        text = str(value)
-        if any(c in f"{name}{text}" for c in "\r\n\0"):
-            raise TypeError(f"header {name!r}: {text!r} must not hold line breaks.")
-        raw.append((str(name).lower().encode("latin-1"), text.encode("latin-1")))
-    return raw
+    given = [(str(name), str(value)) for name, value in pairs]
+    for name, value in given:
+        if any(c in name + value for c in "\r\n\0"):
+            raise TypeError(f"header {name!r}: {value!r} must not hold line breaks.")
+        if name in response.headers:
+            del response.headers[name]
+    for name, value in given:
+        response.headers.append(name, value)
 
 
 def _as_bytes(chunk: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Server-sent events: what a method returns to keep sending, and their text form (WHATWG HTML, 9.2). Pure."""
+"""Server-sent events: what a method returns to keep sending. The rest is sse-starlette's, imported when one does."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["HEARTBEAT", "ServerSentEvent", "ServerSentEvents", "encode_event"]
-
-HEARTBEAT = b": keep-alive\n\n"
-"""A comment, which browsers ignore; proxies see that the connection lives."""
+__all__ = ["ServerSentEvent", "ServerSentEvents"]
 
 HEARTBEAT_INTERVAL = 15.0
 """Seconds of silence before a heartbeat; the standard suggests "every 15 seconds or so" against proxies' timeouts."""
-
-FIELDS = frozenset(("data", "event", "id", "retry"))
 
 
 class ServerSentEvent(msgspec.Struct, frozen=True):
@@ -67,40 +62,3 @@ class ServerSentEvents:
         self.events = events
         self.heartbeat = heartbeat
         self.headers = dict(headers or {})
-
-
-def encode_event(item: Any) -> bytes:
-    """The bytes of one event.
-
-    Raises:
-        ValueError: a line break in `event` or `id`, which would forge fields; a retry below 0.
-        TypeError: data that JSON has no form for.
-    """
-    event = _as_event(item)
-    lines: list[str] = []
-    for name, value in (("event", event.event), ("id", event.id)):
-        if value is not None:
-            text = str(value)
-            if any(c in text for c in "\r\n\0"):
-                raise ValueError(f"server-sent event: {name}={text!r} must not hold line breaks.")
-            lines.append(f"{name}: {text}")
-    if event.retry is not None:
-        if event.retry < 0:
-            raise ValueError(
-                f"server-sent event: retry={event.retry!r} must be seconds, 0 or more."
-            )
-        lines.append(f"retry: {round(event.retry * 1000)}")
-    data = event.data if isinstance(event.data, str) else msgspec.json.encode(event.data).decode()
-    # Only these three end a line here; `str.splitlines()` would split at others, which are data.
-    lines += [
-        f"data: {line}" for line in data.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    ]
-    return ("\n".join(lines) + "\n\n").encode()
-
-
-def _as_event(item: Any) -> ServerSentEvent:
-    if isinstance(item, ServerSentEvent):
-        return item
-    if isinstance(item, Mapping) and "data" in item and item.keys() <= FIELDS:
-        return ServerSentEvent(**item)
-    return ServerSentEvent(item)

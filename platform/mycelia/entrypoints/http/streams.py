@@ -1,119 +1,89 @@
-"""A response sent piece by piece, that ends with its iterator, its client, or its service, whichever ends first."""
+"""Iterators whose items are sent as they come, for Starlette's `StreamingResponse` and sse-starlette's `EventSourceResponse`."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from typing import Any
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+import anyio
 
-__all__ = ["Stream"]
+__all__ = ["Items", "aclose"]
 
 CLOSING_TIMEOUT = 5.0
 """Seconds an iterator may take to clean up once it is closed."""
 
+_ENDED = object()
 
-class Stream(Response):
-    """Sends what an async iterator yields.
 
-    One task runs the iterator from its first item to its closing, so that what it holds between two items (a timeout, a
-    context variable) stays whole.
+class Items(AsyncIterable[bytes]):
+    """What an async iterator yields, encoded item by item as it is asked for.
+
+    The iterator runs in one task from its first item to its closing, so that what it holds between two items (a timeout,
+    a context variable) stays whole. anyio, below both kinds of response, cancels what it ends at each `await`; that task
+    is cancelled once, so that clean-up may wait.
 
     Args:
-        items: the iterator.
-        status: of the response.
-        raw_headers: of the response.
-        encode: an item's bytes.
-        heartbeat: what is sent after `heartbeat_interval` seconds of silence; 0 for never.
-        stopping: ends the stream, in good order, once it is set.
+        items: the iterator; closed in the end, where it has an `aclose()`.
+        encode: makes an item's bytes.
+        stopping: ends it in good order, once it is set.
     """
 
     def __init__(
         self,
         items: AsyncIterable[Any],
-        status: int,
-        raw_headers: list[tuple[bytes, bytes]],
-        *,
         encode: Callable[[Any], bytes],
-        heartbeat: bytes = b"",
-        heartbeat_interval: float = 0.0,
         stopping: asyncio.Event | None = None,
     ) -> None:
-        self.status_code = status
-        self.raw_headers = raw_headers
-        self.background = None
         self._items = items
         self._encode = encode
-        self._heartbeat = heartbeat
-        self._heartbeat_interval = heartbeat_interval
         self._stopping = stopping
-        self._last_sent = 0.0
+        self._given: AsyncGenerator[bytes] | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream. Raises what the iterator raised."""
-        await send(
-            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        )
-        if scope["method"] == "HEAD":
-            await _aclose(self._items)
-        else:
-            self._last_sent = time.monotonic()
-            await self._run(receive, send)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    def __aiter__(self) -> AsyncGenerator[bytes]:
+        self._given = self._give()
+        return self._given
 
-    async def _run(self, receive: Receive, send: Send) -> None:
-        pump = asyncio.create_task(self._pump(send), name="mycelia:http:stream")
-        watchers = [asyncio.create_task(_client_gone(receive), name="mycelia:http:client-gone")]
-        if self._heartbeat_interval:
-            watchers.append(asyncio.create_task(self._beat(send), name="mycelia:http:heartbeat"))
+    async def aclose(self) -> None:
+        """Close the iterator, begun or not. Idempotent."""
+        await aclose(self._items if self._given is None else self._given)
+
+    async def _give(self) -> AsyncGenerator[bytes]:
+        asked, given = asyncio.Semaphore(1), asyncio.Queue[Any]()
+        tasks = [asyncio.create_task(self._run(asked, given), name="mycelia:http:stream")]
         if self._stopping is not None:
-            watchers.append(
-                asyncio.create_task(_is_set(self._stopping), name="mycelia:http:stopping")
-            )
+            stopping = _set(self._stopping)
+            tasks.append(asyncio.create_task(stopping, name="mycelia:http:stopping"))
+        for task in tasks:
+            task.add_done_callback(lambda _: given.put_nowait(_ENDED))
         try:
-            await asyncio.wait((pump, *watchers), return_when=asyncio.FIRST_COMPLETED)
+            while (item := await given.get()) is not _ENDED:
+                yield item
+                asked.release()
         finally:
-            for task in (pump, *watchers):
+            for task in tasks:
                 task.cancel()
-            await asyncio.wait((pump, *watchers), timeout=CLOSING_TIMEOUT)
-        for task in (pump, *watchers):
-            if task.done() and not task.cancelled():
-                task.result()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(tasks, timeout=CLOSING_TIMEOUT)
+        if tasks[0].done() and not tasks[0].cancelled():
+            tasks[0].result()
 
-    async def _pump(self, send: Send) -> None:
+    async def _run(self, asked: asyncio.Semaphore, given: asyncio.Queue[Any]) -> None:
         try:
+            await asked.acquire()
             async for item in self._items:
-                await self._send(send, self._encode(item))
+                given.put_nowait(self._encode(item))
+                await asked.acquire()
         finally:
-            await _aclose(self._items)
-
-    async def _beat(self, send: Send) -> None:
-        while True:
-            due = self._last_sent + self._heartbeat_interval
-            delay = due - time.monotonic()
-            if delay > 0:
-                await asyncio.sleep(delay)
-            else:
-                await self._send(send, self._heartbeat)
-
-    async def _send(self, send: Send, chunk: bytes) -> None:
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        self._last_sent = time.monotonic()
+            await aclose(self._items)
 
 
-async def _aclose(items: AsyncIterable[Any]) -> None:
-    aclose = getattr(items, "aclose", None)
-    if aclose is not None:
-        await aclose()
+async def aclose(items: object) -> None:
+    """Close an iterator that can be closed. Does nothing to one that has ended."""
+    close = getattr(items, "aclose", None)
+    if close is not None:
+        await close()
 
 
-async def _client_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _is_set(event: asyncio.Event) -> None:
+async def _set(event: asyncio.Event) -> None:
     await event.wait()
