@@ -107,7 +107,7 @@ def test_script_for_another_shell_is_valid_there(
     done = mycelia("completion", shell, cwd=tmp_path)
     assert done.returncode == 0
     assert "mycelia" in done.stdout
-    for word in ("call", "publish", "completion", "call a method of a service"):
+    for word in ("call", "publish", "completion", "Call a method and print its result"):
         assert word in done.stdout
     (tmp_path / "script").write_text(done.stdout)
 
