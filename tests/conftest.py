@@ -72,7 +72,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _note_tally(stats: dict[str, list[Any]]) -> None:
-    """Add this run to the file that `.ci/run` sums up: which look it is, and how many passed, failed, were skipped."""
+    """Add this run to the file that `.ci/run` sums up: which look it is, how many passed, failed, were skipped; who failed."""
     file = os.environ.get("MYCELIA_TEST_TALLY")
     if file:
         passed, failed, skipped = (
@@ -82,6 +82,13 @@ def _note_tally(stats: dict[str, list[Any]]) -> None:
         look = "again" if os.environ.get("MYCELIA_TEST_TALLY_AGAIN") else "first"
         with Path(file).open("a") as lines:
             lines.write(f"{look} {passed} {failed} {skipped}\n")
+            run = os.environ.get("MYCELIA_TEST_TALLY_RUN", "tests")
+            bad = {report.nodeid for kind in ("failed", "error") for report in stats.get(kind, ())}
+            good = (
+                {report.nodeid for report in stats.get("passed", ())} if look == "again" else set()
+            )
+            lines.writelines(f"failed {run}: {name}\n" for name in sorted(bad))
+            lines.writelines(f"passed {run}: {name}\n" for name in sorted(good - bad))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.timeout(120)
 
 ROOT = Path(__file__).parent.parent
-STEERING = {"CI", "MYCELIA_TEST_TALLY", "MYCELIA_TEST_TALLY_AGAIN"}
+STEERING = {"CI", "MYCELIA_TEST_TALLY", "MYCELIA_TEST_TALLY_AGAIN", "MYCELIA_TEST_TALLY_RUN"}
 
 
 def _run_suite(folder: Path, test: str, **environment: str) -> tuple[int, str]:
@@ -89,7 +89,7 @@ def test_absent_tool_is_told_as_not_run(tmp_path: Path) -> None:
     assert "1 passed, 1 skipped" in said
 
 
-def test_runs_are_summed_up_with_the_second_look_at_failures(tmp_path: Path) -> None:
+def test_runs_are_summed_up_and_what_passed_alone_is_listed_as_flaky(tmp_path: Path) -> None:
     file = tmp_path / "tally"
     test = (
         "import os, pytest\n"
@@ -99,14 +99,18 @@ def test_runs_are_summed_up_with_the_second_look_at_failures(tmp_path: Path) -> 
         "def test_is_flaky(): assert 'MYCELIA_TEST_TALLY_AGAIN' in os.environ\n"
     )
     again = test.replace("def test_passes(): pass\n", "").replace("def test_skips", "def _skips")
-    _run_suite(tmp_path, test, MYCELIA_TEST_TALLY=str(file))
-    _run_suite(tmp_path, again, MYCELIA_TEST_TALLY=str(file), MYCELIA_TEST_TALLY_AGAIN="1")
-    _run_suite(tmp_path, "def test_passes(): pass\n", MYCELIA_TEST_TALLY=str(file))
+    noted = {"MYCELIA_TEST_TALLY": str(file), "MYCELIA_TEST_TALLY_RUN": "all tests"}
+    _run_suite(tmp_path, test, **noted)
+    _run_suite(tmp_path, again, **noted, MYCELIA_TEST_TALLY_AGAIN="1")
+    _run_suite(tmp_path, "def test_passes(): pass\n", **noted)
 
     said = subprocess.run(
         [ROOT / "scripts" / "tally", file], capture_output=True, text=True, check=True
     )
-    assert said.stdout == "3 passed, 1 failed, 1 skipped\n"
+    flaky, total = said.stdout.splitlines()
+    assert flaky.startswith("FLAKY, passed alone: all tests: ")
+    assert flaky.endswith("::test_is_flaky")
+    assert total == "3 passed, 1 failed, 1 skipped"
 
 
 def test_pythons_are_found_under_pyenv_and_missing_ones_are_told(tmp_path: Path) -> None:

@@ -100,22 +100,40 @@ def test_value_of_an_option_is_not_taken_for_a_command(bash_script: Path) -> Non
     assert offered == ["--backdoor-port"]
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_script_for_another_shell_is_valid_there(
-    mycelia: MyceliaCommand, tmp_path: Path, shell: str
+@pytest.mark.parametrize(
+    ("shell", "asks", "answer"),
+    [
+        ("bash", """eval "$(cat script)"; complete -p mycelia""", "-F _shtab_mycelia mycelia"),
+        (
+            "zsh",
+            """autoload -U compinit && compinit -D; eval "$(cat script)"; echo ${_comps[mycelia]}""",
+            "_shtab_mycelia",
+        ),
+        (
+            "fish",
+            """cat script | source; complete -C "mycelia ca" """,
+            "call\tCall a method and print its result as JSON.",
+        ),
+    ],
+)
+def test_script_is_taken_as_the_help_says(
+    mycelia: MyceliaCommand, tmp_path: Path, shell: str, asks: str, answer: str
 ) -> None:
     done = mycelia("completion", shell, cwd=tmp_path)
-    assert done.returncode == 0
-    assert "mycelia" in done.stdout
-    for word in ("call", "publish", "completion", "Call a method and print its result"):
-        assert word in done.stdout
     (tmp_path / "script").write_text(done.stdout)
+    plain = {"bash": "--norc", "zsh": "-f", "fish": "-N"}[shell]
 
-    checked = subprocess.run(
-        [require_tool(shell), "-n", "script"], cwd=tmp_path, check=False, timeout=20
+    asked = subprocess.run(
+        [require_tool(shell), plain, "-c", asks],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
     )
 
-    assert checked.returncode == 0
+    assert (done.returncode, asked.stderr) == (0, "")
+    assert answer in asked.stdout
 
 
 def test_unknown_shell_is_a_wrong_command(mycelia: MyceliaCommand, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 from tests.cli.commands import NAMEKO
 from tests.processes import Process
+from tests.progress import until
 
 from mycelia import Client
 from mycelia.broker.node import PrivateNode
 from mycelia.errors import CallError, LinkError
-from mycelia.testing import eventually
 
 LEDGER = """
 import sqlite3
@@ -82,6 +82,10 @@ class Load:
                 group.create_task(self._publish())
                 group.create_task(self._call())
 
+    def reached(self) -> tuple[int, int]:
+        """What changes while anything comes through."""
+        return len(self.confirmed), len(self.answered)
+
     async def _publish(self) -> None:
         while not self._stopping:
             number = self._number()
@@ -128,6 +132,7 @@ def folder(tmp_path: Path, own_rabbit_node: PrivateNode) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(600)  # it ends for lack of progress, long before
 async def test_every_event_and_call_is_in_the_ledger_after_crashes_and_restarts(
     folder: Path, own_rabbit_node: PrivateNode
 ) -> None:
@@ -152,8 +157,10 @@ async def test_every_event_and_call_is_in_the_ledger_after_crashes_and_restarts(
             async def progress(count: int = 100) -> None:
                 """Wait until so many more events and calls have come through: the load is alive."""
                 events, calls = len(load.confirmed) + count, len(load.answered) + count
-                await eventually(
-                    lambda: len(load.confirmed) >= events and len(load.answered) >= calls, 40
+                await until(
+                    lambda: len(load.confirmed) >= events and len(load.answered) >= calls,
+                    load.reached,
+                    what=f"{count} more events and calls",
                 )
 
             await progress()
@@ -170,14 +177,21 @@ async def test_every_event_and_call_is_in_the_ledger_after_crashes_and_restarts(
             assert await asyncio.to_thread(third.finish) == 0
             await progress()
             load.stop()
-            await asyncio.wait_for(running, 60)
+            await until(running.done, load.reached, what="the last call is answered")
+            await running
 
         def all_there() -> bool:
             found = entries(folder / "ledger.sqlite")
             assert set(load.confirmed) <= set(found["event"])
             return set(load.answered) <= set(found["call"])
 
-        await eventually(all_there, 20, interval=0.1)
+        await until(
+            all_there,
+            lambda: {
+                kind: found.total() for kind, found in entries(folder / "ledger.sqlite").items()
+            },
+            what="all that was confirmed or answered is in the ledger",
+        )
 
         def nothing_in_limbo() -> bool:
             queues = {queue["name"]: queue for queue in node.api.queues("/")}
@@ -187,7 +201,11 @@ async def test_every_event_and_call_is_in_the_ledger_after_crashes_and_restarts(
             assert f"{EVENT_QUEUE}.dead" not in queues
             return True
 
-        await eventually(lambda: asyncio.to_thread(nothing_in_limbo), 20, interval=0.2)
+        await until(
+            nothing_in_limbo,
+            lambda: {queue["name"]: queue["messages"] for queue in node.api.queues("/")},
+            what="nothing is left in a queue",
+        )
         assert await asyncio.to_thread(fourth.stop) == 0
     finally:
         for process in fleet:

@@ -10,7 +10,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def completion_script(shell: str, parser: argparse.ArgumentParser) -> str:
-    """The script to source: `source <(mycelia completion bash)`."""
+    """The script to evaluate: `eval "$(mycelia completion bash)"`."""
     import shtab  # for this command alone
 
     return shtab.complete(parser, shell) + "\n"

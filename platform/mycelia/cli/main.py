@@ -77,7 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     completion = commands.add_parser(
         "completion",
         help="print a shell completion script",
-        description="Print a completion script: source <(mycelia completion bash)",
+        description='Print a completion script. In .bashrc or .zshrc: eval "$(mycelia completion bash)"; '
+        "in config.fish: mycelia completion fish | source",
     )
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(main=lambda args: _print(completion_script(args.shell, parser)))
