@@ -17,7 +17,7 @@ from mycelia.nameko.wsgi import Receive, Scope, Send
 
 __all__ = ["write_access_log"]
 
-log = logging.getLogger("nameko.web.server")
+namekos = logging.getLogger("nameko.web.server")
 
 
 async def write_access_log(
@@ -42,7 +42,7 @@ async def write_access_log(
         await app(scope, receive, counted)
     finally:
         # Text as it is, not an event with fields: whoever reads these lines knows this form.
-        log.info(
+        namekos.info(
             '%s - - [%s] "%s" %s %s %.6f',
             _client_of(scope),
             time.strftime("%d/%b/%Y %H:%M:%S"),
