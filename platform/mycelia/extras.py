@@ -14,6 +14,7 @@ __all__ = ["EXTRAS", "extra_with", "install_command", "is_installed", "require_e
 
 EXTRAS = {
     "http": ("starlette", "sse_starlette", "uvicorn", "websockets"),
+    "reload": ("watchfiles",),
     "nameko": ("nameko", "kombu", "eventlet", "werkzeug"),
 }
 """What can be imported with each extra and not without; by the names of the modules."""

@@ -7,14 +7,12 @@ import sys
 
 from mycelia.cli.leaving import leave
 from mycelia.cli.run import add_run_arguments, run_command
-from mycelia.handover import take_over_path
 
 __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run services with the arguments of `nameko run`, whose parser passes over what it does not know."""
-    take_over_path()
     parser = argparse.ArgumentParser(prog="nameko run", description="Run nameko services.")
     add_run_arguments(parser)
     args, unknown = parser.parse_known_args(argv)

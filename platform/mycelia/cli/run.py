@@ -15,11 +15,15 @@ from mycelia.cli.backdoor import Backdoor
 from mycelia.cli.failures import FailedImport, describe_failure
 from mycelia.cli.leaving import ExitLimit, end_children
 from mycelia.cli.loading import load_services
+from mycelia.cli.member import Member
+from mycelia.cli.processes import Processes, changes_of, refuse_memory
 from mycelia.cli.signals import Signals, Step
 from mycelia.errors import MyceliaError
+from mycelia.handover import take_over_path
 from mycelia.log_event import event
 from mycelia.providers import configure_logging, follow_log_level
-from mycelia.runtime import LoopWatch, Runner, load_config
+from mycelia.providers.call_fields import of_process
+from mycelia.runtime import LoopWatch, Runner, Settings, load_config
 from mycelia.runtime.settings import DEFAULT_BROKER
 
 __all__ = ["add_run_arguments", "event_loop_factory", "read_config", "run_command"]
@@ -49,6 +53,24 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PORT",
         help="serve a Python console on localhost:PORT (`runner` is in scope)",
     )
+    parser.add_argument(
+        "--processes",
+        type=_count,
+        metavar="N",
+        help="run N processes with the same services (default: mycelia.processes of --config, else 1)",
+    )
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="start anew when a Python or YAML file below this folder changes; for development",
+    )
+
+
+def _count(text: str) -> int:
+    """A number of processes, as argparse wants it read."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)
 
 
 def read_config(config_file: str | None, broker: str | None) -> dict[str, Any]:
@@ -72,15 +94,25 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 def run_command(args: argparse.Namespace) -> int:
     """Run services until SIGTERM or Ctrl-C. Returns the exit code; problems are one clear line on stderr."""
+    member = Member.take()
+    take_over_path()
+    if member is not None:
+        of_process["process"] = member.number
+        member.hold_on()
     try:
         config = read_config(args.config, args.broker)
         configure_logging(config)
+        processes = args.processes or Settings.from_config(config).mycelia.processes
+        if member is None and (processes > 1 or args.reload):
+            return _run_processes(args, config, processes)
+        if processes > 1:  # who listens somewhere shares the address
+            config["mycelia"] = {**(config.get("mycelia") or {}), "processes": processes}
         if "" not in sys.path and os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         services = load_services(args.services)
         loop_runner = asyncio.Runner(loop_factory=event_loop_factory())
         try:
-            return loop_runner.run(_serve(config, services, args.backdoor_port))
+            return loop_runner.run(_serve(config, services, args.backdoor_port, member))
         finally:
             end_children()
             with ExitLimit(0 if sys.exc_info()[0] is None else 1):
@@ -98,7 +130,24 @@ def run_command(args: argparse.Namespace) -> int:
         return 1
 
 
-async def _serve(config: dict[str, Any], services: list[type], backdoor_port: int | None) -> int:
+def _run_processes(args: argparse.Namespace, config: dict[str, Any], count: int) -> int:
+    if count > 1:
+        refuse_memory(str(config.get("AMQP_URI", "")), count)
+    arguments = [*args.services, "--processes", str(count)]
+    if args.config is not None:
+        arguments += ["--config", args.config]
+    if args.broker is not None:
+        arguments += ["--broker", args.broker]
+    of_one = [] if args.backdoor_port is None else ["--backdoor-port", str(args.backdoor_port)]
+    changes = None
+    if args.reload:
+        changes = changes_of(".", *([] if args.config is None else [args.config]))
+    return asyncio.run(Processes(arguments, count, of_one).run(changes))
+
+
+async def _serve(
+    config: dict[str, Any], services: list[type], backdoor_port: int | None, member: Member | None
+) -> int:
     runner = Runner(config, services)
     runner.host.on_change(follow_log_level)
     stopper = _Stopper(runner)
@@ -109,7 +158,10 @@ async def _serve(config: dict[str, Any], services: list[type], backdoor_port: in
         async with Backdoor(backdoor_port, {"runner": runner}):
             if await stopper.start():
                 _spare_the_collector()
-                log.info(event("ready", services=",".join(runner.service_names)))
+                if member is None:
+                    log.info(event("ready", services=",".join(runner.service_names)))
+                else:  # that all are is said by the first process
+                    member.tell_started(runner.service_names)
                 await runner.wait()
             await stopper.finish()
     return 0

@@ -106,6 +106,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """How long the body of an HTTP request may pause. Arbitrary."""
     http_trusted_proxies: list[str] | None = None
     """Addresses and networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed; nobody's otherwise."""
+    processes: int = 1
+    """Processes that run the services, where `--processes` does not say."""
     loop_blocked_after: float = 1.0
     """How long the event loop may be held up before it is said, with the stack that holds it; 0 for never."""
 
@@ -125,6 +127,7 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             "requeue_attempts",
             "rpc_max_runs",
             "max_body_bytes",
+            "processes",
             "http_max_body_bytes",
         ):
             if getattr(self, name) < 1:

@@ -103,6 +103,7 @@ class HttpServer:
     Args:
         address: as `WEB_SERVER_ADDRESS`; port 0 takes a free one.
         access_log: whether each request is logged.
+        is_shared: whether other processes of this command listen at the same address.
         head_timeout: seconds in which the head of a request must have come.
         trusted_proxies: addresses and networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
         max_held_bytes: of bodies that were read before their methods run, together.
@@ -113,6 +114,7 @@ class HttpServer:
         address: str,
         *,
         access_log: bool = False,
+        is_shared: bool = False,
         head_timeout: float = 10.0,
         trusted_proxies: Sequence[str] = (),
         max_held_bytes: int = 512 * 1024 * 1024,
@@ -122,6 +124,7 @@ class HttpServer:
         self.slow_clients = SlowClients()
         self.bodies = BodyBudget(max_held_bytes)
         self._access_log = access_log
+        self._is_shared = is_shared
         self._head_timeout = head_timeout
         self._trusted_proxies = list(trusted_proxies)
         self._endpoints: list[HttpEndpoint] = []
@@ -148,6 +151,7 @@ class HttpServer:
             server = _servers[host] = cls(
                 host.settings.WEB_SERVER_ADDRESS,
                 access_log=bool(section.http_access_log),
+                is_shared=section.processes > 1,
                 head_timeout=section.http_header_timeout,
                 trusted_proxies=section.http_trusted_proxies or (),
                 max_held_bytes=BODIES * section.http_max_body_bytes,
@@ -195,7 +199,7 @@ class HttpServer:
         self._services.add(service)
         async with self._binding:
             if self._socket is None:
-                self._socket = await _bind(self.host, self.port)
+                self._socket = await _bind(self.host, self.port, shared=self._is_shared)
                 self.port = self._socket.getsockname()[1]
 
     async def start(self) -> None:
@@ -353,8 +357,8 @@ def _stop_accepting(server: uvicorn.Server) -> None:
         connection.shutdown()
 
 
-async def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
+async def _bind(host: str, port: int, *, shared: bool) -> socket.socket:
+    """A listening socket; with `shared`, one that the other processes of the fleet may have as well.
 
     Raises:
         ConfigError: the address cannot be had, and what to do.
@@ -372,6 +376,8 @@ async def _bind(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(place)
         # Listening from now on, because two sockets may be bound to one address as long as neither listens.
         listener.listen(BACKLOG)
