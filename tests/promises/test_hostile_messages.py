@@ -30,7 +30,7 @@ def work(number: int) -> int:
     if number % 3 == 0:
         handled.append(number)
         return number
-    raise HOSTILE_ERRORS[NAMES[number % len(NAMES)]]()
+    raise HOSTILE_ERRORS[NAMES[number // 3 % len(NAMES)]]()  # all of them: their count is a multiple of 3
 
 
 LONG = "q" * 251
