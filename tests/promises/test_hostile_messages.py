@@ -17,6 +17,7 @@ from tests.unit.entrypoints.hostile_errors import HOSTILE_ERRORS
 
 from mycelia import Binding, Exchange, Queue, consume, rpc
 from mycelia.amqp import ConsumeOptions, Delivery, Link, LinkOptions, Message, Properties, connect
+from mycelia.errors import RemoteError
 from mycelia.testing import eventually, run_services
 
 COUNT = 200
@@ -25,12 +26,17 @@ NAMES = list(HOSTILE_ERRORS)
 handled: list[int] = []
 
 
-def work(number: int) -> int:
-    """Every third call returns; the others raise what resists being told."""
+TOO_LONG = "arguments of themselves"
+"""A reply would tell them in some 240 MB, which takes seconds for each: not among the errors of 200 requests."""
+OF_REQUESTS = [name for name in NAMES if name != TOO_LONG]
+
+
+def work(number: int, names: list[str] = NAMES) -> int:
+    """Every third call returns; the others raise what resists being told, each kind in its turn."""
     if number % 3 == 0:
         handled.append(number)
         return number
-    raise HOSTILE_ERRORS[NAMES[number // 3 % len(NAMES)]]()  # all of them: their count is a multiple of 3
+    raise HOSTILE_ERRORS[names[number // 3 % len(names)]]()
 
 
 LONG = "q" * 251
@@ -62,11 +68,15 @@ class Service:
 
     @rpc
     def ask_def(self, number: int) -> int:
-        return work(number)
+        return work(number, OF_REQUESTS)
 
     @rpc
     async def ask_async(self, number: int) -> int:
-        return work(number)
+        return work(number, OF_REQUESTS)
+
+    @rpc
+    def fail_at_length(self, size: int) -> None:
+        raise ValueError("x" * size)
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +176,14 @@ async def test_every_request_is_answered(broker: str, link: Link, method: str) -
     answered = Counter(int(reply.properties.correlation_id or "") for reply in replies)
     assert answered == Counter(range(COUNT))
     assert await link.message_count("rpc-service") == 0
+
+
+@pytest.mark.timeout(120)
+async def test_error_over_the_broker_s_size_is_an_error_that_names_the_sizes() -> None:
+    """Its text travels twice, as value and as argument."""
+    async with run_services(Service, timeout=60) as bed:
+        with pytest.raises(RemoteError, match=r"MessageTooLarge.* takes 134217728 at most"):
+            await bed.client.call("service", "fail_at_length", 72 * 1024 * 1024)
 
 
 def publish_with_pika(uri: str, queue: str, messages: list[tuple[bytes, dict[str, Any]]]) -> None:

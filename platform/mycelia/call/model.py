@@ -174,7 +174,8 @@ class Call(msgspec.Struct, eq=False):
 
     def reason_for(self, error: BaseException) -> BaseException:
         """What a worker's end with `error` is put down to: of a cancellation, why it was cancelled, if that is known."""
-        if isinstance(error, CancelledError) and self.interruption is not None:
+        # `isinstance` would ask the error itself for its class, which one of the application's may refuse to tell.
+        if issubclass(type(error), CancelledError) and self.interruption is not None:
             return self.interruption
         return error
 

@@ -20,6 +20,7 @@ from mycelia.errors import (
     BrokerBlocked,
     BrokerUnavailable,
     LinkError,
+    MessageTooLarge,
     MyceliaError,
     UnserializableValueError,
     describe,
@@ -40,6 +41,9 @@ log = logging.getLogger("mycelia.entrypoints")
 
 REPLY_TIMEOUT = 30.0
 """Seconds a reply without a deadline waits for a broker that is away, before it is given up."""
+
+SMALL_BYTES = 64 * 1024
+"""An error reply above this may be refused for its size alone; then a smaller one says so."""
 
 
 class ReplyMessage(Message, frozen=True, gc=False):
@@ -172,7 +176,9 @@ class Replies:
     def _on_refused(self, message: Message, error: MyceliaError) -> None:
         if type(message) is not ReplyMessage or message.sender is not self:
             return
-        if message.is_error:
+        if message.is_error and not (
+            isinstance(error, MessageTooLarge) and len(message.body) > SMALL_BYTES
+        ):
             self._log_lost(message, error)
             return
         content_type = message.properties.content_type

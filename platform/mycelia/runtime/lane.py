@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import math
 import sys
 import time
 from collections import deque
@@ -28,13 +29,21 @@ from mycelia.call import (
     Middleware,
     Next,
     Outcome,
+    Retry,
     Settlement,
     Target,
     compose,
     current_call,
     tighter,
 )
-from mycelia.errors import DeadlinePassed, HandlerTimeout, Overloaded, RuntimeStateError, describe
+from mycelia.errors import (
+    DeadlinePassed,
+    HandlerTimeout,
+    Overloaded,
+    RuntimeStateError,
+    class_name_of,
+    describe,
+)
 from mycelia.log_event import event
 from mycelia.runtime.service_time import ServiceTime
 from mycelia.runtime.threads import ThreadPool
@@ -411,7 +420,7 @@ class Lane:
                 counts.failed += 1
             if error is call.interruption:
                 counts.timed_out += 1
-            elif self._cancelled and isinstance(error, asyncio.CancelledError):
+            elif self._cancelled and issubclass(type(error), asyncio.CancelledError):
                 outcome = outcome.replace(settlement=GiveBack())
         self._settle(call, outcome)
         if self._backlog:
@@ -429,17 +438,21 @@ class Lane:
             if outcome.error is None and settlement is None:  # nearly always
                 settler.settle(call, outcome, settler.on_success)
                 return
+            outcome = _that_can_be_asked(outcome)
             if settlement is None:
                 settlement = settler.settlement_of(call, outcome)
-            elif type(settlement) is not GiveBack and type(settlement) not in settler.settlements:
+            elif not _is_possible(settlement, settler.settlements):
                 outcome = Outcome(error=_impossible(call, settlement, settler.settlements))
                 settlement = settler.settlement_of(call, outcome)
             if outcome.error is not None and type(settlement) is not GiveBack:
                 self._log_error(call, outcome)
             settler.settle(call, outcome, settlement)
         except Exception:
-            # A bug of ours: settlers contain their own errors. The slot must come back all the same.
+            # A bug of ours: settlers contain their own errors. The slot must come back all the same, and the message
+            # must not hang: it goes back, and is counted. (Where it was settled after all, that does nothing.)
             log.exception(event("settle_failed", call=call.target.name))
+            with suppress(Exception):
+                settler.settle(call, outcome, GiveBack())
 
     # --- a worker takes too long --------------------------------------------------------------
 
@@ -564,6 +577,31 @@ def _unless_refused(endpoint: Next) -> Next:
         return await endpoint(call)
 
     return end
+
+
+class _Nobody:
+    """No error is one."""
+
+
+def _that_can_be_asked(outcome: Outcome) -> Outcome:
+    """The outcome; with an error in place of one that raises when somebody asks what kind of error it is."""
+    error = outcome.error
+    try:
+        isinstance(error, _Nobody)
+    except BaseException as exc:  # noqa: BLE001  its `__class__` is a property, and may do anything
+        assert error is not None
+        told = f"{describe(error)} (its class cannot be asked for: {class_name_of(exc)})"
+        return outcome.replace(error=RuntimeStateError(told))
+    return outcome
+
+
+def _is_possible(settlement: Settlement, possible: frozenset[type[Settlement]]) -> bool:
+    """Whether it is one of `possible`, and a time that can be waited for."""
+    if type(settlement) is Retry:
+        after: object = settlement.after
+        if not isinstance(after, int | float) or not math.isfinite(after):
+            return False
+    return type(settlement) is GiveBack or type(settlement) in possible
 
 
 def _impossible(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import suppress
 from types import CoroutineType
 from typing import Any
 
@@ -231,7 +232,8 @@ def _not_begun(error: BaseException) -> Outcome:
 def _first_error(outcome: Outcome, error: BaseException) -> Outcome:
     if outcome.error is None:
         return Outcome(error=error)
-    outcome.error.add_note(f"then a dependency's hook raised {describe(error)}")
+    with suppress(Exception):  # notes are the application's, as its errors are
+        outcome.error.add_note(f"then a dependency's hook raised {describe(error)}")
     return outcome
 
 

@@ -18,6 +18,7 @@ from mycelia.call import (
     Next,
     Outcome,
     Reply,
+    Retry,
     Settlement,
     Target,
     get_current_call,
@@ -433,3 +434,80 @@ async def test_the_last_in_the_queue_is_begun_with_just_enough_time() -> None:
     assert scene.running == [first, last]
     scene.open(last)
     await lane.wait_idle()
+
+
+# --- what cannot be settled as it is ------------------------------------------------------------------
+
+
+class Bug(Scene):
+    """A settler with a bug: it cannot do what it decides."""
+
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
+        if type(settlement) is not GiveBack:
+            raise TypeError("a bug")
+        super().settle(call, outcome, settlement)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_call_that_cannot_be_settled_is_given_back_with_its_slot(fails: bool) -> None:
+    async def work(call: Call) -> Outcome:
+        return Outcome(error=LookupError("no")) if fails else Outcome(1)
+
+    scene = Bug()
+    lane = scene.lane(limit=1, work=work)
+    todo = calls(20)
+    for call in todo:
+        lane.submit(call)
+    await lane.wait_idle()
+
+    assert scene.settlement == dict.fromkeys(todo, GiveBack())
+    assert lane.active == 0
+
+
+class NoClass(Exception):
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("no class")
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_error_that_cannot_be_asked_for_its_class_is_settled(refused: bool) -> None:
+    class Asking(Scene):
+        def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
+            return DeadLetter() if isinstance(outcome.error, LookupError) else Ack()
+
+    async def fails(call: Call, next: Next) -> Outcome:
+        return Outcome(error=NoClass("told"))
+
+    scene = Asking()
+    lane = scene.lane(limit=1, work=scene.at_once, middleware=(fails,))
+    for call in calls(20):
+        if refused:
+            lane.refuse(call, MethodNotFound("m"))
+        else:
+            lane.submit(call)
+    await lane.wait_idle()
+
+    assert [type(outcome.error) for _, outcome in scene.settled] == [RuntimeStateError] * 20
+    assert "NoClass: told" in str(scene.settled[0][1].error)
+    assert set(scene.settlement.values()) == {Ack()}
+
+
+@pytest.mark.parametrize("after", [float("nan"), float("inf"), -float("inf"), "soon", None])
+async def test_retry_at_no_time_is_an_error(after: Any) -> None:
+    class Retrying(Scene):
+        settlements = frozenset({Ack, Retry})
+
+    async def retries(call: Call, next: Next) -> Outcome:
+        return Outcome(error=LookupError("not yet"), settlement=Retry(after))
+
+    scene = Retrying()
+    lane = scene.lane(work=scene.at_once, middleware=(retries,))
+    (call,) = calls(1)
+    lane.submit(call)
+    await lane.wait_idle()
+
+    ((_, outcome),) = scene.settled
+    assert isinstance(outcome.error, RuntimeStateError)
+    assert "Retry" in str(outcome.error)
+    assert scene.settlement[call] == Ack()
