@@ -13,7 +13,7 @@ from mycelia import errors, testing
 
 MYCELIA = {
     # the programming model
-    *("rpc", "event_handler", "consume", "timer", "http"),
+    *("rpc", "event_handler", "consume", "timer", "http", "mount"),
     *("BROADCAST", "SERVICE_POOL", "SINGLETON", "ServerSentEvent", "ServerSentEvents"),
     *("RpcProxy", "EventDispatcher", "Publisher", "Config", "ConfigView", "Logger"),
     *(

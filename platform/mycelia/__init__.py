@@ -59,6 +59,7 @@ from mycelia.entrypoints import (
     consume,
     event_handler,
     http,
+    mount,
     rpc,
     timer,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "event_handler",
     "get_current_call",
     "http",
+    "mount",
     "register_remote_error",
     "rpc",
     "timer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import httpx
 from mycelia import Middleware, Runner
 from mycelia.entrypoints import Http
 
-__all__ = ["CONFIG", "Served", "address_of", "connect", "serve"]
+__all__ = ["CONFIG", "Served", "address_of", "connect", "is_refused", "serve"]
 
 CONFIG = {"AMQP_URI": "memory://http", "WEB_SERVER_ADDRESS": "127.0.0.1:0"}
 
@@ -56,3 +57,10 @@ async def connect(address: str) -> AsyncIterator[tuple[asyncio.StreamReader, asy
         yield reader, writer
     finally:
         writer.transport.abort()
+
+
+def is_refused(address: str) -> bool:
+    """Whether nobody listens there."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as client:
+        return client.connect_ex((host, int(port))) != 0

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from starlette.requests import Request
-from tests.http.serving import CONFIG, address_of, connect, serve
+from tests.http.serving import CONFIG, address_of, connect, is_refused, serve
 
 from mycelia import DependencyProvider, Runner, http, rpc
 from mycelia.entrypoints.http import server
@@ -35,12 +35,6 @@ class Two:
     @http("GET", "/two")
     def two(self, request: Any) -> str:
         return "two"
-
-
-def is_refused(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    with socket.socket() as client:
-        return client.connect_ex((host, int(port))) != 0
 
 
 # --- the address ----------------------------------------------------------------------------------------

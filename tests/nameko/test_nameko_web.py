@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from mycelia.entrypoints.http.routes import SiteRoute
 from mycelia.entrypoints.http.server import HttpServer
 from mycelia.nameko.hub import Channels
 from mycelia.nameko.web_socket import MAX_WAITING, TRY_AGAIN_LATER
@@ -76,9 +77,6 @@ class _Mounted:
         self.bridge = bridge
         self.stopping = asyncio.Event()
 
-    def retire(self) -> None:
-        self.stopping.set()
-
     def answers(self, scope: Any) -> bool:
         return True
 
@@ -99,7 +97,7 @@ async def test_application_is_not_called_for_a_body_that_breaks_off_or_stops(
 
     server = HttpServer("127.0.0.1:0")
     site = _Mounted(WsgiBridge(app, max_body_bytes=10**6, body_timeout=timeout))
-    server.add_site(site)
+    server.add(SiteRoute(site))
     await server.join("mounted")
     await server.start()
     head = b"PUT /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
@@ -121,7 +119,7 @@ async def test_application_is_not_called_for_a_body_that_breaks_off_or_stops(
         ) as client:
             whole = await client.put("/upload", content=b"whole")
     finally:
-        server.retire(site)
+        server.retire(site.service)
         await server.leave("mounted")
 
     assert whole.content == b"taken"

@@ -10,6 +10,7 @@ from mycelia.entrypoints.events import (
 )
 from mycelia.entrypoints.http.call import HttpCall
 from mycelia.entrypoints.http.entrypoint import Http, http
+from mycelia.entrypoints.http.mount import HttpMount, mount
 from mycelia.entrypoints.http.server_sent_events import ServerSentEvent, ServerSentEvents
 from mycelia.entrypoints.messaging import Consumer, consume
 from mycelia.entrypoints.rpc import Rpc, rpc
@@ -25,6 +26,7 @@ __all__ = [
     "EventHandler",
     "Http",
     "HttpCall",
+    "HttpMount",
     "Rpc",
     "ServerSentEvent",
     "ServerSentEvents",
@@ -34,6 +36,7 @@ __all__ = [
     "dead_letter_queue_name",
     "event_handler",
     "http",
+    "mount",
     "rpc",
     "timer",
 ]

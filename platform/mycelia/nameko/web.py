@@ -50,10 +50,12 @@ class NamekoWebSite(Extension):
         return super().bind(container)
 
     async def setup(self) -> None:
-        from mycelia.entrypoints.http.server import HttpServer  # uvicorn: only where there is HTTP
+        # uvicorn and Starlette: only where there is HTTP
+        from mycelia.entrypoints.http.routes import SiteRoute
+        from mycelia.entrypoints.http.server import HttpServer
 
         self._server = HttpServer.of(self.container.host)
-        self._server.add_site(self)
+        self._server.add(SiteRoute(self))
         await self._server.join(self.service)
 
     async def start(self) -> None:
@@ -69,7 +71,7 @@ class NamekoWebSite(Extension):
     def stop_consuming(self) -> None:
         """Take no more requests; called when an entrypoint stops, before the workers end. Idempotent."""
         if self._server is not None and not self.stopping.is_set():
-            self._server.retire(self)
+            self._server.retire(self.service)
 
     async def stop(self) -> None:
         """Responses have a moment to leave. Called after the workers have ended."""
@@ -77,9 +79,6 @@ class NamekoWebSite(Extension):
             await self._server.leave(self.service)
 
     # --- what the server asks -----------------------------------------------------------------
-
-    def retire(self) -> None:
-        self.stopping.set()
 
     def answers(self, scope: Scope) -> bool:
         """Whether one of Nameko's rules has this path; the web application may know more paths than these."""

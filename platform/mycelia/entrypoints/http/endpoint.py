@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mycelia.call import Call, GiveBack, Outcome, Target, current_call
 from mycelia.entrypoints.http.call import HttpCall
+from mycelia.entrypoints.http.paths import shape_of, specificity
 from mycelia.entrypoints.http.requests import (
     BlockingRequest,
     BodyBudget,
@@ -26,9 +27,10 @@ from mycelia.entrypoints.http.responses import (
     response_of,
     stopping,
 )
+from mycelia.entrypoints.http.routes import HttpPart
 from mycelia.entrypoints.http.streams import aclose
 from mycelia.errors import ConfigError, Overloaded
-from mycelia.runtime import Lane
+from mycelia.runtime import Lane, Settings
 from mycelia.wire import TRACEPARENT, TRACESTATE
 
 __all__ = ["HttpEndpoint", "Sender"]
@@ -76,7 +78,7 @@ class Sender:
             await asyncio.sleep(0)
 
 
-class HttpEndpoint(Route):
+class HttpEndpoint(Route, HttpPart):
     """The route of one `@http` method, which answers its requests.
 
     Args:
@@ -87,10 +89,8 @@ class HttpEndpoint(Route):
         expected_exceptions: those that are the client's fault.
         streams_request: whether an `async def` method begins before the body is here.
         log_error: writes the line for an error that the lane does not see.
-        max_body_bytes: of a request.
-        body_timeout: seconds in which a body must go on.
         bodies: what bodies of the whole process share.
-        parent_calls_tracked: how many parents a call-id stack keeps.
+        settings: as they are at the start.
 
     Raises:
         ConfigError: the path names a converter that there is none of.
@@ -106,26 +106,26 @@ class HttpEndpoint(Route):
         expected_exceptions: type[BaseException] | tuple[type[BaseException], ...] = (),
         streams_request: bool = False,
         log_error: Callable[[Call, Outcome], None],
-        max_body_bytes: int,
-        body_timeout: float,
         bodies: BodyBudget,
-        parent_calls_tracked: int,
+        settings: Settings,
     ) -> None:
         try:
             super().__init__(path, self, methods=verbs)
         except AssertionError as exc:
             raise ConfigError(f'@http("{path}") of {target.name}: {exc}.') from None
+        self.service, self.title = target.service, target.name
+        self.shape, self.verbs = shape_of(path), frozenset(verbs)
+        self.order = (0, specificity(path))
         self.target = target
         self._log_error = log_error
         self.expected_exceptions = expected_exceptions
-        self.stopping = asyncio.Event()
-        """Set when the service takes no more requests; ends event streams."""
+        self.stopping = asyncio.Event()  # it ends event streams as well
         self._is_async = is_async
         self._reads_ahead = not streams_request
-        self._max_body_bytes = max_body_bytes
-        self._body_timeout = body_timeout
         self._bodies = bodies
-        self._parent_calls_tracked = parent_calls_tracked
+        self._max_body_bytes = settings.mycelia.http_max_body_bytes
+        self._body_timeout = settings.mycelia.http_body_timeout
+        self._parent_calls_tracked = settings.parent_calls_tracked
         self._lane: Lane | None = None
 
     def start(self, lane: Lane) -> None:
@@ -134,7 +134,7 @@ class HttpEndpoint(Route):
 
     def retire(self) -> None:
         """Take no more requests. Those that run are finished; those that wait for a worker are answered 503."""
-        self.stopping.set()
+        super().retire()
         if self._lane is not None:
             self._lane.give_back_backlog()
 
@@ -143,11 +143,6 @@ class HttpEndpoint(Route):
         assert isinstance(call, HttpCall)
         if not call.answer.done():  # else nobody waits any more: the client's connection was cut
             call.answer.set_result(outcome)
-
-    @property
-    def service(self) -> str:
-        """Whose method it is."""
-        return self.target.service
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         try:

@@ -58,6 +58,11 @@ class HttpListener(SharedExtension):
     async def setup(self) -> None:
         await self.server.join(self.container.service_name)
 
+    def retire(self) -> None:
+        """Take no more requests for the service. Idempotent."""
+        if self._server is not None:
+            self._server.retire(self.container.service_name)
+
     async def stop(self) -> None:
         """Responses have a moment to leave. Called after the workers have ended."""
         if self._server is not None:
@@ -138,7 +143,6 @@ class Http(Entrypoint):
                 f'{self.container.service_name}.{self.method_name}: @http("{self.path}", stream_request=True) needs '
                 "an `async def` method; a `def` method gets the body whole."
             )
-        settings = self.container.settings
         self._endpoint = HttpEndpoint(
             self.target,
             self.path,
@@ -147,10 +151,8 @@ class Http(Entrypoint):
             streams_request=self.stream_request,
             expected_exceptions=self.expected_exceptions,
             log_error=self.log_error,
-            max_body_bytes=settings.mycelia.http_max_body_bytes,
-            body_timeout=settings.mycelia.http_body_timeout,
             bodies=self.listener.server.bodies,
-            parent_calls_tracked=settings.parent_calls_tracked,
+            settings=self.container.settings,
         )
         self.listener.server.add(self._endpoint)
 
@@ -173,8 +175,7 @@ class Http(Entrypoint):
 
     def stop(self) -> None:
         """No more requests; those with a worker are finished."""
-        if self._endpoint is not None:
-            self.listener.server.retire(self._endpoint)
+        self.listener.retire()
 
     def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
         return Reply()

@@ -11,22 +11,22 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import uvicorn
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Match, Router
+from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from mycelia.call import current_call
 from mycelia.entrypoints.http.connection import HttpConnection, SlowClients
-from mycelia.entrypoints.http.endpoint import HttpEndpoint, Sender
-from mycelia.entrypoints.http.paths import shape_of, specificity
+from mycelia.entrypoints.http.endpoint import Sender
 from mycelia.entrypoints.http.requests import BodyBudget
 from mycelia.entrypoints.http.responses import problem
+from mycelia.entrypoints.http.routes import HttpPart
 from mycelia.errors import ConfigError
 from mycelia.log_event import event
 from mycelia.runtime import Host, Settings
@@ -64,41 +64,11 @@ def parse_address(text: str) -> tuple[str, int]:
     return (match["host"] or "0.0.0.0").strip("[]"), int(match["port"])
 
 
-class Site(Protocol):
-    """An ASGI application that knows which paths are its own (`mycelia.nameko.web`)."""
-
-    @property
-    def service(self) -> str: ...
-
-    @property
-    def stopping(self) -> asyncio.Event: ...
-
-    def retire(self) -> None: ...
-
-    def answers(self, scope: Scope) -> bool:
-        """Whether it has this path; one that does not is asked last."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
-
-
-class SiteRoute(BaseRoute):
-    """A site in the router."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return (Match.FULL if self.site.answers(scope) else Match.NONE), {}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.site(scope, receive, send)
-
-
 class HttpServer:
-    """Serves the endpoints of all services of one process. Lives on one event loop.
+    """Serves the parts of all services of one process: methods, applications, sites. Lives on one event loop.
 
-    A service adds its endpoints and joins, retires the endpoints when it stops, and leaves when its workers have ended.
-    The address is given up when the last endpoint has retired; the server is gone when the last service has left.
+    A service adds its parts and joins, retires them when it stops, and leaves when its workers have ended. The address is
+    given up when the last part has retired; the server is gone when the last service has left.
 
     Args:
         address: as `WEB_SERVER_ADDRESS`; port 0 takes a free one.
@@ -127,9 +97,8 @@ class HttpServer:
         self._is_shared = is_shared
         self._head_timeout = head_timeout
         self._trusted_proxies = list(trusted_proxies)
-        self._endpoints: list[HttpEndpoint] = []
-        self._sites: list[Site] = []
-        self._router = Router(redirect_slashes=False, default=self._answer_unknown)
+        self._parts: list[HttpPart] = []
+        self._router = Router(redirect_slashes=False, default=_answer_unknown)
         self._socket: socket.socket | None = None
         self._binding = asyncio.Lock()
         self._uvicorn: uvicorn.Server | None = None
@@ -165,30 +134,23 @@ class HttpServer:
 
     # --- life cycle ---------------------------------------------------------------------------
 
-    def add(self, endpoint: HttpEndpoint) -> None:
-        """Route requests to `endpoint`.
+    def add(self, part: HttpPart) -> None:
+        """Route requests to `part`.
 
         Raises:
-            ConfigError: another method has the same path and HTTP method.
+            ConfigError: another part has the same path and HTTP method.
         """
-        for other in self._endpoints:
-            both = (endpoint.methods or set()) & (other.methods or set()) - {"HEAD"}
-            if both and shape_of(endpoint.path) == shape_of(other.path):
+        for other in self._parts:
+            if part.shape and part.shape == other.shape and part.shared_verbs(other):
+                verbs = "/".join(sorted(part.shared_verbs(other)))
                 raise ConfigError(
-                    f'{endpoint.target.name} and {other.target.name} both answer {"/".join(sorted(both))} "{endpoint.path}". '
-                    "Give one of them another path."
+                    f'{part.title} and {other.title} both answer {verbs} "{part.path}". Give one of them another path.'
                 )
-        self._endpoints.append(endpoint)
-        self._arrange()
+        self._arrange([*self._parts, part])
 
-    def add_site(self, site: Site) -> None:
-        """Give `site` what no endpoint answers, and the websockets."""
-        self._sites.append(site)
-        self._arrange()
-
-    def _arrange(self) -> None:
-        self._endpoints.sort(key=lambda endpoint: specificity(endpoint.path))
-        self._router.routes = [*self._endpoints, *map(SiteRoute, self._sites)]
+    def _arrange(self, parts: list[HttpPart]) -> None:
+        self._parts = sorted(parts, key=lambda part: part.order)
+        self._router.routes = list(self._parts)
 
     async def join(self, service: str) -> None:
         """Take part; binds the address for the first service.
@@ -217,7 +179,7 @@ class HttpServer:
                 http=cast(Any, connection),
                 proxy_headers=bool(self._trusted_proxies),
                 forwarded_allow_ips=self._trusted_proxies,
-                ws="websockets-sansio",  # for sites; they may be mounted by a service that starts later
+                ws="websockets-sansio",  # for sites and applications
                 interface="asgi3",
                 log_config=None,
                 access_log=False,
@@ -231,20 +193,19 @@ class HttpServer:
             await self._uvicorn.startup(sockets=[self._socket])
             log.info(event("http_listening", address=self.address))
 
-    def retire(self, part: HttpEndpoint | Site) -> None:
-        """Take no more requests for `part`; the last one gives up the address."""
-        part.retire()
-        stopping = [p.stopping for p in self._endpoints] + [site.stopping for site in self._sites]
-        if self._uvicorn is not None and all(event.is_set() for event in stopping):
+    def retire(self, service: str) -> None:
+        """Take no more requests for a service; the last one gives up the address."""
+        for part in self._parts:
+            if part.service == service:
+                part.retire()
+        if self._uvicorn is not None and all(part.stopping.is_set() for part in self._parts):
             _stop_accepting(self._uvicorn)
 
     async def leave(self, service: str) -> None:
-        """A service's workers have ended: forget its endpoints; the last service ends the server."""
+        """A service's workers have ended: forget its parts; the last service ends the server."""
         self._services.discard(service)
         if self._services:
-            self._endpoints = [part for part in self._endpoints if part.service != service]
-            self._sites = [site for site in self._sites if site.service != service]
-            self._arrange()
+            self._arrange([part for part in self._parts if part.service != service])
             return
         if self._uvicorn is not None and self._clock is not None:
             self.has_ended = True
@@ -321,14 +282,12 @@ class HttpServer:
             )
             await answer(scope, receive, sender)
 
-    async def _answer_unknown(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What no route has: the last site may know more paths than it says."""
-        if scope["type"] == "websocket":  # closed before it is accepted: answered 403
-            await WebSocketClose()(scope, receive, send)
-        elif self._sites:
-            await self._sites[-1](scope, receive, send)
-        else:
-            raise HTTPException(404, "There is nothing at this path.")
+
+async def _answer_unknown(scope: Scope, receive: Receive, send: Send) -> None:
+    """What no part has."""
+    if scope["type"] == "http":
+        raise HTTPException(404, "There is nothing at this path.")
+    await WebSocketClose()(scope, receive, send)  # before it is accepted: answered 403
 
 
 def _refuse_framed_twice(scope: Scope) -> None:
