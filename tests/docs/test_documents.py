@@ -26,9 +26,19 @@ from mycelia.runtime.settings import MyceliaSection
 PYTHON = [block for document in DOCUMENTS for block in blocks_of(document, "python")]
 
 OTHERS = {"QueueConsumer", "ReplyListener", "RpcConsumer", "ServiceContainer", "GreenPool"} | {
+    *(
+        "Router",
+        "Route",
+        "Mount",
+        "Request",
+        "Response",
+        "StreamingResponse",
+        "EventSourceResponse",
+    ),
+    *("HTTPException", "ExceptionMiddleware", "RequestBodyLimitMiddleware", "Server", "Allow"),
     *("ClusterRpcProxy", "Semaphore", "Timeout", "Decimal", "Infinity", "NaN"),
 }
-"""Names of other people's classes that the documents mention: Nameko's, eventlet's, the standard library's."""
+"""Names of other people's classes that the documents mention: Nameko's, eventlet's, Starlette's, the standard library's."""
 
 INNER = {
     name

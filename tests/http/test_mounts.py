@@ -144,14 +144,19 @@ async def test_fastapi_is_served_with_its_documents() -> None:
     async def item(number: int) -> dict[str, int]:
         return {"number": number}
 
-    async with serve(service_with("/api", api)) as served:
+    @api.post("/items")
+    async def add(item: dict[str, Any]) -> int:
+        return len(item)
+
+    async with serve(service_with("/api", api), http_max_body_bytes=100) as served:
         found = await served.client.get("/api/items/7")
         refused = await served.client.get("/api/items/x")
+        too_large = await served.client.post("/api/items", json={"text": "x" * 100})
         documents = await served.client.get("/api/docs")
         schema = await served.client.get("/api/openapi.json")
 
     assert found.json() == {"number": 7}
-    assert refused.status_code == 422
+    assert (refused.status_code, too_large.status_code) == (422, 413)
     assert "/api/openapi.json" in documents.text
     assert schema.json()["servers"] == [{"url": "/api"}]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
-from collections.abc import Callable
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from mycelia.call import Call, GiveBack, Outcome, Target, current_call
+from mycelia.call import GiveBack, Outcome, current_call
 from mycelia.entrypoints.http.call import HttpCall
 from mycelia.entrypoints.http.paths import shape_of, specificity
 from mycelia.entrypoints.http.requests import (
@@ -30,7 +30,7 @@ from mycelia.entrypoints.http.responses import (
 from mycelia.entrypoints.http.routes import HttpPart
 from mycelia.entrypoints.http.streams import aclose
 from mycelia.errors import ConfigError, Overloaded
-from mycelia.runtime import Lane, Settings
+from mycelia.runtime import Entrypoint, Lane
 from mycelia.wire import TRACEPARENT, TRACESTATE
 
 __all__ = ["HttpEndpoint", "Sender"]
@@ -82,15 +82,11 @@ class HttpEndpoint(Route, HttpPart):
     """The route of one `@http` method, which answers its requests.
 
     Args:
-        target: its calls' target.
+        entrypoint: the method's, bound.
         path: in Starlette's form.
         verbs: the HTTP methods that it answers.
-        is_async: whether the method is `async def`.
-        expected_exceptions: those that are the client's fault.
         streams_request: whether an `async def` method begins before the body is here.
-        log_error: writes the line for an error that the lane does not see.
         bodies: what bodies of the whole process share.
-        settings: as they are at the start.
 
     Raises:
         ConfigError: the path names a converter that there is none of.
@@ -98,17 +94,14 @@ class HttpEndpoint(Route, HttpPart):
 
     def __init__(
         self,
-        target: Target,
+        entrypoint: Entrypoint,
         path: str,
         verbs: tuple[str, ...],
         *,
-        is_async: bool,
-        expected_exceptions: type[BaseException] | tuple[type[BaseException], ...] = (),
-        streams_request: bool = False,
-        log_error: Callable[[Call, Outcome], None],
+        streams_request: bool,
         bodies: BodyBudget,
-        settings: Settings,
     ) -> None:
+        target = entrypoint.target
         try:
             super().__init__(path, self, methods=verbs)
         except AssertionError as exc:
@@ -116,33 +109,21 @@ class HttpEndpoint(Route, HttpPart):
         self.service, self.title = target.service, target.name
         self.shape, self.verbs = shape_of(path), frozenset(verbs)
         self.order = (0, specificity(path))
-        self.target = target
-        self._log_error = log_error
-        self.expected_exceptions = expected_exceptions
         self.stopping = asyncio.Event()  # it ends event streams as well
-        self._is_async = is_async
+        self.lane: Lane | None = None
+        """Where the method's workers run; `None` before the service has started."""
+        assert entrypoint.container is not None
+        self._entrypoint = entrypoint
+        self._settings = entrypoint.container.settings
+        self._is_async = inspect.iscoroutinefunction(entrypoint.method)
         self._reads_ahead = not streams_request
         self._bodies = bodies
-        self._max_body_bytes = settings.mycelia.http_max_body_bytes
-        self._body_timeout = settings.mycelia.http_body_timeout
-        self._parent_calls_tracked = settings.parent_calls_tracked
-        self._lane: Lane | None = None
-
-    def start(self, lane: Lane) -> None:
-        """Answer from now on, with workers of `lane`."""
-        self._lane = lane
 
     def retire(self) -> None:
         """Take no more requests. Those that run are finished; those that wait for a worker are answered 503."""
         super().retire()
-        if self._lane is not None:
-            self._lane.give_back_backlog()
-
-    def settle(self, call: Call, outcome: Outcome) -> None:
-        """Hand a worker's outcome to who waits for it; the lane calls it once for each call."""
-        assert isinstance(call, HttpCall)
-        if not call.answer.done():  # else nobody waits any more: the client's connection was cut
-            call.answer.set_result(outcome)
+        if self.lane is not None:
+            self.lane.give_back_backlog()
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         try:
@@ -159,10 +140,13 @@ class HttpEndpoint(Route, HttpPart):
         if self.methods is not None and scope["method"] not in self.methods:
             await _tell_methods(scope)(scope, receive, send)
             return
-        lane = self._lane
+        lane = self.lane
         if lane is None or self.stopping.is_set():
             raise stopping()
-        reader = BodyReader(scope, receive, self._max_body_bytes, self._body_timeout, self._bodies)
+        section = self._settings.mycelia
+        reader = BodyReader(
+            scope, receive, section.http_max_body_bytes, section.http_body_timeout, self._bodies
+        )
         try:
             await self._answer(lane, scope, reader, send)
         finally:
@@ -173,12 +157,12 @@ class HttpEndpoint(Route, HttpPart):
         if self.stopping.is_set():  # meanwhile
             raise stopping()
         call = HttpCall(
-            self.target,
+            self._entrypoint.target,
             ((request,), scope["path_params"]),
             headers=_trace_headers(scope),
             request=request,
             answer=asyncio.get_running_loop().create_future(),
-            parent_calls_tracked=self._parent_calls_tracked,
+            parent_calls_tracked=self._settings.parent_calls_tracked,
         )
         scope[CALL_ID] = call.call_id
         response = await self._respond(lane, call)
@@ -220,7 +204,7 @@ class HttpEndpoint(Route, HttpPart):
         if outcome.error is not None:
             return problem_of(
                 outcome.error,
-                () if outcome.is_refused else self.expected_exceptions,
+                () if outcome.is_refused else self._entrypoint.expected_exceptions,
                 call.call_id,
                 is_stopping=isinstance(outcome.settlement, GiveBack),
             )
@@ -230,7 +214,7 @@ class HttpEndpoint(Route, HttpPart):
                 body = encode_body(outcome.value)
             return response_of(outcome.value, body, self.stopping)
         except Exception as exc:  # noqa: BLE001  the method returned something that is no response: its error
-            self._log_error(call, Outcome(error=exc))
+            self._entrypoint.log_error(call, Outcome(error=exc))
             return problem_of(exc, (), call.call_id)
 
 

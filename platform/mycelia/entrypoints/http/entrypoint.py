@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING, Any, Unpack
 
 from mycelia.call import Call, CallKind, Outcome, Reply, Settlement
+from mycelia.entrypoints.http.call import HttpCall
 from mycelia.entrypoints.http.paths import parameters_of, translate_path
 from mycelia.errors import ConfigError, IncorrectSignature
 from mycelia.extras import require_extra
@@ -137,22 +138,17 @@ class Http(Entrypoint):
         from mycelia.entrypoints.http.endpoint import HttpEndpoint  # Starlette: only with `@http`
 
         self._check_signature()
-        is_async = inspect.iscoroutinefunction(self.method)
-        if self.stream_request and not is_async:
+        if self.stream_request and not inspect.iscoroutinefunction(self.method):
             raise ConfigError(
                 f'{self.container.service_name}.{self.method_name}: @http("{self.path}", stream_request=True) needs '
                 "an `async def` method; a `def` method gets the body whole."
             )
         self._endpoint = HttpEndpoint(
-            self.target,
+            self,
             self.path,
             self.methods,
-            is_async=is_async,
             streams_request=self.stream_request,
-            expected_exceptions=self.expected_exceptions,
-            log_error=self.log_error,
             bodies=self.listener.server.bodies,
-            settings=self.container.settings,
         )
         self.listener.server.add(self._endpoint)
 
@@ -170,7 +166,7 @@ class Http(Entrypoint):
 
     async def start(self) -> None:
         assert self._endpoint is not None
-        self._endpoint.start(self.container.make_lane(self))
+        self._endpoint.lane = self.container.make_lane(self)
         await self.listener.server.start()
 
     def stop(self) -> None:
@@ -181,8 +177,9 @@ class Http(Entrypoint):
         return Reply()
 
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
-        assert self._endpoint is not None
-        self._endpoint.settle(call, outcome)
+        assert isinstance(call, HttpCall)
+        if not call.answer.done():  # else nobody waits any more: the client's connection was cut
+            call.answer.set_result(outcome)
 
     def log_error(self, call: Call, outcome: Outcome) -> None:
         from starlette.exceptions import HTTPException

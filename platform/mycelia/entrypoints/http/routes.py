@@ -15,7 +15,7 @@ from mycelia.entrypoints.http.paths import shape_of, specificity
 from mycelia.entrypoints.http.requests import BodyReader
 from mycelia.entrypoints.http.responses import stopping
 
-__all__ = ["MountedApplication", "HttpPart", "Site", "SiteRoute"]
+__all__ = ["HttpPart", "MountedApplication", "Site", "SiteRoute"]
 
 GRACE = 5.0
 """Seconds that requests of a mounted application have when the service's workers have ended."""

@@ -322,43 +322,35 @@ async def _bind(host: str, port: int, *, shared: bool) -> socket.socket:
     Raises:
         ConfigError: the address cannot be had, and what to do.
     """
-    address = f"{host}:{port}"
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-    except socket.gaierror as exc:
-        raise ConfigError(
-            f'configuration key "WEB_SERVER_ADDRESS": no such host {host!r} ({exc.strerror}).'
-        ) from exc
-    family, kind, protocol, _, place = min(found, key=lambda info: info[0] != socket.AF_INET)
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(place)
+        family, _, _, _, place = min(found, key=lambda info: info[0] != socket.AF_INET)
         # Listening from now on, because two sockets may be bound to one address as long as neither listens.
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
+        listener = socket.create_server(
+            place,
+            family=family,
+            backlog=BACKLOG,
+            reuse_port=shared,
+            dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
+        )
     except OSError as exc:
-        listener.close()
-        raise ConfigError(_refusal(address, exc)) from exc
+        raise ConfigError(_refusal(host, port, exc)) from exc
+    listener.setblocking(False)
     return listener
 
 
-def _refusal(address: str, error: OSError) -> str:
+def _refusal(host: str, port: int, error: OSError) -> str:
+    key, address = 'configuration key "WEB_SERVER_ADDRESS"', f"{host}:{port}"
+    if isinstance(error, socket.gaierror):
+        return f"{key}: no such host {host!r} ({error.strerror})."
+    why = f"{error.strerror}."
     if error.errno == errno.EADDRINUSE:
-        return (
-            f'cannot listen on {address} (configuration key "WEB_SERVER_ADDRESS"): another program does. '
-            "Stop it, or choose another port; port 0 takes a free one."
-        )
-    if error.errno == errno.EACCES:
-        return (
-            f'cannot listen on {address} (configuration key "WEB_SERVER_ADDRESS"): not permitted. '
-            "Choose a port of 1024 or above."
-        )
-    return f'cannot listen on {address} (configuration key "WEB_SERVER_ADDRESS"): {error.strerror}.'
+        why = "another program does. Stop it, or choose another port; port 0 takes a free one."
+    elif error.errno == errno.EACCES:
+        why = "not permitted. Choose a port of 1024 or above."
+    return f"cannot listen on {address} ({key}): {why}"
 
 
 def _quieten_uvicorn() -> None:
