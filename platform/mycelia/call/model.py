@@ -91,8 +91,7 @@ class Call(msgspec.Struct, eq=False):
     def decode_if_small(self) -> Arguments | None:
         """`decode()`, or `None` where that may take too long for the event loop: a long body, or any that is compressed.
 
-        Raises:
-            As `decode()`.
+        It raises what `decode()` raises.
         """
         arguments = self.arguments
         if arguments is None:

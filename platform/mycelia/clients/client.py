@@ -279,7 +279,11 @@ class Client:
             options: as in `PublishOptions`: `mandatory=True` makes an event without subscribers an error.
 
         Raises:
-            BrokerUnavailable, BrokerBlocked, PublishRejected, Unroutable, UnserializableValueError.
+            BrokerUnavailable: no broker within the timeout.
+            BrokerBlocked: the broker has taken no publishings for that long.
+            PublishRejected: the broker refused it.
+            Unroutable: with `mandatory=True`, nobody has subscribed.
+            UnserializableValueError: the payload cannot be encoded.
         """
         chosen = DEFAULT_PUBLISH_OPTIONS
         if options:

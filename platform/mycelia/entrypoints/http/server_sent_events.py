@@ -16,7 +16,7 @@ HEARTBEAT_INTERVAL = 15.0
 class ServerSentEvent(msgspec.Struct, frozen=True):
     """One event.
 
-    Args:
+    Attributes:
         data: text as it is, anything else as JSON.
         event: its type, which the browser dispatches by; `message` when absent.
         id: what the browser sends back as `Last-Event-ID` when it reconnects.
