@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tools import NOT_RUN, fresh_vhost, not_run
+from tests.tools import NOT_RUN, fresh_vhost, not_run, version_tuple
 
 from mycelia.broker.cluster import PrivateCluster
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
@@ -28,6 +28,9 @@ _RABBIT_FIXTURES = {
 
 # Counts and connection lists of the management API are this old at most, in milliseconds.
 _TEST_CONFIG = ("collect_statistics_interval = 250",)
+
+# RabbitMQ 4.3 keeps what a quorum queue has given to a consumer on a dead node for it, for 60 s unless told otherwise.
+_CLUSTER_CONFIG_4_3 = ("consumer_disconnected_timeout = 2000",)
 
 # A broker takes 3 to 10 s to start, and longer on a busy machine; the test that waits for it must not be blamed.
 _RABBIT_TIMEOUT = 120
@@ -156,7 +159,10 @@ def own_rabbit_node(_spare_rabbit_node: PrivateNode) -> PrivateNode:
 @pytest.fixture(scope="session")
 def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateCluster]:
     _require_rabbitmq()
-    cluster = PrivateCluster(tmp_path_factory.mktemp("cluster"), config=_TEST_CONFIG)
+    rabbit = find_rabbitmq()
+    is_4_3 = rabbit is not None and version_tuple(rabbit.version) >= (4, 3)
+    config = (*_TEST_CONFIG, *(_CLUSTER_CONFIG_4_3 if is_4_3 else ()))
+    cluster = PrivateCluster(tmp_path_factory.mktemp("cluster"), config=config)
     try:
         cluster.start(leash=True)
         yield cluster
@@ -177,7 +183,7 @@ def rabbit_cluster(_cluster: PrivateCluster) -> PrivateCluster:
 @pytest.fixture(scope="session")
 def rabbit_version(rabbit_node: PrivateNode) -> tuple[int, ...]:
     """The version of the run's broker, such as `(3, 10, 8)`: for what differs by design, never for a fault of ours."""
-    return tuple(int(part) for part in rabbit_node.status().version.split("."))
+    return version_tuple(rabbit_node.status().version)
 
 
 @pytest.fixture

@@ -31,6 +31,11 @@ def fresh_vhost(api: ManagementApi, prefix: str) -> Iterator[str]:
     api.delete_vhost(name)
 
 
+def version_tuple(version: str) -> tuple[int, ...]:
+    """`4.3.6` as `(4, 3, 6)`, to be compared; empty for an unknown version."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
 def require_tool(*names: str) -> str:
     """Return the path of the first tool that is installed; without any, the running test is reported as NOT RUN."""
     for name in names:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from tests.tools import version_tuple
 
 from mycelia import Runner
 from mycelia.broker import ManagementApi, PrivateCluster, PrivateNode
@@ -36,6 +37,11 @@ class Scene:
     @property
     def api(self) -> ManagementApi:
         return self.cluster.api
+
+    @property
+    def is_rabbitmq_4(self) -> bool:
+        """Whether a durable classic queue stays known as alive while its node is dead, as it does from 4.0 on."""
+        return version_tuple(self.cluster.nodes[0].status().version) >= (4,)
 
     async def home_of(self, queue: str) -> PrivateNode:
         return await asyncio.to_thread(self.cluster.home_of, self.vhost, queue)

@@ -125,8 +125,9 @@ class QueueNodeDown(BrokerUnavailable):
     """The broker answers, but the node of its cluster that holds the queue does not."""
 
 
-_NODE_DOWN = ("down or inaccessible", "is down", "is stopped by supervisor")
-"""What RabbitMQ says (404) of a queue that exists on a node that does not answer; the last is 4.3's for one just stopped."""
+_NODE_DOWN = ("down or inaccessible", "is down", "is stopped by supervisor", "due to timeout")
+"""What RabbitMQ says (404) of a queue that exists on a node that does not answer; the last two are 4.x's, for one that was stopped and,
+after a minute, for one that died."""
 
 
 def declaration_refused(what: str, code: int, text: str) -> LinkError:

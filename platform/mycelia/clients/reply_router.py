@@ -356,6 +356,8 @@ class ReplyRouter:
         try:
             if not await self._link.consumer_count(queue, timeout=EXPLAIN_TIMEOUT):
                 hint = f'Queue "{queue}" has 0 consumers: start the service.'
+        except BrokerUnavailable as exc:
+            hint = f'Nor was there an answer about queue "{queue}" ({exc}).'
         except MyceliaError as exc:
             log.debug(event("silence_unexplained", queue=queue, error=exc))
         return nameko_twin(RpcTimeout)(route.routing_key, route.timeout, hint)

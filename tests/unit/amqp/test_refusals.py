@@ -6,7 +6,9 @@ import pytest
 
 from mycelia.amqp import Message, Properties
 from mycelia.amqp.refusals import (
+    QueueNodeDown,
     blames_a_publishing,
+    declaration_refused,
     find_culprit,
     max_message_bytes,
     publishing_nacked,
@@ -92,3 +94,17 @@ def test_only_what_we_sent_can_be_blamed(code: int, blames: bool) -> None:
 def test_nack_says_how_often_it_was_tried() -> None:
     assert "5 times within 9.8 s" in str(publishing_nacked(MESSAGES[0], 5, 9.8))
     assert "times" not in str(publishing_nacked(MESSAGES[0], 1, 0.0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NOT_FOUND - home node 'rabbit@two' of durable queue 'q' in vhost '/' is down or inaccessible",
+        "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor",
+        "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout",
+    ],
+)
+def test_queue_whose_node_is_down_is_none_that_does_not_exist(text: str) -> None:
+    assert type(declaration_refused('queue "q"', 404, text)) is QueueNodeDown
+    gone = "NOT_FOUND - no queue 'q' in vhost '/'"
+    assert type(declaration_refused('queue "q"', 404, gone)) is TopologyError

@@ -27,7 +27,7 @@ from mycelia.amqp.rabbit.connection import (
     ConnectionLost,
 )
 from mycelia.amqp.rabbit.intake import Intake
-from mycelia.amqp.refusals import NOT_POSSIBLE, declaration_refused
+from mycelia.amqp.refusals import NOT_POSSIBLE, QueueNodeDown, declaration_refused
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, ProtocolError, TopologyError
 from mycelia.log_event import event
 
@@ -38,6 +38,8 @@ _log = logging.getLogger("mycelia.amqp")
 
 _STABLE_AFTER_S: Final = 5.0
 """An intake that lasted this long starts the backoff anew; one that did not is part of the same trouble."""
+_SILENCE_S: Final = 2.0
+"""Without an answer to `basic.consume`, before that is said: some brokers take a minute to find that a queue's node is down."""
 _REMIND_EVERY_S: Final = 30.0
 """Between two lines about a queue that cannot be consumed. Arbitrary; rare enough not to fill a log overnight."""
 
@@ -386,6 +388,7 @@ class RabbitConsumer:
         if self._is_paused:
             intake.hold()
         self._intake = intake
+        silence = connection.loop.call_later(_SILENCE_S, self._note_silence)
         try:
             await intake.start(self._prefetch, self._resume_offset(), self._step_timeout)
         except ChannelClosed as exc:
@@ -402,7 +405,16 @@ class RabbitConsumer:
         except BaseException:
             channel.close_nowait()
             raise
+        finally:
+            silence.cancel()
         return intake
+
+    def _note_silence(self) -> None:
+        """Say what is waited for. Not given up sooner: what was asked would be done when nobody takes the messages any more."""
+        self._last_reason = QueueNodeDown(
+            f'queue "{self._queue}": no answer to basic.consume yet; its node may be down or inaccessible'
+        )
+        self._log_loss(str(self._last_reason), self._step_timeout)
 
 
 def _release(waiting: list[asyncio.Future[None]], error: Exception | None) -> None:

@@ -1,10 +1,17 @@
-"""Declaring exchanges, queues and bindings on a connection, on short-lived channels that no consumer shares."""
+"""Declaring exchanges, queues and bindings on a connection, on short-lived channels that no consumer shares.
+
+A queue whose node is down is refused (404), and RabbitMQ may take its time to say so: 3.x forgets a dead node's classic queues at once.
+4.x goes on taking them for alive, and looks for a queue's process 2000 times, 30 ms apart, before it answers (`rabbit_amqqueue:with/4`;
+seen with 4.0.5 and 4.3.6); for that minute the channel is deaf. So the answer is not waited for: a queue that stays silent while the broker
+answers something else counts as being away (`QueueNodeDown`), and never keeps other queues waiting.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from mycelia.amqp.model import Binding, Exchange, Queue
 from mycelia.amqp.rabbit.connection import (
@@ -16,6 +23,7 @@ from mycelia.amqp.rabbit.connection import (
 from mycelia.amqp.refusals import (
     NOT_FOUND,
     NOT_POSSIBLE,
+    QueueNodeDown,
     declaration_refused,
     describe_part,
 )
@@ -26,6 +34,14 @@ from mycelia.log_event import event
 __all__ = ["Declarer"]
 
 _log = logging.getLogger("mycelia.amqp")
+
+_SILENCE_S: Final = 1.0
+"""A queue that has not answered for so long is suspected to be away, and is away if it is still silent so long after the broker
+has answered something else. A broker that was only slow answers both at about the same time."""
+_LOOK_S: Final = 5.0
+"""For one look at the whole topology; then each queue is asked by itself. Arbitrary: a look takes some milliseconds."""
+_QUEUES_AT_ONCE: Final = 64
+"""Redeclared beside each other, each on a channel of its own, of which a connection has 2047."""
 
 
 class Declarer:
@@ -50,7 +66,16 @@ class Declarer:
             TopologyError, AccessRefused: refused for good. What came before it is declared.
             BrokerUnavailable: the connection went down, or a queue's node is down.
         """
-        await self._declare_all(connection, parts, log_refusals=False)
+        channel: BrokerChannel | None = None
+        try:
+            for part in in_order(parts):
+                if channel is None or channel.closed.done():  # adopting costs one
+                    channel = await connection.open_channel(self._step_timeout)
+                await self._declare(connection, channel, part)
+                self._note_success(part)
+        finally:
+            if channel is not None:
+                channel.close_nowait()
 
     async def redeclare(self, connection: BrokerConnection, parts: Iterable[Part]) -> None:
         """Declare what was declared before. What fails is logged, and the rest goes on.
@@ -60,7 +85,7 @@ class Declarer:
         Raises:
             BrokerUnavailable: the connection went down.
         """
-        await self._declare_all(connection, parts, log_refusals=True)
+        await self._redeclare_all(connection, parts)
 
     async def repair(self, connection: BrokerConnection, parts: Iterable[Part]) -> None:
         """Look whether `parts` are there, and declare what is missing. What fails is logged once, and the rest goes on.
@@ -77,17 +102,15 @@ class Declarer:
         sound = [part for part in parts if part not in failing_before]
         missing = await self._look_for(connection, sound) if sound else None
         if missing is not None:
-            await self._declare_all(connection, parts, log_refusals=True)
+            await self._redeclare_all(connection, parts)
             if self._failing.keys() <= failing_before:
-                _log.warning(event("topology_repaired", parts=len(parts), missing=missing.text))
+                _log.warning(event("topology_repaired", parts=len(parts), missing=missing))
         elif len(sound) < len(parts):
             failing = [part for part in parts if part in failing_before]
-            await self._declare_all(connection, failing, log_refusals=True)
+            await self._redeclare_all(connection, failing)
 
-    async def _look_for(
-        self, connection: BrokerConnection, parts: list[Part]
-    ) -> ChannelClosed | None:
-        """What the broker says of the first part that is missing; `None` if all are there."""
+    async def _look_for(self, connection: BrokerConnection, parts: list[Part]) -> str | None:
+        """What the broker says of the first part that is missing, or that it says nothing; `None` if all are there."""
         channel = self._looking
         if channel is None or channel.connection is not connection or not channel.is_open:
             channel = self._looking = await connection.open_channel(self._step_timeout)
@@ -97,28 +120,52 @@ class Declarer:
                 if not isinstance(part, Binding):
                     arguments["passive"] = True
                 channel.tell(method, **arguments)
-            await channel.call("basic_qos", self._step_timeout, prefetch_count=1)  # an answer
+            timeout = min(self._step_timeout, _LOOK_S)
+            await channel.call("basic_qos", timeout, prefetch_count=1)  # an answer
         except ChannelClosed as exc:
             if exc.code == 0:
                 raise BrokerUnavailable(str(exc)) from exc
-            return exc
+            return exc.text
+        except BrokerUnavailable as exc:
+            channel.close_nowait()
+            if not await _answers(connection):
+                raise
+            return str(exc)  # some queue keeps it: each is asked by itself
         except BaseException:
             channel.close_nowait()
             raise
         return None
 
-    async def _declare_all(
-        self, connection: BrokerConnection, parts: Iterable[Part], *, log_refusals: bool
-    ) -> None:
+    async def _redeclare_all(self, connection: BrokerConnection, parts: Iterable[Part]) -> None:
+        """Declare `parts`, exchanges first; queues beside each other, for some of them may not answer."""
+        parts = in_order(parts)
+        room = asyncio.Semaphore(_QUEUES_AT_ONCE)
+
+        async def redeclare_queue(queue: Queue) -> None:
+            async with room:
+                await self._redeclare_in_turn(connection, [queue])
+
+        await self._redeclare_in_turn(
+            connection, [one for one in parts if isinstance(one, Exchange)]
+        )
+        queues = [redeclare_queue(one) for one in parts if isinstance(one, Queue)]
+        for ended in await asyncio.gather(*queues, return_exceptions=True):
+            if isinstance(ended, BaseException):
+                raise ended
+        await self._redeclare_in_turn(
+            connection, [one for one in parts if isinstance(one, Binding)]
+        )
+
+    async def _redeclare_in_turn(self, connection: BrokerConnection, parts: list[Part]) -> None:
         channel: BrokerChannel | None = None
         try:
-            for part in in_order(parts):
+            for part in parts:
                 if channel is None or channel.closed.done():
                     channel = await connection.open_channel(self._step_timeout)
                 try:
                     await self._declare(connection, channel, part)
                 except (TopologyError, AccessRefused, BrokerUnavailable) as exc:
-                    if not log_refusals or connection.lost.done():
+                    if connection.lost.done():
                         raise
                     self._note_failure(part, str(exc))
                     channel.close_nowait()  # where the answer did not come in time, it may come yet
@@ -169,7 +216,7 @@ class Declarer:
         """What a passive declare says of `queue`."""
         channel = await connection.open_channel(timeout)
         try:
-            return await channel.call("queue_declare", timeout, queue=queue, passive=True)
+            return await self._ask_queue(channel, queue, timeout, passive=True)
         except ChannelClosed as exc:
             raise declaration_refused(f'queue "{queue}"', exc.code, exc.text) from exc
         finally:
@@ -190,7 +237,36 @@ class Declarer:
         method, arguments = _call_of(part)
         if passive is not None:
             arguments["passive"] = passive
-        await channel.call(method, self._step_timeout, **arguments)
+        if isinstance(part, Queue):
+            await self._ask_queue(channel, arguments.pop("queue"), self._step_timeout, **arguments)
+        else:
+            await channel.call(method, self._step_timeout, **arguments)
+
+    async def _ask_queue(
+        self, channel: BrokerChannel, queue: str, timeout: float, **arguments: Any
+    ) -> Any:
+        """What the broker answers to the declaration of `queue`.
+
+        Raises:
+            QueueNodeDown: the broker answers, but not about this queue.
+        """
+        call = channel.call("queue_declare", timeout, queue=queue, **arguments)
+        answer = asyncio.ensure_future(call)
+        try:
+            await asyncio.wait([answer], timeout=_SILENCE_S)
+            while not answer.done():
+                broker_answers = await _answers(channel.connection)
+                await asyncio.wait([answer], timeout=_SILENCE_S)
+                if broker_answers and not answer.done():
+                    raise QueueNodeDown(
+                        f'queue "{queue}": the broker answers, but not about this queue: its node is down or inaccessible, '
+                        "or the queue has too much to do"
+                    )
+            return answer.result()
+        finally:
+            if not answer.done():
+                answer.cancel()
+                await asyncio.wait([answer])
 
     async def _adopt(self, connection: BrokerConnection, part: Part, error: ChannelClosed) -> None:
         """Take what exists under the name of `part`, where it differs only in its arguments."""
@@ -213,6 +289,14 @@ class Declarer:
             _log.warning(
                 event("declared_differently", **as_fields(part), adopted=True, broker=error.text)
             )
+
+
+async def _answers(connection: BrokerConnection) -> bool:
+    """Whether the broker still answers on `connection`, within `_SILENCE_S`."""
+    channel = connection.open_channel_nowait()
+    channel.opened.add_done_callback(lambda _: channel.close_nowait())
+    await asyncio.wait([channel.opened], timeout=_SILENCE_S)
+    return channel.opened.done() and not connection.lost.done()
 
 
 def _call_of(part: Part) -> tuple[str, dict[str, Any]]:
