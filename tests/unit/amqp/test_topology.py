@@ -62,3 +62,33 @@ def test_forgotten_parts_are_gone() -> None:
 
 def test_default_exchange_is_never_declared() -> None:
     assert Topology().split([Exchange("", "direct"), Queue("q")]) == ([Queue("q")], [])
+
+
+def test_what_may_have_gone_by_itself_is_not_in_use() -> None:
+    topology = Topology()
+    kept = Queue("kept")
+    passing = [Queue("auto", auto_delete=True), Queue("expiring", arguments={"x-expires": 1})]
+    bindings = [Binding(one.name, "e", "k") for one in (kept, *passing)]
+    topology.remember([*bindings, *passing, kept, Exchange("e")])
+
+    assert topology.in_use([]) == [kept, Exchange("e"), bindings[0]]
+
+
+def test_what_is_consumed_here_is_in_use_with_its_bindings() -> None:
+    topology = Topology()
+    queue, binding = Queue("auto", auto_delete=True), Binding("auto", "e", "k")
+    topology.remember([Exchange("e"), queue, binding])
+
+    assert topology.in_use(["auto"]) == [Exchange("e"), queue, binding]
+    assert topology.in_use(["another"]) == [Exchange("e")]
+
+
+def test_auto_delete_exchange_is_in_use_while_something_of_ours_is_bound_to_it() -> None:
+    topology = Topology()
+    exchange = Exchange("passing", auto_delete=True)
+    queue = Queue("expiring", arguments={"x-expires": 1})
+    binding = Binding("expiring", "passing", "k")
+    topology.remember([exchange, queue, binding])
+
+    assert topology.in_use(["expiring"]) == [exchange, queue, binding]
+    assert topology.in_use([]) == []
