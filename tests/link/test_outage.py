@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from tests.link.inbox import Inbox
+from tests.link.inbox import Inbox, cut_until
 
 from mycelia.amqp import (
     Binding,
@@ -17,6 +17,7 @@ from mycelia.amqp import (
     Properties,
     Queue,
 )
+from mycelia.errors import TopologyError
 from mycelia.testing.eventually import eventually
 
 Cut = Callable[[], Awaitable[None]]
@@ -45,7 +46,7 @@ async def test_cut_consumer_resumes_and_gets_the_unsettled_again(
     inbox.deliveries[0].ack()
     await asyncio.sleep(0)  # the ack leaves with this turn
 
-    await cut()
+    await cut_until(cut, lambda: inbox.deliveries[1].is_lost)
 
     again = (await inbox.wait(3, 20))[2]
     inbox.deliveries[1].ack()  # of the lost connection: does nothing
@@ -57,9 +58,12 @@ async def test_cut_consumer_resumes_and_gets_the_unsettled_again(
 async def test_exclusive_queue_is_declared_and_bound_again(link: Link, cut: Cut) -> None:
     await link.declare(Exchange("x"), Queue("mine", exclusive=True), Binding("mine", "x", "#"))
     inbox = Inbox(acks=True)
-    await link.consume("mine", inbox)
+    lost: list[bool] = []
+    await link.consume("mine", inbox, ConsumeOptions(on_lost=lambda: lost.append(True)))
+    await link.publish(Message("x", "any", b"before", Properties()))
+    await inbox.wait(1)
 
-    await cut()
+    await cut_until(cut, lambda: bool(lost))
 
     async def arrives() -> bool:
         await link.publish(Message("x", "any", b"again", Properties()), timeout=15)
@@ -93,9 +97,18 @@ async def test_forgotten_queue_is_not_declared_again(link: Link, cut: Cut) -> No
     await link.declare(mine)
     link.forget(mine)
 
-    await cut()
-    await link.ready(timeout=15)
-    await link.declare(Queue("mine"))  # free again: the exclusive one is gone and did not come back
+    async def is_free() -> bool:
+        await (
+            cut()
+        )  # of the link's two connections the queue is the second's, which may be listed later
+        await link.ready(timeout=15)
+        try:
+            await link.declare(Queue("mine"))
+        except TopologyError:
+            return False
+        return True
+
+    await eventually(is_free, 30, what="the exclusive queue is gone and does not come back")
 
     await link.publish(Message("", "mine", b"", Properties(), mandatory=True))
 
@@ -114,7 +127,7 @@ async def test_stream_consumer_goes_on_from_the_first_unsettled(link: Link, cut:
         delivery.ack()
     await inbox.wait(6)
 
-    await cut()
+    await cut_until(cut, lambda: inbox.deliveries[5].is_lost)
 
     await inbox.wait(10, 20)
     assert inbox.bodies[6:] == [b"2", b"3", b"4", b"5"]
@@ -126,11 +139,12 @@ async def test_stream_consumer_misses_nothing_that_came_while_it_was_away(
     """It began at `next`; after the reconnect `next` would be too late."""
     await link.declare(Queue("log", arguments={"x-queue-type": "stream"}))
     inbox = Inbox(acks=True)
-    await link.consume("log", inbox, ConsumeOptions(prefetch=10))
+    lost: list[bool] = []
+    await link.consume("log", inbox, ConsumeOptions(prefetch=10, on_lost=lambda: lost.append(True)))
     await link.publish(Message("", "log", b"before", Properties()))
     await inbox.wait(1)
 
-    await cut()
+    await cut_until(cut, lambda: bool(lost))
     await link.publish(Message("", "log", b"while away", Properties()), timeout=15)
     await link.publish(Message("", "log", b"after", Properties()), timeout=15)
 

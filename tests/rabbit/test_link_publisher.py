@@ -111,15 +111,19 @@ async def test_unconfirmed_return_brings_the_message_back_whole(link: RabbitLink
     remove()
 
 
-async def test_full_queue_rejects(link: RabbitLink) -> None:
+async def test_full_queue_rejects(rabbit_uri: str) -> None:
+    """Tried again for as long as the patience lasts, which counts from the first nack, however late that comes."""
+    link = RabbitLink(rabbit_uri, LinkOptions(rejected_patience=2))
+    await link.open(timeout=15)
     await link.declare(Queue("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"}))
     await link.publish(Message("", "full", b"fits", Properties()))
 
     with pytest.raises(PublishRejected, match=r"basic\.nack"):
-        await link.publish(Message("", "full", b"does not", Properties()), timeout=0.5)
+        await link.publish(Message("", "full", b"does not", Properties()), timeout=60)
 
     assert link.statistics().rejected == 1
     assert link.statistics().extra["nacks_tried_again"] >= 2
+    await link.aclose()
 
 
 async def test_window_smaller_than_the_burst_lets_everything_through(rabbit_uri: str) -> None:

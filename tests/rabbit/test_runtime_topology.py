@@ -216,7 +216,13 @@ async def test_connections_closed_by_an_operator_come_back(
 
     await eventually(close, 10)
 
-    assert await client.call("service", "echo", 1) == 1
+    async def is_answered() -> bool:
+        try:
+            return await client.call("service", "echo", 1, timeout=2) == 1
+        except RpcTimeout:  # a request on a connection that is being closed is lost with it
+            return False
+
+    await eventually(is_answered, 20)
     await client.publish("source", "happened", 2, mandatory=True)
     await eventually(lambda: Service.got == [2], 20)
 

@@ -267,8 +267,9 @@ class PrivateNode:
     def kill(self) -> None:
         """End the node at once (SIGKILL), as a crash would. Its data stays, for a later `start()`.
 
-        RabbitMQ (seen with 3.10.8) notes a new quorum queue on disk only 500 ms after the declaration: killed sooner,
-        it comes back with a queue that never finds its leader again.
+        RabbitMQ (seen with 3.10.8) confirms a declaration before it is on disk: killed a moment later, the node may come back
+        without a new classic queue, and without the messages that it had confirmed there. It notes a new quorum queue
+        only 500 ms after the declaration: killed sooner, it comes back with a queue that never finds its leader again.
         """
         self._processes.kill()
         if self._api is not None:
