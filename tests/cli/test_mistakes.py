@@ -114,7 +114,7 @@ the services do not run: ConnectionError: no database at db:5432
         (
             "bad_decorator",
             """
-ConfigError: Shop.sell: @timer('ten'): interval='ten': expected seconds between ticks, a number above 0.
+ConfigError: Shop.sell: @timer('ten'): interval='ten': expected seconds between ticks, a number of at least 0.
 """,
         ),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import traceback
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -256,6 +257,16 @@ class Once(Loop):
     def stop(self) -> None: ...
 
 
+def _names_in(frame: Any) -> bool:
+    """Whether the hook that asks is among what the worker runs; a greenthread that runs has no frame of its own."""
+    return frame is None or any(
+        frame.f_code.co_name in HOOKS for frame, _ in traceback.walk_stack(frame)
+    )
+
+
+HOOKS = ("get_dependency", "worker_setup", "worker_result", "worker_teardown")
+
+
 class Teller(DependencyProvider):
     """Says what it finds of its container in each hook, as metrics and tracing packages read it."""
 
@@ -280,6 +291,13 @@ class Teller(DependencyProvider):
         entrypoint = worker_ctx.entrypoint
         facts = {
             "workers": len(container._worker_threads),
+            "they": [
+                (one.entrypoint.method_name, one is worker_ctx) for one in container._worker_threads
+            ],
+            "there": [_names_in(thread.gr_frame) for thread in container._worker_threads.values()],
+            "pool": (container._worker_pool.size, container._worker_pool.running()),
+            "died": (container._died.ready(), container._being_killed),
+            "interface": container.interface is container,
             # A stock timer has a thread; Mycelia's, which runs in its place, has none.
             "threads": sorted(set(container._managed_threads.values()) - {"_run"}),
             "max_workers": container.max_workers,

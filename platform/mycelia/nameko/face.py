@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from types import FrameType
 from typing import Any, Protocol, cast
+from weakref import WeakKeyDictionary
 
-from mycelia.call import Call
+from mycelia.call import Call, Target
 from mycelia.errors import ConfigError
 from mycelia.log_event import event
 from mycelia.nameko.managed_thread import ManagedThread, run_in_daemon_thread
@@ -70,6 +73,15 @@ class ContainerFace:
         self._managed_threads: dict[ManagedThread, str] = {}
         self._ended = threading.Event()
         self._error: BaseException | None = None
+        self._contexts: WeakKeyDictionary[WorkerContext, int | None] = WeakKeyDictionary()
+        """Workers that foreign providers have seen, and the thread of each that has one."""
+        self._lock = threading.Lock()
+        self._died = Died(self)
+        self._being_killed = False
+
+    @property
+    def interface(self) -> ContainerFace:
+        return self
 
     @classmethod
     def of(cls, container: Container) -> ContainerFace:
@@ -178,6 +190,8 @@ class ContainerFace:
                 context = self.make_context(entrypoint, call, worker_ctx.is_async)
             context.service = worker_ctx.service
             worker_ctx.foreign = context
+            with self._lock:
+                self._contexts[context] = None if worker_ctx.is_async else threading.get_ident()
         return context
 
     def make_context(self, entrypoint: Any, call: Call, is_async: bool) -> WorkerContext:
@@ -185,9 +199,28 @@ class ContainerFace:
         return WorkerContext(cast("Container", self), entrypoint, call, is_async)
 
     @property
-    def _worker_threads(self) -> Sized:
-        """How many workers run, by `len()`. There is no more to it: they have no greenthreads of their own."""
-        return _WorkerCount(lambda: self.native.active_workers)
+    def _worker_threads(self) -> dict[WorkerContext, WorkerThread]:
+        """The workers that run, as providers know them, and what each runs in."""
+        with self._lock:
+            known = {context.call: (context, ident) for context, ident in self._contexts.items()}
+        running: dict[WorkerContext, WorkerThread] = {}
+        for lane in self.native.lanes:
+            for call in list(lane.running):
+                context, ident = known.get(call) or (self._context_for(lane.target, call), None)
+                if context is not None:
+                    running[context] = WorkerThread(ident)
+        return running
+
+    def _context_for(self, target: Target, call: Call) -> WorkerContext | None:
+        """A worker that no foreign provider has seen."""
+        for entrypoint in self.native.entrypoints:
+            if entrypoint.target == target:
+                return self.make_context(self.foreign_of(entrypoint), call, False)
+        return None
+
+    @property
+    def _worker_pool(self) -> WorkerPool:
+        return WorkerPool(self.max_workers, self.native.active_workers)
 
     # --- threads ------------------------------------------------------------------------------
 
@@ -229,6 +262,7 @@ class ContainerFace:
 
     def kill(self, exc_info: Any = None) -> None:
         """As `stop()`; with `sys.exc_info()`, that error is what ended the service: `wait()` raises it."""
+        self._being_killed = True
         error = exc_info[1] if exc_info else None
         self._error = self._error or error
         self.native.end(error)
@@ -267,9 +301,42 @@ class ContainerFace:
         return f"<ServiceContainer [{self.service_name}], run by Mycelia>"
 
 
-class _WorkerCount:
-    def __init__(self, count: Callable[[], int]) -> None:
-        self._count = count
+class WorkerThread:
+    """What a worker runs in, as far as extensions look at Nameko's greenthreads."""
 
-    def __len__(self) -> int:
-        return self._count()
+    dead = False
+
+    def __init__(self, ident: int | None) -> None:
+        self._ident = ident
+
+    @property
+    def gr_frame(self) -> FrameType | None:
+        """Where it is now; `None` for an `async def` worker, or one that has just ended."""
+        return None if self._ident is None else sys._current_frames().get(self._ident)
+
+
+class WorkerPool:
+    """How many workers there may be and are, as Nameko's pool of greenthreads tells it."""
+
+    def __init__(self, size: int, running: int) -> None:
+        self.size = size
+        self._running = running
+
+    def running(self) -> int:
+        return self._running
+
+    def free(self) -> int:
+        return max(self.size - self._running, 0)
+
+
+class Died:
+    """Nameko's event of a container's end."""
+
+    def __init__(self, face: ContainerFace) -> None:
+        self._face = face
+
+    def ready(self) -> bool:
+        return self._face._ended.is_set()
+
+    def wait(self) -> None:
+        self._face.wait()
