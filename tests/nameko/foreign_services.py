@@ -15,7 +15,7 @@ from nameko.dependency_providers import Config
 from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import DependencyProvider, Entrypoint, SharedExtension
 from nameko.messaging import Consumer, Publisher, QueueConsumer
-from nameko.rpc import RpcProxy, rpc
+from nameko.rpc import MethodProxy, RpcProxy, rpc
 from nameko.timer import Timer, timer
 from nameko.web.handlers import HttpRequestHandler
 from nameko.web.server import WebServer
@@ -59,6 +59,21 @@ class OwnServer:
     @ServedHandler.decorator("GET", "/")
     def get(self, request: Any) -> str:
         return ""
+
+
+class PatchesLate(DependencyProvider):
+    """Replaces a method of Nameko's in its setup, as nameko-zipkin does."""
+
+    def setup(self) -> None:
+        MethodProxy._call = lambda self: None
+
+
+class Patched:
+    name = "patched"
+    tracer = PatchesLate()
+
+    @rpc
+    def method(self) -> None: ...
 
 
 class RequestsWithAnId:

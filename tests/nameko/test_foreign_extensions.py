@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from tests.nameko.processes import NamekoRun
 
+MODULES = {"TwoKindsOfRpc": "two_kinds_of_rpc", "PatchesContainer": "patched_services"}
+"""Where a service is, if not in `foreign_services`."""
+
 Start = Callable[..., NamekoRun]
 
 
@@ -23,7 +26,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "SERVICE_CONTAINER_CLS": "mycelia.Container",
             **config,
         }
-        module = "two_kinds_of_rpc" if service == "TwoKindsOfRpc" else "foreign_services"
+        module = MODULES.get(service, "foreign_services")
         run = NamekoRun(
             f"tests.nameko.{module}:{service}",
             config=config,
@@ -44,6 +47,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         ("OwnConsumeLoop", ["Loopy overrides on_iteration of Nameko's QueueConsumer"]),
         ("OwnServer", ["Served of service own_server overrides bind_addr, get_wsgi_server", "get_wsgi_app"]),
         ("TwoKindsOfRpc", ["service two_kinds: counted is of a class that overrides Nameko's Rpc", "plain"]),
+        ("Patched", ["service patched: <PatchesLate, written for Nameko> has replaced nameko.rpc.MethodProxy._call"]),
+        ("PatchesContainer", ["service patches_container: something has replaced nameko.containers.ServiceContainer._run_worker"]),
         ("RequestsWithAnId", ['RpcProxy("other", app_id=…): requests carry no such property here']),
         ("PublishesAtOnce", ["Publisher(): immediate=True"]),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -198,3 +199,21 @@ def test_request_that_its_extension_cannot_answer_is_put_aside(ask: Ask, module_
     assert ask("here", "beside", 1) == 1
     raw = raw_call(module_uri, "reaching_here.beside", {"args": [2], "kwargs": {}})
     assert raw["result"] == 2
+
+
+def test_methods_that_a_package_has_replaced_are_the_ones_that_run(
+    module_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: dict[str, Any] = {}
+    for side, config in (("stock", {}), ("here", {"SERVICE_CONTAINER_CLS": "mycelia.Container"})):
+        monkeypatch.setenv("SIDE", side)
+        run = NamekoRun(
+            "tests.nameko.patched_services:Traced",
+            config={"AMQP_URI": module_uri, **config},
+            directory=tmp_path,
+        )
+        with run.start(), BlockingClient(module_uri, timeout=10) as client:
+            run.await_queues(f"rpc-traced_{side}")
+            said[side] = client.call(f"traced_{side}", "outer")
+
+    assert said["here"] == said["stock"] == ["traced", [["traced", 1], ["inner"]]]

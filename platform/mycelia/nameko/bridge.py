@@ -59,6 +59,7 @@ class BridgedExtension(Extension):
 
     async def setup(self) -> None:
         await self._call("setup")
+        self.foreign.container.refuse_later_patches(self)
 
     async def start(self) -> None:
         await self._call("start")

@@ -11,7 +11,8 @@ from mycelia.nameko.bridged_entrypoint import BridgedEntrypoint
 from mycelia.nameko.counterparts import find_stock
 from mycelia.nameko.exceptions import use_nameko_names
 from mycelia.nameko.face import ContainerFace
-from mycelia.nameko.recognise import is_a
+from mycelia.nameko.patches import is_patched
+from mycelia.nameko.recognise import dotted_name, is_a
 from mycelia.runtime import Container, DependencyProvider, Entrypoint
 from mycelia.runtime.declarations import find_entrypoints
 
@@ -60,19 +61,25 @@ def dependency_counterpart(declared: Any) -> DependencyProvider:
     if found is None:
         return BridgedDependency(declared)
     stock_cls, stock = found
-    counterpart: DependencyProvider = stock.make(declared)
+    if is_patched(dotted_name(stock_cls)):
+        return BridgedDependency(declared)
     overridden = frozenset(stock.overridden(declared, stock_cls))
+    if overridden and needs_its_stock_base(declared, stock_cls, overridden):
+        return BridgedDependency(declared)
+    counterpart: DependencyProvider = stock.make(declared)
     if not overridden:
         return counterpart
-    if needs_its_stock_base(declared, stock_cls, overridden):
-        return BridgedDependency(declared)
     return BridgedDependency(declared, stock_cls, counterpart, overridden)
 
 
 def entrypoint_counterpart(declared: Any) -> Entrypoint:
     """The counterpart of an entrypoint written for Nameko, unbound."""
     found = find_stock(declared)
-    if found is None or found[1].overridden(declared, found[0]):
+    if (
+        found is None
+        or is_patched(dotted_name(found[0]))
+        or found[1].overridden(declared, found[0])
+    ):
         return BridgedEntrypoint(declared)
     counterpart: Entrypoint = found[1].make(declared)
     return counterpart

@@ -22,6 +22,7 @@ from mycelia.call import Call, Target
 from mycelia.errors import ConfigError
 from mycelia.log_event import event
 from mycelia.nameko.managed_thread import ManagedThread, run_in_daemon_thread
+from mycelia.nameko.patches import patches
 from mycelia.nameko.recognise import dotted_name
 from mycelia.nameko.spawned_call import SpawnedCall
 from mycelia.runtime import Container, WorkerContext
@@ -76,6 +77,8 @@ class ContainerFace:
         self._contexts: WeakKeyDictionary[WorkerContext, int | None] = WeakKeyDictionary()
         """Workers that foreign providers have seen, and the thread of each that has one."""
         self._lock = threading.Lock()
+        self.patches = patches()
+        """Methods of Nameko's classes that had been replaced when the service was bound."""
         self._died = Died(self)
         self._being_killed = False
 
@@ -90,7 +93,25 @@ class ContainerFace:
         if face is None:
             face = container.shared_extensions[cls] = cls(container)
             container.at_end(face._end)
+            face._refuse_patched_container()
         return face
+
+    def _refuse_patched_container(self) -> None:
+        patched = sorted(name for name in self.patches if name.startswith("nameko.containers."))
+        if patched:
+            raise ConfigError(
+                f"service {self.service_name}: something has replaced {', '.join(patched)} of Nameko's container, which does "
+                "not run here. Leave that out, or run this service on stock Nameko beside the others."
+            )
+
+    def refuse_later_patches(self, by: object) -> None:
+        """Raise `ConfigError` if methods of Nameko's have been replaced since: counterparts would pass them over."""
+        later = sorted(patches() - self.patches)
+        if later:
+            raise ConfigError(
+                f"service {self.service_name}: {by!r} has replaced {', '.join(later)} in its setup(), when the service was "
+                "bound already: nothing here would come by. Have it done when the service's module is imported."
+            )
 
     @property
     def is_native(self) -> bool:
