@@ -19,7 +19,8 @@ What runs a declaration on a service class:
 |---|---|
 | one of the stock classes in `counterparts.py`, or a subclass that only adds to it | Mycelia's extension of the same kind |
 | a dependency provider that overrides what such a class does | a bridged one; `super()` reaches Mycelia's |
-| any other foreign extension | a bridged one |
+| … and asks for more of it than that, or of a class that has been patched | a bridged one; `super()` reaches Nameko's |
+| an entrypoint of either kind, or any other foreign extension | a bridged one |
 """
 
 from mycelia.nameko.context import AuthToken, ContextData, Language, UserAgent, UserId
