@@ -36,13 +36,13 @@ def broker_kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_link(broker_kind: str, request: pytest.FixtureRequest) -> Callable[[], Link]:
+def make_link(broker_kind: str, request: pytest.FixtureRequest) -> Callable[..., Link]:
     """Makes links, not yet open, to one broker that is this test's own."""
     if broker_kind == "memory":
         uri = f"memory://{secrets.token_hex(6)}"
     else:
         uri = request.getfixturevalue("rabbit_uri")
-    return lambda: connect(uri)
+    return lambda *options: connect(uri, *options)
 
 
 @pytest.fixture
