@@ -399,6 +399,8 @@ class RabbitPublisher:
         waiting = self._waiting
         if self._suspects:
             self._pump_suspects()
+            if not self._tests_alone:  # the one that the others waited for was given up
+                self._on_writable()
         while waiting and self._can_send():
             publishing = waiting.popleft()
             if not publishing.done.done():
@@ -656,7 +658,7 @@ class RabbitPublisher:
             # Without the channel nobody's publishing would ever be confirmed: start over with a new connection.
             connection.abort(exc)
             return
-        self._pump()
+        self._on_room()  # a suspect was convicted, perhaps: whoever waited for that goes on
 
 
 def _ignored(*_said: Any) -> None:
