@@ -20,6 +20,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Services",
         "What starts the methods of a service, and what they are given.",
         (
-            *("rpc", "event_handler", "consume", "timer", "http"),
+            *("rpc", "event_handler", "consume", "timer", "http", "mount"),
             *("RpcProxy", "EventDispatcher", "Publisher", "Config", "ConfigView", "Logger"),
             *("ServerSentEvents", "ServerSentEvent", "Queue", "Exchange", "Binding"),
         ),
@@ -287,6 +288,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, text in reference_pages().items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files
+
+
+def on_nav(nav: Navigation, files: Files, **_: Any) -> Navigation:
+    """A guide that nobody finds is none."""
+    placed = {page.file.src_uri for page in nav.pages}
+    lost = {path.name for path in (ROOT / "docs").glob("*.md")} - placed
+    if lost:
+        raise PluginError(f"the nav of mkdocs.yml has no place for {', '.join(sorted(lost))}")
+    return nav
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:

@@ -14,8 +14,8 @@
     ├── CallError                  a call to another service
     │   ├── RpcTimeout             no reply before the deadline
     │   ├── UnknownService         no such service on this broker
-    │   ├── CircuitOpen            not sent: the target has been failing
-    │   ├── Overloaded             not sent or not run: a limit is reached
+    │   ├── CircuitOpen            kept for breakers, which are not built yet: nothing raises it
+    │   ├── Overloaded             not run: a limit is reached, or it would only be late
     │   ├── DeadlinePassed         not run: nobody waits for the result any more
     │   ├── HandlerTimeout         the method ran longer than it may, and was given up
     │   ├── TooManyDeliveries      not run: the message has come back too often
@@ -27,7 +27,7 @@
     │   ├── UnserializableValueError   a value the chosen content type cannot carry
     │   └── UndecodableMessage     a body or header that cannot be decoded
     ├── RuntimeStateError          the runtime is used in a way its state does not allow
-    └── FlowError                  pipelines
+    └── FlowError                  kept for flows, which are not built yet: nothing raises it
 
 A message says what happened, with the values, where, and what to do. The values are attributes too, so
 nobody parses text. An error knows its class of remedy: `retryable` says whether the same attempt may succeed
@@ -181,13 +181,13 @@ class UnknownService(CallError):
 
 
 class CircuitOpen(CallError):
-    """Not sent: the target has been failing and its circuit is open."""
+    """Kept for breakers, which are not built yet: not sent, because the target has been failing. Nothing raises it."""
 
     retryable = True
 
 
 class Overloaded(CallError):
-    """Not sent or not run: a limit (rate, bulkhead, queue) is reached."""
+    """Not run: too many calls wait, or this one has waited so long that it would only be late."""
 
     retryable = True
 
@@ -291,7 +291,7 @@ class RuntimeStateError(MyceliaError):
 
 
 class FlowError(MyceliaError):
-    """Pipelines: state, checkpoints, partitions."""
+    """Kept for flows, which are not built yet: state, checkpoints, partitions. Nothing raises it."""
 
 
 def describe(error: BaseException) -> str:

@@ -37,7 +37,7 @@ OTHERS = {"QueueConsumer", "ReplyListener", "RpcConsumer", "ServiceContainer", "
     ),
     *("HTTPException", "ExceptionMiddleware", "RequestBodyLimitMiddleware", "Server", "Allow"),
     *("ClusterRpcProxy", "Semaphore", "Timeout", "Decimal", "Infinity", "NaN"),
-    *("EncodeError", "WebServer"),
+    *("EncodeError", "WebServer", "ClusterRpc", "ServiceRpc"),
 }
 """Names of other people's classes that the documents mention: Nameko's, eventlet's, Starlette's, the standard library's."""
 

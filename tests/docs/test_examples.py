@@ -119,4 +119,4 @@ async def test_tests_in_the_testing_guide_pass(tmp_path: Path, rabbit_node: Priv
     )
 
     assert done.returncode == 0, done.stdout
-    assert "3 passed" in done.stdout
+    assert "5 passed" in done.stdout

@@ -90,6 +90,23 @@ def test_every_event_is_documented_and_every_documented_one_is_logged_at_its_lev
     assert documented - logged == set()
 
 
+async def test_what_is_handled_without_trouble_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with run_services(Hello) as bed:
+        caplog.set_level("DEBUG", "mycelia")
+        caplog.clear()
+        assert await bed.client.call("hello", "greet", "Ada") == "Hello, Ada!"
+        lanes = bed.runner.statistics().services["hello"].lanes
+        await eventually(
+            lambda: bed.runner.statistics().services["hello"].lanes["hello.count"].finished == 1
+        )
+        said = [record.getMessage() for record in caplog.records if record.name[:7] == "mycelia"]
+
+    assert "hello.count" in lanes
+    assert said == []
+
+
 # --- dead letters ----------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.runtime.conftest import Invoke, Serve
 from tests.runtime.dead_letter_box import read_dead_letters
 
-from mycelia import Client, consume, event_handler, rpc
+from mycelia import Call, Client, Next, Outcome, Retry, consume, event_handler, rpc
 from mycelia.amqp import ConsumeOptions, Delivery, Exchange, Link, Message, Properties, Queue
 from mycelia.errors import MalformedRequest
 from mycelia.testing import eventually
@@ -377,6 +377,41 @@ async def test_requeued_message_does_not_hold_up_the_others(serve: Serve, client
         await client.publish("source", "happened", n)
 
     await eventually(lambda: got == [0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(("prefetch", "is_handled"), [(3, True), (2, False)])
+async def test_message_that_waits_for_another_attempt_keeps_its_place_in_the_prefetch(
+    serve: Serve, client: Client, link: Link, prefetch: int, is_handled: bool
+) -> None:
+    """So that others are handled meanwhile only while fewer wait than are prefetched."""
+    got: list[int] = []
+
+    class Patient:
+        name = "patient"
+
+        @event_handler("source", "happened", concurrency=1, prefetch=prefetch)
+        async def happened(self, payload: int) -> None:
+            got.append(payload)
+
+    async def try_the_first_two_again(call: Call, next: Next) -> Outcome:
+        outcome = await next(call)
+        return outcome.replace(settlement=Retry(after=60)) if call.args[0] < 2 else outcome
+
+    runner = await serve(Patient, inbound=(try_the_first_two_again,))
+    for n in range(3):
+        await client.publish("source", "happened", n)
+
+    def waiting() -> int:
+        consumer = runner.statistics().services["patient"].extensions["EventHandler:happened"]
+        return consumer.put_back
+
+    async def left_in_queue() -> int | None:
+        return await link.message_count("evt-source-happened--patient.happened")
+
+    await eventually(lambda: waiting() == 2)
+    await eventually(lambda: 2 in got) if is_handled else await asyncio.sleep(0)
+    assert await left_in_queue() == (0 if is_handled else 1)
+    assert got == ([0, 1, 2] if is_handled else [0, 1])
 
 
 async def test_stop_puts_messages_that_wait_for_their_retry_back(
