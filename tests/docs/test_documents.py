@@ -26,6 +26,7 @@ from mycelia.runtime.settings import MyceliaSection
 PYTHON = [block for document in DOCUMENTS for block in blocks_of(document, "python")]
 
 OTHERS = {"QueueConsumer", "ReplyListener", "RpcConsumer", "ServiceContainer", "GreenPool"} | {
+    *("ServiceRpc", "ClusterRpc", "ContainerProvider", "ServiceState"),  # Nameko 3, nameko-chassis
     *(
         "Router",
         "Route",
