@@ -15,7 +15,7 @@ from nameko.dependency_providers import Config
 from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import DependencyProvider, Entrypoint, SharedExtension
 from nameko.messaging import Consumer, Publisher, QueueConsumer
-from nameko.rpc import MethodProxy, RpcProxy, rpc
+from nameko.rpc import MethodProxy, RpcProxy, ServiceProxy, rpc
 from nameko.timer import Timer, timer
 from nameko.web.handlers import HttpRequestHandler
 from nameko.web.server import WebServer
@@ -59,6 +59,21 @@ class OwnServer:
     @ServedHandler.decorator("GET", "/")
     def get(self, request: Any) -> str:
         return ""
+
+
+class ByHand(RpcProxy):
+    """Makes its proxies by hand, from what the stock provider has inside."""
+
+    def get_dependency(self, worker_ctx: Any) -> Any:
+        return ServiceProxy(worker_ctx, "other", self.rpc_reply_listener)
+
+
+class BlocksTheLoop:
+    name = "blocks_the_loop"
+    proxy = ByHand("other")
+
+    @rpc
+    async def method(self) -> None: ...
 
 
 class PatchesLate(DependencyProvider):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -16,6 +17,11 @@ from nameko.rpc import MethodProxy, Rpc, RpcProxy, ServiceProxy
 from nameko.timer import Timer
 
 HEARD: list[Any] = []
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 class CountingRpc(Rpc):
@@ -220,3 +226,22 @@ class Here(_Reaching):
     @RetryingConsumer.decorator(queue=Queue("again-here", exchange=Exchange("again-here")))
     def on_message(self, payload: Any) -> None:
         self.handle(payload)
+
+
+class Slow:
+    """Stopped while its worker runs."""
+
+    name = "slow"
+    emit = EventDispatcher()
+
+    @counting
+    def work(self, value: Any) -> Any:
+        say("work begins")
+        threading.Event().wait(1.0)
+        return value
+
+    @RetryingConsumer.decorator(queue=Queue("slow-messages"))
+    def on_message(self, payload: Any) -> None:
+        say("message begins")
+        threading.Event().wait(1.0)
+        say("message ends")

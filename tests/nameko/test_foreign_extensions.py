@@ -49,6 +49,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         ("TwoKindsOfRpc", ["service two_kinds: counted is of a class that overrides Nameko's Rpc", "plain"]),
         ("Patched", ["service patched: <PatchesLate, written for Nameko> has replaced nameko.rpc.MethodProxy._call"]),
         ("PatchesContainer", ["service patches_container: something has replaced nameko.containers.ServiceContainer._run_worker"]),
+        ("BlocksTheLoop", ["BlocksTheLoop.proxy: tests.nameko.foreign_services.ByHand works on the inside of nameko.rpc.RpcProxy", "`async def method`"]),
         ("RequestsWithAnId", ['RpcProxy("other", app_id=…): requests carry no such property here']),
         ("PublishesAtOnce", ["Publisher(): immediate=True"]),
     ],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pika
 import pytest
 from tests.nameko.processes import NamekoRun, queue_state
-from tests.nameko.raw_rpc import publish_raw, raw_call
+from tests.nameko.raw_rpc import publish_raw, raw_call, take
 
 from mycelia import BlockingClient
 from mycelia.errors import IncorrectSignature, MethodNotFound, RemoteError
@@ -217,3 +218,37 @@ def test_methods_that_a_package_has_replaced_are_the_ones_that_run(
             said[side] = client.call(f"traced_{side}", "outer")
 
     assert said["here"] == said["stock"] == ["traced", [["traced", 1], ["inner"]]]
+
+
+def test_stop_lets_workers_finish_and_their_messages_be_settled(
+    module_uri: str, tmp_path: Path
+) -> None:
+    config = {"AMQP_URI": module_uri, "SERVICE_CONTAINER_CLS": "mycelia.Container"}
+    run = NamekoRun(
+        "tests.nameko.kombu_services:Slow", config=config, directory=tmp_path, handed_over=True
+    )
+    with (
+        run.start(),
+        BlockingClient(module_uri, timeout=10) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        run.await_output("ready")
+        publish_raw(module_uri, "", "slow-messages", b'"m"', content_type="application/json")
+        answer = pool.submit(client.call, "slow", "work", 1)
+        run.await_output("work begins")
+        run.await_output("message begins")
+
+        assert run.terminate() == 0
+        assert answer.result(5)[0] == 1
+        assert "message ends" in run.output
+    assert queue_state(module_uri, "slow-messages") == (0, 0)
+    assert queue_state(module_uri, "rpc-slow") == (0, 0)
+
+
+def test_message_that_cannot_be_decoded_is_put_aside(ask: Ask, module_uri: str) -> None:
+    publish_raw(module_uri, "", "again-here", b"{", content_type="application/json")
+
+    wait_until(lambda: queue_state(module_uri, "again-here.dead") == (1, 0))
+    letter = take(module_uri, "again-here.dead")
+    assert letter is not None
+    assert letter[1]["x-mycelia-reason"] == "undecodable"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import iscoroutinefunction
 from typing import Any
 
 from mycelia.entrypoints import Rpc
@@ -15,11 +16,16 @@ from mycelia.nameko.patches import is_patched
 from mycelia.nameko.recognise import dotted_name, is_a
 from mycelia.runtime import Container, DependencyProvider, Entrypoint
 from mycelia.runtime.declarations import find_entrypoints
+from mycelia.runtime.methods import method_of
 
 __all__ = ["NamekoDeclarations", "dependency_counterpart", "entrypoint_counterpart"]
 
 
 STOCK_RPC = "nameko.rpc.Rpc"
+OVER_KOMBU = frozenset(
+    {"nameko.rpc.RpcProxy", "nameko.events.EventDispatcher", "nameko.messaging.Publisher"}
+)
+"""Stock providers whose own code calls and publishes over kombu."""
 
 
 class NamekoDeclarations:
@@ -31,9 +37,9 @@ class NamekoDeclarations:
         if not is_a(declared, "nameko.extensions.DependencyProvider"):
             return None
         use_nameko_names()
-        counterpart: DependencyProvider = dependency_counterpart(declared).bind(
-            container, attr_name
-        )
+        unbound = dependency_counterpart(declared)
+        _refuse_to_block_the_loop(declared, unbound, container, attr_name)
+        counterpart: DependencyProvider = unbound.bind(container, attr_name)
         if not isinstance(counterpart, BridgedDependency):
             ContainerFace.of(container).introduce_copy(counterpart, declared, attr_name=attr_name)
         return counterpart
@@ -83,6 +89,28 @@ def entrypoint_counterpart(declared: Any) -> Entrypoint:
         return BridgedEntrypoint(declared)
     counterpart: Entrypoint = found[1].make(declared)
     return counterpart
+
+
+def _refuse_to_block_the_loop(
+    declared: Any, counterpart: DependencyProvider, container: Container, attr_name: str
+) -> None:
+    """Raises `ConfigError` for what calls and publishes over kombu, which blocks, beside `async def` methods.
+
+    A call would wait on the event loop for a reply that the event loop brings.
+    """
+    found = find_stock(declared)
+    if found is None or dotted_name(found[0]) not in OVER_KOMBU:
+        return
+    if not isinstance(counterpart, BridgedDependency) or counterpart.stock_cls is not None:
+        return
+    service_cls = container.service_cls
+    for name in dict.fromkeys(name for name, _ in find_entrypoints(service_cls)):
+        if iscoroutinefunction(method_of(service_cls, name)):
+            raise ConfigError(
+                f"{service_cls.__qualname__}.{attr_name}: {dotted_name(type(declared))} works on the inside of "
+                f"{dotted_name(found[0])}, and so blocks; `async def {name}` cannot have it. Take what "
+                "super().get_dependency() gives, or make the service's methods `def`."
+            )
 
 
 def _shares_stock_queue(declared: Any, container: Container) -> bool:

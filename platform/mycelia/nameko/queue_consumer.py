@@ -23,7 +23,7 @@ from typing import Any
 from mycelia.amqp import ConsumeOptions, Delivery, LinkConsumer
 from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.received import decode_body, stop_deliveries
-from mycelia.errors import ConfigError, describe
+from mycelia.errors import ConfigError, UndecodableMessage, describe
 from mycelia.log_event import event
 from mycelia.nameko.managed_thread import run_in_daemon_thread
 from mycelia.nameko.recognise import dotted_name
@@ -141,7 +141,7 @@ class QueueConsumerCounterpart(Extension):
             delivery,
             queue=queue,
             method=str(getattr(provider, "method_name", type(provider).__name__)),
-            reason="handler_error",
+            reason="undecodable" if isinstance(error, UndecodableMessage) else "handler_error",
             attempts=1,
             error=error,
         )
