@@ -13,7 +13,7 @@ from mycelia.errors import ConfigError
 __all__ = ["EXTRAS", "extra_with", "install_command", "is_installed", "require_extra"]
 
 EXTRAS = {
-    "http": ("starlette", "sse_starlette", "uvicorn", "websockets"),
+    "http": ("starlette", "uvicorn", "websockets"),
     "reload": ("watchfiles",),
     "nameko": ("nameko", "kombu", "eventlet", "werkzeug"),
 }

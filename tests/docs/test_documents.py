@@ -34,7 +34,6 @@ OTHERS = {"QueueConsumer", "ReplyListener", "RpcConsumer", "ServiceContainer", "
         "Request",
         "Response",
         "StreamingResponse",
-        "EventSourceResponse",
     ),
     *("HTTPException", "ExceptionMiddleware", "RequestBodyLimitMiddleware", "Server", "Allow"),
     *("ClusterRpcProxy", "Semaphore", "Timeout", "Decimal", "Infinity", "NaN"),

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from tests.http.serving import connect, serve
 
 from mycelia import ServerSentEvent, ServerSentEvents, get_current_call, http
-from mycelia.entrypoints.http.event_stream import encode_event
+from mycelia.entrypoints.http.server_sent_events import encode_event
 from mycelia.testing import eventually
 
 
@@ -47,7 +47,7 @@ def parse(stream: bytes) -> list[dict[str, str]]:
         (None, b"data: null\n\n"),
         ([1, 2], b"data: [1,2]\n\n"),
         ({"event": "late", "data": {"n": 1}}, b'event: late\ndata: {"n":1}\n\n'),
-        ({"data": "x", "id": 7, "retry": 1.5}, b"id: 7\ndata: x\nretry: 1500\n\n"),
+        ({"data": "x", "id": 7, "retry": 1.5}, b"id: 7\nretry: 1500\ndata: x\n\n"),
         ({"event": "no data"}, b'data: {"event":"no data"}\n\n'),
         ({"data": 1, "other": 2}, b'data: {"data":1,"other":2}\n\n'),
         (ServerSentEvent({"data": 1}, event="e"), b'event: e\ndata: {"data":1}\n\n'),
@@ -164,12 +164,14 @@ async def test_a_def_method_may_return_a_stream_with_status_and_headers() -> Non
     source = Source()
     source.items.put_nowait("x")
     source.items.put_nowait(None)
-    async with serve(streaming(source, headers={"X-More": "2"})) as served:
+    headers = {"X-More": "2", "cache-control": "no-store"}
+    async with serve(streaming(source, headers=headers)) as served:
         response = await served.client.get("/def")
 
     assert (response.status_code, response.text) == (201, "data: x\n\n")
     assert (response.headers["x-own"], response.headers["x-more"]) == ("1", "2")
     assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers.get_list("cache-control") == ["no-store"]
 
 
 async def test_silence_is_broken_by_heartbeats() -> None:

@@ -21,6 +21,7 @@ from tests.http.serving import CONFIG, connect, is_refused, serve
 
 from mycelia import RpcProxy, Runner, get_current_call, http, mount, rpc
 from mycelia.entrypoints import HttpMount
+from mycelia.entrypoints.http import routes
 from mycelia.errors import ConfigError
 from mycelia.testing import eventually
 
@@ -304,8 +305,6 @@ async def test_running_requests_of_an_application_are_finished_before_it_shuts_d
 async def test_requests_of_an_application_that_do_not_end_are_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from mycelia.entrypoints.http import routes
-
     monkeypatch.setattr(routes, "GRACE", 0.1)
     admin = Admin()
     async with serve(service_with("/admin", admin.app)) as served:
@@ -316,6 +315,32 @@ async def test_requests_of_an_application_that_do_not_end_are_cut(
 
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     assert admin.seen == ["startup", "slow", "shutdown"]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_open_websockets_are_closed_at_a_stop_with_the_reason(
+    alone: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(routes, "GRACE", 0.1)
+
+    class Other:
+        name = "other"
+
+        @http("GET", "/other")
+        async def page(self, request: Request) -> str:
+            return "page"
+
+    shop = service_with("/admin", Admin().app)
+    async with serve(*((shop,) if alone else (shop, Other))) as served:
+        address = f"ws://{served.address}/admin/echo"
+        async with websockets.connect(address, proxy=None) as socket:
+            await served.runner.containers[0].stop()
+            with pytest.raises(websockets.ConnectionClosed) as closed:
+                await socket.recv()
+
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
+    assert [r for r in caplog.records if r.levelname == "ERROR"] == []
 
 
 async def test_a_service_that_stops_takes_its_application_along_and_no_other() -> None:

@@ -11,8 +11,8 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
-from mycelia.entrypoints.http.server_sent_events import ServerSentEvents
-from mycelia.entrypoints.http.streams import Items
+from mycelia.entrypoints.http.server_sent_events import HEARTBEAT, ServerSentEvents, encode_event
+from mycelia.entrypoints.http.streams import Stream
 from mycelia.errors import (
     BrokerBlocked,
     BrokerUnavailable,
@@ -29,6 +29,12 @@ JSON = "application/json"
 PROBLEM = "application/problem+json"
 TEXT = "text/plain"
 BYTES = "application/octet-stream"
+EVENTS = "text/event-stream"
+
+EVENT_STREAM_HEADERS = {
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx would hold events back until its buffer is full
+}
 
 FORMS = "body, (status, body) or (status, headers, body)"
 
@@ -84,12 +90,19 @@ def response_of(value: Any, body: bytes | None, stopping: asyncio.Event) -> Resp
     status, headers, payload = _taken_apart(value) if type(value) is tuple else (200, None, value)
     response: Response
     if isinstance(payload, ServerSentEvents):
-        from mycelia.entrypoints.http.event_stream import EventStream  # sse-starlette: only then
-
-        response = EventStream(payload, status, stopping)
+        response = Stream(
+            payload.events,
+            status,
+            EVENTS,
+            encode=encode_event,
+            heartbeat=HEARTBEAT,
+            heartbeat_interval=payload.heartbeat,
+            stopping=stopping,
+        )
+        response.headers.update(EVENT_STREAM_HEADERS)
         _set_headers(response, payload.headers)
     elif isinstance(payload, AsyncIterable):
-        response = StreamingResponse(Items(payload, _as_bytes), status, media_type=BYTES)
+        response = Stream(payload, status, BYTES, encode=_as_bytes)
     elif isinstance(payload, Iterator):
         response = StreamingResponse(payload, status, media_type=BYTES)
     elif status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):

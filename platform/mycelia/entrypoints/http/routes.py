@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, Protocol
 
 from starlette.responses import RedirectResponse
@@ -16,6 +17,9 @@ from mycelia.entrypoints.http.requests import BodyReader
 from mycelia.entrypoints.http.responses import stopping
 
 __all__ = ["HttpPart", "MountedApplication", "Site", "SiteRoute"]
+
+SERVICE_RESTART = 1012
+"""Why a websocket is closed (IANA's registry of close codes)."""
 
 GRACE = 5.0
 """Seconds that requests of a mounted application have when the service's workers have ended."""
@@ -157,9 +161,12 @@ class MountedApplication(Mount, HttpPart):
             async with limit:
                 await self.app(scope, receive, send)
         except TimeoutError:
-            if limit.expired():
+            if not limit.expired():
+                raise
+            if scope["type"] == "http":
                 raise stopping() from None
-            raise
+            with contextlib.suppress(RuntimeError):  # it is closed already
+                await WebSocketClose(SERVICE_RESTART)(scope, receive, send)
         finally:
             del self._running[task]
 

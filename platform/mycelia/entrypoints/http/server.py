@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocketClose
+from starlette.websockets import WebSocketClose, WebSocketDisconnect
 
 from mycelia.call import current_call
 from mycelia.entrypoints.http.connection import HttpConnection, SlowClients
@@ -227,6 +227,7 @@ class HttpServer:
                 log.warning(event("responses_cut", address=self.address, responses=len(unfinished)))
         for connection in list(server.server_state.connections):
             connection.transport.abort()
+        await asyncio.sleep(0)  # for the connections to hear of it
 
     # --- the ASGI application -----------------------------------------------------------------
 
@@ -235,7 +236,10 @@ class HttpServer:
         # The next request on a connection may be begun by the task of the one before it, with that one's context.
         current_call.set(None)
         if scope["type"] == "websocket":
-            await self._router(scope, receive, send)
+            try:
+                await self._router(scope, receive, send)
+            except WebSocketDisconnect:  # an application that did not look
+                log.debug(event("client_gone", path=scope["path"]))
             return
         sender = Sender(scope, send)
         started = time.monotonic()
@@ -309,7 +313,10 @@ async def _tick(server: uvicorn.Server) -> None:
 
 
 def _stop_accepting(server: uvicorn.Server) -> None:
-    """Accept no more connections; end those that are idle now, and each other one after its response."""
+    """Accept no more connections; end those that are idle now, and each other one after its response. Idempotent."""
+    if server.should_exit:  # a websocket can be told only once
+        return
+    server.should_exit = True
     for listener in server.servers:
         listener.close()
     for connection in list(server.server_state.connections):

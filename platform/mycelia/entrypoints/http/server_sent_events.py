@@ -1,22 +1,30 @@
-"""Server-sent events: what a method returns to keep sending. The rest is sse-starlette's, imported when one does."""
+"""Server-sent events: what a method returns to keep sending, and their text form (WHATWG HTML, 9.2). Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, Mapping
 from typing import Any
 
 import msgspec
 
-__all__ = ["ServerSentEvent", "ServerSentEvents"]
+__all__ = ["HEARTBEAT", "ServerSentEvent", "ServerSentEvents", "encode_event"]
+
+HEARTBEAT = b": keep-alive\n\n"
+"""A comment, which browsers ignore; proxies see that the connection lives."""
 
 HEARTBEAT_INTERVAL = 15.0
 """Seconds of silence before a heartbeat; the standard suggests "every 15 seconds or so" against proxies' timeouts."""
+
+FIELDS = frozenset(("data", "event", "id", "retry"))
+
+_LINE_END = re.compile("\r\n|\r|\n")
 
 
 class ServerSentEvent(msgspec.Struct, frozen=True):
     """One event.
 
-    Attributes:
+    Args:
         data: text as it is, anything else as JSON.
         event: its type, which the browser dispatches by; `message` when absent.
         id: what the browser sends back as `Last-Event-ID` when it reconnects.
@@ -62,3 +70,36 @@ class ServerSentEvents:
         self.events = events
         self.heartbeat = heartbeat
         self.headers = dict(headers or {})
+
+
+def encode_event(item: Any) -> bytes:
+    """The bytes of one event.
+
+    Raises:
+        ValueError: a line break in `event` or `id`, which would forge fields; a retry below 0.
+        TypeError: data that JSON has no form for.
+    """
+    event = _as_event(item)
+    if event.retry is not None and event.retry < 0:
+        raise ValueError(f"server-sent event: retry={event.retry!r} must be seconds, 0 or more.")
+    lines: list[str] = []
+    for name, value in (("event", event.event), ("id", event.id)):
+        if value is not None:
+            text = str(value)
+            if any(c in text for c in "\r\n\0"):
+                raise ValueError(f"server-sent event: {name}={text!r} must not hold line breaks.")
+            lines.append(f"{name}: {text}")
+    if event.retry is not None:
+        lines.append(f"retry: {round(event.retry * 1000)}")
+    data = event.data if isinstance(event.data, str) else msgspec.json.encode(event.data).decode()
+    # Only these three end a line here; `str.splitlines()` would split at others, which are data.
+    lines += [f"data: {line}" for line in _LINE_END.split(data)]
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def _as_event(item: Any) -> ServerSentEvent:
+    if isinstance(item, ServerSentEvent):
+        return item
+    if isinstance(item, Mapping) and "data" in item and item.keys() <= FIELDS:
+        return ServerSentEvent(**item)
+    return ServerSentEvent(item)

@@ -1,81 +1,124 @@
-"""Iterators whose items are sent as they come, for Starlette's `StreamingResponse` and sse-starlette's `EventSourceResponse`."""
+"""A response sent piece by piece, that ends with its iterator, its client, or its service, whichever ends first."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
 from typing import Any
 
-import anyio
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
-__all__ = ["Items", "aclose"]
-
-CLOSING_TIMEOUT = 5.0
-"""Seconds an iterator may take to clean up once it is closed."""
-
-_ENDED = object()
+__all__ = ["Stream", "aclose"]
 
 
-class Items(AsyncIterable[bytes]):
-    """What an async iterator yields, encoded item by item as it is asked for.
+class Stream(StreamingResponse):
+    """Starlette's, for iterators that hold something.
 
-    The iterator runs in one task from its first item to its closing, so that what it holds between two items (a timeout,
-    a context variable) stays whole. anyio, below both kinds of response, cancels what it ends at each `await`; that task
-    is cancelled once, so that clean-up may wait.
+    Starlette leaves an iterator that it does not finish to the garbage collector, and what it ends it cancels by anyio, again
+    at each `await`. Here the iterator runs in the request's task from its first item to its closing, so that what it holds
+    between two items (a timeout, a context variable) stays whole, and is cancelled once, so that its clean-up may wait.
 
     Args:
-        items: the iterator; closed in the end, where it has an `aclose()`.
+        items: the iterator. Whoever sends the stream closes `body_iterator` afterwards.
+        status: of the response.
+        media_type: of the response.
         encode: makes an item's bytes.
-        stopping: ends it in good order, once it is set.
+        heartbeat: what is sent after `heartbeat_interval` seconds of silence; 0 for never.
+        stopping: ends the stream, in good order, once it is set.
     """
 
     def __init__(
         self,
         items: AsyncIterable[Any],
+        status: int,
+        media_type: str,
+        *,
         encode: Callable[[Any], bytes],
+        heartbeat: bytes = b"",
+        heartbeat_interval: float = 0.0,
         stopping: asyncio.Event | None = None,
     ) -> None:
+        super().__init__(_Encoded(items, encode), status, media_type=media_type)
+        self._heartbeat = heartbeat
+        self._heartbeat_interval = heartbeat_interval
+        self._stopping = stopping
+        self._last_sent = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream. Raises what the iterator raised."""
+
+        async def send_timed(message: Message) -> None:
+            await send(message)
+            self._last_sent = time.monotonic()
+
+        loop, limit = asyncio.get_running_loop(), asyncio.timeout(None)
+
+        def end(watcher: asyncio.Task[None]) -> None:
+            if not watcher.cancelled():
+                limit.reschedule(loop.time())
+
+        watchers = [
+            asyncio.create_task(ends, name="mycelia:http:stream")
+            for ends in self._ends(receive, send_timed)
+        ]
+        for watcher in watchers:
+            watcher.add_done_callback(end)
+        try:
+            async with limit:
+                await self.stream_response(send_timed)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            for watcher in watchers:
+                if watcher.done():
+                    watcher.result()  # a heartbeat that could not be sent
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            for watcher in watchers:
+                watcher.remove_done_callback(end)
+                watcher.cancel()
+
+    def _ends(self, receive: Receive, send: Send) -> list[Coroutine[Any, Any, None]]:
+        """What ends the stream when it returns."""
+        ends = [_client_gone(receive)]
+        if self._heartbeat_interval:
+            ends.append(self._beat(send))
+        if self._stopping is not None:
+            ends.append(_is_set(self._stopping))
+        return ends
+
+    async def _beat(self, send: Send) -> None:
+        self._last_sent = time.monotonic()
+        while True:
+            delay = self._last_sent + self._heartbeat_interval - time.monotonic()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            else:
+                await send(
+                    {"type": "http.response.body", "body": self._heartbeat, "more_body": True}
+                )
+
+
+class _Encoded:
+    """The bytes of an iterator's items."""
+
+    def __init__(self, items: AsyncIterable[Any], encode: Callable[[Any], bytes]) -> None:
         self._items = items
         self._encode = encode
-        self._stopping = stopping
-        self._given: AsyncGenerator[bytes] | None = None
+        self._given: AsyncIterator[Any] | None = None
 
-    def __aiter__(self) -> AsyncGenerator[bytes]:
-        self._given = self._give()
-        return self._given
+    def __aiter__(self) -> _Encoded:
+        self._given = aiter(self._items)
+        return self
+
+    async def __anext__(self) -> bytes:
+        assert self._given is not None
+        return self._encode(await anext(self._given))
 
     async def aclose(self) -> None:
-        """Close the iterator, begun or not. Idempotent."""
-        await aclose(self._items if self._given is None else self._given)
-
-    async def _give(self) -> AsyncGenerator[bytes]:
-        asked, given = asyncio.Semaphore(1), asyncio.Queue[Any]()
-        tasks = [asyncio.create_task(self._run(asked, given), name="mycelia:http:stream")]
-        if self._stopping is not None:
-            stopping = _set(self._stopping)
-            tasks.append(asyncio.create_task(stopping, name="mycelia:http:stopping"))
-        for task in tasks:
-            task.add_done_callback(lambda _: given.put_nowait(_ENDED))
-        try:
-            while (item := await given.get()) is not _ENDED:
-                yield item
-                asked.release()
-        finally:
-            for task in tasks:
-                task.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait(tasks, timeout=CLOSING_TIMEOUT)
-        if tasks[0].done() and not tasks[0].cancelled():
-            tasks[0].result()
-
-    async def _run(self, asked: asyncio.Semaphore, given: asyncio.Queue[Any]) -> None:
-        try:
-            await asked.acquire()
-            async for item in self._items:
-                given.put_nowait(self._encode(item))
-                await asked.acquire()
-        finally:
-            await aclose(self._items)
+        await aclose(self._items)
 
 
 async def aclose(items: object) -> None:
@@ -85,5 +128,10 @@ async def aclose(items: object) -> None:
         await close()
 
 
-async def _set(event: asyncio.Event) -> None:
+async def _client_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _is_set(event: asyncio.Event) -> None:
     await event.wait()
