@@ -52,8 +52,8 @@ class Shop:
     def sell(self): pass
 """,
     "bad_decorator": (
-        "from mycelia import timer\n\nclass Shop:\n    name = 'shop'\n\n"
-        "    @timer('ten')\n    def sell(self): pass\n"
+        "from mycelia import rpc\n\nclass Shop:\n    name = 'shop'\n\n"
+        "    @rpc(concurrency=0)\n    def sell(self): pass\n"
     ),
 }
 
@@ -114,7 +114,7 @@ the services do not run: ConnectionError: no database at db:5432
         (
             "bad_decorator",
             """
-ConfigError: Shop.sell: @timer('ten'): interval='ten': expected seconds between ticks, a number of at least 0.
+ConfigError: Shop.sell: @rpc(concurrency=0): concurrency=0: expected a whole number of at least 1
 """,
         ),
     ],

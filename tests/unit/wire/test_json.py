@@ -89,7 +89,9 @@ class AsMoment:
 
 
 @pytest.mark.parametrize(
-    "value", [Moment(2024, 5, 6), Coin("1.20"), AsMoment(), {"a": AsMoment()}], ids=repr
+    "value",
+    [Moment(2024, 5, 6), Coin("1.20"), AsMoment(), {"a": AsMoment()}],
+    ids=["datetime", "Decimal", "__json__", "nested"],
 )
 def test_json_subclasses_and_reduced_values_are_written_as_kombu_writes_them(value: Any) -> None:
     theirs = json.loads(stock.encode({"v": value})[2])
