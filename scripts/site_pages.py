@@ -200,7 +200,7 @@ def reference_pages() -> dict[str, str]:
     """The pages of the API reference, by name."""
     sys.path.insert(0, str(ROOT / "platform"))
     import mycelia
-    from mycelia import testing
+    from mycelia import errors, testing
 
     pages, places = {}, dict(ELSEWHERE)
     for page, (title, about, names) in REFERENCE.items():
@@ -213,11 +213,14 @@ def reference_pages() -> dict[str, str]:
     missing = set(mycelia.__all__) - set(places)
     if missing:
         raise PluginError(f"no page of the API reference has {', '.join(sorted(missing))}")
+    tree = [line[4:] for line in (errors.__doc__ or "").splitlines() if "─" in line]
+    in_order = [match[0] for line in tree if (match := re.search(r"\w+", line))]
     pages["errors"] = (
         "# Errors\n\nOne tree, `mycelia.errors`. What they mean to a caller: "
-        "[concepts](../concepts.md#errors).\n\n"
-        "::: mycelia.register_remote_error\n\n::: mycelia.errors\n"
-        "    options: {show_root_heading: false, show_root_toc_entry: false, show_docstring_description: false}"
+        "[concepts](../concepts.md#errors).\n\n```text\nMyceliaError\n"
+        + "\n".join(tree)
+        + "\n```\n\n::: mycelia.register_remote_error\n\n"
+        + "\n\n".join(f"::: mycelia.errors.{name}" for name in ("MyceliaError", *in_order))
     )
     pages["testing"] = (
         "# Tests\n\n`mycelia.testing`; how they are used: [testing](../testing.md).\n\n"

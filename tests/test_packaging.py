@@ -276,6 +276,13 @@ def test_missing_extra_is_one_line_with_its_command(
     assert (done.returncode, done.stderr) == (1, f"ConfigError: {line}\n")
 
 
+def test_reload_without_its_extra_is_one_line_with_its_command(core: Environment) -> None:
+    done = core.run("mycelia", "run", "--broker", "amqp://127.0.0.1:1", "--reload", "greeter")
+
+    line = '--reload needs watchfiles, which is not installed: pip install "mycelia[reload]"'
+    assert (done.returncode, done.stderr) == (1, f"ConfigError: {line}\n")
+
+
 def test_help_says_how_to_have_nameko_s_commands(core: Environment, full: Environment) -> None:
     command = 'pip install "mycelia[nameko]"'
 

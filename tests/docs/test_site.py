@@ -80,6 +80,14 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     assert (set(mycelia.__all__) | members) - described == constants | {"errors"}
 
 
+def test_each_error_is_described(site: Path) -> None:
+    text = (site / "reference" / "errors.html").read_text("utf-8")
+
+    described = errors.RpcTimeout.__doc__
+    assert described
+    assert described.split(".")[0].split("`")[0] in text
+
+
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     fetched = re.compile(r'<(?:script|img|iframe|link)[^>]*(?:src|href)="((?:https?:)?//[^"]*)"')
     found = {url for page in pages_of(site) for url in fetched.findall(page.read_text("utf-8"))}
