@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,22 +71,59 @@ async def test_live_goes_on_after_what_a_browser_has_seen() -> None:
 
 def test_shop_serves_its_application_under_nameko_run(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(BLOCKS["shop.py"].text)
-    (tmp_path / "config.yaml").write_text(
-        json.dumps({"AMQP_URI": "memory://", **CONFIG, "mycelia": {"log_format": "json"}})
-    )
-    nameko = str(Path(sys.executable).parent / "nameko")
-    arguments = ("run", "--config", "config.yaml", "shop")
-
-    with Process(nameko, *arguments, cwd=tmp_path, env=environment()) as process:
-        process.wait_until_ready()
-        line = next(line for line in process.lines if "http_listening" in line)
-        address = json.loads(line)["address"]
-        with httpx.Client(base_url=f"http://{address}", trust_env=False) as client:
-            order = client.get("/admin/orders/7")
-            health = client.get("/admin/health")
-            documents = client.get("/admin/docs")
-        assert process.stop() == 0, process.output
+    with _nameko_run(tmp_path, "shop") as client:
+        order = client.get("/admin/orders/7")
+        health = client.get("/admin/health")
+        documents = client.get("/admin/docs")
 
     assert order.json() == {"number": "7", "state": "paid"}
     assert health.text == "well"
     assert "/admin/openapi.json" in documents.text
+
+
+EXISTING = """
+from nameko.web.handlers import http
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from mycelia import mount
+
+
+async def index(request):
+    return PlainTextResponse("new")
+
+
+class Existing:
+    name = "existing"
+    admin = mount("/admin", Starlette(routes=[Route("/", index)]))
+
+    @http("GET", "/old/<int:number>")
+    def old(self, request, number):
+        return f"old {number}"
+"""
+
+
+def test_existing_service_may_mount_an_application_as_well(tmp_path: Path) -> None:
+    (tmp_path / "existing.py").write_text(EXISTING)
+    with _nameko_run(tmp_path, "existing") as client:
+        answers = [client.get(path) for path in ("/old/7", "/admin/", "/nothing")]
+
+    assert [answer.status_code for answer in answers] == [200, 200, 404]
+    assert [answer.text for answer in answers[:2]] == ["old 7", "new"]
+
+
+@contextmanager
+def _nameko_run(folder: Path, module: str) -> Iterator[httpx.Client]:
+    config = {"AMQP_URI": "memory://", **CONFIG, "mycelia": {"log_format": "json"}}
+    (folder / "config.yaml").write_text(json.dumps(config))
+    nameko = str(Path(sys.executable).parent / "nameko")
+    arguments = ("run", "--config", "config.yaml", module)
+
+    with Process(nameko, *arguments, cwd=folder, env=environment()) as process:
+        process.wait_until_ready()
+        line = next(line for line in process.lines if "http_listening" in line)
+        address = json.loads(line)["address"]
+        with httpx.Client(base_url=f"http://{address}", trust_env=False) as client:
+            yield client
+        assert process.stop() == 0, process.output
