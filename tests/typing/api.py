@@ -15,6 +15,7 @@ from mycelia import (
     consume,
     event_handler,
     http,
+    mount,
     rpc,
     timer,
 )
@@ -45,6 +46,12 @@ once = Once.decorator
 weekly = Weekly.decorator
 
 
+class Application:
+    """An ASGI application, of whatever kind."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
 class Planes:
     name = "planes"
     other = RpcProxy("other", timeout=2)
@@ -68,6 +75,7 @@ class Planes:
         assert_type(self.publish, Publish)
         await self.publish({}, routing_key="x", priority=1)
         assert_type(self.speed, float)
+        assert_type(self.admin, Application)
         self.log.info("seen", tail_number=tail_number)
         return {"seats": 2}
 
@@ -100,6 +108,8 @@ class Planes:
     @consume(Queue("exports"), concurrency=3, timeout=5)
     def exported(self, record: str) -> str:
         return record
+
+    admin = mount("/admin", Application(), max_body_bytes=1000)
 
     @http("GET", "/planes/{number}", stream_request=True)
     async def page(self, request: Any, number: str) -> bytes:
