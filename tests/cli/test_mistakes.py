@@ -99,7 +99,6 @@ module "misspelt" cannot be imported: NameError: name 'rcp' is not defined
     class Shop:
   File "{folder}/misspelt.py", line 6, in Shop
     @rcp
-     ^^^
 """,
         ),
         (

@@ -61,7 +61,13 @@ def _lines(head: str, error: BaseException) -> list[str]:
 
 
 def _shown(frames: traceback.StackSummary) -> list[str]:
-    return [line for entry in frames.format() for line in entry.rstrip("\n").split("\n")]
+    """Two lines each, the same on every Python: where, and the first line of what stands there."""
+    lines = []
+    for frame in frames:
+        lines.append(f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}')
+        if frame.line:
+            lines.append(f"    {frame.line}")
+    return lines
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
