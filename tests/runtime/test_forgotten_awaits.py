@@ -19,12 +19,44 @@ from mycelia import (
     rpc,
 )
 from mycelia.errors import RemoteError
+from mycelia.runtime.forgotten_awaits import forgotten
 
 
 class PerWorker(DependencyProvider):
     """Has a hook, so that workers go the long way."""
 
     def worker_setup(self, worker_ctx: Any) -> None: ...
+
+
+class Awaited(DependencyProvider):
+    """Gives `def` methods what must be awaited, and forgets it itself after `forgets()`."""
+
+    emit = EventDispatcher()
+
+    def get_dependency(self, worker_ctx: Any) -> Any:
+        return self.emit.awaited()
+
+    def worker_result(self, worker_ctx: Any, result: Any = None, exc_info: Any = None) -> None:
+        if worker_ctx.entrypoint.method_name == "hook":
+            self.emit.awaited()("placed", {})
+
+
+class InThreads:
+    name = "in_threads"
+    emit = Awaited()
+
+    @rpc
+    def method(self) -> str:
+        self.emit("placed", {})
+        return "done"
+
+    @rpc
+    def hook(self) -> str:
+        return "done"
+
+    @rpc
+    def fine(self) -> str:
+        return "fine"
 
 
 class Forgetful:
@@ -108,6 +140,16 @@ async def test_forgotten_await_is_the_workers_error(
     with pytest.raises(RemoteError, match=says):
         await invoke("forgetful", method)
     assert await invoke("forgetful", "fine") == "fine"  # and of no other worker
+
+
+@pytest.mark.parametrize("method", ["method", "hook"])
+async def test_def_methods_and_hooks_forget_too(serve: Serve, invoke: Invoke, method: str) -> None:
+    await serve(InThreads)
+
+    with pytest.raises(RemoteError, match=r'missing before the publishing of "placed"'):
+        await invoke("in_threads", method)
+    assert await invoke("in_threads", "fine") == "fine"
+    assert forgotten == {}
 
 
 async def test_coroutines_handed_to_tasks_are_not_forgotten(serve: Serve, invoke: Invoke) -> None:

@@ -45,6 +45,7 @@ from mycelia.errors import (
     describe,
 )
 from mycelia.log_event import event
+from mycelia.runtime.forgotten_awaits import forgotten, take_forgotten
 from mycelia.runtime.service_time import ServiceTime
 from mycelia.runtime.threads import ThreadPool
 
@@ -433,6 +434,8 @@ class Lane:
     def _settle(self, call: Call, outcome: Outcome) -> None:
         """Every outcome of every call of the lane ends here, whatever kind of entrypoint it is."""
         settler = self._settler
+        if forgotten and (mistake := take_forgotten(call)) is not None and outcome.error is None:
+            outcome = Outcome(error=mistake)  # a `def` method's, a hook's or a middleware's
         settlement = outcome.settlement
         try:
             if outcome.error is None and settlement is None:  # nearly always
