@@ -146,7 +146,9 @@ async def test_forgotten_await_is_the_workers_error(
 async def test_def_methods_and_hooks_forget_too(serve: Serve, invoke: Invoke, method: str) -> None:
     await serve(InThreads)
 
-    with pytest.raises(RemoteError, match=r'missing before the publishing of "placed"'):
+    with pytest.raises(
+        RemoteError, match=r'publishing of "placed" \(test_forgotten_awaits\.py, line'
+    ):
         await invoke("in_threads", method)
     assert await invoke("in_threads", "fine") == "fine"
     assert forgotten == {}

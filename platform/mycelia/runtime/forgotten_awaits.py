@@ -10,7 +10,6 @@ forgets nothing pays nothing, and one that hands the coroutine to a task or to `
 
 from __future__ import annotations
 
-import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -25,6 +24,8 @@ __all__ = ["forgotten", "returned", "take_forgotten", "watch_forgotten_awaits"]
 
 PACKAGE = str(Path(__file__).parents[1])
 """Whose coroutines are watched: those that users get from us."""
+
+STANDARD_LIBRARY = str(Path(warnings.__file__).parent)
 
 HOOK = "_warn_unawaited_coroutine"
 
@@ -86,8 +87,6 @@ def _where() -> str:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back
-    if (
-        frame is None or not frame.f_code.co_flags & inspect.CO_COROUTINE
-    ):  # no coroutine: the loop's own
-        return ""
+    if frame is None or frame.f_code.co_filename.startswith(STANDARD_LIBRARY):
+        return ""  # the loop's or the thread's: the method had ended
     return f" ({Path(frame.f_code.co_filename).name}, line {frame.f_lineno})"
