@@ -74,8 +74,16 @@ class Front:
         return self.echo[method](value)
 
     @rpc
+    def later_threaded(self, method: str, value: Any) -> Any:
+        return self.echo[method].call_async(value).result()
+
+    @rpc
     async def on_loop(self, method: str, value: Any) -> Any:
         return await self.echo[method](value)
+
+    @rpc
+    async def later_on_loop(self, method: str, value: Any) -> Any:
+        return await self.echo[method].call_async(value).result()
 
 
 @pytest.fixture(autouse=True)
@@ -209,8 +217,8 @@ async def test_outer_middleware_sees_an_outcome_whatever_an_inner_one_does(
     assert seen == [error] * 20
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("wrong", "error"), WRONG[:2])
+@pytest.mark.parametrize("kind", [*KINDS, "later_threaded", "later_on_loop"])
+@pytest.mark.parametrize(("wrong", "error"), WRONG)
 async def test_outer_outbound_middleware_sees_an_outcome_whatever_an_inner_one_does(
     serve: Serve, invoke: Invoke, kind: str, wrong: Middleware, error: str
 ) -> None:

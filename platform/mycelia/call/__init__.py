@@ -29,6 +29,7 @@ from mycelia.call.outcome import (
     Requeue,
     Retry,
     Settlement,
+    outcome_of,
 )
 from mycelia.call.target import CallKind, Direction, Target
 
@@ -64,6 +65,7 @@ __all__ = [
     "get_current_call",
     "middleware_for",
     "monotonic_from_wall",
+    "outcome_of",
     "tighter",
     "unknown_option",
     "with_options",

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
 
-__all__ = ["Ack", "DeadLetter", "GiveBack", "Outcome", "Reply", "Requeue", "Retry", "Settlement"]
+__all__ = [
+    "Ack",
+    "DeadLetter",
+    "GiveBack",
+    "Outcome",
+    "Reply",
+    "Requeue",
+    "Retry",
+    "Settlement",
+    "outcome_of",
+]
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -83,3 +94,11 @@ class Outcome(msgspec.Struct, frozen=True):
         said = f"error={self.error!r}" if self.error is not None else repr(self.value)
         settled = f", settlement={self.settlement!r}" if self.settlement is not None else ""
         return f"Outcome({said}{settled})"
+
+
+async def outcome_of(value: Awaitable[Any]) -> Outcome:
+    """What awaiting `value` comes to; for a task of its own. One that a SystemExit or KeyboardInterrupt left would end the event loop."""
+    try:
+        return Outcome(await value)
+    except BaseException as exc:  # noqa: BLE001  whoever waits for the task gets it
+        return Outcome(error=exc)

@@ -7,6 +7,7 @@ import concurrent.futures
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from mycelia.call import outcome_of
 from mycelia.errors import RuntimeStateError
 
 __all__ = ["THREAD_MARGIN", "refuse_to_block", "run_from_thread"]
@@ -44,9 +45,11 @@ def run_from_thread(
     except RuntimeStateError:
         coroutine.close()
         raise
-    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    future = asyncio.run_coroutine_threadsafe(outcome_of(coroutine), loop)
     try:
-        return future.result(timeout + THREAD_MARGIN)
+        outcome = future.result(timeout + THREAD_MARGIN)
     except concurrent.futures.TimeoutError:
         future.cancel()
         raise
+    value: T = outcome.unwrap()
+    return value

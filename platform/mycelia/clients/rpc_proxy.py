@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
-from mycelia.call import DEFAULT_CALL_OPTIONS, CallArguments, CallOptions, with_options
+from mycelia.call import DEFAULT_CALL_OPTIONS, CallArguments, CallOptions, outcome_of, with_options
 from mycelia.clients.caller import Caller, RemoteMethod
 from mycelia.clients.from_thread import THREAD_MARGIN, refuse_to_block, run_from_thread
 from mycelia.clients.reply_router import CallStatistics, ReplyRouter
@@ -40,13 +40,14 @@ class RpcReply:
     __slots__ = ("_task",)
 
     def __init__(self, call: Coroutine[Any, Any, Any], name: str) -> None:
-        self._task = asyncio.get_running_loop().create_task(call, name=f"mycelia:call:{name}")
-        # An error that nobody asks for is not worth a line about an unretrieved exception.
-        self._task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # An error that nobody asks for is not worth a line about an unretrieved exception: it is an outcome.
+        self._task = asyncio.get_running_loop().create_task(
+            outcome_of(call), name=f"mycelia:call:{name}"
+        )
 
     async def result(self) -> Any:
         """The method's result, or its error raised. May be asked for more than once."""
-        return await asyncio.shield(self._task)
+        return (await asyncio.shield(self._task)).unwrap()
 
 
 class BlockingRpcReply:
@@ -58,13 +59,13 @@ class BlockingRpcReply:
         self, call: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, timeout: float
     ) -> None:
         self._loop = loop
-        self._future = asyncio.run_coroutine_threadsafe(call, loop)
+        self._future = asyncio.run_coroutine_threadsafe(outcome_of(call), loop)
         self._deadline = time.monotonic() + timeout + THREAD_MARGIN
 
     def result(self) -> Any:
         """Wait for the method's result, or its error raised. May be asked for more than once."""
         refuse_to_block(self._loop)
-        return self._future.result(max(self._deadline - time.monotonic(), 0.0))
+        return self._future.result(max(self._deadline - time.monotonic(), 0.0)).unwrap()
 
 
 class MethodProxy:

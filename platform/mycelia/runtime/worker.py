@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from types import CoroutineType
 from typing import Any
 
-from mycelia.call import Call, Outcome
+from mycelia.call import Call, Outcome, outcome_of
 from mycelia.errors import RuntimeStateError, describe
 from mycelia.runtime.dependencies import DependencyProvider
 from mycelia.runtime.extensions import BoundTo, Entrypoint
@@ -193,7 +193,7 @@ class Invocation:
             except StopIteration as end:
                 return _outcome(end)
             if inspect.isawaitable(value):
-                done = asyncio.run_coroutine_threadsafe(_outcome_of(value), self._loop).result()
+                done = asyncio.run_coroutine_threadsafe(outcome_of(value), self._loop).result()
                 step = steps.send if done.error is None else steps.throw
                 answer = done.value if done.error is None else done.error
             else:
@@ -239,14 +239,6 @@ def _first_error(outcome: Outcome, error: BaseException) -> Outcome:
 
 def _exc_info(error: BaseException | None) -> Any:
     return None if error is None else (type(error), error, error.__traceback__)
-
-
-async def _outcome_of(value: Awaitable[Any]) -> Outcome:
-    """What `value` comes to. A SystemExit or KeyboardInterrupt that left the task would end the event loop."""
-    try:
-        return Outcome(await value)
-    except BaseException as exc:  # noqa: BLE001  the worker boundary
-        return Outcome(error=exc)
 
 
 def _overrides(extension: object, base: type, name: str) -> bool:

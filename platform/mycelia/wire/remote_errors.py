@@ -44,6 +44,8 @@ MAX_TRACEBACK_BYTES: Final = 16 * 1024
 _MAX_DEPTH = 16
 _MAX_ITEMS = 1000  # of an iterable argument, which may be endless
 _MAX_TOTAL = 20_000  # of all arguments together: a thousand lists of a thousand are a million
+_MAX_TEXT = 1_000_000  # characters, of all arguments together, and of the error's own text
+_LEFT_OUT = "…"
 
 _NAMEKO = "nameko.exceptions"
 _TRAVEL_AS_NAMEKO = frozenset(
@@ -91,7 +93,7 @@ def serialize_exception(exc: BaseException, *, traceback: bool) -> dict[str, Any
         "exc_type": name,
         "exc_path": f"{_NAMEKO}.{name}" if cls in _TRAVEL_AS_NAMEKO else _path_of(cls, name),
         "exc_args": _safe_arguments(exc),
-        "value": _text(exc),
+        "value": _Budget().cut(_text(exc)),
     }
     if traceback:
         error["traceback"] = _traceback_text(exc)
@@ -114,36 +116,45 @@ def _safe_arguments(exc: BaseException) -> list[Any]:
     try:
         args = tuple(exc.args)
     except BaseException:  # noqa: BLE001  # `args` may be a property of the application's
-        return [_text(exc)]
+        return [_Budget().cut(_text(exc))]
     budget = _Budget()
     return [_safe(arg, 0, budget) for arg in args]
 
 
 class _Budget:
-    """How many more values one error may carry."""
+    """How many more values one error may carry, and how much more text."""
 
     def __init__(self) -> None:
-        self.left = _MAX_TOTAL
+        self.values = _MAX_TOTAL
+        self.text = _MAX_TEXT
+
+    def cut(self, text: str) -> str:
+        """As much of `text` as there is room for."""
+        room, self.text = self.text, max(self.text - len(text), 0)
+        return text if len(text) <= room else text[:room] + _LEFT_OUT
 
 
 def _safe(value: Any, depth: int, budget: _Budget) -> Any:
     """Text as it is; maps and iterables with their items made safe; all else as its `str()`.
 
-    As Nameko's `safe_for_serialization`, except that bytes become text and not a list of numbers.
+    As Nameko's `safe_for_serialization`, except that bytes become text and not a list of numbers, and that what is beyond
+    the budget or too deep is left out.
     """
-    budget.left -= 1
+    budget.values -= 1
     try:
-        if isinstance(value, (str, bytes, bytearray)) or depth >= _MAX_DEPTH or budget.left <= 0:
-            return _text(value)
-        if isinstance(value, Mapping):
-            pairs = islice(value.items(), min(_MAX_ITEMS, budget.left))
-            return {_text(key): _safe(item, depth + 1, budget) for key, item in pairs}
-        if isinstance(value, Iterable):
-            items = islice(value, min(_MAX_ITEMS, budget.left))
+        if not isinstance(value, (str, bytes, bytearray)) and isinstance(value, Iterable):
+            if depth >= _MAX_DEPTH or budget.values <= 0:
+                return _LEFT_OUT
+            if isinstance(value, Mapping):
+                pairs = islice(value.items(), min(_MAX_ITEMS, budget.values))
+                return {
+                    budget.cut(_text(key)): _safe(item, depth + 1, budget) for key, item in pairs
+                }
+            items = islice(value, min(_MAX_ITEMS, budget.values))
             return [_safe(item, depth + 1, budget) for item in items]
     except BaseException:  # noqa: BLE001  # an error must travel even if its arguments misbehave
-        return _text(value)
-    return _text(value)
+        return budget.cut(_text(value))
+    return budget.cut(_text(value))
 
 
 def _text(value: Any) -> str:

@@ -109,6 +109,24 @@ def test_any_error_can_be_written_and_carried(argument: Any) -> None:
         assert serializer.decode(serializer.encode(error)) == error
 
 
+def of_itself() -> list[Any]:
+    many: list[Any] = []
+    many.extend([many] * 1000)
+    return many
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [of_itself(), "x" * 5_000_000, [["x" * 1000] * 100] * 100, {"x" * 5_000_000: {"y": 1}}],
+    ids=["list of itself", "long text", "much text", "long key"],
+)
+def test_error_travels_small_however_large_its_arguments(argument: Any) -> None:
+    error = serialize_exception(ValueError(argument), traceback=True)
+
+    assert len(JSON.encode(error)) < 3_000_000
+    assert "…" in str(error)
+
+
 @pytest.mark.parametrize(
     "exc",
     [
