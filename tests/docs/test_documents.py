@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,3 +170,22 @@ def test_every_document_is_reached_from_the_readme() -> None:
 
     guides = set((ROOT / "docs").glob("*.md")) | set((ROOT / "contracts").rglob("*.md"))
     assert {relative(document) for document in guides - reached} == set()
+
+
+def test_tests_named_as_proof_are_marked_where_they_need_a_broker() -> None:
+    guarantees = ROOT / "docs" / "guarantees.md"
+    proofs = re.findall(r"\[(test_\w+)\]\(([^)]+)\)( R)?", guarantees.read_text("utf-8"))
+    files = sorted({relative((guarantees.parent / file).resolve()) for _, file, _ in proofs})
+
+    collected = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "rabbit", *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    ).stdout
+    need_a_broker = set(re.findall(r"::(test_\w+)", collected))
+
+    assert len(need_a_broker) > 20
+    assert [name for name, _, mark in proofs if name in need_a_broker and not mark] == []
