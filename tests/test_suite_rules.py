@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 STEERING = {"CI", "MYCELIA_TEST_TALLY", "MYCELIA_TEST_TALLY_AGAIN", "MYCELIA_TEST_TALLY_RUN"}
 
 
-def _run_suite(folder: Path, test: str, **environment: str) -> tuple[int, str]:
+def _run_suite(folder: Path, test: str, *arguments: str, **environment: str) -> tuple[int, str]:
     """Run a test file under this suite's configuration; return the exit status and what pytest said."""
     file = folder / "test_inner.py"
     file.write_text(test)
@@ -24,6 +24,7 @@ def _run_suite(folder: Path, test: str, **environment: str) -> tuple[int, str]:
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider"),
             *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), str(file)),
+            *arguments,
         ],
         cwd=ROOT,
         env={key: value for key, value in os.environ.items() if key not in STEERING} | environment,
@@ -111,6 +112,17 @@ def test_runs_are_summed_up_and_what_passed_alone_is_listed_as_flaky(tmp_path: P
     assert flaky.startswith("FLAKY, passed alone: all tests: ")
     assert flaky.endswith("::test_is_flaky")
     assert total == "3 passed, 1 failed, 1 skipped"
+
+
+def test_run_in_several_processes_is_counted_once(tmp_path: Path) -> None:
+    """Each process of pytest-xdist has a summary of its own."""
+    file = tmp_path / "tally"
+    test = "def test_one(): pass\ndef test_two(): pass\ndef test_three(): assert False\n"
+
+    _run_suite(tmp_path, test, "-n", "2", MYCELIA_TEST_TALLY=str(file))
+
+    assert file.read_text().splitlines()[0] == "first 2 1 0"
+    assert len(file.read_text().splitlines()) == 2  # and who failed
 
 
 def test_pythons_are_found_under_pyenv_and_missing_ones_are_told(tmp_path: Path) -> None:
