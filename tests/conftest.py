@@ -60,7 +60,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say in words what did not run on this machine, and why."""
-    if not hasattr(terminalreporter.config, "workerinput"):  # the processes of pytest-xdist only saw their part
+    if not hasattr(
+        terminalreporter.config, "workerinput"
+    ):  # the processes of pytest-xdist only saw their part
         _note_tally(terminalreporter.stats)
     reasons: dict[str, int] = {}
     for report in terminalreporter.stats.get("skipped", []):
