@@ -7,10 +7,11 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 from mycelia.amqp import Exchange, Queue
+from mycelia.amqp.topology import Part
 from mycelia.call import DEFAULT_PUBLISH_OPTIONS, PublishArguments, PublishOptions, with_options
 from mycelia.clients.from_thread import run_from_thread
 from mycelia.clients.outlets import Outlets
-from mycelia.clients.publishing import Outlet, Part
+from mycelia.clients.publishing import Outlet
 from mycelia.clients.two_ways import Injects, TwoWays
 from mycelia.runtime.topology import ExchangeLike, QueueLike, parts_of, queue_topology
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from mycelia.amqp import Binding, Exchange, Link, Message, Properties, Queue
+from mycelia.amqp import Link, Message, Properties
+from mycelia.amqp.topology import Part
 from mycelia.call import (
     DEFAULT_PUBLISH_OPTIONS,
     DELIVERY_MODES,
@@ -39,9 +40,7 @@ from mycelia.wire import (
     raw_body,
 )
 
-__all__ = ["Outlet", "Part"]
-
-Part = Exchange | Queue | Binding
+__all__ = ["Outlet"]
 
 
 class Outlet:
