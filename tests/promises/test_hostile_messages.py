@@ -26,17 +26,12 @@ NAMES = list(HOSTILE_ERRORS)
 handled: list[int] = []
 
 
-TOO_LONG = "arguments of themselves"
-"""A reply would tell them in some 240 MB, which takes seconds for each: not among the errors of 200 requests."""
-OF_REQUESTS = [name for name in NAMES if name != TOO_LONG]
-
-
-def work(number: int, names: list[str] = NAMES) -> int:
+def work(number: int) -> int:
     """Every third call returns; the others raise what resists being told, each kind in its turn."""
     if number % 3 == 0:
         handled.append(number)
         return number
-    raise HOSTILE_ERRORS[names[number // 3 % len(names)]]()
+    raise HOSTILE_ERRORS[NAMES[number // 3 % len(NAMES)]]()
 
 
 LONG = "q" * 251
@@ -68,11 +63,11 @@ class Service:
 
     @rpc
     def ask_def(self, number: int) -> int:
-        return work(number, OF_REQUESTS)
+        return work(number)
 
     @rpc
     async def ask_async(self, number: int) -> int:
-        return work(number, OF_REQUESTS)
+        return work(number)
 
     @rpc
     def fail_at_length(self, size: int) -> None:
@@ -178,11 +173,10 @@ async def test_every_request_is_answered(broker: str, link: Link, method: str) -
     assert await link.message_count("rpc-service") == 0
 
 
-@pytest.mark.timeout(120)
-async def test_error_over_the_broker_s_size_is_an_error_that_names_the_sizes() -> None:
-    """Its text travels twice, as value and as argument."""
+async def test_error_as_long_as_the_broker_takes_travels_shortened() -> None:
+    """Its text would travel twice, as value and as argument."""
     async with run_services(Service, timeout=60) as bed:
-        with pytest.raises(RemoteError, match=r"MessageTooLarge.* takes 134217728 at most"):
+        with pytest.raises(RemoteError, match=r"^ValueError x{1000000}…$"):
             await bed.client.call("service", "fail_at_length", 72 * 1024 * 1024)
 
 
