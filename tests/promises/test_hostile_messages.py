@@ -176,8 +176,9 @@ async def test_every_request_is_answered(broker: str, link: Link, method: str) -
 async def test_error_as_long_as_the_broker_takes_travels_shortened() -> None:
     """Its text would travel twice, as value and as argument."""
     async with run_services(Service, timeout=60) as bed:
-        with pytest.raises(RemoteError, match=r"^ValueError x{1000000}…$"):
+        with pytest.raises(RemoteError) as raised:
             await bed.client.call("service", "fail_at_length", 72 * 1024 * 1024)
+    assert raised.value.value == "x" * 1_000_000 + "…"
 
 
 def publish_with_pika(uri: str, queue: str, messages: list[tuple[bytes, dict[str, Any]]]) -> None:
