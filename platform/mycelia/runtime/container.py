@@ -23,7 +23,8 @@ from mycelia.runtime.declarations import (
 from mycelia.runtime.extensions import Entrypoint, Extension, maybe_await
 from mycelia.runtime.forgotten_awaits import watch_forgotten_awaits
 from mycelia.runtime.host import Host
-from mycelia.runtime.lane import Lane, ServiceSlots
+from mycelia.runtime.lane import Lane
+from mycelia.runtime.service_slots import ServiceSlots
 from mycelia.runtime.settings import Settings
 from mycelia.runtime.statistics import ServiceStatistics, by_name
 from mycelia.runtime.threads import ThreadPool

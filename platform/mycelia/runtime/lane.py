@@ -46,10 +46,11 @@ from mycelia.errors import (
 )
 from mycelia.log_event import event
 from mycelia.runtime.forgotten_awaits import forgotten, take_forgotten
+from mycelia.runtime.service_slots import ServiceSlots
 from mycelia.runtime.service_time import ServiceTime
 from mycelia.runtime.threads import ThreadPool
 
-__all__ = ["CallSettler", "Lane", "LaneStatistics", "Run", "ServiceSlots"]
+__all__ = ["CallSettler", "Lane", "LaneStatistics", "Run"]
 
 log = logging.getLogger("mycelia.runtime")
 
@@ -130,43 +131,6 @@ def _task_maker(loop: asyncio.AbstractEventLoop, name: str) -> TaskMaker:
     if sys.version_info >= (3, 12):
         return partial(asyncio.Task, loop=loop, name=name, eager_start=True)
     return partial(loop.create_task, name=name)
-
-
-class ServiceSlots:
-    """How many workers a service may run at once over all of its entrypoints (`max_workers`; `None` for any number).
-
-    Also the one place where waiting calls are started: in a loop, because a worker that never waits ends inside the
-    call that starts it, and starting the next one from there would nest them all.
-    """
-
-    def __init__(self, limit: int | None) -> None:
-        self.limit = limit
-        self.active = 0
-        self.waiting: dict[Lane, None] = {}
-        """Lanes with calls that wait for a slot, in the order in which they began to wait."""
-        self._is_pumping = False
-
-    @property
-    def has_room(self) -> bool:
-        return self.limit is None or self.active < self.limit
-
-    def wait(self, lane: Lane) -> None:
-        self.waiting[lane] = None
-
-    def pump(self) -> None:
-        """Start calls of the waiting lanes, one of each in turn, so that a busy entrypoint cannot starve a quiet one."""
-        if self._is_pumping:
-            return
-        self._is_pumping = True
-        waiting = self.waiting
-        try:
-            while waiting and self.has_room:
-                lane = next(iter(waiting))
-                del waiting[lane]
-                if lane.start_next():
-                    waiting[lane] = None
-        finally:
-            self._is_pumping = False
 
 
 class Lane:

@@ -24,7 +24,8 @@ from mycelia.call import (
     get_current_call,
 )
 from mycelia.errors import DeadlinePassed, MethodNotFound, Overloaded, RuntimeStateError
-from mycelia.runtime.lane import Lane, ServiceSlots
+from mycelia.runtime.lane import Lane
+from mycelia.runtime.service_slots import ServiceSlots
 from mycelia.runtime.threads import ThreadPool
 
 Work = Callable[[Call], Coroutine[Any, Any, Outcome]]
