@@ -6,6 +6,7 @@ missed there, and said there.
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 
 from mycelia.errors import ConfigError
@@ -54,4 +55,9 @@ def require_extra(extra: str, who: str) -> None:
 
 
 def _missing(extra: str) -> list[str]:
-    return [module for module in EXTRAS[extra] if find_spec(module) is None]
+    # What has been imported need not have a spec any more: kombu, for one, puts another module in its place.
+    return [
+        module
+        for module in EXTRAS[extra]
+        if sys.modules.get(module) is None and find_spec(module) is None
+    ]

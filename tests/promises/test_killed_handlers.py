@@ -113,6 +113,10 @@ async def test_message_is_delivered_again_after_each_kill_and_counted_towards_th
         (letter,) = await read_dead_letters(link, QUEUES[method], 1, 30)
         done = Counter({f"done:{payload}": 1 for payload in ORDINARY})
         await eventually(lambda: done <= book(folder), 30, interval=0.1)
+        service.send(
+            signal.SIGTERM
+        )  # what is done is acknowledged a moment later: a kill might come before
+        await eventually(lambda: service.status == 0, 30)
 
     assert await link.message_count(QUEUES[method]) == 0
     assert await link.message_count(f"{QUEUES[method]}.dead") == 0

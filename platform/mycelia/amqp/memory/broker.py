@@ -144,6 +144,13 @@ class MemoryBroker:
         """Delete an exchange with its bindings, as an operator does. Nothing happens if it does not exist."""
         self._remove_exchange(name)
 
+    def unbind(self, binding: Binding) -> None:
+        """Delete a binding, as an operator does. Nothing happens if it does not exist."""
+        bindings = self._bindings.get(binding.exchange, [])
+        bound = _Bound(binding.queue, binding.routing_key, _as_sent(binding.arguments))
+        if bound in bindings:
+            bindings.remove(bound)
+
     @property
     def queue_names(self) -> list[str]:
         """Of all queues that exist now."""
