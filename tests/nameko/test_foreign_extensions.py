@@ -105,9 +105,9 @@ def test_worker_that_could_not_begin_is_given_back_at_the_stop(start: Start) -> 
     run.await_output("0 begins")
 
     assert run.terminate() == 0
-    assert "1 is given back" in run.output
-    assert "0 ends" in run.output
-    assert "1 begins" not in run.output
+    assert "1 is given back" in run.output, run.output
+    assert "0 ends" in run.output, run.output
+    assert "1 begins" not in run.output, run.output
 
 
 def test_entrypoint_hears_of_a_worker_whose_dependency_failed(start: Start) -> None:
