@@ -36,11 +36,11 @@ demo: setup  ## the flights pipeline, run on a broker that is found, started or 
 up: setup  ## the same, and left running with its live page
 	@$(PY) -m services.demo --install --stay $(ARGS)
 
-test: setup rabbit  ## all tests; for some: make test ARGS="tests/unit -k frames"; on other Pythons: PYTHONS=all
+test: setup rabbit  ## all tests but the long ones (ARGS="-m long"); some: ARGS="tests/unit -k frames"; other Pythons: PYTHONS=all
 ifdef PYTHONS
 	@WORKERS=$(WORKERS) scripts/with-rabbitmq "$(RABBITMQ)" scripts/test-pythons "$(PYTHONS)" $(ARGS)
 else
-	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(ARGS),-m "not long")
 endif
 
 test-rabbit: setup rabbit  ## only the tests that need a broker; on another release of it: RABBITMQ=4.3

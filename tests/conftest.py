@@ -10,6 +10,7 @@ import importlib.metadata
 import inspect
 import os
 import platform
+import zlib
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,20 +37,18 @@ _CLUSTER_CONFIG_4_3 = ("consumer_disconnected_timeout = 2000",)
 _RABBIT_TIMEOUT = 120
 
 
-_LONG = ("cluster", "test_packaging.py", "services", "promises", "docs", "nameko", "cli", "faults")
-"""Folders and files of `tests/` whose files take long, the longest first. They begin first, so that no worker is left with one at
-the end; the order that pytest-xdist would choose, by how many tests a file has, leaves it the few long ones."""
+_LONGEST = (
+    "test_demo.py",
+    "test_nothing_is_lost.py",
+    "test_sent_again.py",
+    "test_queue_node_down.py",
+)
 
 
-def _length_of_its_file(item: pytest.Item) -> int:
-    tests = Path(__file__).parent
-    if item.path.is_relative_to(
-        tests
-    ):  # tests of this suite's own rules run in a folder of their own
-        place = item.path.relative_to(tests).parts[0]
-        if place in _LONG:
-            return _LONG.index(place)
-    return len(_LONG)
+def _turn_of_its_file(item: pytest.Item) -> tuple[bool, int]:
+    """Files in no order of kind: those that wait for processes and brokers run beside those that keep a core busy. The longest begin
+    first, so that no worker is left with one at the end."""
+    return item.path.name not in _LONGEST, zlib.crc32(item.path.name.encode())
 
 
 def _is_ci() -> bool:
@@ -67,8 +66,10 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=_length_of_its_file)
+    items.sort(key=_turn_of_its_file)
     for item in items:
+        if "rabbit_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.long)
         if _RABBIT_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.rabbit)
             if item.get_closest_marker("timeout") is None:

@@ -98,7 +98,10 @@ async def main():
 asyncio.run(main())
 """
 
-pytestmark = pytest.mark.timeout(180)  # what is not in pip's cache yet is fetched
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(180),
+]  # what is not in pip's cache yet is fetched
 
 
 @dataclass(frozen=True)

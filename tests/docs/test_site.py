@@ -17,7 +17,10 @@ from tests.tools import not_run
 import mycelia
 from mycelia import errors, testing
 
-pytestmark = pytest.mark.timeout(180)  # several builds, each some seconds of an idle machine
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(180),
+]  # several builds, each some seconds of an idle machine
 
 
 def build(source: Path, site: Path) -> subprocess.CompletedProcess[str]:
