@@ -40,11 +40,11 @@ test: setup rabbit  ## all tests but the long ones (ARGS="-m long"); some: ARGS=
 ifdef PYTHONS
 	@WORKERS=$(WORKERS) scripts/with-rabbitmq "$(RABBITMQ)" scripts/test-pythons "$(PYTHONS)" $(ARGS)
 else
-	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(ARGS),-m "not long")
+	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) -n $(WORKERS) --dist loadfile $(or $(ARGS),-m "not long")
 endif
 
 test-rabbit: setup rabbit  ## only the tests that need a broker; on another release of it: RABBITMQ=4.3
-	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m rabbit $(ARGS)
+	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) -n $(WORKERS) --dist loadfile -m rabbit $(ARGS)
 
 lint: export PYTHONPATH := platform
 lint: setup  ## ruff, mypy, the layers, spelling

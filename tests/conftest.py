@@ -10,7 +10,6 @@ import importlib.metadata
 import inspect
 import os
 import platform
-import zlib
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,20 +36,6 @@ _CLUSTER_CONFIG_4_3 = ("consumer_disconnected_timeout = 2000",)
 _RABBIT_TIMEOUT = 120
 
 
-_LONGEST = (
-    "test_demo.py",
-    "test_nothing_is_lost.py",
-    "test_sent_again.py",
-    "test_queue_node_down.py",
-)
-
-
-def _turn_of_its_file(item: pytest.Item) -> tuple[bool, int]:
-    """Files in no order of kind: those that wait for processes and brokers run beside those that keep a core busy. The longest begin
-    first, so that no worker is left with one at the end."""
-    return item.path.name not in _LONGEST, zlib.crc32(item.path.name.encode())
-
-
 def _is_ci() -> bool:
     return os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
@@ -66,7 +51,6 @@ def pytest_report_header() -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=_turn_of_its_file)
     for item in items:
         if "rabbit_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.long)
