@@ -230,6 +230,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 if wrong not in unchecked and wrong not in READ_BY_NOBODY:
                     raise ConfigError(_explain(str(exc), known)) from None
                 del known[wrong]
+            except UnicodeEncodeError:
+                keys = ", ".join(key for key, value in known.items() if not _is_utf_8(value))
+                raise ConfigError(
+                    f"{keys} holds half a character (a lone surrogate). Write it anew, in UTF-8."
+                ) from None
 
     @classmethod
     def demand(cls, config: Mapping[str, Any], keys: Collection[str]) -> None:
@@ -328,3 +333,13 @@ def _explain(text: str, config: Mapping[str, Any]) -> str:
     return (
         f'configuration key "{key}": {problem[0].lower()}{problem[1:]} ({shown_value(key, value)}).'
     )
+
+
+def _is_utf_8(value: object) -> bool:
+    try:
+        msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return False
+    except TypeError:  # of a type that JSON has not: not what this looks for
+        return True
+    return True

@@ -102,3 +102,10 @@ def test_key_that_is_nearly_a_known_one_is_told_apart_from_the_services_own(
     config: dict[str, Any], meant: dict[str, str]
 ) -> None:
     assert misspelt_keys(config) == meant
+
+
+def test_half_a_character_is_refused_with_its_key_and_without_its_value() -> None:
+    with pytest.raises(ConfigError, match=r"^AMQP_SSL holds half a character") as raised:
+        Settings.from_config({"AMQP_SSL": "u:secret\ud800@h", "max_workers": 3})
+
+    assert "secret" not in str(raised.value)
