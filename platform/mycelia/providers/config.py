@@ -82,6 +82,10 @@ class ConfigView(Mapping[str, Any]):
             return msgspec.convert(value, type, strict=False)
         except msgspec.ValidationError as exc:
             raise ConfigError(self._explain(str(exc), key, value, type)) from None
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f'configuration key "{self._full(key)}" holds half a character (a lone surrogate). Write it anew, in UTF-8.'
+            ) from None
 
     def _find(self, key: str) -> Any:
         value: Any = self._section
