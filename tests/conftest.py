@@ -10,6 +10,7 @@ import importlib.metadata
 import inspect
 import os
 import platform
+import secrets
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,12 @@ async def _task_watch() -> AsyncIterator[None]:
         await asyncio.wait(left, timeout=1.0)
         names = "\n  ".join(f"{task.get_name()}: {task.get_coro()!r}" for task in left)
         pytest.fail(f"the test left {len(left)} tasks running:\n  {names}", pytrace=False)
+
+
+@pytest.fixture(params=["memory", "rabbit"])
+def broker(request: pytest.FixtureRequest) -> str:
+    """A broker of its own for each test: in memory, and RabbitMQ's."""
+    if request.param == "memory":
+        return f"memory://{secrets.token_hex(6)}"
+    uri: str = request.getfixturevalue("rabbit_uri")
+    return uri

@@ -5,7 +5,6 @@ Two hundred at once, of messages and errors that resist it, in memory and at a r
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -77,14 +76,6 @@ class Service:
 @pytest.fixture(autouse=True)
 def _nothing_handled() -> None:
     handled.clear()
-
-
-@pytest.fixture(params=["memory", "rabbit"])
-def broker(request: pytest.FixtureRequest) -> str:
-    if request.param == "memory":
-        return f"memory://{secrets.token_hex(6)}"
-    uri: str = request.getfixturevalue("rabbit_uri")
-    return uri
 
 
 @pytest.fixture

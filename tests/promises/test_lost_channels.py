@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 import time
 from collections import Counter
@@ -56,14 +55,6 @@ class Service:
     @rpc(concurrency=WORKERS)
     async def ask(self, number: int) -> int:
         return await self.work(number)
-
-
-@pytest.fixture(params=["memory", "rabbit"])
-def broker(request: pytest.FixtureRequest) -> str:
-    if request.param == "memory":
-        return f"memory://{secrets.token_hex(6)}"
-    uri: str = request.getfixturevalue("rabbit_uri")
-    return uri
 
 
 @pytest.fixture

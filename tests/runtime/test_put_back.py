@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 import pytest
@@ -30,14 +29,6 @@ class Mended:
         self.headers.append(call.message.properties.headers)
         if len(self.attempts) <= self.failures:
             raise LookupError("not yet")
-
-
-@pytest.fixture(params=["memory", "rabbit"])
-def broker(request: pytest.FixtureRequest) -> str:
-    if request.param == "memory":
-        return f"memory://{secrets.token_hex(6)}"
-    uri: str = request.getfixturevalue("rabbit_uri")
-    return uri
 
 
 async def _put_back(link: Link) -> None:

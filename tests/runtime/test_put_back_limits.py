@@ -55,14 +55,6 @@ class Failing:
         raise LookupError("still not")
 
 
-@pytest.fixture(params=["memory", "rabbit"])
-def broker(request: pytest.FixtureRequest) -> str:
-    if request.param == "memory":
-        return f"memory://{secrets.token_hex(6)}"
-    uri: str = request.getfixturevalue("rabbit_uri")
-    return uri
-
-
 @pytest.fixture
 async def bare(broker: str) -> AsyncIterator[Link]:
     link = connect(broker)

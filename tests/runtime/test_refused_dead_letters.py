@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -15,14 +14,6 @@ from mycelia.testing import eventually, run_services
 
 JSON = Properties("application/json")
 COUNT = 40
-
-
-@pytest.fixture(params=["memory", "rabbit"])
-def broker(request: pytest.FixtureRequest) -> str:
-    if request.param == "memory":
-        return f"memory://{secrets.token_hex(6)}"
-    uri: str = request.getfixturevalue("rabbit_uri")
-    return uri
 
 
 @pytest.fixture

@@ -29,8 +29,9 @@ from mycelia.nameko.managed_thread import run_in_daemon_thread
 from mycelia.nameko.recognise import dotted_name
 from mycelia.runtime import Container, Extension
 from mycelia.runtime.topology import queue_topology
+from mycelia.wire.encodings import BINARY, body_text, codec_of
 
-__all__ = ["QueueConsumerCounterpart", "bury_unhandled"]
+__all__ = ["QueueConsumerCounterpart", "bury_unhandled", "py_amqp_body"]
 
 log = logging.getLogger("mycelia.nameko")
 
@@ -170,7 +171,7 @@ def _as_kombu_s(delivery: Delivery, container: Container) -> Any:
     }
     make: Any = Message
     message = make(
-        body=_as_py_amqp_s(delivery.body, told.content_encoding),
+        body=py_amqp_body(delivery.body, told.content_encoding),
         delivery_tag=delivery.delivery_tag,
         content_type=told.content_type,
         content_encoding=told.content_encoding,
@@ -189,11 +190,12 @@ def _as_kombu_s(delivery: Delivery, container: Container) -> Any:
     return message
 
 
-def _as_py_amqp_s(body: bytes, encoding: str | None) -> str | bytes:
-    """Text where it can be (amqp/abstract_channel.py, `auto_decode`)."""
+def py_amqp_body(body: bytes, encoding: str | None) -> str | bytes:
+    """Text where it can be (amqp/abstract_channel.py, `auto_decode`); of the encodings that are read here, no others."""
     try:
-        return body.decode(encoding) if encoding else body
-    except (LookupError, UnicodeDecodeError):
+        codec = codec_of(encoding or BINARY)
+        return body if codec == BINARY else body_text(body, codec)
+    except UndecodableMessage:
         return body
 
 

@@ -10,6 +10,7 @@ import msgspec
 from mycelia.errors import ConfigError
 from mycelia.redaction import shown_value
 from mycelia.runtime import Container, SharedDependency
+from mycelia.runtime.settings import half_a_character
 
 __all__ = ["Config", "ConfigView"]
 
@@ -83,9 +84,7 @@ class ConfigView(Mapping[str, Any]):
         except msgspec.ValidationError as exc:
             raise ConfigError(self._explain(str(exc), key, value, type)) from None
         except UnicodeEncodeError:
-            raise ConfigError(
-                f'configuration key "{self._full(key)}" holds half a character (a lone surrogate). Write it anew, in UTF-8.'
-            ) from None
+            raise half_a_character(f'configuration key "{self._full(key)}"') from None
 
     def _find(self, key: str) -> Any:
         value: Any = self._section

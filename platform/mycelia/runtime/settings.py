@@ -24,6 +24,7 @@ __all__ = [
     "USED_BY_SOME",
     "MyceliaSection",
     "Settings",
+    "half_a_character",
     "misspelt_keys",
 ]
 
@@ -232,9 +233,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 del known[wrong]
             except UnicodeEncodeError:
                 keys = ", ".join(key for key, value in known.items() if not _is_utf_8(value))
-                raise ConfigError(
-                    f"{keys} holds half a character (a lone surrogate). Write it anew, in UTF-8."
-                ) from None
+                raise half_a_character(keys) from None
 
     @classmethod
     def demand(cls, config: Mapping[str, Any], keys: Collection[str]) -> None:
@@ -333,6 +332,11 @@ def _explain(text: str, config: Mapping[str, Any]) -> str:
     return (
         f'configuration key "{key}": {problem[0].lower()}{problem[1:]} ({shown_value(key, value)}).'
     )
+
+
+def half_a_character(key: str) -> ConfigError:
+    """The error of a key whose text cannot be read because UTF-8 cannot carry it."""
+    return ConfigError(f"{key} holds half a character (a lone surrogate). Write it anew, in UTF-8.")
 
 
 def _is_utf_8(value: object) -> bool:
