@@ -45,7 +45,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "What is asked, what came of it, and what stands around it.",
         (
             *("Call", "HttpCall", "get_current_call", "Target", "Direction", "CallKind"),
-            *("Outcome", "Ack", "Reply", "Requeue", "Retry", "DeadLetter"),
+            *("Outcome", "Ack", "Reply", "Requeue", "Redeliver", "DeadLetter"),
             *("Middleware", "Next", "CallOptions", "PublishOptions"),
         ),
     ),

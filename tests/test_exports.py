@@ -42,7 +42,7 @@ MYCELIA = {
         "Ack",
         "Reply",
         "Requeue",
-        "Retry",
+        "Redeliver",
         "DeadLetter",
         "CallOptions",
         "PublishOptions",

@@ -16,6 +16,10 @@ __all__ = ["EXTRAS", "extra_with", "install_command", "is_installed", "require_e
 EXTRAS = {
     "http": ("starlette", "uvicorn", "websockets"),
     "reload": ("watchfiles",),
+    "tracing": ("opentelemetry",),
+    "metrics": ("prometheus_client",),
+    "cron": ("cronsim", "tzdata"),
+    "top": ("rich",),
     "nameko": ("nameko", "kombu", "eventlet", "werkzeug"),
 }
 """What can be imported with each extra and not without; by the names of the modules."""

@@ -15,7 +15,7 @@ import pytest
 from tests.runtime.conftest import Invoke, Serve
 from tests.runtime.dead_letter_box import read_dead_letters
 
-from mycelia import Call, Client, Next, Outcome, Retry, consume, event_handler, rpc
+from mycelia import Call, Client, Next, Outcome, Redeliver, consume, event_handler, rpc
 from mycelia.amqp import ConsumeOptions, Delivery, Exchange, Link, Message, Properties, Queue
 from mycelia.errors import MalformedRequest
 from mycelia.testing import eventually
@@ -395,7 +395,7 @@ async def test_message_that_waits_for_another_attempt_keeps_its_place_in_the_pre
 
     async def try_the_first_two_again(call: Call, next: Next) -> Outcome:
         outcome = await next(call)
-        return outcome.replace(settlement=Retry(after=60)) if call.args[0] < 2 else outcome
+        return outcome.replace(settlement=Redeliver(after=60)) if call.args[0] < 2 else outcome
 
     runner = await serve(Patient, inbound=(try_the_first_two_again,))
     for n in range(3):

@@ -19,9 +19,9 @@ from mycelia import (
     Middleware,
     Next,
     Outcome,
+    Redeliver,
     Reply,
     Requeue,
-    Retry,
     RpcProxy,
     event_handler,
     rpc,
@@ -437,7 +437,7 @@ async def test_settlement_that_a_timer_cannot_have_is_a_log_line_and_the_timer_g
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-@pytest.mark.parametrize("settlement", [Requeue(), Retry(0.0)])
+@pytest.mark.parametrize("settlement", [Requeue(), Redeliver(0.0)])
 async def test_message_that_is_always_tried_again_ends_as_a_dead_letter(
     serve: Serve, client: Client, link: Link, settlement: Settlement, queue_type: str
 ) -> None:
@@ -461,7 +461,7 @@ async def test_message_that_is_always_tried_again_ends_as_a_dead_letter(
     assert (letter.properties.headers or {})["x-mycelia-reason"] == "too_many_attempts"
 
 
-@pytest.mark.parametrize("settlement", [Requeue(), Retry(0.0)])
+@pytest.mark.parametrize("settlement", [Requeue(), Redeliver(0.0)])
 async def test_request_that_is_always_tried_again_is_answered_at_the_limit(
     serve: Serve, invoke: Invoke, settlement: Settlement
 ) -> None:
@@ -480,7 +480,7 @@ async def test_request_that_is_always_tried_again_is_answered_at_the_limit(
 
 async def test_request_is_not_tried_again_beyond_its_deadline(serve: Serve, invoke: Invoke) -> None:
     async def again(call: Call, next: Next) -> Outcome:
-        return (await next(call)).replace(settlement=Retry(60.0))
+        return (await next(call)).replace(settlement=Redeliver(60.0))
 
     await serve(Echo, inbound=(again,))
 
@@ -493,7 +493,7 @@ async def test_requests_that_are_tried_again_are_answered_in_the_end(
 ) -> None:
     async def again(call: Call, next: Next) -> Outcome:
         outcome = await next(call)
-        return outcome if call.attempt > 1 else outcome.replace(settlement=Retry(0.0))
+        return outcome if call.attempt > 1 else outcome.replace(settlement=Redeliver(0.0))
 
     await serve(Echo, inbound=(again,))
 

@@ -22,8 +22,8 @@ from mycelia import (
     Next,
     Outcome,
     Queue,
+    Redeliver,
     Requeue,
-    Retry,
     Runner,
     consume,
     event_handler,
@@ -204,7 +204,7 @@ async def test_returned_request_without_time_left_is_answered(broker: str, bare:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("settlement", [Requeue(), Retry(0.01)])
+@pytest.mark.parametrize("settlement", [Requeue(), Redeliver(0.01)])
 async def test_request_tried_again_without_time_left_is_answered_with_its_error(
     broker: str, bare: Link, settlement: Settlement
 ) -> None:

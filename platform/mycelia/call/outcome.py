@@ -12,9 +12,9 @@ __all__ = [
     "DeadLetter",
     "GiveBack",
     "Outcome",
+    "Redeliver",
     "Reply",
     "Requeue",
-    "Retry",
     "Settlement",
     "outcome_of",
 ]
@@ -35,7 +35,7 @@ class Requeue(msgspec.Struct, frozen=True):
     """
 
 
-class Retry(msgspec.Struct, frozen=True):
+class Redeliver(msgspec.Struct, frozen=True):
     """Another attempt `after` seconds from now, counted."""
 
     after: float
@@ -51,7 +51,7 @@ class DeadLetter(msgspec.Struct, frozen=True):
     reason: str = "rejected"
 
 
-Settlement = Ack | Reply | Requeue | Retry | DeadLetter | GiveBack
+Settlement = Ack | Reply | Requeue | Redeliver | DeadLetter | GiveBack
 
 
 class Outcome(msgspec.Struct, frozen=True):

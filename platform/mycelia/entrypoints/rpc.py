@@ -32,9 +32,9 @@ from mycelia.call import (
     Direction,
     GiveBack,
     Outcome,
+    Redeliver,
     Reply,
     Requeue,
-    Retry,
     Settlement,
     Target,
     deadline_to_wire,
@@ -389,7 +389,7 @@ class Rpc(Entrypoint):
     needs_broker = True
     kind = CallKind.RPC
     on_success = REPLY
-    settlements = frozenset({Reply, Requeue, Retry})
+    settlements = frozenset({Reply, Requeue, Redeliver})
     sheds_overload = True
     container: Container
     consumer = RpcConsumer()
@@ -452,7 +452,7 @@ class Rpc(Entrypoint):
                 delivery.nack(requeue=True)
             case Requeue():
                 self.consumer.again(call, delivery, requeue_delay(call.attempt), outcome)
-            case Retry(after):
+            case Redeliver(after):
                 self.consumer.again(call, delivery, after, outcome)
             case _:
                 delivery.ack()

@@ -27,8 +27,8 @@ from mycelia.call import (
     DeadLetter,
     GiveBack,
     Outcome,
+    Redeliver,
     Requeue,
-    Retry,
     Settlement,
 )
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
@@ -75,7 +75,7 @@ class Subscription(Entrypoint, ABC):
 
     needs_broker = True
     kind = CallKind.MESSAGE
-    settlements = frozenset({Ack, Requeue, Retry, DeadLetter})
+    settlements = frozenset({Ack, Requeue, Redeliver, DeadLetter})
     container: Container
     dead_letters = DeadLetters()
 
@@ -239,7 +239,7 @@ class Subscription(Entrypoint, ABC):
                 delivery.nack(requeue=True)
             case Requeue():
                 self._again(call, delivery, requeue_delay(call.attempt), outcome.error)
-            case Retry(after):
+            case Redeliver(after):
                 self._again(call, delivery, after, outcome.error)
             case DeadLetter(reason):
                 self._bury(call, delivery, reason, outcome.error)

@@ -29,7 +29,7 @@ from mycelia.call import (
     Middleware,
     Next,
     Outcome,
-    Retry,
+    Redeliver,
     Settlement,
     Target,
     compose,
@@ -564,7 +564,7 @@ def _that_can_be_asked(outcome: Outcome) -> Outcome:
 
 def _is_possible(settlement: Settlement, possible: frozenset[type[Settlement]]) -> bool:
     """Whether it is one of `possible`, and a time that can be waited for."""
-    if type(settlement) is Retry:
+    if type(settlement) is Redeliver:
         after: object = settlement.after
         if not isinstance(after, int | float) or not math.isfinite(after):
             return False

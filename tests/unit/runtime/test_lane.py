@@ -17,8 +17,8 @@ from mycelia.call import (
     Middleware,
     Next,
     Outcome,
+    Redeliver,
     Reply,
-    Retry,
     Settlement,
     Target,
     get_current_call,
@@ -497,10 +497,10 @@ async def test_error_that_cannot_be_asked_for_its_class_is_settled(refused: bool
 @pytest.mark.parametrize("after", [float("nan"), float("inf"), -float("inf"), "soon", None])
 async def test_retry_at_no_time_is_an_error(after: Any) -> None:
     class Retrying(Scene):
-        settlements = frozenset({Ack, Retry})
+        settlements = frozenset({Ack, Redeliver})
 
     async def retries(call: Call, next: Next) -> Outcome:
-        return Outcome(error=LookupError("not yet"), settlement=Retry(after))
+        return Outcome(error=LookupError("not yet"), settlement=Redeliver(after))
 
     scene = Retrying()
     lane = scene.lane(work=scene.at_once, middleware=(retries,))
@@ -510,5 +510,5 @@ async def test_retry_at_no_time_is_an_error(after: Any) -> None:
 
     ((_, outcome),) = scene.settled
     assert isinstance(outcome.error, RuntimeStateError)
-    assert "Retry" in str(outcome.error)
+    assert "Redeliver" in str(outcome.error)
     assert scene.settlement[call] == Ack()
