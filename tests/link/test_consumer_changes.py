@@ -445,3 +445,25 @@ async def test_stream_needs_a_prefetch_and_goes_on_with_the_one_before(
     await inbox.wait(4, 20)
     assert consumer.prefetch == 4
     assert [one.offset for one in inbox.deliveries] == [0, 1, 2, 3]
+
+
+async def test_consumer_says_whether_the_broker_has_it(
+    link: Link, any_queue: str, cut: Cut
+) -> None:
+    consumer = await link.consume(any_queue, Inbox())
+    assert consumer.is_consuming
+    link.on_state_change(lambda _: seen.append(consumer.is_consuming))
+    seen: list[bool] = []
+
+    def is_lost() -> bool:
+        return False in seen or not consumer.is_consuming
+
+    await cut_until(cut, is_lost)
+
+    await eventually(lambda: consumer.is_consuming, timeout=15)
+    await consumer.pause()
+    assert not consumer.is_consuming
+    await consumer.resume()
+    await eventually(lambda: consumer.is_consuming, timeout=15)
+    await consumer.cancel()
+    assert not consumer.is_consuming

@@ -177,6 +177,11 @@ class LinkConsumer(Protocol):
     def is_paused(self) -> bool: ...
 
     @property
+    def is_consuming(self) -> bool:
+        """Whether the broker has it as a consumer now: not while the connection is down, the queue is gone, or it is paused."""
+        ...
+
+    @property
     def unsettled(self) -> int:
         """Deliveries handed out and not yet settled."""
         ...

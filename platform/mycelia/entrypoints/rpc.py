@@ -197,6 +197,8 @@ class RpcConsumer(SharedExtension):
             return None
         return ConsumerStatistics(
             queue=self.queue,
+            is_consuming=self._consumer.is_consuming,
+            is_paused=self._consumer.is_paused,
             prefetch=self._consumer.prefetch,
             unsettled=self._consumer.unsettled,
             put_back=len(self._put_back.deliveries),

@@ -11,6 +11,10 @@ class ConsumerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Where the consumer of one queue stands: a service's requests, or the messages of one handler."""
 
     queue: str
+    is_consuming: bool
+    """Whether the broker has it as a consumer now."""
+    is_paused: bool
+    """Whether it has been paused on purpose, so that it does not consume."""
     prefetch: int
     """Messages that the broker may have outstanding here."""
     unsettled: int

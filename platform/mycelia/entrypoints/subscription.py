@@ -134,6 +134,8 @@ class Subscription(Entrypoint, ABC):
             return None
         return ConsumerStatistics(
             queue=self._queue.name,
+            is_consuming=self._consumer.is_consuming,
+            is_paused=self._consumer.is_paused,
             prefetch=self._consumer.prefetch,
             unsettled=self._consumer.unsettled,
             put_back=len(self._put_back.deliveries),

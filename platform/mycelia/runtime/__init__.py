@@ -16,6 +16,12 @@ from mycelia.runtime.extensions import (
 from mycelia.runtime.host import Host
 from mycelia.runtime.lane import Lane, LaneStatistics
 from mycelia.runtime.loop_watch import LoopWatch
+from mycelia.runtime.process_parts import (
+    Phase,
+    ProcessPart,
+    RunningProcess,
+    register_process_part,
+)
 from mycelia.runtime.runner import Runner
 from mycelia.runtime.settings import Settings
 from mycelia.runtime.signature import SignatureCheck
@@ -35,7 +41,10 @@ __all__ = [
     "Lane",
     "LaneStatistics",
     "LoopWatch",
+    "Phase",
+    "ProcessPart",
     "Runner",
+    "RunningProcess",
     "ServiceStatistics",
     "Settings",
     "SharedDependency",
@@ -50,4 +59,5 @@ __all__ = [
     "parse_config",
     "register_entrypoint",
     "register_foreign_declarations",
+    "register_process_part",
 ]

@@ -252,6 +252,7 @@ class Container:
     def statistics(self) -> ServiceStatistics:
         """What this service can say of itself."""
         return ServiceStatistics(
+            is_started=self.started,
             max_workers=self.settings.max_workers,
             active_workers=self.active_workers,
             lanes=by_name((lane.target.name, lane.statistics()) for lane in self._lanes),

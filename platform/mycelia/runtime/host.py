@@ -12,6 +12,7 @@ from mycelia.call import Middleware, MiddlewareSource, Target, middleware_for
 from mycelia.errors import RuntimeStateError
 from mycelia.log_event import event
 from mycelia.runtime.middleware import Around, load_middleware
+from mycelia.runtime.process_parts import parts_for
 from mycelia.runtime.settings import OF_THE_BROKER, USED_BY_SOME, Settings
 from mycelia.runtime.statistics import HostStatistics, ServiceStatistics
 from mycelia.runtime.watch import Watch
@@ -52,7 +53,10 @@ class Host:
         self.serializers = SerializerRegistry.from_config(
             config, max_body_bytes=self.settings.mycelia.max_body_bytes
         )
+        self.parts = parts_for(self.settings, config)
+        """What the process has beside its services."""
         self.middleware: tuple[MiddlewareSource, ...] = (
+            *self.parts,
             *load_middleware(self.settings.mycelia.middleware),
             *middleware,
             *Around.each(inbound, outbound),

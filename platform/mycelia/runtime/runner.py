@@ -13,6 +13,7 @@ from mycelia.errors import ConfigError, RuntimeStateError
 from mycelia.log_event import event
 from mycelia.runtime.container import Container
 from mycelia.runtime.host import Host
+from mycelia.runtime.process_parts import Phase
 from mycelia.runtime.settings import misspelt_keys
 from mycelia.runtime.statistics import HostStatistics
 
@@ -55,6 +56,7 @@ class Runner:
         self._stopped: asyncio.Event | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
+        self._has_started = False
         for service_cls in services:
             container = Container(service_cls, self.config, self.host)
             if container.service_name in self.service_names:
@@ -65,6 +67,15 @@ class Runner:
             self.containers.append(container)
         if not self.containers:
             raise ConfigError("no service to run.")
+
+    @property
+    def phase(self) -> Phase:
+        """How far it has come."""
+        if self._stopped is not None and self._stopped.is_set():
+            return Phase.STOPPED
+        if self._stopping is not None:
+            return Phase.STOPPING
+        return Phase.RUNNING if self._has_started else Phase.STARTING
 
     @property
     def service_names(self) -> list[str]:
@@ -91,10 +102,15 @@ class Runner:
             raise RuntimeStateError("this runner has been started; make a new one.")
         self._stopped = asyncio.Event()
         try:
+            for (
+                part
+            ) in self.host.parts:  # first: whoever asks is to hear that it has not started yet
+                await part.start(self)
             if any(container.needs_broker for container in self.containers):
                 await self.host.open_link(timeout)
             for container in self.containers:
                 await container.start()
+            self._has_started = True
         except BaseException:
             await self._shut_down(grace=0.0)
             raise
@@ -131,6 +147,8 @@ class Runner:
         # The link stays open while any worker of any service runs: acks and replies must leave.
         await asyncio.gather(*(container.stop(grace) for container in self.containers))
         await self.host.aclose()
+        for part in self.host.parts:
+            await part.stop()
         if self._stopped is not None:
             self._stopped.set()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,10 +19,13 @@ from mycelia.errors import ConfigError
 from mycelia.redaction import redact, shown_value
 
 __all__ = [
+    "BUCKETS",
     "DEFAULT_BROKER",
     "OF_HTTP",
     "OF_THE_BROKER",
     "USED_BY_SOME",
+    "HealthSection",
+    "MetricsSection",
     "MyceliaSection",
     "Settings",
     "half_a_character",
@@ -53,6 +57,58 @@ CHANGEABLE = frozenset(
     }
 )
 """What can change while services run; whoever copies one of these is told (`Host.on_change`, `Extension.reconfigure`)."""
+
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of histograms, in seconds: from what an RPC takes to what nobody waits for any more."""
+
+
+class HealthSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The section `mycelia: health:`: where `/live` and `/ready` are answered. They are at the port of `metrics:` too."""
+
+    port: int
+    """0 takes a free one."""
+    host: str = "0.0.0.0"
+    """The address to listen at; all by default, because whoever asks (Kubernetes) is another machine."""
+
+    def __post_init__(self) -> None:
+        _check_port(self.port)
+
+
+class MetricsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The section `mycelia: metrics:`. There, even if empty, it turns the metrics on."""
+
+    port: int | None = None
+    """Where `/metrics`, `/live` and `/ready` are answered; 0 takes a free one, `None` listens nowhere."""
+    host: str = "0.0.0.0"
+    """The address to listen at."""
+    buckets: tuple[float, ...] = BUCKETS
+    """Upper bounds, in seconds, that durations and waiting times are counted under."""
+    queue_depth_every: float = 10.0
+    """Seconds between two looks at how many messages wait in the queues that are consumed; 0 for never."""
+    answers_top: bool = True
+    """Whether this process answers `mycelia top`, by a queue of its own at the broker."""
+
+    def __post_init__(self) -> None:
+        if self.port is not None:
+            _check_port(self.port)
+        if (
+            not self.buckets
+            or list(self.buckets) != sorted(set(self.buckets))
+            or len(self.buckets) > 50
+        ):
+            raise ValueError(
+                "buckets must be from 1 to 50 numbers, each greater than the one before"
+            )
+        if self.buckets[0] <= 0 or not math.isfinite(self.buckets[-1]):
+            raise ValueError("buckets must be seconds greater than 0")
+        if self.queue_depth_every < 0:
+            raise ValueError("queue_depth_every must be 0 or more")
+
+
+def _check_port(port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise ValueError("port must be from 0 to 65535")
 
 
 class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -111,6 +167,10 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Processes that run the services, where `--processes` does not say."""
     loop_blocked_after: float = 1.0
     """How long the event loop may be held up before it is said, with the stack that holds it; 0 for never."""
+    metrics: MetricsSection | None = None
+    """Metrics for Prometheus and `mycelia top`; off without this section."""
+    health: HealthSection | None = None
+    """Where probes ask whether the process lives and is ready; nowhere without this section."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -306,13 +366,21 @@ def misspelt_keys(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _check_section_keys(section: Mapping[str, Any]) -> None:
-    fields = MyceliaSection.__struct_fields__
-    for key in section:
+_SECTIONS: dict[str, type[msgspec.Struct]] = {"metrics": MetricsSection, "health": HealthSection}
+"""Those inside `mycelia:`."""
+
+
+def _check_section_keys(
+    section: Mapping[str, Any], known: type[msgspec.Struct] = MyceliaSection, path: str = "mycelia"
+) -> None:
+    fields = known.__struct_fields__
+    for key, value in section.items():
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
             hint = f'Did you mean "{close[0]}"?' if close else f"Known keys: {', '.join(fields)}."
-            raise ConfigError(f'configuration key "mycelia.{key}" is unknown. {hint}')
+            raise ConfigError(f'configuration key "{path}.{key}" is unknown. {hint}')
+        if known is MyceliaSection and key in _SECTIONS and isinstance(value, Mapping):
+            _check_section_keys(value, _SECTIONS[key], f"{path}.{key}")
 
 
 def _key_in(text: str) -> str:

@@ -30,6 +30,8 @@ T = TypeVar("T")
 class ServiceStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """One service of a process."""
 
+    is_started: bool
+    """Whether all of it has started, and it has not begun to stop."""
     max_workers: int | None
     """Workers at once over all of its methods; `None` for as many as the lanes allow."""
     active_workers: int

@@ -138,6 +138,10 @@ class MemoryConsumer:
         return self._is_paused
 
     @property
+    def is_consuming(self) -> bool:
+        return self._channel is not None and self._channel.subscriber.is_consuming
+
+    @property
     def is_cancelled(self) -> bool:
         return self._is_cancelled
 

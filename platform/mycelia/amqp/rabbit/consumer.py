@@ -119,6 +119,10 @@ class RabbitConsumer:
         return self._is_paused
 
     @property
+    def is_consuming(self) -> bool:
+        return self._intake is not None and self._intake.is_consuming
+
+    @property
     def is_cancelled(self) -> bool:
         return self._is_cancelled
 

@@ -65,6 +65,8 @@ class Intake:
         self._subscriptions: list[str] = []
         """Consumer tags that the broker delivers to, the latest last."""
         self._subscription_count = 0
+        self._is_accepted = False
+        """Whether the broker has accepted a subscription that has not been cancelled."""
         self._connection = channel.connection
         self._number = channel.number
         self._queue = queue
@@ -181,6 +183,11 @@ class Intake:
             out.extend(encode_ack(number, tag, False) for tag in news.acked_singly)
 
     # --- life ---
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether the broker has accepted a subscription here, and has not ended it."""
+        return self._is_accepted and self.channel.is_open and not self.ended.done()
 
     @property
     def unsettled(self) -> int:
@@ -302,10 +309,12 @@ class Intake:
             consumer_tag=tag,
             arguments=arguments,
         )
+        self._is_accepted = True
 
     async def _unsubscribe(self, timeout: float) -> None:
         """End the oldest subscription. What is on the way from it still arrives."""
         tag = self._subscriptions.pop(0)
+        self._is_accepted = bool(self._subscriptions)
         if not self.channel.closed.done() and not self.ended.done():
             await self.channel.call("basic_cancel", timeout, consumer_tag=tag)
 
