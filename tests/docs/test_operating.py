@@ -14,9 +14,10 @@ import pytest
 from tests.docs.documents import ROOT, blocks_of, table_rows
 from tests.source import parse
 
-from mycelia import Client, EventDispatcher, Queue, Runner, event_handler, rpc
+from mycelia import Client, EventDispatcher, Runner, event_handler, rpc
 from mycelia.amqp import Link
 from mycelia.broker.node import PrivateNode
+from mycelia.entrypoints.dead_letters import dead_letter_queue
 from mycelia.errors import AccessRefused
 from mycelia.testing import eventually, run_services
 
@@ -131,7 +132,7 @@ async def _await_dead_letter(link: Link) -> None:
     async def is_there() -> bool:
         return await link.message_count(DEAD) == 1
 
-    await link.declare(Queue(DEAD, arguments={"x-queue-type": "quorum"}))
+    await link.declare(dead_letter_queue(DEAD))
     await eventually(is_there, 10)
 
 

@@ -48,12 +48,14 @@ async def test_parts_may_be_given_in_any_order(link: Link) -> None:
 async def test_queue_that_exists_with_other_arguments_is_adopted_and_reported(
     link: Link, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await link.declare(Queue("work", arguments={"x-queue-type": "classic"}))
+    there, wanted = (Queue("work", arguments={"x-queue-type": t}) for t in ("classic", "quorum"))
+    await link.declare(there)
 
     with caplog.at_level(logging.WARNING, "mycelia.amqp"):
-        await link.declare(Queue("work", arguments={"x-queue-type": "quorum"}))
+        await link.declare(wanted)
 
     assert any("work" in record.getMessage() for record in caplog.records)
+    assert (link.is_adopted(there), link.is_adopted(wanted)) == (False, True)
     await link.publish(Message("", "work", b"1", Properties(), mandatory=True))
     assert await receive(link, "work", 1) == [b"1"]
 

@@ -11,6 +11,7 @@ from tests.runtime.dead_letter_box import read_dead_letters
 from mycelia import BROADCAST, Queue, consume, event_handler
 from mycelia.amqp import ConsumeOptions, Delivery, Message, Properties
 from mycelia.broker.management_api import ManagementApi
+from mycelia.entrypoints.dead_letters import dead_letter_queue
 from mycelia.testing import ServiceBed, eventually, run_services
 
 COUNT = 2400
@@ -122,7 +123,7 @@ async def test_none_is_lost_when_the_connections_go_at_the_same_moment(
         await asyncio.to_thread(rabbit_api.close_connections, rabbit_vhost)
         link = bed.container(Busy).host.link
         await link.ready(30)
-        dead = Queue(f"{queue}.dead", arguments={"x-queue-type": "quorum"})
+        dead = dead_letter_queue(f"{queue}.dead")
         await link.declare(dead)
         await link.consume(dead.name, letters.extend, ConsumeOptions(no_ack=True))
         await eventually(lambda: {int(one.body) for one in letters} == BAD.keys(), 90)

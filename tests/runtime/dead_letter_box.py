@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mycelia import Queue
 from mycelia.amqp import ConsumeOptions, Delivery, Link
-from mycelia.entrypoints.dead_letters import dead_letter_queue_name
+from mycelia.entrypoints.dead_letters import dead_letter_queue, dead_letter_queue_name
 from mycelia.testing import eventually
 
 __all__ = ["read_dead_letters"]
@@ -16,7 +15,7 @@ async def read_dead_letters(
     """The first `count` dead letters of `queue`, as soon as there are that many; taken out of the queue."""
     found: list[Delivery] = []
     dead = dead_letter_queue_name(queue)
-    await link.declare(Queue(dead, arguments={"x-queue-type": "quorum"}))
+    await link.declare(dead_letter_queue(dead))
     consumer = await link.consume(dead, found.extend, ConsumeOptions(no_ack=True))
     try:
         await eventually(

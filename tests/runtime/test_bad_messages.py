@@ -258,6 +258,7 @@ async def test_failed_event_is_dead_lettered_with_its_whole_story(
     headers = dict(letter.properties.headers or {})
     traceback = headers.pop("x-mycelia-traceback")
     failed_at_ms = headers.pop("x-mycelia-failed-at-ms")
+    assert headers.pop("x-mycelia-first-failed-at-ms") == failed_at_ms
     stack = headers.pop("nameko.call_id_stack")
     assert letter.body == b'"N14228"'
     assert headers == {

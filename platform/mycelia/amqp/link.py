@@ -291,6 +291,10 @@ class Link(Protocol):
         """
         ...
 
+    def is_adopted(self, part: Exchange | Queue) -> bool:
+        """Whether `part`, declared here, exists with other arguments than these."""
+        ...
+
     def forget(self, *parts: Exchange | Queue | Binding) -> None:
         """Do not redeclare these any more."""
         ...

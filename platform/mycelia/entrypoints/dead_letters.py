@@ -11,10 +11,11 @@ Headers added to the message's own (docs/operating.md has them for its readers):
 | `x-mycelia-reason` | str | `handler_error`, `undecodable`, `too_many_attempts`, `expired`, `rejected` |
 | `x-mycelia-error-type`, `x-mycelia-error` | str | the error's class and text (the text cut at 4 KiB) |
 | `x-mycelia-traceback` | str | cut at 16 KiB, the end kept |
-| `x-mycelia-queue`, `-exchange`, `-routing-key` | str | where it came from |
+| `x-mycelia-queue`, `-exchange`, `-routing-key` | str | where it came from; exchange and key as it was first published |
 | `x-mycelia-service`, `x-mycelia-method` | str | who could not handle it |
 | `x-mycelia-attempts` | int | how often it was tried |
-| `x-mycelia-failed-at-ms` | int | wall clock, milliseconds since the epoch |
+| `x-mycelia-failed-at-ms`, `x-mycelia-first-failed-at-ms` | int | when it failed last, and first; wall clock, milliseconds since the epoch |
+| `x-mycelia-trace-id` | str | of the trace that it belongs to (32 hex digits), where it brought a `traceparent` |
 | `x-mycelia-left-out` | str | headers and properties of the message that were too large, or cannot be sent |
 
 What becomes of its properties: `republished`. Nothing that a message or an error holds can keep it from being buried; what
@@ -35,6 +36,8 @@ from mycelia.amqp import Delivery, Message, Properties, Queue
 from mycelia.entrypoints.moving import Mover
 from mycelia.entrypoints.republished import (
     HEADER_LIMITS,
+    QUEUE_HEADER,
+    REASON_HEADER,
     dead_letter,
     dead_letter_headers,
     own_user,
@@ -44,7 +47,7 @@ from mycelia.errors import LinkError, ProtocolError, Unroutable, describe
 from mycelia.log_event import event
 from mycelia.runtime import Container, SharedExtension
 
-__all__ = ["DeadLetters", "dead_letter_queue_name"]
+__all__ = ["DeadLetters", "dead_letter_queue", "dead_letter_queue_name"]
 
 log = logging.getLogger("mycelia.entrypoints")
 
@@ -54,6 +57,13 @@ which RabbitMQ lets a delivery be unsettled. After the last the message goes bac
 
 SUFFIX: Final = ".dead"
 
+DELIVERY_LIMIT_ARGUMENT: Final = "x-delivery-limit"
+NO_DELIVERY_LIMIT: Final = 1_000_000_000
+"""How often a dead letter may be looked at: each look that gives it back counts as a delivery. Written as a number, because
+without one RabbitMQ 4 drops a message at its 21st return (seen with 4.0.5, and 4.3.6 when channels end), and `-1`, which 4.x
+takes for no limit, drops it at the first with 3.10.8. With a number, what is given back also keeps its place; without one
+3.10 puts it at the end."""
+
 
 def dead_letter_queue_name(queue: str) -> str:
     """The dead-letter queue of `queue`: its name with `.dead`; a name too long for that is cut, and told apart by a hash."""
@@ -62,6 +72,12 @@ def dead_letter_queue_name(queue: str) -> str:
         return queue + SUFFIX
     mark = "~" + hashlib.sha256(raw).hexdigest()[:16] + SUFFIX
     return raw[: 255 - len(mark)].decode("utf-8", "ignore") + mark
+
+
+def dead_letter_queue(name: str) -> Queue:
+    """How a dead-letter queue is declared: kept on a majority of nodes, and never emptied by looking into it."""
+    arguments = {"x-queue-type": "quorum", DELIVERY_LIMIT_ARGUMENT: NO_DELIVERY_LIMIT}
+    return Queue(name, arguments=arguments)
 
 
 class DeadLetters(SharedExtension):
@@ -194,9 +210,7 @@ class DeadLetters(SharedExtension):
         declaring = self._declaring.get(queue)
         if declaring is None or (declaring.done() and _failed(declaring)):
             declaring = self._declaring[queue] = asyncio.create_task(
-                self.container.host.link.declare(
-                    Queue(queue, arguments={"x-queue-type": "quorum"}), timeout=timeout
-                ),
+                self.container.host.link.declare(dead_letter_queue(queue), timeout=timeout),
                 name=f"mycelia:declare:{queue}",
             )
         if not declaring.done():
@@ -247,7 +261,7 @@ class _Letter:
             )
         except Exception:
             log.exception(event("dead_letter_without_story", queue=queue, reason=reason))
-            self._headers = {"x-mycelia-reason": reason, "x-mycelia-queue": queue}
+            self._headers = {REASON_HEADER: reason, QUEUE_HEADER: queue}
 
     def forms(self) -> Iterator[Properties]:
         """What to publish it with, the fullest form first."""

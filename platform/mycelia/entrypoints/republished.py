@@ -8,7 +8,8 @@ It keeps its body and every property, with these exceptions:
 | `user_id` of somebody else | RabbitMQ closes the channel over it | `x-mycelia-user-id` |
 | the headers `CC` and `BCC` | the broker would send another copy to everyone named there | `x-mycelia-cc`, `x-mycelia-bcc` |
 | a queue's own counts | true in that queue only | nowhere |
-| `x-mycelia-…` headers of a former life | a dead letter that somebody put back is a new message | nowhere |
+| exchange and routing key | it goes to a queue by its name | `x-mycelia-exchange`, `x-mycelia-routing-key` |
+| other `x-mycelia-…` headers of a former life | a dead letter that somebody put back is a new message | nowhere |
 
 Whatever arrived can be published again: what cannot be encoded or does not fit is cut or left out, and
 `x-mycelia-left-out` names it. The body is never touched.
@@ -25,14 +26,20 @@ from mycelia.amqp.fields import encode_properties, encode_table
 from mycelia.amqp.uri import parse_uri
 from mycelia.entrypoints.received import RETURNS_HEADERS
 from mycelia.errors import ConfigError, class_name_of, text_of
-from mycelia.wire import ATTEMPT_HEADER, RETURNS_HEADER
+from mycelia.wire import ATTEMPT_HEADER, RETURNS_HEADER, TRACEPARENT, trace_id_of
 
 __all__ = [
+    "EXCHANGE_HEADER",
+    "FIRST_FAILED_HEADER",
     "HEADER_LIMITS",
+    "QUEUE_HEADER",
+    "REASON_HEADER",
+    "ROUTING_KEY_HEADER",
     "dead_letter",
     "dead_letter_headers",
     "expires_at_ms",
     "for_another_attempt",
+    "origin_of",
     "own_user",
 ]
 
@@ -54,6 +61,13 @@ TRACEBACK_HEADER: Final = "x-mycelia-traceback"
 ERROR_HEADER: Final = "x-mycelia-error"
 RAW_HEADERS_HEADER: Final = "x-mycelia-raw-headers"
 LEFT_OUT_HEADER: Final = "x-mycelia-left-out"
+REASON_HEADER: Final = "x-mycelia-reason"
+QUEUE_HEADER: Final = "x-mycelia-queue"
+EXCHANGE_HEADER: Final = "x-mycelia-exchange"
+ROUTING_KEY_HEADER: Final = "x-mycelia-routing-key"
+FIRST_FAILED_HEADER: Final = "x-mycelia-first-failed-at-ms"
+"""Of an attempt after a failed one, and of a dead letter: when it failed for the first time."""
+TRACE_ID_HEADER: Final = "x-mycelia-trace-id"
 
 _COPIES: Final = {"CC": "x-mycelia-cc", "BCC": "x-mycelia-bcc"}
 _MAX_EXPIRATION_DIGITS: Final = 15
@@ -71,6 +85,15 @@ def own_user(uri: str) -> str | None:
     except ConfigError:
         return None
     return users.pop() if len(users) == 1 else None
+
+
+def origin_of(delivery: Delivery) -> tuple[str, str]:
+    """Exchange and routing key that the message was published with; what is published again brings them along."""
+    headers = delivery.properties.headers or {}
+    exchange, key = headers.get(EXCHANGE_HEADER), headers.get(ROUTING_KEY_HEADER)
+    if isinstance(exchange, str) and isinstance(key, str):
+        return exchange, key
+    return delivery.exchange, delivery.routing_key
 
 
 def expires_at_ms(delivery: Delivery, now_ms: int) -> int | None:
@@ -106,7 +129,12 @@ def for_another_attempt(
         user: who publishes it.
         limit: bytes that all of it may take.
     """
-    ours: dict[str, Any] = {ATTEMPT_HEADER: attempt}
+    exchange, routing_key = origin_of(delivery)
+    ours: dict[str, Any] = {
+        ATTEMPT_HEADER: attempt,
+        EXCHANGE_HEADER: exchange,
+        ROUTING_KEY_HEADER: routing_key,
+    }
     if returns:
         ours[RETURNS_HEADER] = returns
     expiration = None
@@ -137,16 +165,27 @@ def dead_letter_headers(
     now: float,
 ) -> dict[str, Any]:
     """The headers that tell a message's fate. `now` is wall-clock seconds. Never raises, whatever `error` is."""
+    exchange, routing_key = origin_of(delivery)
+    failed_at_ms = int(now * 1000)
+    theirs = delivery.properties.headers or {}
+    first_failed_at_ms = theirs.get(FIRST_FAILED_HEADER) if attempts > 1 else None
     headers: dict[str, Any] = {
-        "x-mycelia-reason": reason,
-        "x-mycelia-queue": queue,
-        "x-mycelia-exchange": delivery.exchange,
-        "x-mycelia-routing-key": delivery.routing_key,
+        REASON_HEADER: reason,
+        QUEUE_HEADER: queue,
+        EXCHANGE_HEADER: exchange,
+        ROUTING_KEY_HEADER: routing_key,
         "x-mycelia-service": _head(service, MAX_NAME_BYTES),
         "x-mycelia-method": _head(method, MAX_NAME_BYTES),
-        "x-mycelia-failed-at-ms": int(now * 1000),
+        "x-mycelia-failed-at-ms": failed_at_ms,
+        FIRST_FAILED_HEADER: (
+            first_failed_at_ms
+            if type(first_failed_at_ms) is int and 0 < first_failed_at_ms < failed_at_ms
+            else failed_at_ms
+        ),
         "x-mycelia-attempts": attempts,
     }
+    if (trace_id := trace_id_of(theirs.get(TRACEPARENT))) is not None:
+        headers[TRACE_ID_HEADER] = trace_id
     if delivery.fault is not None:  # what could not be decoded goes along as it came
         headers[RAW_HEADERS_HEADER] = delivery.raw_headers[:MAX_RAW_HEADERS_BYTES]
     if error is not None:

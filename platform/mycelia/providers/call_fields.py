@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mycelia.call import get_current_call
-from mycelia.wire import TRACEPARENT
+from mycelia.wire import TRACEPARENT, trace_id_of
 
 __all__ = ["call_fields", "of_process", "trace_id_of"]
 
@@ -28,11 +28,3 @@ def call_fields() -> dict[str, Any]:
     if trace_id is not None:
         fields["trace_id"] = trace_id
     return fields
-
-
-def trace_id_of(traceparent: Any) -> str | None:
-    """The trace id in a W3C `traceparent` (`00-{32 hex digits}-{16}-{2}`); `None` where there is none."""
-    if not isinstance(traceparent, str):
-        return None
-    parts = traceparent.split("-")
-    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else None

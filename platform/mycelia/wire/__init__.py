@@ -36,6 +36,7 @@ from mycelia.wire.context import (
     read_attempt,
     read_deadline_ms,
     read_returns,
+    trace_id_of,
 )
 from mycelia.wire.events import (
     BROADCAST,
@@ -127,4 +128,5 @@ __all__ = [
     "serialize_exception",
     "service_binding_key",
     "service_queue_name",
+    "trace_id_of",
 ]

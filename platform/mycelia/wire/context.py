@@ -30,6 +30,7 @@ __all__ = [
     "read_attempt",
     "read_deadline_ms",
     "read_returns",
+    "trace_id_of",
 ]
 
 HEADER_PREFIX: Final = "nameko."
@@ -148,6 +149,14 @@ def read_returns(headers: Mapping[str, Any] | None) -> int:
         return 0
     returns = _whole_number(value)
     return 0 if returns is None else min(max(returns, 0), MAX_ATTEMPT)
+
+
+def trace_id_of(traceparent: Any) -> str | None:
+    """The trace id in a W3C `traceparent` (`00-{32 hex digits}-{16}-{2}`); `None` where there is none."""
+    if not isinstance(traceparent, str):
+        return None
+    parts = traceparent.split("-")
+    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else None
 
 
 _YEAR_9999_MS = 253_402_300_799_999

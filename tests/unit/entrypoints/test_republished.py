@@ -39,6 +39,10 @@ def delivery_with(properties: Properties) -> Delivery:
     return Delivery(_Unsettled(), "c", 1, False, "x", "key", properties, b"body")
 
 
+ORIGIN = {"x-mycelia-exchange": "x", "x-mycelia-routing-key": "key"}
+"""What `delivery_with()` was published to, as it goes along."""
+
+
 def story(delivery: Delivery, error: BaseException | None = None) -> dict[str, Any]:
     return dead_letter_headers(
         delivery,
@@ -222,6 +226,7 @@ def test_another_attempt_keeps_every_property_and_the_rest_of_its_life() -> None
         "x-mycelia-expires-at-ms": 1_060_000,
         "x-mycelia-expiration": "60000",
         "x-mycelia-user-id": "somebody",
+        **ORIGIN,
     }
     assert expires_at_ms(delivery_with(again), 1_050_000) == 1_060_000
 
@@ -264,6 +269,7 @@ def test_dead_letter_that_is_put_back_as_it_is_begins_anew() -> None:
         "x-mycelia-expires-at-ms": 9_060_000,
         "x-mycelia-expiration": "60000",
         "x-mycelia-user-id": "somebody",
+        **ORIGIN,
     }
 
 
@@ -307,3 +313,79 @@ def test_long_queues_with_a_common_beginning_have_dead_letter_queues_of_their_ow
 )
 def test_user_that_publishes_is_read_from_the_uri(uri: str, user: str | None) -> None:
     assert own_user(uri) == user
+
+
+# --- what a dead letter tells ---------------------------------------------------------------------------
+
+
+def test_origin_is_told_however_often_the_message_was_published_again() -> None:
+    """A delay queue, or the queue's own name, is where it came from last: of no use to who looks for its publisher."""
+    first = delivery_with(Properties())
+    for_the_queue = for_another_attempt(
+        first, attempt=2, returns=0, expires_at_ms=None, now_ms=0, user=None
+    )
+    second = Delivery(_Unsettled(), "c", 1, False, "", "queue", for_the_queue, b"body")
+    third = Delivery(
+        _Unsettled(),
+        "c",
+        1,
+        False,
+        "delays",
+        "5s",
+        for_another_attempt(second, attempt=3, returns=0, expires_at_ms=None, now_ms=0, user=None),
+        b"body",
+    )
+
+    told_of = story(third, ValueError())
+
+    assert {name: told_of[name] for name in ORIGIN} == ORIGIN
+
+
+@pytest.mark.parametrize(
+    ("attempts", "header", "first"),
+    [
+        (1, None, 1500),
+        (1, 700, 1500),  # of a former life
+        (3, 700, 700),
+        (3, None, 1500),
+        (3, 1501, 1500),  # a clock that is ahead
+        (3, "700", 1500),
+        (3, True, 1500),
+        (3, -1, 1500),
+    ],
+)
+def test_dead_letter_tells_when_it_failed_first_and_last(
+    attempts: int, header: object, first: int
+) -> None:
+    headers = {} if header is None else {"x-mycelia-first-failed-at-ms": header}
+    told_of = dead_letter_headers(
+        delivery_with(Properties(headers=headers)),
+        queue="q",
+        service="s",
+        method="m",
+        reason="handler_error",
+        attempts=attempts,
+        error=None,
+        now=1.5,
+    )
+
+    assert told_of["x-mycelia-first-failed-at-ms"] == first
+    assert told_of["x-mycelia-failed-at-ms"] == 1500
+
+
+@pytest.mark.parametrize(
+    ("traceparent", "trace_id"),
+    [
+        (f"00-{'4bf9' * 8}-{'00f0' * 4}-01", "4bf9" * 8),
+        (None, None),
+        ("", None),
+        ("00-short-00-01", None),
+        (7, None),
+    ],
+)
+def test_dead_letter_tells_its_trace(traceparent: object, trace_id: str | None) -> None:
+    headers = {} if traceparent is None else {"traceparent": traceparent}
+
+    told_of = story(delivery_with(Properties(headers=headers)))
+
+    assert told_of.get("x-mycelia-trace-id") == trace_id

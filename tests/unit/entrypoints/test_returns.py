@@ -64,4 +64,9 @@ def test_counts_of_one_queue_are_not_taken_to_another() -> None:
     )
 
     assert letter.headers == {"mine": 1}
-    assert again.headers == {"mine": 1, "x-mycelia-attempt": 2}
+    assert again.headers == {
+        "mine": 1,
+        "x-mycelia-attempt": 2,
+        "x-mycelia-exchange": "",
+        "x-mycelia-routing-key": "q",
+    }

@@ -162,6 +162,9 @@ class MemoryLink:
         self._topology.remember(parts)
         await asyncio.sleep(0)
 
+    def is_adopted(self, part: Exchange | Queue) -> bool:
+        return part in self._adopted
+
     def forget(self, *parts: Part) -> None:
         self._topology.forget(parts)
         for part in parts:

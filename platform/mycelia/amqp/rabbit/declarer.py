@@ -185,6 +185,10 @@ class Declarer:
         if self._failing.pop(part, None) is not None:
             _log.info(event("redeclared", **as_fields(part)))
 
+    def is_adopted(self, part: Part) -> bool:
+        """Whether it was found with other arguments."""
+        return part in self._adopted
+
     def forget(self, parts: Iterable[Part]) -> None:
         """What is not remembered any more cannot be failing."""
         for part in parts:

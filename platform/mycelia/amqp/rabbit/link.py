@@ -347,6 +347,9 @@ class RabbitLink:
         finally:
             self._waited_for.pop(key, None)
 
+    def is_adopted(self, part: Exchange | Queue) -> bool:
+        return self._declarer.is_adopted(part)
+
     def forget(self, *parts: Exchange | Queue | Binding) -> None:
         self._topology.forget(parts)
         self._declarer.forget(parts)
