@@ -45,6 +45,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "What is asked, what came of it, and what stands around it.",
         (
             *("Call", "HttpCall", "get_current_call", "Target", "Direction", "CallKind"),
+            *("context", "redacted_arguments"),
             *("Outcome", "Ack", "Reply", "Requeue", "Redeliver", "DeadLetter"),
             *("Middleware", "Next", "CallOptions", "PublishOptions"),
         ),

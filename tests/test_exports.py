@@ -37,6 +37,8 @@ MYCELIA = {
         "Middleware",
         "Next",
         "get_current_call",
+        "context",
+        "redacted_arguments",
     ),
     *(
         "Ack",

@@ -45,7 +45,9 @@ from mycelia.call import (
     Reply,
     Requeue,
     Target,
+    context,
     get_current_call,
+    redacted_arguments,
 )
 from mycelia.clients import BlockingClient, Client, EventDispatcher, Publisher, RpcProxy
 from mycelia.entrypoints import (
@@ -119,11 +121,13 @@ __all__ = [
     "WorkerContext",
     "configure_logging",
     "consume",
+    "context",
     "errors",
     "event_handler",
     "get_current_call",
     "http",
     "mount",
+    "redacted_arguments",
     "register_remote_error",
     "rpc",
     "timer",

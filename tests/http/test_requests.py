@@ -335,6 +335,29 @@ async def test_a_traceparent_of_another_form_is_ignored(traceparent: str) -> Non
     assert "traceparent" not in response.json()["inner"]
 
 
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (["tenant=acme,plan=gold"], "tenant=acme,plan=gold"),
+        (["tenant=acme", "plan=gold"], "tenant=acme,plan=gold"),
+        (["a=" + "x" * 9000], None),
+        (["a=" + "x" * 5000, "b=" + "x" * 5000], "a=" + "x" * 5000),
+        (["a=é"], None),
+        ([], None),
+    ],
+    ids=["one", "two lines", "too long", "too long together", "no ascii", "none"],
+)
+async def test_baggage_goes_on_into_nested_calls_where_it_is_some(
+    sent: list[str], expected: str | None
+) -> None:
+    async with serve(Inner, Traced) as served:
+        headers = [(b"baggage", value.encode()) for value in sent]
+        response = await served.client.get("/", headers=headers)
+
+    assert response.status_code == 200
+    assert response.json()["inner"].get("baggage") == expected
+
+
 async def test_ten_requests_run_at_once_in_tasks_and_in_threads() -> None:
     meeting = asyncio.Barrier(10)
     thread_meeting = threading.Barrier(10)

@@ -1,5 +1,6 @@
 """A call, what came of it, its deadline, and the shape of middleware."""
 
+from mycelia.call.current_context import Baggage, CurrentContext, context
 from mycelia.call.deadline import (
     DEFAULT_TIMEOUT,
     DeadlineWheel,
@@ -31,7 +32,8 @@ from mycelia.call.outcome import (
     Settlement,
     outcome_of,
 )
-from mycelia.call.target import CallKind, Direction, Target
+from mycelia.call.redacted import redacted_arguments
+from mycelia.call.target import CallKind, Declaration, Direction, Target
 
 __all__ = [
     "DEFAULT_CALL_OPTIONS",
@@ -40,12 +42,15 @@ __all__ = [
     "DELIVERY_MODES",
     "Ack",
     "Arguments",
+    "Baggage",
     "Call",
     "CallArguments",
     "CallKind",
     "CallOptions",
+    "CurrentContext",
     "DeadLetter",
     "DeadlineWheel",
+    "Declaration",
     "Direction",
     "GiveBack",
     "Middleware",
@@ -60,12 +65,14 @@ __all__ = [
     "Settlement",
     "Target",
     "compose",
+    "context",
     "current_call",
     "deadline_to_wire",
     "get_current_call",
     "middleware_for",
     "monotonic_from_wall",
     "outcome_of",
+    "redacted_arguments",
     "tighter",
     "unknown_option",
     "with_options",

@@ -6,6 +6,7 @@ request, an event, a message) are the same thing seen from two sides; middleware
 
 from __future__ import annotations
 
+import logging
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ import msgspec
 from mycelia.amqp import Delivery
 from mycelia.call.options import CallOptions, PublishOptions
 from mycelia.call.target import CallKind, Target
+from mycelia.log_event import event
 from mycelia.wire import (
     CALL_ID_STACK,
     COMPRESSION_HEADER,
@@ -30,6 +32,8 @@ from mycelia.wire import (
 )
 
 __all__ = ["Arguments", "Call", "current_call", "get_current_call"]
+
+log = logging.getLogger("mycelia.call")
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 """Positional and keyword arguments, as the method receives them."""
@@ -73,6 +77,9 @@ class Call(msgspec.Struct, eq=False):
     """Why its worker has been cancelled (it ran too long); `None` while nobody has."""
     given_context: dict[str, Any] | None = None
     """Context data that is not in the headers: `context` once somebody has asked for it, or whoever made the call gave it."""
+    reply_context: dict[str, Any] | None = None
+    """Context data that travels back, `None` for none: of a call that arrived, what goes with its answer (`context.reply` sets
+    it); of one that leaves, what has come with the answer. One hop: who wants it to go further sets it again."""
     _context_names: tuple[str, ...] = ()
     _call_id: str | None = None
 
@@ -138,8 +145,12 @@ class Call(msgspec.Struct, eq=False):
         """Context data by name without the `nameko.` prefix; nested calls inherit it. Free to change."""
         context = self.given_context
         if context is None:
-            context = self.given_context = decode_context(self.headers)
+            left_out: list[str] = []
+            context = self.given_context = decode_context(self.headers, left_out)
             self._context_names = tuple(context)
+            if left_out:
+                what = ", ".join(left_out)
+                log.warning(event("context_left_out", call=self.target.name, left_out=what))
         return context
 
     @property

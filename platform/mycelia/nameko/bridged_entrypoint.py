@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mycelia.call import Call, CallKind, Direction, Outcome, Settlement, Target
+from mycelia.call import Call, CallKind, Outcome, Settlement
 from mycelia.errors import RuntimeStateError
 from mycelia.log_event import event
 from mycelia.nameko.bridge import BridgedExtension, use_thread_events
@@ -62,9 +62,7 @@ class BridgedEntrypoint(BridgedExtension, Entrypoint):
         use_thread_events()
         instance = self._clone(container)
         instance.method_name = method_name
-        instance.target = Target(
-            Direction.INBOUND, instance.kind, container.service_name, method_name
-        )
+        instance.target = instance.make_target(container)
         face = instance.face = ContainerFace.of(container)
         instance.foreign = self.foreign.bind(face, method_name)
         face.introduce(instance, instance.foreign)

@@ -21,6 +21,7 @@ from mycelia.call import (
     Arguments,
     Call,
     CallKind,
+    Declaration,
     Direction,
     Middleware,
     Outcome,
@@ -248,7 +249,8 @@ class Entrypoint(Extension):
 
     Args:
         expected_exceptions: what callers may cause; logged as a warning instead of an error.
-        sensitive_arguments: names of arguments whose values must not be logged or traced.
+        sensitive_arguments: arguments whose values nobody may see in a log line or a trace: `"password"`, a part as in
+            `"user.password"`, `"cards[0].number"`, of each item as in `"cards[].number"`; or several in a tuple.
         concurrency: how many workers of this entrypoint may run at once; the service's setting by default.
         prefetch: how many messages the broker may have outstanding here; twice the concurrency by default.
         timeout: seconds that the method may take; then its task is cancelled, or its thread left to itself, and the
@@ -296,10 +298,29 @@ class Entrypoint(Extension):
     def bind(self, container: Any, method_name: str = "") -> Any:
         instance = super().bind(container)
         instance.method_name = method_name
-        instance.target = Target(
-            Direction.INBOUND, instance.kind, container.service_name, method_name
-        )
+        instance.target = instance.make_target(container)
         return instance
+
+    def make_target(self, container: Any) -> Target:
+        """The target of its calls, in `container`; what this entrypoint's declaration says goes along."""
+        declared = Declaration(
+            partial(method_of, container.service_cls, self.method_name),
+            self.expected_exceptions,
+            self.sensitive_arguments,
+        )
+        target = Target(
+            Direction.INBOUND,
+            self.kind,
+            container.service_name,
+            self.method_name,
+            declared=declared,
+        )
+        unknown = declared.unknown_arguments() if declared.sensitive else None
+        if unknown:
+            log.warning(
+                event("sensitive_argument_unknown", call=target.name, names=", ".join(unknown))
+            )
+        return target
 
     @property
     def method(self) -> Callable[..., Any]:

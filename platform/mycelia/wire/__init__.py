@@ -4,12 +4,21 @@ serializers    values ⇄ bodies, by content type; what a service accepts
   json_codec, msgpack_codec, tagged, unserializable
   bounds, compression, encodings                      what a body may make of itself
 context        context data ⇄ headers
+baggage        W3C baggage ⇄ a map
 call_ids       call ids and the stack of them
 rpc            names, requests, replies
 remote_errors  errors ⇄ the error in a reply
 events         names of exchanges and queues
 """
 
+from mycelia.wire.baggage import (
+    BAGGAGE,
+    MAX_BAGGAGE_LENGTH,
+    MAX_BAGGAGE_MEMBERS,
+    format_baggage,
+    is_baggage,
+    parse_baggage,
+)
 from mycelia.wire.bounds import OFF_LOOP_BYTES
 from mycelia.wire.call_ids import (
     DEFAULT_PARENT_CALLS_TRACKED,
@@ -26,6 +35,7 @@ from mycelia.wire.context import (
     HEADER_PREFIX,
     LANGUAGE,
     MAX_ATTEMPT,
+    MAX_CONTEXT_ITEMS,
     RETURNS_HEADER,
     TRACEPARENT,
     TRACESTATE,
@@ -78,6 +88,7 @@ from mycelia.wire.serializers import (
 __all__ = [
     "ATTEMPT_HEADER",
     "AUTH_TOKEN",
+    "BAGGAGE",
     "BROADCAST",
     "CALL_ID_STACK",
     "COMPRESSION_HEADER",
@@ -88,6 +99,9 @@ __all__ = [
     "JSON",
     "LANGUAGE",
     "MAX_ATTEMPT",
+    "MAX_BAGGAGE_LENGTH",
+    "MAX_BAGGAGE_MEMBERS",
+    "MAX_CONTEXT_ITEMS",
     "MAX_TRACEBACK_BYTES",
     "MSGPACK",
     "OFF_LOOP_BYTES",
@@ -115,9 +129,12 @@ __all__ = [
     "encode_result",
     "event_exchange_name",
     "extend_call_stack",
+    "format_baggage",
     "handler_queue_name",
+    "is_baggage",
     "nameko_twin",
     "new_uuid",
+    "parse_baggage",
     "raw_body",
     "read_attempt",
     "read_deadline_ms",

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from mycelia.errors import UnserializableValueError
+from mycelia.wire.baggage import BAGGAGE, is_baggage
 from mycelia.wire.compression import COMPRESSION_HEADER
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "HEADER_PREFIX",
     "LANGUAGE",
     "MAX_ATTEMPT",
+    "MAX_CONTEXT_ITEMS",
     "RETURNS_HEADER",
     "TRACEPARENT",
     "TRACESTATE",
@@ -59,7 +62,12 @@ RETURNS_HEADER: Final = "x-mycelia-returns"
 MAX_ATTEMPT: Final = 1_000_000
 """What `read_attempt` and `read_returns` read at most. Arbitrary; it leaves room for further counting in every integer type of AMQP."""
 
-_UNPREFIXED = frozenset({TRACEPARENT, TRACESTATE})
+MAX_CONTEXT_ITEMS: Final = 500
+"""Headers of one message that become context. Arbitrary: far above what anybody sends, and a bound for what is sent on."""
+
+_UNPREFIXED = frozenset({TRACEPARENT, TRACESTATE, BAGGAGE})
+_KEPT = (CALL_ID_STACK, AUTH_TOKEN, LANGUAGE, USER_ID, USER_AGENT)
+"""What is context however many headers there are beside it."""
 
 # Headers about one message, set by the broker (dead lettering, quorum queues, streams, federation, shovel), by
 # kombu (`compression`) or by this platform.
@@ -86,22 +94,41 @@ _ONE_MESSAGE_PREFIXES = (
 
 
 def encode_context(context: Mapping[str, Any]) -> dict[str, Any]:
-    """Headers for a context. Items that are `None` are left out, as Nameko leaves them out."""
-    return {
-        key if key in _UNPREFIXED else HEADER_PREFIX + key: value
-        for key, value in context.items()
-        if value is not None
-    }
+    """Headers for a context. Items that are `None` are left out, as Nameko leaves them out.
+
+    Raises:
+        UnserializableValueError: a key is no text.
+    """
+    try:
+        return {
+            key if key in _UNPREFIXED else HEADER_PREFIX + key: value
+            for key, value in context.items()
+            if value is not None
+        }
+    except TypeError:
+        keys: list[object] = list(context)
+        wrong = next(key for key in keys if not isinstance(key, str))
+        raise UnserializableValueError(
+            f"context data: the key {wrong!r} is of type {type(wrong).__name__}; keys are text."
+        ) from None
 
 
-def decode_context(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+def decode_context(
+    headers: Mapping[str, Any] | None, left_out: list[str] | None = None
+) -> dict[str, Any]:
     """The context in a message's headers, without what belongs to that one message.
 
     Headers without the prefix are kept under their own name. Where a name comes both with and without the prefix
-    the one without wins for the trace context (it was written by the nearest sender), the one with it for the rest.
+    the one without wins for the trace context and baggage (it was written by the nearest sender), the one with it for the rest.
+    Baggage that is longer than it may be, or no baggage, is left out; so are headers beyond `MAX_CONTEXT_ITEMS`.
+
+    Args:
+        left_out: told what was left out for its size or form.
     """
     if not headers:
         return {}
+    if len(headers) > MAX_CONTEXT_ITEMS:
+        headers = _first(headers, [] if left_out is None else left_out)
     context: dict[str, Any] = {}
     for header, value in headers.items():
         if header.startswith(HEADER_PREFIX):
@@ -115,7 +142,24 @@ def decode_context(headers: Mapping[str, Any] | None) -> dict[str, Any]:
         if key in _ONE_MESSAGE or key.startswith(_ONE_MESSAGE_PREFIXES):
             continue
         context[key] = value
+    if BAGGAGE in context and not is_baggage(context[BAGGAGE]):
+        baggage = context.pop(BAGGAGE)
+        if left_out is not None:
+            size = f"{len(baggage)} characters" if isinstance(baggage, str) else "no text"
+            left_out.append(f"{BAGGAGE} ({size})")
     return context
+
+
+def _first(headers: Mapping[str, Any], left_out: list[str]) -> dict[str, Any]:
+    """As many of `headers` as may become context: those with a meaning, then the first."""
+    known = [DEADLINE_HEADER, *_UNPREFIXED, *(HEADER_PREFIX + key for key in _KEPT)]
+    found = {name: headers[name] for name in known if name in headers}
+    for name, value in headers.items():
+        if len(found) >= MAX_CONTEXT_ITEMS:
+            break
+        found[name] = value
+    left_out.append(f"{len(headers) - len(found)} of {len(headers)} headers")
+    return found
 
 
 def read_deadline_ms(headers: Mapping[str, Any] | None) -> int | None:

@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     import nameko.rpc
     import nameko.serialization
     import nameko.standalone.events
+    import nameko.utils
 
 __all__ = [
     "call_id_stack",
@@ -32,6 +33,7 @@ __all__ = [
     "loads",
     "nameko",
     "prepare_accept_content",
+    "redacted",
 ]
 
 # Untyped, hence `Any`.
@@ -100,3 +102,20 @@ def event_queue(
     handler.method_name = "method"
     handler.setup()
     return handler.queue
+
+
+REDACTED: str = nameko.utils.REDACTED
+
+
+def redacted(values: dict[str, Any], sensitive_arguments: tuple[str, ...]) -> dict[str, Any]:
+    """The arguments `a`, `b` and `c` of a stock entrypoint as Nameko would have them logged."""
+
+    class Service:
+        def method(self, a: Any = None, b: Any = None, c: Any = None) -> None: ...
+
+    entrypoint = SimpleNamespace(
+        sensitive_arguments=sensitive_arguments,
+        container=SimpleNamespace(service_cls=Service),
+        method_name="method",
+    )
+    return dict(nameko.utils.get_redacted_args(entrypoint, **values))

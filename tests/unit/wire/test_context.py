@@ -7,11 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.wire import stock
 
+from mycelia.errors import UnserializableValueError
 from mycelia.wire import (
     ATTEMPT_HEADER,
+    BAGGAGE,
     CALL_ID_STACK,
     DEADLINE_HEADER,
     MAX_ATTEMPT,
+    MAX_CONTEXT_ITEMS,
     TRACEPARENT,
     TRACESTATE,
     decode_context,
@@ -105,6 +108,59 @@ def test_trace_context_survives_a_stock_hop() -> None:
 
     assert echoed == {"nameko.traceparent": PARENT}
     assert decode_context(echoed) == {TRACEPARENT: PARENT}
+
+
+def test_baggage_travels_as_w3c_says_also_over_a_stock_hop() -> None:
+    headers = encode_context({BAGGAGE: "tenant=acme"})
+
+    assert headers == {"baggage": "tenant=acme"}
+    assert decode_context(stock.hop(headers)) == {BAGGAGE: "tenant=acme"}
+    assert decode_context(stock.hop(headers) | {"baggage": "tenant=near"}) == {
+        BAGGAGE: "tenant=near"
+    }
+
+
+@pytest.mark.parametrize(
+    ("baggage", "told"),
+    [
+        ("a=" + "x" * 1_000_000, "baggage (1000002 characters)"),
+        ("a=1\r\nb", "baggage (6 characters)"),
+        (b"a=1", "baggage (no text)"),
+        ([1], "baggage (no text)"),
+    ],
+)
+@pytest.mark.parametrize("header", ["baggage", "nameko.baggage"])
+def test_what_is_no_baggage_goes_no_further_and_is_told(
+    baggage: Any, told: str, header: str
+) -> None:
+    left_out: list[str] = []
+
+    assert decode_context({header: baggage, "nameko.language": "de"}, left_out) == {
+        "language": "de"
+    }
+    assert left_out == [told]
+
+
+def test_ten_thousand_headers_are_bounded_those_with_a_meaning_kept_and_it_is_told() -> None:
+    headers = {f"k{n}": n for n in range(10_000)} | {
+        "traceparent": PARENT,
+        "nameko.user_id": 7,
+        "nameko.deadline_ms": 5,
+    }
+    left_out: list[str] = []
+
+    context = decode_context(headers, left_out)
+
+    assert len(context) == MAX_CONTEXT_ITEMS
+    assert (context["traceparent"], context["user_id"], context["deadline_ms"]) == (PARENT, 7, 5)
+    assert left_out == ["9503 of 10003 headers"]
+    assert decode_context(headers) == context
+
+
+@pytest.mark.parametrize("key", [5, None, b"x", ("a",)])
+def test_a_key_that_is_no_text_is_told(key: Any) -> None:
+    with pytest.raises(UnserializableValueError, match="keys are text"):
+        encode_context({"language": "de", key: 1})
 
 
 @pytest.mark.parametrize("order", [1, -1])

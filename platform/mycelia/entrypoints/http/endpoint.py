@@ -31,7 +31,7 @@ from mycelia.entrypoints.http.routes import HttpPart
 from mycelia.entrypoints.http.streams import aclose
 from mycelia.errors import ConfigError, Overloaded
 from mycelia.runtime import Entrypoint, Lane
-from mycelia.wire import TRACEPARENT, TRACESTATE
+from mycelia.wire import BAGGAGE, MAX_BAGGAGE_LENGTH, TRACEPARENT, TRACESTATE, is_baggage
 
 __all__ = ["HttpEndpoint", "Sender"]
 
@@ -231,11 +231,18 @@ def _tell_methods(scope: Scope) -> Response:
 
 
 def _trace_headers(scope: Scope) -> dict[str, Any] | None:
-    """The W3C trace context of a request. Anything else a client sends stays out of the calls' context."""
-    found: dict[str, Any] | None = None
+    """The W3C trace context and baggage of a request. Anything else a client sends stays out of the calls' context."""
+    found: dict[str, str] = {}
     for name, value in scope["headers"]:
         if name == b"traceparent" and _TRACEPARENT.fullmatch(value):
-            found = {**(found or {}), TRACEPARENT: value.decode("latin-1")}
+            found[TRACEPARENT] = value.decode("latin-1")
         elif name == b"tracestate" and len(value) <= MAX_TRACESTATE:
-            found = {**(found or {}), TRACESTATE: value.decode("latin-1")}
-    return found if found and TRACEPARENT in found else None
+            found[TRACESTATE] = value.decode("latin-1")
+        elif name == b"baggage" and len(value) <= MAX_BAGGAGE_LENGTH:
+            text = value.decode("latin-1")  # may come in several lines, as any list may
+            text = f"{found[BAGGAGE]},{text}" if BAGGAGE in found else text
+            if is_baggage(text):
+                found[BAGGAGE] = text
+    if TRACEPARENT not in found:
+        found.pop(TRACESTATE, None)
+    return found or None
