@@ -50,6 +50,11 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
             *("Middleware", "Next", "CallOptions", "PublishOptions"),
         ),
     ),
+    "policies": (
+        "Policies",
+        "What is decided about calls, as records: when something that failed is tried again.",
+        ("Retry", "exponential", "fixed", "linear"),
+    ),
     "extensions": (
         "Extensions of your own",
         "What dependency providers and entrypoints derive from.",
@@ -59,7 +64,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ),
     ),
 }
-ELSEWHERE = {"errors": "errors", "register_remote_error": "errors"}
+ELSEWHERE = {"errors": "errors", "register_remote_error": "errors", "RetryLater": "errors"}
 ELSEWHERE |= dict.fromkeys(("BROADCAST", "SERVICE_POOL", "SINGLETON"), "services")
 """Public names that a page has without listing them above."""
 

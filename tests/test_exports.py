@@ -50,6 +50,8 @@ MYCELIA = {
         "PublishOptions",
         "HttpCall",
     ),
+    # policies
+    *("Retry", "RetryLater", "exponential", "fixed", "linear"),
     # topology
     *("Exchange", "Queue", "Binding"),
     # errors
@@ -62,7 +64,7 @@ TESTING = {
 }
 
 ERRORS = {
-    *("MyceliaError", "ConfigError", "RuntimeStateError", "FlowError"),
+    *("MyceliaError", "ConfigError", "RetryLater", "RuntimeStateError", "FlowError"),
     *("LinkError", "BrokerUnavailable", "BrokerBlocked", "AccessRefused", "PublishRejected"),
     "MessageTooLarge",
     *("Unroutable", "TopologyError", "ProtocolError"),

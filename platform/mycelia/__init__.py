@@ -5,6 +5,7 @@ General layout, lowest floor first; a module imports only from floors before its
     errors                       one tree of errors
     log_event redaction          a log line as a name and typed fields | what may be printed
     handover extras              from `nameko run` to here | the optional parts of the installation
+    durations                    "5m" as seconds
     broker | amqp | wire         RabbitMQ nodes | the broker link | Nameko's protocol; they do not know each other
     call                         Call, Outcome, deadline, middleware
     runtime                      host, container, workers, life cycle
@@ -65,6 +66,8 @@ from mycelia.entrypoints import (
     rpc,
     timer,
 )
+from mycelia.errors import RetryLater
+from mycelia.policies.retry import Retry, exponential, fixed, linear
 from mycelia.providers import Config, ConfigView, Logger, configure_logging
 from mycelia.runtime import (
     Container,
@@ -110,6 +113,8 @@ __all__ = [
     "Redeliver",
     "Reply",
     "Requeue",
+    "Retry",
+    "RetryLater",
     "RpcProxy",
     "Runner",
     "ServerSentEvent",
@@ -124,8 +129,11 @@ __all__ = [
     "context",
     "errors",
     "event_handler",
+    "exponential",
+    "fixed",
     "get_current_call",
     "http",
+    "linear",
     "mount",
     "redacted_arguments",
     "register_remote_error",

@@ -26,6 +26,7 @@
     │   ├── MalformedRequest       the request cannot be read
     │   ├── UnserializableValueError   a value the chosen content type cannot carry
     │   └── UndecodableMessage     a body or header that cannot be decoded
+    ├── RetryLater                 raised by a handler: once more, after a while
     ├── RuntimeStateError          the runtime is used in a way its state does not allow
     └── FlowError                  kept for flows, which are not built yet: nothing raises it
 
@@ -59,6 +60,7 @@ __all__ = [
     "ProtocolError",
     "PublishRejected",
     "RemoteError",
+    "RetryLater",
     "RpcTimeout",
     "RuntimeStateError",
     "TooManyDeliveries",
@@ -284,6 +286,21 @@ class UndecodableMessage(ContractError):
 
 
 # --- the runtime ---------------------------------------------------------------------------------
+
+
+class RetryLater(MyceliaError):
+    """Raised by a handler: another attempt at this message, `after` from now. The caller of an `@rpc` waits on, within its deadline.
+
+    It counts as an attempt, and ends where the handler's `Retry` ends; without one at the setting `mycelia.requeue_attempts`.
+
+    Args:
+        after: seconds, or text such as "5m".
+        reason: said in logs, and in the dead letter if there is no further attempt.
+    """
+
+    def __init__(self, after: float | str, reason: str = "") -> None:
+        super().__init__(reason or f"another attempt is asked for after {after}")
+        self.after = after
 
 
 class RuntimeStateError(MyceliaError):
