@@ -245,6 +245,51 @@ async def test_start_given_up_leaves_nothing_running(uri: str) -> None:
     await runner.wait()
 
 
+class Opening(DependencyProvider):
+    """Takes its time to start, while its neighbours are served already."""
+
+    begun: asyncio.Event
+    gate: asyncio.Event
+
+    async def start(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Early:
+    name = "early"
+    opening = Opening()
+
+    @timer(interval=3600, eager=True)
+    async def work(self) -> None:
+        Opening.begun.set()
+        await Opening.gate.wait()
+        LOG.append("finished")
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["stop", "stop, then kill"])
+async def test_worker_that_runs_when_the_start_is_given_up_has_its_grace(
+    uri: str, caplog: pytest.LogCaptureFixture, is_killed: bool
+) -> None:
+    Opening.begun, Opening.gate = asyncio.Event(), asyncio.Event()
+    runner = Runner({"AMQP_URI": uri}, [Early, First])  # the second one has not begun at all
+    starting = asyncio.ensure_future(runner.start())
+    await Opening.begun.wait()
+
+    caplog.set_level(logging.INFO)
+    starting.cancel()
+    await eventually(lambda: "service_draining" in caplog.text)
+    if is_killed:
+        await runner.kill()
+    else:
+        Opening.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await runner.wait()
+
+    assert LOG == ([] if is_killed else ["finished"])
+    assert "extension_hook_failed" not in caplog.text
+
+
 # --- stopping --------------------------------------------------------------------------------------
 
 

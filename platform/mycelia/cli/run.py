@@ -179,7 +179,7 @@ def _spare_the_collector() -> None:
 
 
 class _Stopper:
-    """Stops the services as signals ask for. Before the start has ended, it is given up."""
+    """Stops the services as signals ask for. A start that has not ended is given up; what runs by then may finish."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -210,7 +210,7 @@ class _Stopper:
     def on_step(self, step: Step, name: str) -> None:
         """Take a step for the signal `name`."""
         self._was_asked = True
-        if self._starting is not None:
+        if step is Step.STOP and self._starting is not None:
             log.info(event("stopping", signal=name, detail="the start is given up"))
             self._starting.cancel()
         elif step is Step.STOP:

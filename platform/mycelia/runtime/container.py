@@ -385,6 +385,8 @@ class Container:
 
         Also while `stop()` is under way, which then does not wait for its grace.
         """
+        if not self.has_begun:
+            return
         await self._each_quietly(self.extensions, "kill")
         if self._begun:
             await self.stop(grace=0)

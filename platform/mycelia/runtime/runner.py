@@ -95,6 +95,8 @@ class Runner:
     async def start(self, timeout: float | None = None) -> None:
         """Connect and start all services. What has started is stopped again if one of them fails.
 
+        Where it is cancelled, workers that run already have their grace period, as at any stop; `kill()` cuts it short.
+
         Args:
             timeout: seconds to wait for the broker; `None` waits until it is there.
         """
@@ -111,8 +113,11 @@ class Runner:
             for container in self.containers:
                 await container.start()
             self._has_started = True
+        except asyncio.CancelledError:
+            await self.stop()  # a task of its own: a second cancellation does not leave it half done
+            raise
         except BaseException:
-            await self._shut_down(grace=0.0)
+            await self.stop(grace=0.0)
             raise
 
     async def wait(self) -> None:
