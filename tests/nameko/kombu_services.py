@@ -178,8 +178,10 @@ class _Reaching:
         self.emit("emitted", value)
 
     @Rpc.decorator
-    def take_heard(self) -> list[Any]:
-        taken, HEARD[:] = list(HEARD), []
+    def take_heard(self, word: Any) -> list[Any]:
+        taken = [heard for heard in HEARD if heard == word]
+        for heard in taken:
+            HEARD.remove(heard)
         return taken
 
     def handle(self, payload: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import pika
 import pytest
 from tests.nameko.kept_values import PUBLISH_OPTIONS, RICH, of
 from tests.nameko.processes import NamekoRun, queue_state
+from tests.nameko.waiting import taken, wait_until
 
 from mycelia import BlockingClient
 from mycelia.errors import IncorrectSignature
@@ -52,23 +52,9 @@ def ask(runs: list[NamekoRun], module_uri: str) -> Iterator[Ask]:
         yield ask
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
-
-
 def heard(ask: Ask, service: str, count: int) -> list[Any]:
     """What the service's handlers have heard, once it is so much."""
-    found: list[Any] = []
-
-    def all_there() -> bool:
-        found.extend(ask(service, "take_heard"))
-        return len(found) >= count
-
-    wait_until(all_there)
-    return sorted(found)
+    return sorted(taken(lambda: ask(service, "take_heard"), count))
 
 
 # --- types -----------------------------------------------------------------------------------------

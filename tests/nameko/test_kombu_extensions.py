@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import pika
 import pytest
 from tests.nameko.processes import NamekoRun, queue_state
 from tests.nameko.raw_rpc import publish_raw, raw_call, take
+from tests.nameko.waiting import taken, wait_until
 
 from mycelia import BlockingClient
 from mycelia.errors import IncorrectSignature, MethodNotFound, RemoteError
@@ -54,27 +54,14 @@ def ask(runs: list[NamekoRun], module_uri: str) -> Iterator[Ask]:
         yield ask
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
-
-
-def heard(ask: Ask, side: str, count: int) -> list[Any]:
-    found: list[Any] = []
-
-    def all_there() -> bool:
-        found.extend(ask(side, "take_heard"))
-        return len(found) >= count
-
-    wait_until(all_there)
-    return found
+def heard(ask: Ask, side: str, word: str, count: int) -> list[Any]:
+    """What the service's handlers have heard of `word`; what other tests sent stays for them."""
+    return taken(lambda: ask(side, "take_heard", word), count)
 
 
 @both_sides
 def test_entrypoint_that_calls_no_super_init_is_served(ask: Ask, side: str) -> None:
-    assert heard(ask, side, 1) == ["begun"]
+    assert heard(ask, side, "begun", 1) == ["begun"]
 
 
 @both_sides
@@ -111,7 +98,7 @@ def test_event_handler_with_a_base_beside_the_stock_class(
         content_encoding="utf-8",
     )
 
-    assert heard(ask, side, 3) == ["event"] * 3
+    assert heard(ask, side, "event", 3) == ["event"] * 3
     wait_until(lambda: (queue_state(module_uri, _event_queue(side)) or (1, 0))[0] == 0)
 
 
@@ -130,7 +117,7 @@ def test_consumer_that_requeues_by_itself(ask: Ask, module_uri: str, side: str) 
         content_encoding="utf-8",
     )
 
-    assert heard(ask, side, 3) == ["message"] * 3
+    assert heard(ask, side, "message", 3) == ["message"] * 3
 
 
 @both_sides

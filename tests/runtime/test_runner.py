@@ -286,7 +286,7 @@ async def test_worker_that_runs_when_the_start_is_given_up_has_its_grace(
         await starting
     await runner.wait()
 
-    assert LOG == ([] if is_killed else ["finished"])
+    assert ([] if is_killed else ["finished"]) == LOG
     assert "extension_hook_failed" not in caplog.text
 
 
