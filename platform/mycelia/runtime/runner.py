@@ -114,7 +114,8 @@ class Runner:
                 await container.start()
             self._has_started = True
         except asyncio.CancelledError:
-            await self.stop()  # a task of its own: a second cancellation does not leave it half done
+            # A task of its own: a second cancellation does not leave it half done.
+            await self.stop()
             raise
         except BaseException:
             await self.stop(grace=0.0)
