@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 from tests.runtime.conftest import Invoke, Serve
 
-from mycelia import EventDispatcher, RpcProxy, context, event_handler, get_current_call, rpc, timer
+from mycelia import (
+    BlockingClient,
+    Call,
+    Client,
+    EventDispatcher,
+    Next,
+    Outcome,
+    RpcProxy,
+    context,
+    event_handler,
+    get_current_call,
+    rpc,
+    timer,
+)
 from mycelia.amqp import Link, Message, Properties
 from mycelia.errors import RemoteError, RuntimeStateError, UnserializableValueError
 from mycelia.testing import eventually
@@ -258,3 +271,94 @@ async def test_bad_baggage_and_too_many_headers_of_others_go_no_further_and_are_
     assert lines[0].startswith("context_left_out call=relay.came left_out=")
     assert "baggage (50002 characters)" in lines[0]
     assert "of 3002 headers" in lines[0]
+
+
+# --- from programs, and for one call ---------------------------------------------------------------
+
+
+class Reader:
+    name = "reader"
+    got: list[Any]
+
+    @rpc
+    async def read(self) -> dict[str, Any]:
+        return seen()
+
+    @event_handler("program", "told")
+    async def told(self, payload: Any) -> None:
+        self.got.append((payload, seen()))
+
+
+def passing(seen_there: list[Any]) -> Any:
+    async def passing(call: Call, next: Next) -> Outcome:
+        seen_there.append(dict(call.context))
+        return await next(call)
+
+    return passing
+
+
+@pytest.mark.parametrize("has_middleware", [False, True])
+async def test_a_client_gives_context_to_all_and_to_one(
+    serve: Serve, uri: str, has_middleware: bool
+) -> None:
+    Reader.got = []
+    await serve(Reader)
+    there: list[Any] = []
+    middleware = [passing(there)] if has_middleware else []
+
+    async with Client(uri, context={"user_id": 7, "n": 1}, middleware=middleware) as client:
+        assert await client.call("reader", "read") == {"user_id": 7, "n": 1}
+        reader = await client.service("reader", context={"n": 2})
+        assert await reader.read() == {"user_id": 7, "n": 2}
+        assert await reader.read.options(context={"n": 3})() == {"user_id": 7, "n": 3}
+        assert await reader.read.options(headers={"nameko.n": 4})() == {"user_id": 7, "n": 4}
+        await client.publish("program", "told", 1)
+        await client.publish("program", "told", 2, context={"language": "de"})
+        await eventually(lambda: len(Reader.got) == 2)
+
+    assert sorted(Reader.got) == [
+        (1, {"user_id": 7, "n": 1}),
+        (2, {"user_id": 7, "n": 1, "language": "de"}),
+    ]
+    if has_middleware:
+        assert [data.get("n") for data in there] == [1, 2, 3, 4, 1, 1]
+
+
+async def test_middleware_has_the_last_word_on_given_context(serve: Serve, uri: str) -> None:
+    async def other(call: Call, next: Next) -> Outcome:
+        call.context["n"] = 9
+        del call.context["user_id"]
+        return await next(call)
+
+    Reader.got = []
+    await serve(Reader)
+    async with Client(uri, context={"user_id": 7, "n": 1}, middleware=[other]) as client:
+        assert await client.call("reader", "read") == {"n": 9}
+        await client.publish("program", "told", 1, context={"n": 2})
+        await eventually(lambda: Reader.got == [(1, {"n": 9})])
+
+
+async def test_in_a_service_what_is_given_goes_before_what_is_inherited(
+    serve: Serve, uri: str
+) -> None:
+    class Relay:
+        name = "relay"
+        reader = RpcProxy("reader", context={"language": "fr"})
+
+        @rpc
+        def read(self) -> Any:
+            return self.reader.read()
+
+    Reader.got = []
+    await serve(Relay, Reader)
+    with BlockingClient(uri, context={"language": "de", "user_id": 7}) as client:
+        assert await asyncio.to_thread(client.call, "relay", "read") == {
+            "language": "fr",
+            "user_id": 7,
+        }
+
+
+def test_a_key_that_is_no_text_is_told_when_the_client_is_made() -> None:
+    wrong: Any = {5: 1}
+    with pytest.raises(UnserializableValueError, match="key 5 is of type int"):
+        Client("memory://wrong", context=wrong)

@@ -42,6 +42,8 @@ class CallOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Of the request, beside those that carry the context."""
     compression: str | None = None
     """How the request's body is compressed, as in `PublishOptions`."""
+    context: Mapping[str, Any] | None = None
+    """Context data by name, beside that which is inherited from the call being handled; what stands here goes before it."""
 
 
 class CallArguments(TypedDict, total=False):
@@ -52,6 +54,7 @@ class CallArguments(TypedDict, total=False):
     priority: int | None
     headers: Mapping[str, Any] | None
     compression: str | None
+    context: Mapping[str, Any] | None
 
 
 class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +79,8 @@ class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Wait until the broker has the message. Without, it is published at most once."""
     headers: Mapping[str, Any] | None = None
     extra_headers: Mapping[str, Any] | None = None
+    context: Mapping[str, Any] | None = None
+    """Context data, as in `CallOptions`."""
     correlation_id: str | None = None
     reply_to: str | None = None
     message_id: str | None = None
@@ -105,6 +110,7 @@ class PublishArguments(TypedDict, total=False):
     use_confirms: bool
     headers: Mapping[str, Any] | None
     extra_headers: Mapping[str, Any] | None
+    context: Mapping[str, Any] | None
     correlation_id: str | None
     reply_to: str | None
     message_id: str | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -30,6 +30,7 @@ from mycelia.wire import (
     SerializerRegistry,
     compressed,
     compressor_of,
+    encode_context,
     rpc_routing_key,
 )
 
@@ -39,14 +40,22 @@ __all__ = ["Caller", "RemoteMethod"]
 class RemoteMethod:
     """One remote method as one proxy calls it: everything that is the same for each call, worked out once."""
 
-    __slots__ = ("__weakref__", "chain", "headers", "options", "route", "target")
+    __slots__ = ("__weakref__", "chain", "context", "headers", "options", "route", "target")
 
     def __init__(
-        self, target: Target, options: CallOptions, route: Route, chain: Next | None
+        self,
+        target: Target,
+        options: CallOptions,
+        route: Route,
+        chain: Next | None,
+        context: dict[str, Any] | None,
     ) -> None:
         self.target = target
         self.options = options
-        self.headers = _headers_of(options)
+        self.context = context
+        """Headers of the context data that goes along whatever is inherited; `None` for none."""
+        headers = _headers_of(options)
+        self.headers = headers if context is None else context | (headers or {})
         self.route = route
         self.chain = chain
 
@@ -60,6 +69,7 @@ class Caller:
         name: the caller's name, used in call ids outside a worker.
         timeout: seconds, where neither proxy nor call says.
         middleware_for: what stands around the calls of a target.
+        context: context data of every call.
     """
 
     def __init__(
@@ -70,7 +80,9 @@ class Caller:
         name: str,
         timeout: float,
         middleware_for: MiddlewareFor,
+        context: Mapping[str, Any] | None = None,
     ) -> None:
+        self._context = context or {}
         self.router = router
         self.name = name
         self.timeout = timeout
@@ -87,11 +99,13 @@ class Caller:
 
         Raises:
             ConfigError: `options` name a serializer that nobody has registered.
+            UnserializableValueError: their context data has a key that is no text.
         """
         target = Target(Direction.OUTBOUND, CallKind.RPC, service, name)
         chain = self._chains.of(service, name)
+        context = encode_context({**self._context, **(options.context or {})}) or None
         with self._lock:
-            method = RemoteMethod(target, options, self._route(target, options), chain)
+            method = RemoteMethod(target, options, self._route(target, options), chain, context)
             if options.timeout is None:
                 self._timed_by_default.add(method)
         return method
@@ -104,11 +118,16 @@ class Caller:
                 method.route = self._route(method.target, method.options)
 
     def call(
-        self, method: RemoteMethod, args: Sequence[Any], kwargs: dict[str, Any]
+        self,
+        method: RemoteMethod,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        back: dict[str, Any] | None = None,
     ) -> Coroutine[Any, Any, Any]:
         """Call `method`; await what this returns. Errors as `ReplyRouter.call()`.
 
-        The deadline counts from here, and the current call is read here: the coroutine may run in another task.
+        The deadline counts from here, and the current call is read here: the coroutine may run in another task. `back` gets the
+        context data that comes back.
         """
         parent = get_current_call()
         deadline = deadline_of(parent, method.route.timeout)
@@ -116,13 +135,20 @@ class Caller:
         if method.chain is None:
             if method.headers is not None:
                 headers |= method.headers
-            return self.router.call(method.route, args, kwargs, headers, deadline)
+            return self.router.call(method.route, args, kwargs, headers, deadline, back)
         options = method.options
-        if options.headers is not None:  # for middleware to see, and to change
+        if method.context is not None:  # for middleware to see, and to change, as the headers
+            headers |= method.context
+        if options.headers is not None:
             headers |= options.headers
             options = msgspec.structs.replace(options, headers=None)
         call = Call(
-            method.target, (args, kwargs), headers=headers, deadline=deadline, options=options
+            method.target,
+            (args, kwargs),
+            headers=headers,
+            deadline=deadline,
+            options=options,
+            reply_context={} if back is None else back,  # for middleware to see
         )
         return _call_through(method.chain, call)
 
@@ -136,7 +162,9 @@ class Caller:
             deadline = tighter(call.deadline, time.monotonic() + route.timeout)
             assert deadline is not None
             headers = call.outbound_headers() | (_headers_of(options) or {})
-            value = await self.router.call(route, call.args, call.kwargs, headers, deadline)
+            value = await self.router.call(
+                route, call.args, call.kwargs, headers, deadline, call.reply_context
+            )
         except Exception as exc:  # noqa: BLE001  the end of a chain never raises: the error is the outcome
             return Outcome(error=exc)
         return Outcome(value)

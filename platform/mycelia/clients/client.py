@@ -33,7 +33,7 @@ from mycelia.clients.reply_router import CallStatistics, ReplyRouter
 from mycelia.clients.rpc_proxy import ServiceProxy
 from mycelia.errors import BrokerUnavailable, RuntimeStateError
 from mycelia.runtime.middleware import as_source
-from mycelia.wire import RPC_EXCHANGE, SerializerRegistry
+from mycelia.wire import RPC_EXCHANGE, SerializerRegistry, encode_context
 
 __all__ = ["BlockingClient", "Client", "ClientStatistics"]
 
@@ -60,6 +60,7 @@ class ClientArguments(TypedDict, total=False):
     name: str
     config: Mapping[str, Any] | None
     middleware: Iterable[Middleware | MiddlewareSource]
+    context: Mapping[str, Any] | None
 
 
 class Client:
@@ -80,9 +81,12 @@ class Client:
             `rpc_exchange`, `AMQP_SSL`, `HEARTBEAT`, and in `mycelia` `connect_timeout` and `peer_timeout`.
         middleware: around every call and event that leaves, outermost first: an `async def (call, next)` each, or an
             object with a method `middleware(direction, target)`.
+        context: context data (`{"user_id": 7}`) of every call and event that leaves. For a single one there is the option of
+            that name: `client.publish(…, context=…)`, `client.service(name, context=…)`, `method.options(context=…)`.
 
     Raises:
         ConfigError: what is given as middleware is none; an unknown serializer.
+        UnserializableValueError: a name in the context data is no text.
     """
 
     def __init__(
@@ -93,8 +97,11 @@ class Client:
         name: str = "mycelia_client",
         config: Mapping[str, Any] | None = None,
         middleware: Iterable[Middleware | MiddlewareSource] = (),
+        context: Mapping[str, Any] | None = None,
     ) -> None:
         config = config or {}
+        self._context = dict(context or {})
+        encode_context(self._context)  # what cannot be is told here, not at the first call
         self._middleware = [as_source(given, "Client(middleware=…)") for given in middleware]
         self.timeout = timeout
         self.name = name
@@ -160,6 +167,7 @@ class Client:
             timeout=self.timeout,
             middleware_for=self._middleware_for,
             prepare=self._exchanges.prepare,
+            context=self._context,
         )
 
     def _middleware_for(self, target: Target) -> tuple[Middleware, ...]:
@@ -253,6 +261,7 @@ class Client:
                     name=self.name,
                     timeout=self.timeout,
                     middleware_for=self._middleware_for,
+                    context=self._context,
                 )
             return self._caller
 

@@ -35,6 +35,7 @@ from mycelia.wire import (
     OFF_LOOP_BYTES,
     SerializerRegistry,
     compressor_of,
+    encode_context,
     event_exchange_name,
     new_uuid,
     raw_body,
@@ -56,6 +57,7 @@ class Outlet:
         middleware_for: what stands around a target's calls; asked once for each service or exchange, with `*` for the
             event type or routing key, of which there may be any number.
         prepare: makes sure, by a deadline, that an exchange is there; `None` where all have been declared.
+        context: context data of every publishing.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class Outlet:
         timeout: float,
         middleware_for: MiddlewareFor,
         prepare: Callable[[str, float], Awaitable[None]] | None = None,
+        context: Mapping[str, Any] | None = None,
     ) -> None:
+        self._context = encode_context(context or {}) or None
         self.timeout = timeout
         self._kind = kind
         self._link = link
@@ -97,7 +101,9 @@ class Outlet:
         timeout = options.timeout
         deadline = deadline_of(parent, self.timeout if timeout is None else timeout)
         headers = event_headers(parent, self._caller)
-        if options.headers or options.extra_headers:
+        if self._context is not None:
+            headers |= self._context
+        if options.headers or options.extra_headers or options.context:
             _add(headers, options)
         chain = self._chains.of(source)
         if chain is None:
@@ -195,7 +201,9 @@ class Outlet:
 
 
 def _add(headers: dict[str, Any], options: PublishOptions) -> None:
-    """Put the headers that `options` name among `headers`."""
+    """Put the headers that `options` name among `headers`, and those of their context data."""
+    if options.context:
+        headers |= encode_context(options.context)
     if options.headers:
         headers |= options.headers
     if options.extra_headers:
@@ -207,6 +215,7 @@ def _of_one_message(options: PublishOptions) -> PublishOptions:
     changes: Mapping[str, Any] = {
         "headers": None,
         "extra_headers": None,
+        "context": None,
         "message_id": options.message_id or new_uuid(),
     }
     return msgspec.structs.replace(options, **changes)

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -48,6 +49,7 @@ from mycelia.wire import (
     Serializer,
     SerializerRegistry,
     decode_reply,
+    decode_reply_context,
     encode_request,
     nameko_twin,
     new_uuid,
@@ -94,12 +96,16 @@ class _NoReply(Exception):
 class _Pending:
     """A call that waits for its reply."""
 
-    __slots__ = ("future", "slot", "target")
+    __slots__ = ("back", "future", "slot", "target")
 
-    def __init__(self, future: asyncio.Future[Any], target: str, slot: int) -> None:
+    def __init__(
+        self, future: asyncio.Future[Any], target: str, slot: int, back: dict[str, Any] | None
+    ) -> None:
         self.future = future
         self.target = target
         self.slot = slot
+        self.back = back
+        """Where the context data that comes back goes; `None` where nobody asks for it."""
 
 
 class CallStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,6 +276,7 @@ class ReplyRouter:
         kwargs: Mapping[str, Any],
         headers: dict[str, Any],
         deadline: float,
+        back: dict[str, Any] | None = None,
     ) -> Any:
         """Call a method and wait for its result.
 
@@ -278,6 +285,7 @@ class ReplyRouter:
         Args:
             headers: context headers; the deadline is added to this dictionary.
             deadline: on the monotonic clock.
+            back: gets the context data that comes back, also with an error; of what an earlier reply left there it is cleared.
 
         Raises:
             RpcTimeout: no reply before the deadline.
@@ -319,7 +327,7 @@ class ReplyRouter:
             await self._send_when_ready(routing_key, body, properties, deadline)
         future = self._loop.create_future()
         slot = self._wheel.add(correlation_id, deadline)
-        self._pending[correlation_id] = _Pending(future, routing_key, slot)
+        self._pending[correlation_id] = _Pending(future, routing_key, slot, back)
         if deadline < self._timer_due:
             self._arm_timer()
         try:
@@ -386,8 +394,12 @@ class ReplyRouter:
                 )
                 result = decode_reply(value)
             except Exception as exc:  # noqa: BLE001  whatever it is, it belongs to the one who waits
+                if properties.headers:
+                    _bring_back(pending, properties.headers, exc)
                 pending.future.set_exception(exc)
             else:
+                if properties.headers:
+                    _bring_back(pending, properties.headers, None)
                 pending.future.set_result(result)
 
     def _on_return(self, returned: Returned) -> None:
@@ -444,3 +456,15 @@ class ReplyRouter:
                 pending.future.set_exception(_NoReply())
                 self._look_for_queue()
         self._arm_timer()
+
+
+def _bring_back(pending: _Pending, headers: Mapping[str, Any], error: Exception | None) -> None:
+    """Context data of a reply: to who has asked for it, and to the error."""
+    back = decode_reply_context(headers)
+    if pending.back is not None:
+        pending.back.clear()
+        pending.back.update(back)
+    if back and error is not None:
+        # A class that refuses attributes is still the error to raise.
+        with suppress(Exception):
+            error.reply_context = back  # type: ignore[attr-defined]

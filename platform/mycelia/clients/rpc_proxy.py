@@ -37,9 +37,12 @@ MAX_METHODS = 1000
 class RpcReply:
     """A call under way, from `method.call_async(…)`: `await reply.result()`."""
 
-    __slots__ = ("_task",)
+    __slots__ = ("_task", "context")
 
-    def __init__(self, call: Coroutine[Any, Any, Any], name: str) -> None:
+    def __init__(self, call: Coroutine[Any, Any, Any], name: str, context: dict[str, Any]) -> None:
+        self.context = context
+        """Context data that the method sent back (`context.reply`), by name; there once `result()` has been had, or has
+        raised the method's error."""
         # An error that nobody asks for is not worth a line about an unretrieved exception: it is an outcome.
         self._task = asyncio.get_running_loop().create_task(
             outcome_of(call), name=f"mycelia:call:{name}"
@@ -53,11 +56,17 @@ class RpcReply:
 class BlockingRpcReply:
     """A call under way, from `method.call_async(…)` in a `def` method: `reply.result()`."""
 
-    __slots__ = ("_deadline", "_future", "_loop")
+    __slots__ = ("_deadline", "_future", "_loop", "context")
 
     def __init__(
-        self, call: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop, timeout: float
+        self,
+        call: Coroutine[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        timeout: float,
+        context: dict[str, Any],
     ) -> None:
+        self.context = context
+        """Context data that the method sent back, as `RpcReply.context`."""
         self._loop = loop
         self._future = asyncio.run_coroutine_threadsafe(outcome_of(call), loop)
         self._deadline = time.monotonic() + timeout + THREAD_MARGIN
@@ -86,8 +95,10 @@ class MethodProxy:
         return self._caller.call(self._method, args, kwargs)
 
     def call_async(self, /, *args: Any, **kwargs: Any) -> RpcReply:
-        """Send now, wait later: `await reply.result()`."""
-        return RpcReply(self._caller.call(self._method, args, kwargs), self._method.target.name)
+        """Send now, wait later: `await reply.result()`. What travels back beside the result is `reply.context` then."""
+        back: dict[str, Any] = {}
+        call = self._caller.call(self._method, args, kwargs, back)
+        return RpcReply(call, self._method.target.name, back)
 
     def __repr__(self) -> str:
         return f"<MethodProxy {self._method.target.name}>"
@@ -118,10 +129,11 @@ class BlockingMethodProxy:
         )
 
     def call_async(self, /, *args: Any, **kwargs: Any) -> BlockingRpcReply:
-        """Send now, wait later: `reply.result()`."""
+        """Send now, wait later: `reply.result()`. What travels back beside the result is `reply.context` then."""
+        back: dict[str, Any] = {}
         method = self._method
-        call = self._caller.call(method, args, kwargs)
-        return BlockingRpcReply(call, self._loop, method.route.timeout)
+        call = self._caller.call(method, args, kwargs, back)
+        return BlockingRpcReply(call, self._loop, method.route.timeout, back)
 
     def __repr__(self) -> str:
         return f"<BlockingMethodProxy {self._method.target.name}>"

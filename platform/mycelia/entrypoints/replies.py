@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mycelia.amqp import TRANSIENT, Delivery, Link, Message, Properties
+from mycelia.amqp.fields import encode_table
 from mycelia.call import Call, Outcome
 from mycelia.errors import (
     BrokerBlocked,
@@ -31,6 +32,7 @@ from mycelia.wire import (
     Serializer,
     SerializerRegistry,
     encode_error,
+    encode_reply_context,
     encode_result,
     serialize_exception,
 )
@@ -44,6 +46,13 @@ REPLY_TIMEOUT = 30.0
 
 SMALL_BYTES = 64 * 1024
 """An error reply above this may be refused for its size alone; then a smaller one says so."""
+
+
+def _size_of(name: str, value: Any) -> int | None:
+    try:
+        return len(encode_table({name: value}))
+    except Exception:  # noqa: BLE001  ProtocolError, or what a strange value does when it is looked at
+        return None
 
 
 class ReplyMessage(Message, frozen=True, gc=False):
@@ -103,10 +112,11 @@ class Replies:
             except Exception as exc:  # noqa: BLE001  a serializer of the user's may raise anything
                 error = exc
                 body = self._error_body(call, exc, serializer)
+        back = call.reply_context
         properties = Properties(
             serializer.content_type,
             serializer.content_encoding,
-            None,
+            None if back is None else self._headers(call, back),
             TRANSIENT,
             None,
             request.correlation_id,
@@ -127,6 +137,27 @@ class Replies:
             delivery.ack()
         else:
             delivery.ack()
+
+    def _headers(self, call: Call, back: Mapping[Any, Any]) -> dict[str, Any] | None:
+        """Context data that travels back; what cannot costs the caller not its answer."""
+        left_out: list[str] = []
+        try:
+            headers = encode_reply_context(
+                back.copy() if type(back) is dict else back, _size_of, left_out
+            )
+        except Exception as exc:  # noqa: BLE001  whatever a middleware has put there
+            headers = {}
+            left_out.append(describe(exc))
+        if left_out:
+            log.warning(
+                event(
+                    "reply_context_left_out",
+                    call=call.target.name,
+                    call_id=call.call_id,
+                    left_out=", ".join(left_out),
+                )
+            )
+        return headers or None
 
     def _error_body(self, call: Call, error: BaseException, serializer: Serializer) -> bytes:
         """The error as a reply's body; never fails for what the error holds, nor for a serializer that cannot carry it."""
@@ -194,8 +225,10 @@ class Replies:
                 detail="answered with an error instead",
             )
         )
+        # Without context data: it may be what was too large.
+        properties = message.properties.republished(headers=None)
         instead = ReplyMessage(
-            self._exchange, message.routing_key, body, message.properties, False, self, True
+            self._exchange, message.routing_key, body, properties, False, self, True
         )
         self._send_late(None, instead, None)  # the channel is about to be opened again
 

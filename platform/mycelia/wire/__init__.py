@@ -5,6 +5,7 @@ serializers    values ⇄ bodies, by content type; what a service accepts
   bounds, compression, encodings                      what a body may make of itself
 context        context data ⇄ headers
 baggage        W3C baggage ⇄ a map
+reply_context  context data that travels back
 call_ids       call ids and the stack of them
 rpc            names, requests, replies
 remote_errors  errors ⇄ the error in a reply
@@ -62,6 +63,13 @@ from mycelia.wire.remote_errors import (
     register_remote_error,
     serialize_exception,
 )
+from mycelia.wire.reply_context import (
+    MAX_REPLY_CONTEXT_BYTES,
+    MAX_REPLY_CONTEXT_ITEMS,
+    REPLY_CONTEXT_PREFIX,
+    decode_reply_context,
+    encode_reply_context,
+)
 from mycelia.wire.rpc import (
     REPLY_QUEUE_ARGUMENTS,
     RPC_EXCHANGE,
@@ -102,9 +110,12 @@ __all__ = [
     "MAX_BAGGAGE_LENGTH",
     "MAX_BAGGAGE_MEMBERS",
     "MAX_CONTEXT_ITEMS",
+    "MAX_REPLY_CONTEXT_BYTES",
+    "MAX_REPLY_CONTEXT_ITEMS",
     "MAX_TRACEBACK_BYTES",
     "MSGPACK",
     "OFF_LOOP_BYTES",
+    "REPLY_CONTEXT_PREFIX",
     "REPLY_QUEUE_ARGUMENTS",
     "RETURNS_HEADER",
     "RPC_EXCHANGE",
@@ -121,10 +132,12 @@ __all__ = [
     "compressor_of",
     "decode_context",
     "decode_reply",
+    "decode_reply_context",
     "decode_request",
     "deserialize_exception",
     "encode_context",
     "encode_error",
+    "encode_reply_context",
     "encode_request",
     "encode_result",
     "event_exchange_name",

@@ -52,11 +52,11 @@ def test_given_options_go_over_the_base_and_the_rest_stays() -> None:
         ({"timout": 2}, "here: unknown option timout; did you mean timeout?"),
         (
             {"colour": 1},
-            "here: unknown option colour. Known: compression, headers, priority, serializer, timeout.",
+            "here: unknown option colour. Known: compression, context, headers, priority, serializer, timeout.",
         ),
         (
             {"retry": True},
-            "here: unknown option retry. Known: compression, headers, priority, serializer, timeout.",
+            "here: unknown option retry. Known: compression, context, headers, priority, serializer, timeout.",
         ),
     ],
 )
