@@ -16,9 +16,11 @@ from mycelia.call import (
     CallKind,
     CallOptions,
     Direction,
+    Middleware,
     Next,
     Outcome,
     Target,
+    compose,
     get_current_call,
     tighter,
 )
@@ -40,7 +42,16 @@ __all__ = ["Caller", "RemoteMethod"]
 class RemoteMethod:
     """One remote method as one proxy calls it: everything that is the same for each call, worked out once."""
 
-    __slots__ = ("__weakref__", "chain", "context", "headers", "options", "route", "target")
+    __slots__ = (
+        "__weakref__",
+        "chain",
+        "context",
+        "headers",
+        "layer",
+        "options",
+        "route",
+        "target",
+    )
 
     def __init__(
         self,
@@ -49,6 +60,7 @@ class RemoteMethod:
         route: Route,
         chain: Next | None,
         context: dict[str, Any] | None,
+        layer: Middleware | None,
     ) -> None:
         self.target = target
         self.options = options
@@ -58,6 +70,8 @@ class RemoteMethod:
         self.headers = headers if context is None else context | (headers or {})
         self.route = route
         self.chain = chain
+        """What a call of it passes, `layer` included; `None` for nothing."""
+        self.layer = layer
 
 
 class Caller:
@@ -93,9 +107,16 @@ class Caller:
         self._chains = OutboundChains(CallKind.RPC, middleware_for, self._send)
 
     def method(
-        self, service: str, name: str, options: CallOptions = DEFAULT_CALL_OPTIONS
+        self,
+        service: str,
+        name: str,
+        options: CallOptions = DEFAULT_CALL_OPTIONS,
+        layer: Middleware | None = None,
     ) -> RemoteMethod:
         """What `call()` takes: make it once, and use it for every call.
+
+        Args:
+            layer: a middleware of the proxy's own, around all others.
 
         Raises:
             ConfigError: `options` name a serializer that nobody has registered.
@@ -103,9 +124,13 @@ class Caller:
         """
         target = Target(Direction.OUTBOUND, CallKind.RPC, service, name)
         chain = self._chains.of(service, name)
+        if layer is not None:
+            chain = compose([layer], chain or self._send)
         context = encode_context({**self._context, **(options.context or {})}) or None
         with self._lock:
-            method = RemoteMethod(target, options, self._route(target, options), chain, context)
+            method = RemoteMethod(
+                target, options, self._route(target, options), chain, context, layer
+            )
             if options.timeout is None:
                 self._timed_by_default.add(method)
         return method

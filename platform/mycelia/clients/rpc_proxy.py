@@ -11,12 +11,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack
 
-from mycelia.call import DEFAULT_CALL_OPTIONS, CallArguments, CallOptions, outcome_of, with_options
+from mycelia.call import (
+    DEFAULT_CALL_OPTIONS,
+    CallArguments,
+    CallOptions,
+    Middleware,
+    outcome_of,
+    with_options,
+)
 from mycelia.clients.caller import Caller, RemoteMethod
 from mycelia.clients.from_thread import THREAD_MARGIN, refuse_to_block, run_from_thread
 from mycelia.clients.reply_router import CallStatistics, ReplyRouter
+from mycelia.clients.retrying import Retrying
 from mycelia.clients.two_ways import Injects, TwoWays
 from mycelia.errors import ConfigError
+from mycelia.policies.retry import Retry
 from mycelia.runtime import Container, Settings, SharedExtension
 
 __all__ = [
@@ -142,7 +151,7 @@ class BlockingMethodProxy:
 def _with(caller: Caller, method: RemoteMethod, options: CallArguments) -> RemoteMethod:
     target = method.target
     chosen = with_options(method.options, options, f"{target.name}.options()")
-    return caller.method(target.service, target.method, chosen)
+    return caller.method(target.service, target.method, chosen, method.layer)
 
 
 Method = TypeVar("Method", MethodProxy, BlockingMethodProxy)
@@ -155,17 +164,23 @@ class _Service(ABC, Generic[Method]):
         caller: makes the calls.
         service: the service's name.
         options: of each call.
+        layer: what stands around each call.
     """
 
     # The dictionary has a service's methods, each once it has been used: then it is an ordinary attribute.
-    __slots__ = ("__dict__", "_caller", "_options", "_service")
+    __slots__ = ("__dict__", "_caller", "_layer", "_options", "_service")
 
     def __init__(
-        self, caller: Caller, service: str, options: CallOptions = DEFAULT_CALL_OPTIONS
+        self,
+        caller: Caller,
+        service: str,
+        options: CallOptions = DEFAULT_CALL_OPTIONS,
+        layer: Middleware | None = None,
     ) -> None:
         self._caller = caller
         self._service = service
         self._options = options
+        self._layer = layer
 
     def __getattr__(self, name: str) -> Method:
         if name.startswith("__"):  # copy, pickle and the like ask for these; no service has them
@@ -176,7 +191,9 @@ class _Service(ABC, Generic[Method]):
         methods = self.__dict__
         found: Method | None = methods.get(name)
         if found is None:
-            found = self._proxy(self._caller.method(self._service, name, self._options))
+            found = self._proxy(
+                self._caller.method(self._service, name, self._options, self._layer)
+            )
             if len(methods) < MAX_METHODS:
                 methods[name] = found
         return found
@@ -211,10 +228,11 @@ class BlockingServiceProxy(_Service[BlockingMethodProxy]):
         caller: Caller,
         service: str,
         options: CallOptions = DEFAULT_CALL_OPTIONS,
+        layer: Middleware | None = None,
         *,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(caller, service, options)
+        super().__init__(caller, service, options, layer)
         self._loop = loop
 
     def _proxy(self, method: RemoteMethod) -> BlockingMethodProxy:
@@ -260,6 +278,9 @@ class RpcProxy(TwoWays):
 
     Args:
         target_service: its name.
+        retry: when a call is tried again; never, by default. All attempts together take no longer than the call's timeout.
+            Errors after which the method has not run are tried again (`UnknownService`, `Overloaded`), others where
+            `Retry(on=…)` names them: only the caller knows which methods may run twice.
         options: as in `CallOptions`, for every call: `timeout` in seconds, the setting `mycelia.rpc_timeout` (30) by
             default; `serializer` and `priority` of the requests.
     """
@@ -267,8 +288,15 @@ class RpcProxy(TwoWays):
     needs_broker = True
     listener = ReplyListener()
 
-    def __init__(self, target_service: str, **options: Unpack[CallArguments]) -> None:
+    def __init__(
+        self, target_service: str, *, retry: Retry | None = None, **options: Unpack[CallArguments]
+    ) -> None:
         self.target_service = target_service
+        if retry is not None and not isinstance(retry, Retry):
+            raise ConfigError(
+                f'RpcProxy("{target_service}", retry={retry!r:.60}): expected Retry(…).'
+            )
+        self._layer = None if retry is None else Retrying(retry)
         self.options = with_options(DEFAULT_CALL_OPTIONS, options, f'RpcProxy("{target_service}")')
         timeout = self.options.timeout
         if timeout is not None and timeout <= 0:
@@ -289,9 +317,9 @@ class RpcProxy(TwoWays):
             self.container.host.serializers.by_name(self.options.serializer)
 
     def awaited(self) -> ServiceProxy:
-        return ServiceProxy(self.listener.caller, self.target_service, self.options)
+        return ServiceProxy(self.listener.caller, self.target_service, self.options, self._layer)
 
     def waiting(self, loop: asyncio.AbstractEventLoop) -> BlockingServiceProxy:
         return BlockingServiceProxy(
-            self.listener.caller, self.target_service, self.options, loop=loop
+            self.listener.caller, self.target_service, self.options, self._layer, loop=loop
         )
