@@ -60,6 +60,8 @@ MYCELIA = {
 
 TESTING = {
     *("run_services", "ServiceBed", "make_worker", "eventually"),
+    *("entrypoint_hook", "entrypoint_waiter", "EntrypointWaiterTimeout", "WaitResult"),
+    *("replace_dependencies", "restrict_entrypoints", "worker_factory"),
     *("PrivateNode", "TcpProxy", "Fault"),
 }
 

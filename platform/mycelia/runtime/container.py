@@ -104,6 +104,10 @@ class Container:
         # All are bound, none is set up: whose middleware stands where never depends on who is quicker.
         self._invocations: dict[int, Invocation] = {}
         """One for each entrypoint, however many lanes it has."""
+        self.ask_for_middleware()
+
+    def ask_for_middleware(self) -> None:
+        """Ask all extensions for what stands around the entrypoints; again, if others have taken their place before the start."""
         self._inbound = {
             id(entrypoint): self.middleware_for(entrypoint.target)
             for entrypoint in self.entrypoints
@@ -118,6 +122,13 @@ class Container:
     def lanes(self) -> list[Lane]:
         """The lanes of all entrypoints, in the order in which they were made."""
         return list(self._lanes)
+
+    def lane_of(self, entrypoint: Entrypoint) -> Lane | None:
+        """The lane that `entrypoint`'s own calls run in; `None` before it has been made."""
+        for lane, owner in self._lanes.items():
+            if owner is entrypoint and lane.target is entrypoint.target:
+                return lane
+        return None
 
     def middleware_for(self, target: Target) -> tuple[Middleware, ...]:
         """What stands around calls of `target` in this service, outermost first."""

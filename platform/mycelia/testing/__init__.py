@@ -1,16 +1,35 @@
 """What users need to test their services: whole services in a test, waiting without sleeping, a network that breaks on command."""
 
 from mycelia.broker.node import PrivateNode
+from mycelia.testing.entrypoints import (
+    EntrypointWaiterTimeout,
+    WaitResult,
+    entrypoint_hook,
+    entrypoint_waiter,
+)
 from mycelia.testing.eventually import eventually
-from mycelia.testing.services import ServiceBed, make_worker, run_services
+from mycelia.testing.replacing import (
+    make_worker,
+    replace_dependencies,
+    restrict_entrypoints,
+    worker_factory,
+)
+from mycelia.testing.services import ServiceBed, run_services
 from mycelia.testing.tcp_proxy import Fault, TcpProxy
 
 __all__ = [
+    "EntrypointWaiterTimeout",
     "Fault",
     "PrivateNode",
     "ServiceBed",
     "TcpProxy",
+    "WaitResult",
+    "entrypoint_hook",
+    "entrypoint_waiter",
     "eventually",
     "make_worker",
+    "replace_dependencies",
+    "restrict_entrypoints",
     "run_services",
+    "worker_factory",
 ]

@@ -1,11 +1,8 @@
-"""Test services: one worker by itself, or whole services on a broker inside the test's own process.
+"""Test whole services on a broker inside the test's own process.
 
     async def test_greeting():
         async with run_services(Hello) as bed:
             assert await bed.client.call("hello", "greet", "Ada") == "Hello, Ada!"
-
-    def test_greeting_alone():
-        assert make_worker(Hello, emit=lambda *_: None).greet("Ada") == "Hello, Ada!"
 
 Nothing is patched and nothing is simulated but the broker itself, and `memory://` passes the same suite as RabbitMQ
 does; give `broker=` to run the same test on a real one.
@@ -14,19 +11,21 @@ does; give `broker=` to run the same test on a real one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Mapping
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
+from mycelia.call import MiddlewareSource
 from mycelia.clients import Client
-from mycelia.errors import ConfigError
-from mycelia.runtime import Container, DependencyProvider, Runner
+from mycelia.runtime import Container, Runner
 
-__all__ = ["ServiceBed", "make_worker", "run_services"]
-
-Service = TypeVar("Service")
+__all__ = ["ServiceBed", "run_services", "running"]
 
 _beds = itertools.count(1)
+
+running: weakref.WeakSet[Runner] = weakref.WeakSet()
+"""Of the beds that are open: whose threads a driven clock waits for."""
 
 
 class ServiceBed:
@@ -54,6 +53,8 @@ async def run_services(
     config: Mapping[str, Any] | None = None,
     broker: str | None = None,
     timeout: float = 5.0,
+    middleware: Iterable[MiddlewareSource] = (),
+    prepare: Callable[[ServiceBed], object] | None = None,
 ) -> AsyncIterator[ServiceBed]:
     """Run services for the length of a test.
 
@@ -62,55 +63,21 @@ async def run_services(
         config: further configuration.
         broker: a broker's URI; by default an empty `memory://` broker that no other test sees.
         timeout: seconds for the start, and for each call of the bed's client.
+        middleware: sources of middleware around the services' calls, as `Runner` takes them; `faults` is one.
+        prepare: called with the bed before anything starts: `replace_dependencies()` and `restrict_entrypoints()` belong
+            here. The client is not open yet.
     """
     uri = broker or f"memory://bed-{next(_beds)}"
-    runner = Runner({**(config or {}), "AMQP_URI": uri}, services)
+    runner = Runner({**(config or {}), "AMQP_URI": uri}, services, middleware=middleware)
+    client = Client(uri, timeout=timeout, config=config)
+    bed = ServiceBed(runner, client, uri)
+    if prepare is not None:
+        prepare(bed)
     await runner.start(timeout)
+    running.add(runner)
     try:
-        async with Client(uri, timeout=timeout, config=config) as client:
-            yield ServiceBed(runner, client, uri)
+        async with client:
+            yield bed
     finally:
+        running.discard(runner)
         await runner.stop()
-
-
-class _NotGiven:
-    """Stands where a dependency was not given; says so when it is used."""
-
-    def __init__(self, service: str, name: str) -> None:
-        self.__dict__["_where"] = (service, name)
-
-    def _fail(self) -> NoReturn:
-        service, name = self.__dict__["_where"]
-        raise ConfigError(
-            f"{service}.{name} was used, but make_worker() was not given one: make_worker({service}, {name}=…)"
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        self._fail()
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._fail()
-
-
-def make_worker(service_cls: type[Service], **dependencies: Any) -> Service:
-    """An instance of a service as a worker sees it, with `dependencies` in place of what would be injected.
-
-    Raises:
-        ConfigError: the service has no such dependency.
-    """
-    worker = service_cls()
-    declared = {
-        name
-        for name in dir(service_cls)
-        if isinstance(getattr(service_cls, name), DependencyProvider)
-    }
-    unknown = dependencies.keys() - declared
-    if unknown:
-        raise ConfigError(
-            f"{service_cls.__name__} has no dependency {', '.join(sorted(unknown))}; "
-            f"it has {', '.join(sorted(declared)) or 'none'}."
-        )
-    for name in declared:
-        value = dependencies.get(name, _NotGiven(service_cls.__name__, name))
-        worker.__dict__[name] = value
-    return worker
