@@ -57,7 +57,7 @@ class Call(msgspec.Struct, eq=False):
     """On the monotonic clock, seconds; `None` for none. Nested calls inherit it."""
     attempt: int = 1
     """1 for the first delivery of a message, one more for each retry."""
-    arrived_at: float = msgspec.field(default_factory=time.monotonic)
+    arrived_at: float = msgspec.field(default_factory=lambda: time.monotonic())
     """On the monotonic clock, seconds: when this process received or made it."""
     message: Delivery | None = None
     """The delivery that carried it, with properties, exchange and routing key; `None` where there is none."""

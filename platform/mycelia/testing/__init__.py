@@ -1,6 +1,7 @@
 """What users need to test their services: whole services in a test, waiting without sleeping, a network that breaks on command."""
 
 from mycelia.broker.node import PrivateNode
+from mycelia.testing.driven_clock import DrivenClock
 from mycelia.testing.entrypoints import (
     EntrypointWaiterTimeout,
     WaitResult,
@@ -18,6 +19,7 @@ from mycelia.testing.services import ServiceBed, run_services
 from mycelia.testing.tcp_proxy import Fault, TcpProxy
 
 __all__ = [
+    "DrivenClock",
     "EntrypointWaiterTimeout",
     "Fault",
     "PrivateNode",
