@@ -13,30 +13,12 @@ from mycelia import Queue, consume, event_handler, rpc, timer
 from mycelia.amqp import Message, Properties, connect
 from mycelia.errors import HandlerTimeout, RpcTimeout, RuntimeStateError
 from mycelia.testing import DrivenClock, entrypoint_waiter, run_services
-from mycelia.testing.driven_clock import seconds_of
 
 
 @pytest.fixture
 async def clock() -> AsyncIterator[DrivenClock]:
     with DrivenClock() as clock:
         yield clock
-
-
-@pytest.mark.parametrize(
-    ("duration", "seconds"),
-    [
-        *((5, 5.0), (0.5, 0.5), ("200ms", 0.2), ("5m", 300.0), ("1h30m", 5400.0), ("1.5s", 1.5)),
-        *(("1d 2h", 93_600.0), (timedelta(minutes=2), 120.0), (0, 0.0)),
-    ],
-)
-def test_durations_are_seconds_text_or_timedeltas(duration: Any, seconds: float) -> None:
-    assert seconds_of(duration) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize("duration", ["5", "m", "5 minutes", "", -1, "1s2", float("nan")])
-def test_other_durations_are_refused(duration: Any) -> None:
-    with pytest.raises(ValueError, match="expected a duration"):
-        seconds_of(duration)
 
 
 async def test_all_clocks_of_the_process_move_together(clock: DrivenClock) -> None:

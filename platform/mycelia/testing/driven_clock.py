@@ -8,20 +8,17 @@ advanced. They do not stand still: a wait that nobody advances still ends, so a 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections import Counter
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
+from mycelia.durations import Duration, seconds_of
 from mycelia.errors import RuntimeStateError
 from mycelia.testing.services import running
 
-__all__ = ["DrivenClock", "seconds_of"]
-
-Duration = float | str | timedelta
-"""Seconds; or text as in "200ms", "5s", "1h30m"; or a `timedelta`."""
+__all__ = ["DrivenClock"]
 
 PATIENCE_S = 20.0
 """Real seconds that one `advance()` may take. Arbitrary; a timer that never ends its round must not hang the test."""
@@ -32,30 +29,6 @@ clock themselves, or never rest."""
 
 MAX_STEPS = 20_000
 """In which one `advance()` goes its way at most: what falls due within one of them happens in one turn of the loop, in its order."""
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-
-
-def seconds_of(duration: Duration) -> float:
-    """`5`, `"200ms"`, `"1h30m"`, `timedelta(days=1)` in seconds.
-
-    Raises:
-        ValueError: it is below 0, or not written so.
-    """
-    if isinstance(duration, timedelta):
-        value = duration.total_seconds()
-    elif isinstance(duration, str):
-        text = duration.replace(" ", "")
-        parts = _PART.findall(text)
-        if not parts or "".join(map("".join, parts)) != text:
-            raise ValueError(f'{duration!r}: expected a duration such as "200ms", "5s", "1h30m".')
-        value = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    else:
-        value = float(duration)
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{duration!r}: expected a duration of at least 0.")
-    return value
 
 
 class DrivenClock:
@@ -124,7 +97,7 @@ class DrivenClock:
         for handle in getattr(loop, "_scheduled", ()):
             handle._when -= self._ahead
 
-    async def advance(self, by: Duration) -> None:
+    async def advance(self, by: Duration | timedelta) -> None:
         """Let time pass: everything that falls due meanwhile happens, each at its own time, and what follows from it too.
 
         It returns when the event loop has nothing left to do at the new time. Before time moves on, workers in threads
@@ -132,7 +105,7 @@ class DrivenClock:
         15 ms of five minutes, two minutes of a month.
 
         Args:
-            by: seconds, or `"5m"`, `"200ms"`, `"1h30m"`, or a `timedelta`.
+            by: seconds; or `"200ms"`, `"5s"`, `"5m"`, `"2h"`, `"30d"`; or a `timedelta`.
 
         Raises:
             RuntimeStateError: the clock is not open, or the loop is not asyncio's own.
@@ -147,7 +120,8 @@ class DrivenClock:
             )
         slow_after, loop.slow_callback_duration = loop.slow_callback_duration, float("inf")
         try:
-            await self._advance(loop, seconds_of(by))
+            given: object = by.total_seconds() if isinstance(by, timedelta) else by
+            await self._advance(loop, seconds_of(given, "DrivenClock.advance()"))
         finally:
             loop.slow_callback_duration = slow_after
 
