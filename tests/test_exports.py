@@ -62,7 +62,7 @@ TESTING = {
     *("run_services", "ServiceBed", "make_worker", "eventually"),
     *("entrypoint_hook", "entrypoint_waiter", "EntrypointWaiterTimeout", "WaitResult"),
     *("replace_dependencies", "restrict_entrypoints", "worker_factory"),
-    "DrivenClock",
+    *("DrivenClock", "faults"),
     *("PrivateNode", "TcpProxy", "Fault"),
 }
 

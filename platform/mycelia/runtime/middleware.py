@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mycelia.call import Direction, Middleware, MiddlewareSource, Target
 from mycelia.errors import ConfigError, describe
+from mycelia.redaction import shown_value
 
 __all__ = ["Around", "as_source", "load_middleware"]
 
@@ -36,28 +37,52 @@ class Around:
         return f"Around({self._layer!r})"
 
 
-def load_middleware(paths: Iterable[str]) -> list[MiddlewareSource]:
-    """What the dotted paths of the configuration name, in their order.
+def load_middleware(entries: Iterable[str | Mapping[str, Any]]) -> list[MiddlewareSource]:
+    """What the entries of the configuration name, in their order.
 
-    A path names an `async def (call, next)`, put around every call in every direction; or an object with a method
-    `middleware(direction, target)`; or a class of such objects, made without arguments.
+    A dotted path names an `async def (call, next)`, put around every call in every direction; or an object with a method
+    `middleware(direction, target)`; or a class of such objects, or of such functions, made without arguments. An entry
+    `{path: settings}` names a class, made with the settings as keyword arguments.
 
     Raises:
-        ConfigError: a path that cannot be imported, or names something else.
+        ConfigError: a path that cannot be imported, or names something else; settings that do not fit.
     """
-    return [_source(path) for path in paths]
+    return [_source(entry) for entry in entries]
 
 
-def _source(path: str) -> MiddlewareSource:
+def _source(entry: str | Mapping[str, Any]) -> MiddlewareSource:
+    if isinstance(entry, str):
+        path, settings = entry, None
+    else:
+        path, settings = _with_settings(entry)
+    where = f'mycelia.middleware: "{path}"'
     found = _find(path)
     if inspect.isclass(found):
         try:
-            found = found()
+            found = found(**(settings or {}))
+        except ConfigError as exc:
+            raise ConfigError(f"{where}: {exc}") from exc
         except Exception as exc:
-            raise ConfigError(
-                f'mycelia.middleware: "{path}" cannot be made without arguments: {describe(exc)}.'
-            ) from exc
-    return as_source(found, f'mycelia.middleware: "{path}"')
+            how = "with its settings" if settings else "without arguments"
+            raise ConfigError(f"{where} cannot be made {how}: {describe(exc)}.") from exc
+    elif settings is not None:
+        raise ConfigError(f"{where} is no class, and takes no settings. Name it without them.")
+    return as_source(found, where)
+
+
+def _with_settings(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if len(entry) == 1:
+        ((path, settings),) = entry.items()
+        if isinstance(settings, dict) and all(map(_is_name, settings)):
+            return path, settings
+    raise ConfigError(
+        f"mycelia.middleware: {shown_value('mycelia.middleware', entry)}: expected a dotted path, or one with the settings of its class: "
+        '{"shop.limits.Limit": {"per_second": 5}}.'
+    )
+
+
+def _is_name(key: object) -> bool:
+    return isinstance(key, str) and key.isidentifier()
 
 
 def as_source(given: Middleware | MiddlewareSource, where: str) -> MiddlewareSource:

@@ -147,8 +147,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """How far the window of requests may grow while one slow method fills it and another has nothing to do."""
     shed_overload: bool = True
     """Whether an RPC that has waited is refused when it has less time left than its method usually takes."""
-    middleware: tuple[str, ...] = ()
-    """Dotted paths of middleware around every call of every service, outermost first."""
+    middleware: tuple[str | dict[str, Any], ...] = ()
+    """Dotted paths of middleware around every call of every service, outermost first; a class with settings as `{path: settings}`."""
     log_level: str = "INFO"
     """The least level that is logged, where `LOGGING` does not say."""
     log_format: str = "auto"

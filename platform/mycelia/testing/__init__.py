@@ -1,6 +1,7 @@
 """What users need to test their services: whole services in a test, waiting without sleeping, a network that breaks on command."""
 
 from mycelia.broker.node import PrivateNode
+from mycelia.testing import faults
 from mycelia.testing.driven_clock import DrivenClock
 from mycelia.testing.entrypoints import (
     EntrypointWaiterTimeout,
@@ -29,6 +30,7 @@ __all__ = [
     "entrypoint_hook",
     "entrypoint_waiter",
     "eventually",
+    "faults",
     "make_worker",
     "replace_dependencies",
     "restrict_entrypoints",

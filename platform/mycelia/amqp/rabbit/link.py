@@ -39,7 +39,7 @@ from mycelia.amqp.link import (
 from mycelia.amqp.link_status import LinkStatus
 from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
 from mycelia.amqp.rabbit.backoff import Backoff
-from mycelia.amqp.rabbit.connection import BrokerConnection, open_connection
+from mycelia.amqp.rabbit.connection import BrokerConnection, ConnectionLost, open_connection
 from mycelia.amqp.rabbit.consumer import RabbitConsumer
 from mycelia.amqp.rabbit.declarer import Declarer
 from mycelia.amqp.rabbit.getter import Getter
@@ -206,6 +206,12 @@ class RabbitLink:
         self._status.count_blocked(False)
         self._refresh_state()
         self._wake_writable()
+
+    def cut_connections(self) -> None:
+        """Cut the connections off at once, as a network does that fails; the link reconnects by itself. For tests of that."""
+        for side in (self._publishing, self._consuming):
+            if side.connection is not None:
+                side.connection.abort(ConnectionLost(f"{side.connection.endpoint}: cut on purpose"))
 
     def _supervise(self, role: str, prepare: Callable[[BrokerConnection], Any]) -> Supervisor:
         return Supervisor(
