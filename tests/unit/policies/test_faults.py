@@ -69,7 +69,7 @@ def test_rule_of_a_configuration_says_itself_in_short() -> None:
 @pytest.mark.parametrize(
     ("given_rule", "complaint"),
     [
-        ({"fial": "a.b"}, "expected one of fail, delay, drop"),
+        ({"explode": "a.b"}, "expected one of fail, delay, drop"),
         ({"fail": "a.b", "drop": "a.b"}, "expected one of fail, delay, drop"),
         ({"fail": "a.b", "rat": 1}, "fail has no rat; it has after, direction, error"),
         ({"fail": "a.b", "rate": 20}, "expected a number from 0 to 1"),
