@@ -44,7 +44,16 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Calls and middleware",
         "What is asked, what came of it, and what stands around it.",
         (
-            *("Call", "HttpCall", "get_current_call", "Target", "Direction", "CallKind"),
+            *(
+                "Call",
+                "HttpCall",
+                "TimerCall",
+                "Tick",
+                "get_current_call",
+                "Target",
+                "Direction",
+                "CallKind",
+            ),
             *("context", "redacted_arguments"),
             *("Outcome", "Ack", "Reply", "Requeue", "Redeliver", "DeadLetter"),
             *("Middleware", "Next", "CallOptions", "PublishOptions"),

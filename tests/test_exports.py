@@ -49,6 +49,8 @@ MYCELIA = {
         "CallOptions",
         "PublishOptions",
         "HttpCall",
+        "Tick",
+        "TimerCall",
     ),
     # policies
     *("Retry", "RetryLater", "exponential", "fixed", "linear"),

@@ -1,5 +1,6 @@
 """What type checkers see of the public names. Checked, not run: `mypy tests/typing`."""
 
+from datetime import datetime
 from typing import Any, Unpack, assert_type
 
 from mycelia import (
@@ -12,6 +13,7 @@ from mycelia import (
     Publisher,
     Queue,
     RpcProxy,
+    Tick,
     consume,
     event_handler,
     http,
@@ -97,6 +99,10 @@ class Planes:
 
     @timer(60, eager=True)
     async def tick(self) -> None: ...
+
+    @timer(cron="0 6 * * *", timezone="Europe/Berlin", once_per_fleet=True, missed="once")
+    async def at_six(self, tick: Tick) -> None:
+        assert_type(tick.scheduled, datetime)
 
     @timer(interval=0.5)
     def tock(self) -> int:

@@ -34,11 +34,11 @@ class Options:
     @rpc(concurrency="3")
     def of_another_type(self) -> None: ...
 
-    # error: Argument 1 has incompatible type "str"; expected "float" [arg-type]
+    # error: Argument 1 has incompatible type "str"; expected "float | None" [arg-type]
     @timer("ten")
     def tick(self) -> None: ...
 
-    # error: Argument 1 has incompatible type "Callable[[Options], None]"; expected "float" [arg-type]
+    # error: Argument 1 has incompatible type "Callable[[Options], None]"; expected "float | None" [arg-type]
     @timer
     def tock(self) -> None: ...
 

@@ -15,7 +15,7 @@ from mycelia.entrypoints.http.server_sent_events import ServerSentEvent, ServerS
 from mycelia.entrypoints.messaging import Consumer, consume
 from mycelia.entrypoints.rpc import Rpc, rpc
 from mycelia.entrypoints.subscription import Subscription
-from mycelia.entrypoints.timer import Timer, timer
+from mycelia.entrypoints.timer import Tick, Timer, TimerCall, timer
 
 __all__ = [
     "BROADCAST",
@@ -31,7 +31,9 @@ __all__ = [
     "ServerSentEvent",
     "ServerSentEvents",
     "Subscription",
+    "Tick",
     "Timer",
+    "TimerCall",
     "consume",
     "dead_letter_queue_name",
     "event_handler",

@@ -36,4 +36,6 @@ class TimerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     ticks: int
     """Workers started."""
     skipped: int
-    """Ticks that came due while a worker ran, and were left out."""
+    """Ticks that came due while a worker ran, or nobody was there, and were left out."""
+    holds_lease: bool | None = None
+    """Whether this instance runs the ticks of its fleet; `None`: every instance does."""

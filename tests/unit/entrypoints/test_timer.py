@@ -1,4 +1,4 @@
-"""The timer: its grid as arithmetic, and its life in a running service."""
+"""The timer in a running service; what it decides is in `test_schedules.py` and `test_agenda.py`."""
 
 from __future__ import annotations
 
@@ -9,61 +9,13 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mycelia import Runner, timer
-from mycelia.entrypoints.timer import Timer, next_tick
+from mycelia.entrypoints.timer import Timer
 from mycelia.errors import ConfigError
 from mycelia.testing import eventually
 
 CONFIG = {"AMQP_URI": "memory://timer"}
-
-starts = st.floats(0, 1e7)
-intervals = st.floats(0.001, 1e5)
-
-
-# --- the grid ----------------------------------------------------------------------------------------
-
-
-@given(started=starts, interval=intervals, elapsed=st.floats(0, 1e6))
-def test_next_tick_is_the_first_one_that_is_not_due_yet(
-    started: float, interval: float, elapsed: float
-) -> None:
-    now = started + elapsed
-
-    number = next_tick(started, interval, now)
-
-    assert started + number * interval > now
-    # One tick earlier is due, but for what rounding of such sums can hide.
-    assert number == 1 or started + (number - 1) * interval <= now + 1e-8 * max(now, 1.0)
-
-
-@given(started=starts, interval=intervals, number=st.integers(1, 10_000), early=st.floats(0, 1e-3))
-def test_a_wake_up_before_its_time_does_not_run_the_same_tick_twice(
-    started: float, interval: float, number: int, early: float
-) -> None:
-    woken = started + number * interval - early * interval
-
-    assert next_tick(started, interval, woken, number) == number + 1
-
-
-@given(interval=st.floats(0.01, 10), durations=st.lists(st.floats(0, 50), min_size=1, max_size=50))
-def test_ticks_stay_on_the_grid_whatever_the_workers_take(
-    interval: float, durations: list[float]
-) -> None:
-    started, number, ran, skipped = 100.0, 1, [], 0
-    for duration in durations:
-        due = started + number * interval
-        ran.append(number)
-        following = next_tick(started, interval, due + duration, number)
-        skipped += following - number - 1
-        number = following
-
-        assert started + number * interval > due + duration  # never while the worker runs
-
-    assert ran == sorted(set(ran))
-    assert len(ran) + skipped == number - 1  # every tick has either run or been counted
 
 
 @pytest.mark.parametrize("interval", [-1, float("nan"), float("inf"), True, "5", None])

@@ -80,7 +80,12 @@ ANY: dict[str, Any] = {
             {},
             "@timer('ten'): interval='ten': expected seconds between ticks, a number of at least 0.",
         ),
-        ("timer", (), {}, "@timer: missing a required argument: 'interval'."),
+        (
+            "timer",
+            (),
+            {},
+            "@timer: missing a required argument: 'interval' (seconds between ticks, a number of at least 0) or 'cron'.",
+        ),
         (
             "event_handler",
             ("feed",),
