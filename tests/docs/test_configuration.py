@@ -56,7 +56,9 @@ def type_in_words(hint: Any) -> str:
         if member is type(None):
             continue
         plain = getattr(member, "__origin__", member)
-        words.append("true, false" if members == [bool, type(None)] else UNION_WORDS[plain])
+        words.append(
+            "true, false" if members == [bool, type(None)] else UNION_WORDS.get(plain, "map")
+        )
     return " or ".join(([", ".join(words)] if words else []) + ["null"])
 
 

@@ -271,10 +271,13 @@ async def test_each_request_is_logged_where_that_is_wanted(
         response = await served.client.get("/one?secret=1")
         await served.client.get("/nothing")
 
-    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("http_request")]
-    assert lines[0].startswith("http_request verb=GET path=/one status=200 duration_ms=")
-    assert lines[0].endswith(f"call_id={response.headers['x-call-id']}")
-    assert "status=404" in lines[1]
+    lines = [r.getMessage() for r in caplog.records if r.name == "mycelia.access_log"]
+    assert lines[0].startswith(
+        "call_ended kind=http call=one.one outcome=ok verb=GET path=/one status=200 "
+    )
+    assert f" call_id={response.headers['x-call-id']} client=127.0.0.1 out_bytes=3" in lines[0]
+    assert "outcome=refused verb=GET path=/nothing status=404" in lines[1]
+    assert not any("secret" in line for line in lines)
 
 
 async def test_an_http_service_may_have_other_entrypoints() -> None:

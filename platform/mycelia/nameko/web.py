@@ -39,6 +39,7 @@ class NamekoWebSite(Extension):
         self._server: HttpServer | None = None
         self._wsgi: WsgiBridge | None = None
         self._url_map: Any = None
+        self._writes_namekos_lines = False
 
     @property
     def service(self) -> str:
@@ -65,6 +66,8 @@ class NamekoWebSite(Extension):
         self._wsgi = WsgiBridge(
             app, max_body_bytes=section.max_body_bytes, body_timeout=section.http_body_timeout
         )
+        # Else the server writes lines of its own, or nobody wants any.
+        self._writes_namekos_lines = section.http_access_log is None and not section.access_log
         assert self._server is not None
         await self._server.start()
 
@@ -108,7 +111,7 @@ class NamekoWebSite(Extension):
                 await serve_websocket(provider, scope, receive, send)
         elif self._wsgi is None or self.stopping.is_set():
             await answer_plainly(send, 503, "Error: the service is not running\n")
-        elif self.container.settings.mycelia.http_access_log is None:
+        elif self._writes_namekos_lines:
             await write_access_log(self._wsgi, scope, receive, send)
-        else:  # the server writes a line of its own, or nobody wants one
+        else:
             await self._wsgi(scope, receive, send)

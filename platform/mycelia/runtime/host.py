@@ -11,6 +11,7 @@ from mycelia.amqp import Link, LinkOptions, connect
 from mycelia.call import Middleware, MiddlewareSource, Target, middleware_for
 from mycelia.errors import RuntimeStateError
 from mycelia.log_event import event
+from mycelia.runtime.access_log import AccessLog
 from mycelia.runtime.middleware import Around, load_middleware
 from mycelia.runtime.process_parts import parts_for
 from mycelia.runtime.settings import OF_THE_BROKER, USED_BY_SOME, Settings
@@ -55,8 +56,11 @@ class Host:
         )
         self.parts = parts_for(self.settings, config)
         """What the process has beside its services."""
+        self.access_log = AccessLog.of(self.settings.mycelia.access_log)
+        """Writes a line for each call; `None` where nobody has asked for that."""
         self.middleware: tuple[MiddlewareSource, ...] = (
             *self.parts,
+            *(() if self.access_log is None else (self.access_log,)),
             *load_middleware(self.settings.mycelia.middleware),
             *middleware,
             *Around.each(inbound, outbound),

@@ -24,6 +24,7 @@ __all__ = [
     "OF_HTTP",
     "OF_THE_BROKER",
     "USED_BY_SOME",
+    "AccessLogSection",
     "HealthSection",
     "MetricsSection",
     "MyceliaSection",
@@ -111,6 +112,23 @@ def _check_port(port: int) -> None:
         raise ValueError("port must be from 0 to 65535")
 
 
+class AccessLogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The section `mycelia: access_log:`, where `true` is not enough."""
+
+    sample: float = 1.0
+    """The share of the successful calls that have a line, from 0 to 1; those that fail or are refused have one always."""
+    slower_than: float | None = None
+    """Seconds from which on a successful call has a line whatever the share is."""
+    arguments: bool = False
+    """Whether the line has the arguments, cut, and without those that are sensitive."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sample <= 1:
+            raise ValueError("sample must be between 0 and 1")
+        if self.slower_than is not None and self.slower_than < 0:
+            raise ValueError("slower_than must be 0 or more")
+
+
 class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The section `mycelia:` of the configuration. Times are in seconds."""
 
@@ -153,10 +171,13 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """The least level that is logged, where `LOGGING` does not say."""
     log_format: str = "auto"
     """What log lines look like: "console", "json", or "auto", the console's on a terminal and JSON anywhere else."""
+    access_log: bool | AccessLogSection | None = None
+    """Whether each call that arrives has a line in the log (`call_ended`), or which of them."""
     http_max_body_bytes: int = 16 * 1024 * 1024
     """Largest request body that `@http` methods read. Arbitrary; it keeps one client from filling the memory."""
     http_access_log: bool | None = None
-    """Whether each HTTP request is logged; by default only those of existing services, as Nameko does it."""
+    """Whether each HTTP request is logged: as `access_log` says by default, and without it those of existing services are, as
+    Nameko does it."""
     http_header_timeout: float = 10.0
     """How long the head of an HTTP request may take, from the connection or its first byte on. Arbitrary."""
     http_body_timeout: float = 30.0
@@ -366,7 +387,11 @@ def misspelt_keys(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-_SECTIONS: dict[str, type[msgspec.Struct]] = {"metrics": MetricsSection, "health": HealthSection}
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "metrics": MetricsSection,
+    "health": HealthSection,
+    "access_log": AccessLogSection,
+}
 """Those inside `mycelia:`."""
 
 

@@ -33,13 +33,16 @@ from mycelia.errors import ConfigError, Overloaded
 from mycelia.runtime import Entrypoint, Lane
 from mycelia.wire import BAGGAGE, MAX_BAGGAGE_LENGTH, TRACEPARENT, TRACESTATE, is_baggage
 
-__all__ = ["HttpEndpoint", "Sender"]
+__all__ = ["CALL", "CountingSender", "HttpEndpoint", "Sender", "shown_path"]
 
 MAX_WAITING = 1000
 """Requests that may wait for a worker of one method; more are answered 503. Arbitrary: a queue needs an end."""
 
 CALL_ID = "mycelia.call_id"
-"""In an ASGI scope: the id of the call that its request has become."""
+CALL = "mycelia.call"
+"""In an ASGI scope: the call that its request has become, and its id."""
+SHOWN_PATH = "mycelia.shown_path"
+"""In an ASGI scope: what is shown for the path, where there is something sensitive in it."""
 
 MAX_TRACESTATE = 512
 """Characters; W3C Trace Context, 3.3.1.5."""
@@ -55,6 +58,8 @@ class Sender:
         self._send = send
         self.status = 0
         """Of the response; 0 while it has not begun."""
+        self.is_broken = False
+        """Whether the response has begun and cannot go on."""
 
     @property
     def call_id(self) -> str:
@@ -76,6 +81,23 @@ class Sender:
             # uvicorn takes what it sends to a client that has gone without ever waiting; an iterator that never waits
             # either would then hold the loop for good.
             await asyncio.sleep(0)
+
+
+class CountingSender(Sender):
+    """One that counts the bytes of the response's body."""
+
+    sent_bytes = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.body" and self._scope["method"] != "HEAD":
+            self.sent_bytes += len(message.get("body", b""))
+        await super().__call__(message)
+
+
+def shown_path(scope: Scope) -> str:
+    """The path of a request as it may be shown."""
+    path: str = scope.get(SHOWN_PATH) or scope["path"]
+    return path
 
 
 class HttpEndpoint(Route, HttpPart):
@@ -118,6 +140,10 @@ class HttpEndpoint(Route, HttpPart):
         self._is_async = inspect.iscoroutinefunction(entrypoint.method)
         self._reads_ahead = not streams_request
         self._bodies = bodies
+        declared = target.declared
+        self._hides_path = declared is not None and not declared.sensitive.names.isdisjoint(
+            self.param_convertors
+        )
 
     def retire(self) -> None:
         """Take no more requests. Those that run are finished; those that wait for a worker are answered 503."""
@@ -140,6 +166,8 @@ class HttpEndpoint(Route, HttpPart):
         if self.methods is not None and scope["method"] not in self.methods:
             await _tell_methods(scope)(scope, receive, send)
             return
+        if self._hides_path:
+            scope[SHOWN_PATH] = self.path
         lane = self.lane
         if lane is None or self.stopping.is_set():
             raise stopping()
@@ -164,7 +192,7 @@ class HttpEndpoint(Route, HttpPart):
             answer=asyncio.get_running_loop().create_future(),
             parent_calls_tracked=self._settings.parent_calls_tracked,
         )
-        scope[CALL_ID] = call.call_id
+        scope[CALL_ID], scope[CALL] = call.call_id, call
         response = await self._respond(lane, call)
         reader.release()
         # A stream goes on as part of this call: what it calls inherits the trace.

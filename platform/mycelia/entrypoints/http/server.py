@@ -23,13 +23,14 @@ from starlette.websockets import WebSocketClose, WebSocketDisconnect
 
 from mycelia.call import current_call
 from mycelia.entrypoints.http.connection import HttpConnection, SlowClients
-from mycelia.entrypoints.http.endpoint import Sender
+from mycelia.entrypoints.http.endpoint import CALL, CountingSender, Sender, shown_path
 from mycelia.entrypoints.http.requests import BodyBudget
 from mycelia.entrypoints.http.responses import problem
 from mycelia.entrypoints.http.routes import HttpPart
 from mycelia.errors import ConfigError
 from mycelia.log_event import event
 from mycelia.runtime import Host, Settings
+from mycelia.runtime.access_log import AccessLog
 from mycelia.runtime.settings import OF_HTTP
 
 __all__ = ["HttpServer", "parse_address"]
@@ -72,7 +73,7 @@ class HttpServer:
 
     Args:
         address: as `WEB_SERVER_ADDRESS`; port 0 takes a free one.
-        access_log: whether each request is logged.
+        access_log: writes a line for each request; `None` for none.
         is_shared: whether other processes of this command listen at the same address.
         head_timeout: seconds in which the head of a request must have come.
         trusted_proxies: addresses and networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
@@ -83,7 +84,7 @@ class HttpServer:
         self,
         address: str,
         *,
-        access_log: bool = False,
+        access_log: AccessLog | None = None,
         is_shared: bool = False,
         head_timeout: float = 10.0,
         trusted_proxies: Sequence[str] = (),
@@ -119,7 +120,7 @@ class HttpServer:
             section = host.settings.mycelia
             server = _servers[host] = cls(
                 host.settings.WEB_SERVER_ADDRESS,
-                access_log=bool(section.http_access_log),
+                access_log=_access_log_of(host),
                 is_shared=section.processes > 1,
                 head_timeout=section.http_header_timeout,
                 trusted_proxies=section.http_trusted_proxies or (),
@@ -241,28 +242,37 @@ class HttpServer:
             except WebSocketDisconnect:  # an application that did not look
                 log.debug(event("client_gone", path=scope["path"]))
             return
-        sender = Sender(scope, send)
+        access_log = self._access_log
+        if access_log is None:
+            await self._answer(scope, receive, Sender(scope, send))
+            return
+        sender = CountingSender(scope, send)
         started = time.monotonic()
+        try:
+            await self._answer(scope, receive, sender)
+        finally:
+            client = scope.get("client")
+            access_log.write_request(
+                scope.get(CALL),
+                verb=scope["method"],
+                path=shown_path(scope),
+                status=sender.status,
+                is_broken=sender.is_broken,
+                duration=time.monotonic() - started,
+                client=client[0] if client else None,
+                out_bytes=sender.sent_bytes,
+            )
+
+    async def _answer(self, scope: Scope, receive: Receive, sender: Sender) -> None:
         try:
             _refuse_framed_twice(scope)
             await self._router(scope, receive, sender)
         except ClientDisconnect:
-            log.debug(event("client_gone", verb=scope["method"], path=scope["path"]))
+            log.debug(event("client_gone", verb=scope["method"], path=shown_path(scope)))
         except Exception as exc:  # noqa: BLE001
             await self._answer_error(exc, scope, receive, sender)
         if sender.status == HTTPStatus.REQUEST_TIMEOUT:
             self.slow_clients.count_body()
-        if self._access_log:
-            log.info(
-                event(
-                    "http_request",
-                    verb=scope["method"],
-                    path=scope["path"],
-                    status=sender.status,
-                    duration_ms=round((time.monotonic() - started) * 1000, 1),
-                    call_id=sender.call_id,
-                )
-            )
 
     async def _answer_error(
         self, error: Exception, scope: Scope, receive: Receive, sender: Sender
@@ -270,11 +280,12 @@ class HttpServer:
         if not isinstance(error, HTTPException) or sender.status:
             # A stream's iterator, or a fault of ours. What has begun is cut off by uvicorn: the client must not take
             # it for the whole.
+            sender.is_broken = bool(sender.status)
             log.error(
                 event(
                     "response_failed",
                     verb=scope["method"],
-                    path=scope["path"],
+                    path=shown_path(scope),
                     call_id=sender.call_id,
                 ),
                 exc_info=error,
@@ -285,6 +296,14 @@ class HttpServer:
                 error.status_code, error.detail, headers=error.headers, instance=scope["path"]
             )
             await answer(scope, receive, sender)
+
+
+def _access_log_of(host: Host) -> AccessLog | None:
+    """Who writes the requests' lines; `http_access_log`, where it says anything, goes before `access_log`."""
+    wanted = host.settings.mycelia.http_access_log
+    if wanted is None:
+        return host.access_log
+    return (host.access_log or AccessLog.of(True)) if wanted else None
 
 
 async def _answer_unknown(scope: Scope, receive: Receive, send: Send) -> None:
