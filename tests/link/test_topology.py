@@ -8,7 +8,16 @@ from collections.abc import Awaitable, Callable
 import pytest
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Binding, ConsumeOptions, Exchange, Link, Message, Properties, Queue
+from mycelia.amqp import (
+    Binding,
+    ConsumeOptions,
+    Exchange,
+    ExchangeBinding,
+    Link,
+    Message,
+    Properties,
+    Queue,
+)
 from mycelia.errors import TopologyError, Unroutable
 from mycelia.testing.eventually import eventually
 
@@ -302,3 +311,28 @@ async def test_unused_queue_expires(link: Link) -> None:
         return False
 
     await eventually(is_gone)
+
+
+async def test_exchange_bound_to_an_exchange_gets_what_that_one_routes_to_it(link: Link) -> None:
+    await link.declare(
+        Exchange("first", arguments={"alternate-exchange": "else"}),
+        Exchange("second"),
+        Exchange("else", "fanout"),
+        Queue("orders"),
+        Queue("rest"),
+        ExchangeBinding("second", "first", "order.#"),
+        Binding("orders", "second", "order.placed"),
+        Binding("rest", "else", ""),
+    )
+    await link.publish(Message("first", "order.placed", b"1", Properties(), mandatory=True))
+    await link.publish(Message("first", "invoice", b"2", Properties(), mandatory=True))
+    with pytest.raises(Unroutable):  # it has led on: the alternate is not asked
+        await link.publish(Message("first", "order.paid", b"3", Properties(), mandatory=True))
+
+    assert await receive(link, "orders", 1) == [b"1"]
+    assert await receive(link, "rest", 1) == [b"2"]
+
+
+async def test_exchange_that_is_not_there_cannot_be_bound(link: Link) -> None:
+    with pytest.raises(TopologyError, match="absent"):
+        await link.declare(Exchange("first"), ExchangeBinding("absent", "first", "#"))

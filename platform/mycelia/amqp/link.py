@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, Protocol
 
-from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
+from mycelia.amqp.model import (
+    Binding,
+    Delivery,
+    Exchange,
+    ExchangeBinding,
+    Message,
+    Queue,
+    Returned,
+)
 from mycelia.errors import ConfigError, LinkError
 
 __all__ = [
@@ -274,7 +282,7 @@ class Link(Protocol):
         ...
 
     async def declare(
-        self, *parts: Exchange | Queue | Binding, timeout: float | None = None
+        self, *parts: Exchange | Queue | Binding | ExchangeBinding, timeout: float | None = None
     ) -> None:
         """Declare now, and again after every reconnect (each distinct part is remembered once).
 
@@ -295,7 +303,7 @@ class Link(Protocol):
         """Whether `part`, declared here, exists with other arguments than these."""
         ...
 
-    def forget(self, *parts: Exchange | Queue | Binding) -> None:
+    def forget(self, *parts: Exchange | Queue | Binding | ExchangeBinding) -> None:
         """Do not redeclare these any more."""
         ...
 

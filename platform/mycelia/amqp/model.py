@@ -14,6 +14,7 @@ __all__ = [
     "Binding",
     "Delivery",
     "Exchange",
+    "ExchangeBinding",
     "FaultyDelivery",
     "Message",
     "Properties",
@@ -67,6 +68,16 @@ class Binding:
     queue: str
     exchange: str
     routing_key: str
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeBinding:
+    """An exchange bound to another: what `exchange` routes by this key goes on to `destination` (RabbitMQ's extension)."""
+
+    destination: str
+    exchange: str
+    routing_key: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from mycelia.amqp.model import Binding, Exchange, Message, Queue
+from mycelia.amqp.model import Binding, Exchange, ExchangeBinding, Message, Queue
 from mycelia.amqp.topology import Part
 from mycelia.errors import (
     AccessRefused,
@@ -150,5 +150,7 @@ def describe_part(part: Part) -> str:
         return f'exchange "{part.name}" ({part.type})'
     if isinstance(part, Queue):
         return f'queue "{part.name}"'
+    if isinstance(part, ExchangeBinding):
+        return f'binding of exchange "{part.destination}" to exchange "{part.exchange}"'
     assert isinstance(part, Binding)
     return f'binding of queue "{part.queue}" to exchange "{part.exchange}" by "{part.routing_key}"'

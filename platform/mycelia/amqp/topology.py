@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from mycelia.amqp.model import Binding, Exchange, Queue
+from mycelia.amqp.model import Binding, Exchange, ExchangeBinding, Queue
 
 __all__ = ["Part", "Topology", "as_fields", "in_order"]
 
-Part = Exchange | Queue | Binding
+Part = Exchange | Queue | Binding | ExchangeBinding
 
 
 def in_order(parts: Iterable[Part]) -> list[Part]:
     """Exchanges, then queues, then bindings: what a part refers to comes before it."""
-    rank = {Exchange: 0, Queue: 1, Binding: 2}
+    rank = {Exchange: 0, Queue: 1, Binding: 2, ExchangeBinding: 3}
     return sorted(parts, key=lambda part: rank[type(part)])
 
 
@@ -23,6 +23,12 @@ def as_fields(part: Part) -> dict[str, str]:
         return {"exchange": part.name}
     if isinstance(part, Queue):
         return {"queue": part.name}
+    if isinstance(part, ExchangeBinding):
+        return {
+            "destination": part.destination,
+            "exchange": part.exchange,
+            "routing_key": part.routing_key,
+        }
     return {"queue": part.queue, "exchange": part.exchange, "routing_key": part.routing_key}
 
 
@@ -36,7 +42,7 @@ class Topology:
 
     def remember(self, parts: Iterable[Part]) -> None:
         for part in parts:
-            if isinstance(part, Binding) or not part.passive:
+            if isinstance(part, Binding | ExchangeBinding) or not part.passive:
                 self._parts[part] = None
 
     def forget(self, parts: Iterable[Part]) -> None:
@@ -88,12 +94,19 @@ class Topology:
             part for part in self._parts if isinstance(part, Binding) and part.queue not in gone
         ]
         bound = {binding.exchange for binding in bindings}
-        return [
+        kept: list[Part] = [
             part
             for part in self._parts
             if (isinstance(part, Queue) and part.name not in gone)
             or (isinstance(part, Exchange) and (not part.auto_delete or part.name in bound))
-        ] + bindings
+        ]
+        there = {part.name for part in kept if isinstance(part, Exchange)}
+        chains = [
+            part
+            for part in self._parts
+            if isinstance(part, ExchangeBinding) and {part.destination, part.exchange} <= there
+        ]
+        return [*kept, *bindings, *chains]
 
     def split(self, parts: Iterable[Part] | None = None) -> tuple[list[Part], list[Part]]:
         """`parts` (all that is remembered, if not given) as (shared, exclusive), each in order of declaration.
@@ -112,7 +125,7 @@ class Topology:
         for part in in_order(chosen):
             if isinstance(part, Exchange) and not part.name:
                 continue  # the default exchange is there, and may not be declared
-            name = part.queue if isinstance(part, Binding) else part.name
+            name = part.queue if isinstance(part, Binding) else getattr(part, "name", "")
             is_own = not isinstance(part, Exchange) and name in exclusive
             (own if is_own else shared).append(part)
         return shared, own

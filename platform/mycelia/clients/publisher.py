@@ -68,7 +68,7 @@ class Publish:
         return self._after_declaring(parts_of(declare), publishing, chosen)
 
     async def _after_declaring(
-        self, parts: list[Part], publishing: Coroutine[Any, Any, None], options: PublishOptions
+        self, parts: Sequence[Part], publishing: Coroutine[Any, Any, None], options: PublishOptions
     ) -> None:
         try:
             await self._outlet.declare(parts, self._outlet.timeout_of(options))

@@ -6,7 +6,7 @@ Nothing here awaits: every operation is done when it returns, and deliveries are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -23,7 +23,7 @@ from mycelia.amqp.memory.queues import (
     make_queue,
 )
 from mycelia.amqp.memory.routing import EXCHANGE_TYPES, matches
-from mycelia.amqp.model import Binding, Exchange, Message, Queue
+from mycelia.amqp.model import Binding, Exchange, ExchangeBinding, Message, Queue
 
 __all__ = ["MemoryBroker", "Peer", "PublishOutcome", "QueueSubscriber", "Refused", "broker_at"]
 
@@ -62,6 +62,7 @@ class _Bound:
     """A binding as routing reads it."""
 
     queue: str
+    """Or the exchange, of what is bound exchange to exchange."""
     routing_key: str
     arguments: dict[str, Any]
 
@@ -84,6 +85,8 @@ class MemoryBroker:
         self.is_blocked = False
         self._exchanges: dict[str, Exchange] = dict(_PREDECLARED)
         self._bindings: dict[str, list[_Bound]] = {}
+        self._chains: dict[str, list[_Bound]] = {}
+        """Exchanges bound to an exchange; each as a `_Bound` of the name it leads to."""
         self._queues: dict[str, BaseQueue] = {}
         self._peers: dict[Peer, list[QueueSubscriber]] = {}
         self._attached: list[Peer] = []
@@ -266,6 +269,21 @@ class MemoryBroker:
         if bound not in bindings:
             bindings.append(bound)
 
+    def bind_exchange(self, binding: ExchangeBinding) -> None:
+        """Bind an exchange to another; binding twice is binding once.
+
+        Raises:
+            Refused: 404 no such exchange, 403 the default exchange.
+        """
+        if not binding.exchange or not binding.destination:
+            raise Refused(403, "ACCESS_REFUSED - operation not permitted on the default exchange")
+        self._find_exchange(binding.destination)
+        self._find_exchange(binding.exchange)
+        bound = _Bound(binding.destination, binding.routing_key, _as_sent(binding.arguments))
+        chains = self._chains.setdefault(binding.exchange, [])
+        if bound not in chains:
+            chains.append(bound)
+
     def message_count(self, peer: Peer, name: str) -> int:
         queue = self._find_queue(name)
         self._check_access(peer, queue)
@@ -407,11 +425,13 @@ class MemoryBroker:
 
     # --- what the queues ask (QueueHost) ---------------------------------------------------------
 
-    def dead_letter(self, queue: QueueModel, message: StoredMessage, reason: str) -> None:
+    def dead_letter(self, queue: QueueModel, message: StoredMessage, reason: str) -> bool:
         arguments = queue.declared.arguments
         exchange = arguments.get("x-dead-letter-exchange")
-        if exchange is None or exchange not in self._exchanges:
-            return
+        if exchange is None:
+            return True
+        if exchange not in self._exchanges:
+            return False
         routing_key = arguments.get("x-dead-letter-routing-key", message.routing_key)
         properties = message.copy_properties()
         properties.headers = _with_death(message, queue.name, reason, int(self.clock.wall()))
@@ -419,9 +439,13 @@ class MemoryBroker:
         dead = StoredMessage(exchange, routing_key, properties, message.body)
         targets = self._route(exchange, routing_key, properties.headers)
         deaths = properties.headers["x-death"]
-        for target in targets:
-            if reason == "rejected" or not _is_automatic_cycle(target.name, deaths):
-                target.publish(dead)
+        fitting = [
+            target
+            for target in targets
+            if reason == "rejected" or not _is_automatic_cycle(target.name, deaths)
+        ]
+        taken = [target.publish(dead) for target in fitting]
+        return (bool(taken) and all(taken)) or len(fitting) < len(targets)
 
     def queue_unused(self, queue: BaseQueue) -> None:
         if self._queues.get(queue.name) is queue:
@@ -433,24 +457,36 @@ class MemoryBroker:
         """The queues a message goes to, each once, in binding order."""
         names: dict[str, None] = {}
         seen: set[str] = set()
-        while exchange not in seen and exchange in self._exchanges:
+        ahead = [exchange]
+        while ahead:
+            exchange = ahead.pop(0)
+            if exchange in seen or exchange not in self._exchanges:
+                continue
             seen.add(exchange)
-            names.update(dict.fromkeys(self._bound_queues(exchange, routing_key, headers)))
+            queues = self._matching(self._bindings, exchange, routing_key, headers)
+            chained = self._matching(self._chains, exchange, routing_key, headers)
+            names.update(dict.fromkeys(queues))
+            ahead.extend(chained)
             alternate = self._exchanges[exchange].arguments.get("alternate-exchange")
-            if names or alternate is None:
-                break
-            exchange = alternate
+            # Where it has led on to another exchange, what that one makes of it is no concern of the alternate.
+            if alternate is not None and not queues and not chained:
+                ahead.append(alternate)
         return [queue for name in names if (queue := self._queue(name)) is not None]
 
-    def _bound_queues(
-        self, exchange: str, routing_key: str, headers: dict[str, Any]
-    ) -> Iterable[str]:
+    def _matching(
+        self,
+        bindings: Mapping[str, list[_Bound]],
+        exchange: str,
+        routing_key: str,
+        headers: dict[str, Any],
+    ) -> list[str]:
+        """What `exchange` leads to, by these bindings."""
         if not exchange:
-            return [routing_key]
+            return [routing_key] if bindings is self._bindings else []
         kind = self._exchanges[exchange].type
         return [
             bound.queue
-            for bound in self._bindings.get(exchange, ())
+            for bound in bindings.get(exchange, ())
             if matches(kind, bound.routing_key, bound.arguments, routing_key, headers)
         ]
 
@@ -512,13 +548,30 @@ class MemoryBroker:
         for exchange, bindings in list(self._bindings.items()):
             kept = [bound for bound in bindings if bound.queue != queue.name]
             self._bindings[exchange] = kept
-            if bindings and not kept and self._exchanges[exchange].auto_delete:
-                self._remove_exchange(exchange)
+            if bindings and not kept:
+                self._exchange_unused(exchange)
         queue.dispose()
+
+    def _exchange_unused(self, name: str) -> None:
+        """An auto-delete exchange goes with the last of what was bound to it."""
+        exchange = self._exchanges.get(name)
+        if (
+            exchange is not None
+            and exchange.auto_delete
+            and not self._bindings.get(name)
+            and not self._chains.get(name)
+        ):
+            self._remove_exchange(name)
 
     def _remove_exchange(self, name: str) -> None:
         self._exchanges.pop(name, None)
         self._bindings.pop(name, None)
+        self._chains.pop(name, None)
+        for exchange, chains in list(self._chains.items()):
+            kept = [bound for bound in chains if bound.queue != name]
+            if len(kept) < len(chains):
+                self._chains[exchange] = kept
+                self._exchange_unused(exchange)
 
     def _set_blocked(self, blocked: bool) -> None:
         if self.is_blocked != blocked:
@@ -544,6 +597,7 @@ def broker_at(uri: str, make: Callable[[], MemoryBroker] = MemoryBroker) -> Memo
 _COMPARED_ARGUMENTS = (
     "x-dead-letter-exchange",
     "x-dead-letter-routing-key",
+    "x-dead-letter-strategy",
     "x-delivery-limit",
     "x-expires",
     "x-max-age",

@@ -38,7 +38,15 @@ from mycelia.amqp.memory.broker import (
     broker_at,
 )
 from mycelia.amqp.memory.consumer import MemoryConsumer, get_one
-from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
+from mycelia.amqp.model import (
+    Binding,
+    Delivery,
+    Exchange,
+    ExchangeBinding,
+    Message,
+    Queue,
+    Returned,
+)
 from mycelia.amqp.refusals import publishing_nacked, publishing_refused
 from mycelia.amqp.topology import Part, Topology, as_fields, in_order
 from mycelia.errors import (
@@ -419,13 +427,20 @@ class MemoryLink:
             self.broker.declare_exchange(part)
         elif isinstance(part, Binding):
             self.broker.bind(self, part)
+        elif isinstance(part, ExchangeBinding):
+            self.broker.bind_exchange(part)
         else:
             self.broker.declare_queue(self, part)
 
     def _adopt(self, part: Part, refusal: Refused) -> None:
         """Take what exists under the name of `part`, where it differs only in its arguments."""
         is_other_type = isinstance(part, Exchange) and "inequivalent arg 'type'" in refusal.text
-        if refusal.code != 406 or isinstance(part, Binding) or part.passive or is_other_type:
+        if (
+            refusal.code != 406
+            or isinstance(part, Binding | ExchangeBinding)
+            or part.passive
+            or is_other_type
+        ):
             raise refusal
         try:
             self._declare_one(replace(part, passive=True))

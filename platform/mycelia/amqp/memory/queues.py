@@ -6,6 +6,8 @@ Rules that shape the code:
   queue a `nack` sends it to the back; with `x-delivery-limit`, and when a channel closes, returned messages are
   delivered before all others, in the order of their return (RabbitMQ 3.10's quorum queue guide, "Repeated Requeues").
 - Messages expire at the head only: one with a short TTL behind one without stays (RabbitMQ's TTL guide, "Caveats").
+- A dead letter that no queue takes is gone; where a quorum queue says `x-dead-letter-strategy: at-least-once` (with
+  `x-overflow: reject-publish`), it is kept and tried again, unlike in RabbitMQ without bound.
 - `x-delivery-count` counts returns on quorum queues; past `x-delivery-limit` the message is dead-lettered.
 - An exclusive consumer of a quorum queue keeps nobody out (3.10.8; use `x-single-active-consumer`).
 - A stream carries no header that is a list or a table (3.10 drops them on the way into the log).
@@ -38,6 +40,10 @@ __all__ = [
     "StoredMessage",
     "make_queue",
 ]
+
+
+DEAD_AGAIN_S = 1.0
+"""Before another try to dead-letter what nobody has taken, where it is done at least once. RabbitMQ waits longer."""
 
 
 class Refused(Exception):
@@ -209,7 +215,9 @@ class QueueHost(Protocol):
     @property
     def clock(self) -> Clock: ...
 
-    def dead_letter(self, queue: QueueModel, message: StoredMessage, reason: str) -> None: ...
+    def dead_letter(self, queue: QueueModel, message: StoredMessage, reason: str) -> bool:
+        """Send a dead message on, where its queue says; return whether it is somewhere, or nowhere to go."""
+        ...
 
     def queue_unused(self, queue: BaseQueue) -> None:
         """The queue has outlived its last consumer (auto-delete) or its `x-expires`."""
@@ -385,12 +393,20 @@ class QueueModel(BaseQueue):
         self._max_length: int | None = arguments.get("x-max-length")
         self._max_length_bytes: int | None = arguments.get("x-max-length-bytes")
         self._overflow: str = arguments.get("x-overflow", "drop-head")
+        self._keeps_dead = (
+            self.is_quorum
+            and self._overflow == "reject-publish"
+            and arguments.get("x-dead-letter-strategy") == "at-least-once"
+        )
         self._max_priority: int = arguments.get("x-max-priority", 0)
         self._delivery_limit: int | None = arguments.get("x-delivery-limit")
         self._ready: list[Entry] = []
         self._ready_bytes = 0
         self._positions = itertools.count()
         self._head_timer: ClockTimer | None = None
+        self._dead: list[tuple[StoredMessage, str]] = []
+        """Dead-lettered at least once, and nobody has taken them yet."""
+        self._dead_timer: ClockTimer | None = None
         super().__init__(host, declared, owner)
 
     @property
@@ -412,7 +428,7 @@ class QueueModel(BaseQueue):
         self._expire_head()
         if self._overflow != "drop-head" and self._is_full(len(message.body)):
             if self._overflow == "reject-publish-dlx":
-                self._host.dead_letter(self, message, "maxlen")
+                self._bury(message, "maxlen")
             return False
         entry = Entry(
             message,
@@ -423,7 +439,7 @@ class QueueModel(BaseQueue):
         self._push(entry)
         self._deliver(fresh=entry)
         while self._is_over_limit():
-            self._host.dead_letter(self, self._pop().message, "maxlen")
+            self._bury(self._pop().message, "maxlen")
         self._expire_head()
         return True
 
@@ -447,7 +463,7 @@ class QueueModel(BaseQueue):
             if requeue:
                 self._return(entry, to_back=self._delivery_limit is None)
             else:
-                self._host.dead_letter(self, entry.message, "rejected")
+                self._bury(entry.message, "rejected")
         self.drain()
 
     def close(self, subscriber: QueueSubscriber) -> None:
@@ -472,7 +488,32 @@ class QueueModel(BaseQueue):
         self._ready.clear()
         self._ready_bytes = 0
         self._arm_head_timer()
+        self._dead.clear()
+        if self._dead_timer is not None:
+            self._dead_timer.cancel()
+            self._dead_timer = None
         super().dispose()
+
+    def _bury(self, message: StoredMessage, reason: str) -> None:
+        """The message is dead: on it goes, or (dead-lettered at least once) it stays until it can."""
+        if not self._host.dead_letter(self, message, reason) and self._keeps_dead:
+            self._dead.append((message, reason))
+            if self._dead_timer is None or not self._dead_timer.alive:
+                self._bury_later()
+
+    def _bury_later(self) -> None:
+        clock = self._host.clock
+        self._dead_timer = clock.call_at(clock.monotonic() + DEAD_AGAIN_S, self._bury_again)
+
+    def _bury_again(self) -> None:
+        self._dead_timer = None
+        self._dead = [
+            (message, reason)
+            for message, reason in self._dead
+            if not self._host.dead_letter(self, message, reason)
+        ]
+        if self._dead:
+            self._bury_later()
 
     def _deliver(self, fresh: Entry | None = None) -> None:
         # `fresh` is exempt from expiry once: a message with TTL 0 is delivered if a consumer is ready for it.
@@ -480,7 +521,7 @@ class QueueModel(BaseQueue):
         while self._ready:
             head = self._ready[0]
             if head is not fresh and head.expires_at is not None and head.expires_at <= now:
-                self._host.dead_letter(self, self._pop().message, "expired")
+                self._bury(self._pop().message, "expired")
                 continue
             subscriber = self._consumers.next()
             if subscriber is None:
@@ -496,7 +537,7 @@ class QueueModel(BaseQueue):
         if self.is_quorum:
             entry.delivery_count += 1
             if self._delivery_limit is not None and entry.delivery_count > self._delivery_limit:
-                self._host.dead_letter(self, entry.message, "delivery_limit")
+                self._bury(entry.message, "delivery_limit")
                 return
             entry.goes_first = not to_back
             entry.position = next(self._positions)
@@ -530,7 +571,7 @@ class QueueModel(BaseQueue):
     def _expire_head(self) -> None:
         now = self._host.clock.monotonic()
         while self._ready and (due := self._ready[0].expires_at) is not None and due <= now:
-            self._host.dead_letter(self, self._pop().message, "expired")
+            self._bury(self._pop().message, "expired")
         self._arm_head_timer()
 
     def _arm_head_timer(self) -> None:

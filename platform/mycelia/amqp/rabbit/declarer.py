@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any, Final
 
-from mycelia.amqp.model import Binding, Exchange, Queue
+from mycelia.amqp.model import Binding, Exchange, ExchangeBinding, Queue
 from mycelia.amqp.rabbit.connection import (
     BrokerChannel,
     BrokerConnection,
@@ -117,7 +117,7 @@ class Declarer:
         try:
             for part in parts:
                 method, arguments = _call_of(part)
-                if not isinstance(part, Binding):
+                if not isinstance(part, Binding | ExchangeBinding):
                     arguments["passive"] = True
                 channel.tell(method, **arguments)
             timeout = min(self._step_timeout, _LOOK_S)
@@ -153,7 +153,7 @@ class Declarer:
             if isinstance(ended, BaseException):
                 raise ended
         await self._redeclare_in_turn(
-            connection, [one for one in parts if isinstance(one, Binding)]
+            connection, [one for one in parts if isinstance(one, Binding | ExchangeBinding)]
         )
 
     async def _redeclare_in_turn(self, connection: BrokerConnection, parts: list[Part]) -> None:
@@ -323,6 +323,13 @@ def _call_of(part: Part) -> tuple[str, dict[str, Any]]:
             "durable": part.durable,
             "exclusive": part.exclusive,
             "auto_delete": part.auto_delete,
+            "arguments": arguments,
+        }
+    if isinstance(part, ExchangeBinding):
+        return "exchange_bind", {
+            "destination": part.destination,
+            "source": part.exchange,
+            "routing_key": part.routing_key,
             "arguments": arguments,
         }
     assert isinstance(part, Binding)

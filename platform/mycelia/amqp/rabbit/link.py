@@ -37,7 +37,15 @@ from mycelia.amqp.link import (
     OnStateChange,
 )
 from mycelia.amqp.link_status import LinkStatus
-from mycelia.amqp.model import Binding, Delivery, Exchange, Message, Queue, Returned
+from mycelia.amqp.model import (
+    Binding,
+    Delivery,
+    Exchange,
+    ExchangeBinding,
+    Message,
+    Queue,
+    Returned,
+)
 from mycelia.amqp.rabbit.backoff import Backoff
 from mycelia.amqp.rabbit.connection import BrokerConnection, ConnectionLost, open_connection
 from mycelia.amqp.rabbit.consumer import RabbitConsumer
@@ -299,7 +307,7 @@ class RabbitLink:
     # --- topology ---
 
     async def declare(
-        self, *parts: Exchange | Queue | Binding, timeout: float | None = None
+        self, *parts: Exchange | Queue | Binding | ExchangeBinding, timeout: float | None = None
     ) -> None:
         self._require_open("declare()")
         shared, own = self._topology.split(parts)
@@ -356,7 +364,7 @@ class RabbitLink:
     def is_adopted(self, part: Exchange | Queue) -> bool:
         return self._declarer.is_adopted(part)
 
-    def forget(self, *parts: Exchange | Queue | Binding) -> None:
+    def forget(self, *parts: Exchange | Queue | Binding | ExchangeBinding) -> None:
         self._topology.forget(parts)
         self._declarer.forget(parts)
 
