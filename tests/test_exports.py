@@ -64,7 +64,7 @@ TESTING = {
     *("run_services", "ServiceBed", "make_worker", "eventually"),
     *("entrypoint_hook", "entrypoint_waiter", "EntrypointWaiterTimeout", "WaitResult"),
     *("replace_dependencies", "restrict_entrypoints", "worker_factory"),
-    *("DrivenClock", "faults"),
+    *("DrivenClock", "faults", "take_dead_letters", "TakenLetter"),
     *("PrivateNode", "TcpProxy", "Fault"),
 }
 

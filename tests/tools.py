@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import NoReturn
 
 import pytest
@@ -29,6 +30,15 @@ def fresh_vhost(api: ManagementApi, prefix: str) -> Iterator[str]:
     api.create_vhost(name)
     yield name
     api.delete_vhost(name)
+
+
+def our_pytest_plugin() -> list[str]:
+    """Options of a pytest in a process of its own that have Mycelia's plugin loaded.
+
+    An editable installation that is older than the plugin does not know its entry point.
+    """
+    is_known = any(one.name == "mycelia" for one in entry_points(group="pytest11"))
+    return [] if is_known else ["-p", "pytest_mycelia"]
 
 
 def version_tuple(version: str) -> tuple[int, ...]:

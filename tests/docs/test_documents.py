@@ -39,7 +39,14 @@ OTHERS = {"QueueConsumer", "ReplyListener", "RpcConsumer", "ServiceContainer", "
     ),
     *("HTTPException", "ExceptionMiddleware", "RequestBodyLimitMiddleware", "Server", "Allow"),
     *("ClusterRpcProxy", "Semaphore", "Timeout", "Decimal", "Infinity", "NaN"),
-    *("EncodeError", "WebServer", "ClusterRpc", "ServiceRpc"),
+    *(
+        "EncodeError",
+        "WebServer",
+        "ClusterRpc",
+        "ServiceRpc",
+        "MockDependencyProvider",
+        "MagicMock",
+    ),
 }
 """Names of other people's classes that the documents mention: Nameko's, eventlet's, Starlette's, the standard library's."""
 

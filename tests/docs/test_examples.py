@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.docs.documents import ROOT, Block, blocks_of
+from tests.tools import our_pytest_plugin
 
 from mycelia import Client, rpc
 from mycelia.testing import PrivateNode, eventually, run_services
@@ -93,9 +94,7 @@ async def test_service_moved_from_nameko_runs() -> None:
 
 
 async def test_tests_in_the_testing_guide_pass(tmp_path: Path, rabbit_node: PrivateNode) -> None:
-    for block in blocks_of(DOCS / "testing.md"):
-        if block.name:
-            (tmp_path / block.name).write_text(block.text, "utf-8")
+    write_files(DOCS / "testing.md", tmp_path)
     # The guide's fixture starts a node as tests/conftest.py does; one node is enough for this run.
     conftest = tmp_path / "conftest.py"
     own, replaced = re.subn(
@@ -107,16 +106,39 @@ async def test_tests_in_the_testing_guide_pass(tmp_path: Path, rabbit_node: Priv
     conftest.write_text(own, "utf-8")
     assert replaced == 1
 
+    assert "11 passed" in await run_tests(tmp_path)
+
+
+async def test_tests_in_the_guide_to_providers_pass(tmp_path: Path) -> None:
+    write_files(DOCS / "providers.md", tmp_path)
+    (told,) = re.findall(
+        r"^(\d+ passed)$", (DOCS / "providers.md").read_text("utf-8"), re.MULTILINE
+    )
+
+    assert told in await run_tests(tmp_path, "-p", "no:pytest_nameko")
+
+
+def write_files(document: Path, folder: Path) -> None:
+    """The files that a document shows."""
+    for block in blocks_of(document):
+        if block.name:
+            (folder / block.name).write_text(block.text, "utf-8")
+
+
+async def run_tests(folder: Path, *options: str) -> str:
+    """What pytest says of the tests in a folder, which pass."""
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "."],
-        cwd=tmp_path,
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs"),
+            *(*our_pytest_plugin(), "-p", "no:nameko_sqlalchemy", *options, "."),
+        ],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
-
-    assert done.returncode == 0, done.stdout
-    assert "5 passed" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -2,6 +2,7 @@
 
 from mycelia.broker.node import PrivateNode
 from mycelia.testing import faults
+from mycelia.testing.dead_letter_box import TakenLetter, take_dead_letters
 from mycelia.testing.driven_clock import DrivenClock
 from mycelia.testing.entrypoints import (
     EntrypointWaiterTimeout,
@@ -25,6 +26,7 @@ __all__ = [
     "Fault",
     "PrivateNode",
     "ServiceBed",
+    "TakenLetter",
     "TcpProxy",
     "WaitResult",
     "entrypoint_hook",
@@ -35,5 +37,6 @@ __all__ = [
     "replace_dependencies",
     "restrict_entrypoints",
     "run_services",
+    "take_dead_letters",
     "worker_factory",
 ]
