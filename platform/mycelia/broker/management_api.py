@@ -50,6 +50,7 @@ class ManagementApi:
         user: str = "guest",
         password: str = "guest",
         timeout: float = 15.0,
+        tls: bool = False,
     ) -> None:
         self.port = port
         self.host = host
@@ -59,7 +60,8 @@ class ManagementApi:
             "Authorization": f"Basic {credentials}",
             "Content-Type": "application/json",
         }
-        self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
+        connect = http.client.HTTPSConnection if tls else http.client.HTTPConnection
+        self._connection = connect(host, port, timeout=timeout)
         self._lock = threading.Lock()
 
     def close(self) -> None:

@@ -21,6 +21,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from mycelia.amqp import Delivery, Properties
 from mycelia.amqp.fields import encode_properties, encode_table
 from mycelia.amqp.uri import parse_uri
@@ -35,9 +37,11 @@ __all__ = [
     "QUEUE_HEADER",
     "REASON_HEADER",
     "ROUTING_KEY_HEADER",
+    "as_it_is",
     "dead_letter",
     "dead_letter_headers",
     "expires_at_ms",
+    "for_a_new_life",
     "for_another_attempt",
     "origin_of",
     "own_user",
@@ -69,6 +73,10 @@ FIRST_FAILED_HEADER: Final = "x-mycelia-first-failed-at-ms"
 """Of an attempt after a failed one, and of a dead letter: when it failed for the first time."""
 TRACE_ID_HEADER: Final = "x-mycelia-trace-id"
 
+_OF_EVERY_LIFE: Final = (
+    *(EXCHANGE_HEADER, ROUTING_KEY_HEADER, EXPIRATION_HEADER, USER_ID_HEADER),
+    *("x-mycelia-cc", "x-mycelia-bcc"),
+)
 _COPIES: Final = {"CC": "x-mycelia-cc", "BCC": "x-mycelia-bcc"}
 _MAX_EXPIRATION_DIGITS: Final = 15
 _SHRINKABLE: Final = (RAW_HEADERS_HEADER, TRACEBACK_HEADER, ERROR_HEADER)
@@ -153,6 +161,30 @@ def dead_letter(
     return properties
 
 
+def for_a_new_life(
+    delivery: Delivery, *, user: str | None, limit: int = HEADER_LIMITS[0]
+) -> Properties:
+    """Properties for sending a dead letter to its handler again: a first attempt, in its old trace, with its `message_id`.
+
+    It keeps the time to live that its publisher gave it, and nothing of its fate but where it was first published. What the
+    broker wrote of its former ways goes too: RabbitMQ drops a message that it takes for one that goes in a circle.
+    """
+    headers = delivery.properties.headers or {}
+    ours = {name: headers[name] for name in _OF_EVERY_LIFE if name in headers}
+    theirs = {name: value for name, value in headers.items() if not _is_of_one_life(str(name))}
+    again = delivery.properties.republished(theirs)
+    if user is not None and ours.get(USER_ID_HEADER) == user:
+        again.user_id = ours.pop(USER_ID_HEADER)
+    return _properties(_like(delivery, again), ours, None, user, limit)
+
+
+def as_it_is(delivery: Delivery, *, user: str | None, limit: int = HEADER_LIMITS[0]) -> Properties:
+    """Properties for publishing a dead letter to its own queue again: a dead letter as before."""
+    headers = delivery.properties.headers or {}
+    ours = {name: value for name, value in headers.items() if str(name).startswith(OWN_PREFIX)}
+    return _properties(delivery, ours, None, user, limit)
+
+
 def dead_letter_headers(
     delivery: Delivery,
     *,
@@ -211,6 +243,16 @@ def _expiration_of(delivery: Delivery) -> str | None:
         ):
             return text
     return None
+
+
+def _is_of_one_life(header: str) -> bool:
+    """Whether we wrote it, or RabbitMQ when it dead-lettered the message by itself."""
+    return header == "x-death" or header.startswith((OWN_PREFIX, "x-first-death-", "x-last-death-"))
+
+
+def _like(delivery: Delivery, properties: Properties) -> Delivery:
+    """`delivery` with other properties."""
+    return msgspec.structs.replace(delivery, properties=properties)
 
 
 def _properties(

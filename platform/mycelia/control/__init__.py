@@ -1,0 +1,1 @@
+"""What is done to running fleets from outside: the dead letters of their handlers looked at, sent again, thrown away."""
