@@ -227,7 +227,7 @@ class LinkConsumer(Protocol):
         ...
 
     async def aclose(self, timeout: float = 5.0) -> None:
-        """Cancel, let settled deliveries' acks leave, and close the channel: the broker requeues the rest."""
+        """Cancel, let settled deliveries' acks leave, and close the channel: the broker requeues the rest, in its order."""
         ...
 
 

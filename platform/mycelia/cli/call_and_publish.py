@@ -16,7 +16,15 @@ from mycelia.errors import ConfigError, MyceliaError, RemoteError, Unroutable
 from mycelia.runtime.settings import DEFAULT_BROKER
 from mycelia.wire import JSON
 
-__all__ = ["add_call_arguments", "add_publish_arguments", "call_command", "publish_command"]
+__all__ = [
+    "add_call_arguments",
+    "add_connection_arguments",
+    "add_publish_arguments",
+    "call_command",
+    "client_of",
+    "publish_command",
+    "say_usage",
+]
 
 CALL_EXAMPLES = """\
 examples:
@@ -40,7 +48,8 @@ exit codes: 0 the broker has it, or nobody wanted it, which is told on stderr; 1
 """
 
 
-def _add_connection_arguments(parser: argparse.ArgumentParser) -> None:
+def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the broker is, and how long to wait for it."""
     parser.add_argument(
         "--broker", metavar="URI", help="the broker's URI (default: $AMQP_URI, or localhost)"
     )
@@ -77,7 +86,7 @@ def add_call_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="one array (by position), one object (by name), or one value for each argument; - reads stdin",
     )
-    _add_connection_arguments(parser)
+    add_connection_arguments(parser)
 
 
 def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,21 +100,21 @@ def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fail when no handler has ever subscribed to the event",
     )
-    _add_connection_arguments(parser)
+    add_connection_arguments(parser)
 
 
 def call_command(args: argparse.Namespace) -> int:
     """`mycelia call`."""
     service, _, method = args.target.rpartition(".")
     if not service or not method:
-        return _usage(f'"{args.target}": write service.method, for instance delays.worst')
+        return say_usage(f'"{args.target}": write service.method, for instance delays.worst')
     try:
         positional, named = read_arguments(args.arguments)
     except ValueError as exc:
-        return _usage(str(exc))
+        return say_usage(str(exc))
 
     async def call() -> Any:
-        async with _client(args) as client:
+        async with client_of(args) as client:
             # Through a proxy: the remote method may have a parameter `timeout` of its own.
             proxy = await client.service(service, timeout=args.timeout)
             return await proxy[method](*positional, **named)
@@ -118,10 +127,10 @@ def publish_command(args: argparse.Namespace) -> int:
     try:
         payload = _read_json(args.payload)
     except ValueError as exc:
-        return _usage(str(exc))
+        return say_usage(str(exc))
 
     async def publish() -> None:
-        async with _client(args) as client:
+        async with client_of(args) as client:
             try:
                 await client.publish(args.source, args.event, payload, mandatory=True)
             except Unroutable:
@@ -169,7 +178,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _client(args: argparse.Namespace) -> Client:
+def client_of(args: argparse.Namespace) -> Client:
+    """A client of the broker that the command line names, not open yet."""
     config = read_config(args.config, args.broker)
     uri = config.get("AMQP_URI", DEFAULT_BROKER)
     return Client(uri, timeout=args.timeout, name="mycelia_cli", config=config)
@@ -182,7 +192,7 @@ def _run(coroutine: Any, *, print_result: bool) -> int:
     except KeyboardInterrupt:
         return 130
     except ConfigError as exc:
-        return _usage(str(exc))
+        return say_usage(str(exc))
     except RemoteError as exc:
         print(f"{exc.exc_type}: {exc.value}", file=sys.stderr)
         if exc.remote_traceback:
@@ -198,6 +208,7 @@ def _run(coroutine: Any, *, print_result: bool) -> int:
     return 0
 
 
-def _usage(message: str) -> int:
+def say_usage(message: str) -> int:
+    """Say what is wrong with a command line. Returns its exit code."""
     print(f"mycelia: {message}", file=sys.stderr)
     return 2

@@ -15,6 +15,7 @@ from mycelia.cli.call_and_publish import (
     publish_command,
 )
 from mycelia.cli.completion import SHELLS, completion_script
+from mycelia.cli.dlq import add_dlq_commands
 from mycelia.cli.leaving import leave
 from mycelia.cli.run import add_run_arguments, run_command
 from mycelia.extras import install_command, is_installed
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_publish_arguments(publish)
     publish.set_defaults(main=publish_command)
 
+    add_dlq_commands(commands)
     add_broker_commands(commands)
 
     completion = commands.add_parser(

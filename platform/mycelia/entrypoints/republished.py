@@ -170,7 +170,7 @@ def for_a_new_life(
     broker wrote of its former ways goes too: RabbitMQ drops a message that it takes for one that goes in a circle.
     """
     headers = delivery.properties.headers or {}
-    ours = {name: headers[name] for name in _OF_EVERY_LIFE if name in headers}
+    ours: dict[str, Any] = {name: headers[name] for name in _OF_EVERY_LIFE if name in headers}
     theirs = {name: value for name, value in headers.items() if not _is_of_one_life(str(name))}
     again = delivery.properties.republished(theirs)
     if user is not None and ours.get(USER_ID_HEADER) == user:

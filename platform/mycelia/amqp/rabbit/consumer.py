@@ -201,7 +201,7 @@ class RabbitConsumer:
             loop = asyncio.get_running_loop()
             deadline = loop.time() + timeout
             try:
-                await intake.cancel(timeout)
+                await intake.cancel(timeout, is_closing=True)
             finally:
                 intake.settle_soon()
                 intake.close()

@@ -89,6 +89,8 @@ class Intake:
         self._waits_for_place = False
         """What is wanted has to wait for the first delivery: see `_is_place_unknown`."""
         self._is_cancelled = False
+        self._is_closing = False
+        """What is unsettled goes back with the channel, all at once: returned before, the last would come before the first."""
         self._has_told_loss = False
 
     # --- in: called by the frame reader ---
@@ -106,8 +108,9 @@ class Intake:
             self._waits_for_place = False
             self._on_place_known()
         if self._is_cancelled:  # still on the way when the cancellation was sent
-            for delivery in batch:
-                delivery.nack(requeue=True)
+            if not self._is_closing:
+                for delivery in batch:
+                    delivery.nack(requeue=True)
             return
         self._statistics.delivered += len(batch)
         self._hand_out(batch)
@@ -262,8 +265,9 @@ class Intake:
         if not self._subscriptions:
             await self._subscribe(prefetch, self._following_offset, timeout)
 
-    async def cancel(self, timeout: float) -> None:
-        """Stop deliveries; what was handed out can still be settled."""
+    async def cancel(self, timeout: float, *, is_closing: bool = False) -> None:
+        """Stop deliveries; what was handed out can still be settled, unless the channel is about to be closed."""
+        self._is_closing = is_closing
         if self._is_cancelled:
             return
         self._is_cancelled = True
@@ -272,7 +276,7 @@ class Intake:
             if held:  # the broker has forgotten them already
                 self._take = self._on_deliveries
                 self._hand_out(held)
-        else:
+        elif not is_closing:
             for delivery in held:
                 delivery.nack(requeue=True)
         try:
@@ -296,7 +300,8 @@ class Intake:
             arguments[STREAM_OFFSET] = offset
         tag = self.consumer_tag
         if self._subscription_count:
-            tag = f"{tag}.{self._subscription_count}"
+            # So that they sort as they follow each other: RabbitMQ gives back what they hold in the order of their tags.
+            tag = f"{tag}.{self._subscription_count:06}"
         self._subscription_count += 1
         self._subscriptions.append(tag)
         await self.channel.call(

@@ -24,19 +24,19 @@ from mycelia.control.dead_letters.redrive import (
     redrive,
     send_changed,
 )
-from mycelia.control.dead_letters.routes import Route, Router, Stranded
+from mycelia.control.dead_letters.routes import Destination, Router, Stranded
 from mycelia.control.dead_letters.walk import Walk, WalkInterrupted
 
 __all__ = [
     "IN_FLIGHT",
     "DeadLetterQueue",
+    "Destination",
     "Letter",
     "LetterFilter",
     "LetterGroup",
     "LetterGroups",
     "Payload",
     "RedriveReport",
-    "Route",
     "Router",
     "Stranded",
     "Walk",

@@ -19,10 +19,11 @@ import msgspec
 
 from mycelia.amqp import Delivery, Link, Message, Properties
 from mycelia.control.dead_letters.letters import Letter, LetterFilter
-from mycelia.control.dead_letters.routes import Route, Router, Stranded
+from mycelia.control.dead_letters.routes import Destination, Router, Stranded
 from mycelia.control.dead_letters.walk import Walk, WalkInterrupted
 from mycelia.entrypoints.republished import HEADER_LIMITS, for_a_new_life
 from mycelia.errors import (
+    BrokerUnavailable,
     LinkError,
     MyceliaError,
     ProtocolError,
@@ -35,6 +36,8 @@ __all__ = ["IN_FLIGHT", "RedriveReport", "purge", "redrive", "send_changed"]
 
 IN_FLIGHT: Final = 64
 """Messages that are published and not yet removed. A compromise: of a killed run so many may be in two places."""
+TOLD_S: Final = 0.006
+"""After which the broker has been told that a message may go: acknowledgements wait for each other a little."""
 MAX_INTERRUPTIONS: Final = 5
 """Losses of the connection without a message sent in between, before a run gives up."""
 FINISH_S: Final = 10.0
@@ -151,7 +154,7 @@ async def purge(
 async def send_changed(
     link: Link,
     letter: Letter,
-    route: Route,
+    route: Destination,
     body: bytes,
     properties: Properties,
     *,
@@ -181,7 +184,7 @@ async def send_changed(
 
 
 async def _publish(
-    link: Link, delivery: Delivery, route: Route, user: str | None, timeout: float
+    link: Link, delivery: Delivery, route: Destination, user: str | None, timeout: float
 ) -> None:
     refusal: ProtocolError | None = None
     for limit in HEADER_LIMITS:
@@ -240,13 +243,14 @@ class _Run:
             gone_before = self._gone
             try:
                 await self._walk(left)
-            except WalkInterrupted as exc:
+            except (WalkInterrupted, BrokerUnavailable) as exc:
                 interruptions = 0 if self._gone > gone_before else interruptions + 1
                 if interruptions >= MAX_INTERRUPTIONS:
                     report.error = str(exc)
                     return
                 # Of what was sent last, the broker may not know yet that it may go: it comes again, before the others.
-                left = report.there - self._gone + IN_FLIGHT
+                if report.there:
+                    left = report.there - self._gone + IN_FLIGHT
                 report.chosen, report.foreign = self._gone, 0
                 report.stranded.clear()
                 await self._link.ready(self._timeout)
@@ -266,7 +270,6 @@ class _Run:
             self._link,
             self._queue,
             count=count,
-            window=IN_FLIGHT,
             user=self._user,
             timeout=self._timeout,
         ) as walk:
@@ -330,7 +333,7 @@ class _Run:
             await asyncio.sleep(self._next_at - now)
         self._next_at = max(self._next_at, now) + self._interval
 
-    async def _send(self, walk: Walk, delivery: Delivery, route: Route) -> None:
+    async def _send(self, walk: Walk, delivery: Delivery, route: Destination) -> None:
         report = self.report
         try:
             await _publish(self._link, delivery, route, self._user, self._timeout)
@@ -348,6 +351,7 @@ class _Run:
                 report.maybe_twice += 1
             else:
                 walk.take(delivery)
+                await asyncio.sleep(TOLD_S)
 
     async def _keep(self, walk: Walk, delivery: Delivery) -> None:
         try:

@@ -11,13 +11,13 @@ from mycelia.amqp.refusals import QueueNodeDown
 from mycelia.control.dead_letters.letters import Letter
 from mycelia.errors import AccessRefused, ConfigError, TopologyError
 
-__all__ = ["Route", "Router", "Stranded"]
+__all__ = ["Destination", "Router", "Stranded"]
 
 MAX_KNOWN: Final = 10_000
 """Queues whose state is remembered for one run. Arbitrary; each dead letter of a broadcast may name another one."""
 
 
-class Route(msgspec.Struct, frozen=True):
+class Destination(msgspec.Struct, frozen=True):
     """Exchange and routing key to publish to."""
 
     exchange: str
@@ -88,17 +88,17 @@ class Router:
         if self._to is not None:
             await self._link.message_count(self._to, self._timeout)
 
-    async def route(self, letter: Letter) -> Route | Stranded:
+    async def route(self, letter: Letter) -> Destination | Stranded:
         """The way of `letter`.
 
         Raises:
             BrokerUnavailable: the broker does not answer.
         """
         if self._to is not None:
-            return Route("", self._to)
+            return Destination("", self._to)
         if self._to_exchange:
             if letter.exchange and letter.routing_key is not None:
-                return Route(letter.exchange, letter.routing_key)
+                return Destination(letter.exchange, letter.routing_key)
             return Stranded(
                 letter.queue, "it was published to no exchange, but to a queue by its name"
             )
@@ -110,9 +110,9 @@ class Router:
                 self._known.clear()
             self._known[queue] = await self._trouble_with(queue)
         trouble = self._known[queue]
-        return Route("", queue) if trouble is None else Stranded(queue, trouble)
+        return Destination("", queue) if trouble is None else Stranded(queue, trouble)
 
-    def note_gone(self, route: Route) -> Stranded:
+    def note_gone(self, route: Destination) -> Stranded:
         """A message has just come back from there: there is no queue."""
         if not route.exchange:
             self._known[route.routing_key] = _NO_QUEUE

@@ -8,6 +8,10 @@ channel closes, however that happens. That is the one way back that keeps every 
 | the channel closes | kept: classic queues, quorum queues with and without a limit, 3.10.8, 4.0.5, 4.3.6 | yes |
 | `basic.nack`, `basic.reject` | lost in a quorum queue of 3.10.8 without a limit, and of 4.0.5 with `-1` | yes; `basic.nack` not with 4.3.6 |
 
+What is held takes room in the window of unsettled messages. When that is full the consumer is followed by another one on the same
+channel; RabbitMQ gives back what up to 32 of them hold in their order. So windows grow, and some hundred thousand messages of a
+kilobyte keep their order.
+
 A quorum queue that was declared without a limit drops a message at its 21st return with 4.x. What comes near that in a queue not
 known to have a higher limit is not given back: it is published to the end of its queue again, and counts from 0.
 """
@@ -15,11 +19,13 @@ known to have a higher limit is not given back: it is published to the end of it
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import deque
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from mycelia.amqp import ConsumeOptions, Delivery, Link, LinkConsumer, Message
+from mycelia.amqp import ConsumeOptions, Delivery, Link, LinkConsumer, Message, Queue
 from mycelia.entrypoints.dead_letters import SUFFIX, dead_letter_queue
 from mycelia.entrypoints.republished import as_it_is
 from mycelia.errors import AccessRefused, BrokerUnavailable, LinkError, TopologyError
@@ -29,16 +35,20 @@ __all__ = ["Walk", "WalkInterrupted"]
 FIRST_LOOK: Final = 4
 """Messages to ask for first, to see how large they are."""
 WINDOW_BYTES: Final = 8 * 1024 * 1024
-"""What may be on its way here, as far as the first messages tell. Arbitrary."""
-MAX_WINDOW: Final = 1000
+LARGEST_WINDOW_BYTES: Final = 64 * 1024 * 1024
+"""What may be on its way here, as far as the messages so far tell: at first, and when windows have grown. Arbitrary."""
+MAX_WINDOW: Final = 65_535
+"""All that AMQP can say."""
 SAFE_RETURNS: Final = 15
 """Returns of a message that leave room for a few crashes before RabbitMQ 4's default limit of 20."""
 SILENCE_S: Final = 1.0
 """Without a message, before it is asked whether there are any left."""
 PATIENCE_S: Final = 60.0
 """Without a message although the queue has some: its node is in trouble."""
-BUSY_PATIENCE_S: Final = 3.0
-"""For another consumer to go away: a run that was killed a moment ago, perhaps."""
+GIVE_BACK_LOOKS: Final = 200
+"""For what goes back to be there again, 10 ms apart. Arbitrary; it is a matter of milliseconds."""
+BUSY_LOOKS: Final = 30
+BUSY_PAUSE_S: Final = 0.1
 
 
 class WalkInterrupted(LinkError):
@@ -54,7 +64,7 @@ class Walk:
         link: an open link.
         queue: any queue but a stream.
         count: how many messages to look at, at most; `None` for all that are there.
-        window: how many may be unsettled besides those that are kept. What a crash may have sent twice.
+        window: how many may be on their way here at most.
         user: who publishes on the link.
     """
 
@@ -80,10 +90,16 @@ class Walk:
         self._user = user
         self._timeout = timeout
         self._consumer: LinkConsumer | None = None
+        self._locked_by: Queue | None = None
         self._waiting: deque[Delivery] = deque()
         self._arrived = asyncio.Event()
         self._window = FIRST_LOOK
         self._kept_in_window = 0
+        self._last_tag = 0
+        self._window_after = 0
+        """The last delivery tag before this window: what came before takes no room in it."""
+        self._received = 0
+        self._taken = 0
         self._largest_body = 1
         self._is_lost = False
         self._is_limited = False
@@ -98,16 +114,10 @@ class Walk:
             TopologyError: no such queue, or somebody else is at work on it.
             AccessRefused, BrokerUnavailable: as the link says.
         """
-        self.total = await self._link.message_count(self.queue, self._timeout)
-        if self._wanted is None or self._wanted > self.total:
-            self._wanted = self.total
-        if not self._wanted:
-            return self
-        self._is_limited = await self._may_drop()
-        self._window = min(FIRST_LOOK, self._wanted, self._largest_window)
-        self._consumer = await self._consume()
+        await self._link.message_count(self.queue, self._timeout)  # does it exist?
+        await self._lock()
         try:
-            await self._look_at_sizes()
+            await self._begin()
         except BaseException:
             await self._leave()
             raise
@@ -122,11 +132,44 @@ class Walk:
         """Give back what was kept, each message to its place."""
         await self._leave()
 
+    async def _begin(self) -> None:
+        await self._wait_until_alone()
+        self.total = await self._link.message_count(self.queue, self._timeout)
+        if self._wanted is None or self._wanted > self.total:
+            self._wanted = self.total
+        if not self._wanted:
+            return
+        self._is_limited = await self._may_drop()
+        self._window = min(FIRST_LOOK, self._wanted, self._largest_window)
+        self._consumer = await self._link.consume(
+            self.queue,
+            self._on_deliveries,
+            ConsumeOptions(prefetch=self._window, on_lost=self._on_lost),
+            timeout=self._timeout,
+        )
+        await self._look_at_sizes()
+
     async def _leave(self) -> None:
         consumer, self._consumer = self._consumer, None
         self._waiting.clear()
-        if consumer is not None:
-            await consumer.aclose()
+        try:
+            if consumer is not None:
+                await self._give_back(consumer)
+        finally:
+            await self._unlock()
+
+    async def _give_back(self, consumer: LinkConsumer) -> None:
+        held = 0 if self._is_lost else self._received - self._taken - self.moved_to_the_end
+        there = await self._link.message_count(self.queue, self._timeout) if held else 0
+        await consumer.aclose()
+        if not held:
+            return
+        # A quorum queue learns a moment later that the channel is gone: whoever looks next should find them.
+        with suppress(LinkError):
+            for _ in range(GIVE_BACK_LOOKS):
+                if await self._link.message_count(self.queue) >= there + held:
+                    return
+                await asyncio.sleep(0.01)
 
     async def _may_drop(self) -> bool:
         """Whether the queue may be one without a limit of its own, of which RabbitMQ 4 makes 20."""
@@ -139,24 +182,45 @@ class Walk:
             return True
         return self._link.is_adopted(declared)
 
-    async def _consume(self) -> LinkConsumer:
-        options = ConsumeOptions(prefetch=self._window, exclusive=True, on_lost=self._on_lost)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + BUSY_PATIENCE_S
-        while True:
+    async def _wait_until_alone(self) -> None:
+        """Wait a moment for other consumers to go: a run that was killed just before, perhaps.
+
+        Raises:
+            TopologyError: they do not.
+        """
+        for looks in range(BUSY_LOOKS, -1, -1):
+            if not await self._link.consumer_count(self.queue, self._timeout):
+                return
+            if looks:
+                await asyncio.sleep(BUSY_PAUSE_S)
+        raise _is_busy(self.queue)
+
+    async def _lock(self) -> None:
+        """Keep other walks out: of an exclusive queue there is one, and it ends with its connection, however that ends.
+
+        Raises:
+            TopologyError: somebody else has it.
+        """
+        mark = hashlib.sha256(self.queue.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        lock = Queue(f"{self.queue[:100]}~{mark}.lock", exclusive=True, auto_delete=True)
+        for looks in range(BUSY_LOOKS, -1, -1):
             try:
-                return await self._link.consume(
-                    self.queue, self._on_deliveries, options, timeout=self._timeout
-                )
-            except (TopologyError, AccessRefused) as exc:
-                if "exclusive" not in str(exc):
-                    raise
-                if loop.time() > deadline:
-                    raise TopologyError(
-                        f'queue "{self.queue}": somebody else consumes from it, so that nobody can tell what is in it. '
-                        "Wait for the other command to end, or stop that consumer."
-                    ) from exc
-            await asyncio.sleep(0.1)
+                await self._link.declare(lock, timeout=self._timeout)
+            except AccessRefused:
+                return  # this user may not declare it: then there is none
+            except TopologyError as exc:
+                if not looks:
+                    raise _is_busy(self.queue) from exc
+                await asyncio.sleep(BUSY_PAUSE_S)
+            else:
+                self._locked_by = lock
+                return
+
+    async def _unlock(self) -> None:
+        lock, self._locked_by = self._locked_by, None
+        if lock is not None:
+            with suppress(LinkError):  # it goes with the connection
+                await self._link.delete_queue(lock.name, self._timeout)
 
     async def _look_at_sizes(self) -> None:
         """Wait for the first messages, and let as many come from now on as their size allows.
@@ -168,11 +232,20 @@ class Walk:
             if wide > self._window:
                 await self._widen(wide)
 
+    def _next_window(self) -> int:
+        grown = min(
+            max(self._window * 5 // 4, self._window + 1),
+            max(1, LARGEST_WINDOW_BYTES // self._largest_body),
+            self._largest_window,
+        )
+        return grown if grown != self._window else grown - 1 or 2  # the same would change nothing
+
     async def _widen(self, window: int) -> None:
         """Go on with another window: what is held counts no more."""
         assert self._consumer is not None
         self._window = window
         self._kept_in_window = 0
+        self._window_after = self._last_tag
         await self._consumer.set_prefetch(window)
 
     # --- what comes ---
@@ -181,6 +254,8 @@ class Walk:
         if self._is_lost:
             return  # the consumer has come back; they go back when it closes
         self._waiting.extend(deliveries)
+        self._received += len(deliveries)
+        self._last_tag = deliveries[-1].delivery_tag
         self._largest_body = max(self._largest_body, *(len(one.body) for one in deliveries))
         self._arrived.set()
 
@@ -210,7 +285,7 @@ class Walk:
                 self.seen += 1
                 return self._waiting.popleft()
             if self._kept_in_window >= self._window:
-                await self._widen(self._window ^ 1 or 2)  # the same number would change nothing
+                await self._widen(self._next_window())
                 continue
             if not await self._more():
                 break
@@ -249,12 +324,20 @@ class Walk:
             await self._link.publish(copy, timeout=self._timeout)
             delivery.ack()
             self.moved_to_the_end += 1
-        else:
+        elif delivery.delivery_tag > self._window_after:
             self._kept_in_window += 1
 
     def take(self, delivery: Delivery) -> None:
         """It is somewhere else, or to be thrown away: remove it."""
+        self._taken += 1
         delivery.ack()
+
+
+def _is_busy(queue: str) -> TopologyError:
+    return TopologyError(
+        f'queue "{queue}": somebody else consumes from it, so that nobody can tell what is in it. '
+        "Wait for the other command to end, or stop that consumer."
+    )
 
 
 def _returns(delivery: Delivery) -> int:
