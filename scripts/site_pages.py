@@ -38,7 +38,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "callers": (
         "Callers and runners",
         "For programs that are no services, and for programs that run them.",
-        ("Client", "BlockingClient", "Runner", "Container", "configure_logging"),
+        ("Client", "BlockingClient", "Runner", "Container", "configure_logging", "CallFields"),
     ),
     "calls": (
         "Calls and middleware",

@@ -26,7 +26,7 @@ MYCELIA = {
         "WorkerContext",
     ),
     # running and calling
-    *("Container", "Runner", "Client", "BlockingClient", "configure_logging"),
+    *("Container", "Runner", "Client", "BlockingClient", "configure_logging", "CallFields"),
     # calls and middleware
     *(
         "Call",

@@ -70,7 +70,7 @@ from mycelia.entrypoints import (
 )
 from mycelia.errors import RetryLater
 from mycelia.policies.retry import Retry, exponential, fixed, linear
-from mycelia.providers import Config, ConfigView, Logger, configure_logging
+from mycelia.providers import CallFields, Config, ConfigView, Logger, configure_logging
 from mycelia.runtime import (
     Container,
     DependencyProvider,
@@ -91,6 +91,7 @@ __all__ = [
     "Binding",
     "BlockingClient",
     "Call",
+    "CallFields",
     "CallKind",
     "CallOptions",
     "Client",

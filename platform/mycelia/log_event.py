@@ -23,7 +23,7 @@ class LogEvent:
     """The message of a log record that is structured.
 
     As text it reads `flight_late tail_number=N123 delay_s=40`, so that any handler and any formatter (a user's own
-    `LOGGING`) shows it whole.
+    `LOGGING`) shows it whole, on one line whatever its values hold.
     """
 
     __slots__ = ("fields", "name")
@@ -33,9 +33,8 @@ class LogEvent:
         self.fields = fields
 
     def __str__(self) -> str:
-        return " ".join(
-            (self.name, *(f"{key}={_quoted(value)}" for key, value in self.fields.items()))
-        )
+        name = self.name if self.name.isprintable() else repr(self.name)[1:-1]
+        return " ".join((name, *(f"{key}={_quoted(value)}" for key, value in self.fields.items())))
 
     def __repr__(self) -> str:
         return f"<LogEvent {self}>"
@@ -48,7 +47,8 @@ def event(name: str, /, **fields: Any) -> LogEvent:
 
 def _quoted(value: Any) -> str:
     text = as_text(value)
-    return repr(text) if not text or any(c.isspace() or c in "\"'=" for c in text) else text
+    plain = text and text.isprintable() and not any(c.isspace() or c in "\"'=" for c in text)
+    return text if plain else repr(text)
 
 
 # --- values ----------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ __all__ = [
     "redacted",
     "scheme_of",
     "shown_value",
+    "without_secrets",
 ]
 
 HIDDEN: Final = "***"
@@ -160,6 +161,17 @@ def is_secret_name(name: object) -> bool:
         return False
     plain = name.lower().removeprefix("nameko.").replace("_", "").replace("-", "")
     return plain in _SECRET_NAMES or plain.endswith(_SECRET_ENDS)
+
+
+def without_secrets(value: Any, name: object = None, depth: int = 4) -> Any:
+    """`value` with `***` for what is secret by its name, in maps within it as well; as it is where nothing is."""
+    if is_secret_name(name) and value is not None and type(value) is not bool:
+        return HIDDEN
+    if depth > 0 and type(value) is dict:
+        return {key: without_secrets(part, key, depth - 1) for key, part in value.items()}
+    if depth > 0 and type(value) in (list, tuple):
+        return [without_secrets(part, None, depth - 1) for part in value]
+    return value
 
 
 _MAX_NAME: Final = 100

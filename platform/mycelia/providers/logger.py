@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mycelia.log_event import LogEvent
 from mycelia.providers.call_fields import call_fields
+from mycelia.redaction import without_secrets
 from mycelia.runtime import Container, SharedDependency
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ class Logger(SharedDependency):
         ...
         self.log.info("replay_started", run=run, speed=speed)
 
-    Each line carries `service`, `method`, `call_id` and, where the call is traced, `trace_id`; they are looked up when a
-    line is written, so a call that logs nothing pays nothing. Lines go through the standard library's logger named
+    Each line carries `service`, `method`, `call_id`, `attempt` and, where the call is traced, `trace_id`; they are looked up
+    when a line is written, so a call that logs nothing pays nothing, and a task that goes on when its worker has ended still
+    names its call. What is secret by its name (`auth_token=…`, `password=…`, in maps too) is shown as `***`. Lines go through the standard library's logger named
     after the service's module, where levels and handlers apply as usual.
 
     Args:
@@ -74,4 +76,5 @@ def _to_record(
         if key in event_dict
     }
     name = str(event_dict.pop("event", ""))
-    return (LogEvent(name, call_fields() | dict(event_dict)),), special
+    fields = {key: without_secrets(value, key) for key, value in event_dict.items()}
+    return (LogEvent(name, call_fields() | fields),), special

@@ -20,7 +20,9 @@ import msgspec
 
 from mycelia.errors import ConfigError
 from mycelia.log_event import LogEvent, as_plain, as_text
-from mycelia.providers.call_fields import call_fields
+from mycelia.providers.call_fields import fields_of
+from mycelia.providers.exception_fields import exception_fields
+from mycelia.redaction import without_secrets
 from mycelia.runtime import Settings
 from mycelia.runtime.settings import USED_BY_SOME
 
@@ -45,8 +47,15 @@ def event_of(record: logging.LogRecord) -> tuple[str, Mapping[str, Any]]:
         return f"{as_text(message)} (its values cannot be shown: {type(exc).__name__})", {}
 
 
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""What JSON lets stand in a text, and some who read it line by line take for an end of the line."""
+
+
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time` (UTC), `level`, `logger`, `event`, the event's fields, `exception`."""
+    """One JSON object a line: `time` (UTC), `level`, `logger`, `event`, the event's fields.
+
+    An exception is there twice: `exception` is the traceback as text, `exceptions` the chain as data, the raised one first.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         event, fields = event_of(record)
@@ -57,14 +66,16 @@ class JsonFormatter(logging.Formatter):
             "event": as_text(event),
         }
         # A field never replaces what the line says of itself, nor the event's own fields those of the call.
-        for key, value in {**call_fields(), **fields}.items():
-            line[key if key not in line else f"{key}_"] = as_plain(value)
+        for key, value in {**fields_of(record), **fields}.items():
+            line[key if key not in line else f"{key}_"] = _shown(key, value)
         if record.exc_info and record.exc_info[1] is not None:
+            line["exceptions"] = exception_fields(record.exc_info[1])
             trace = "".join(traceback.format_exception(record.exc_info[1]))
             line["exception"] = as_text(trace.rstrip())
         if record.stack_info:
             line["stack"] = as_text(record.stack_info)
-        return msgspec.json.encode(line).decode()
+        text = msgspec.json.encode(line).decode()
+        return text if text.isascii() else text.translate(_LINE_ENDS)
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -87,11 +98,16 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         event, fields = event_of(record)
-        line = {key: as_plain(value) for key, value in {**call_fields(), **fields}.items()}
+        line = {
+            _one_line(as_text(key)): _for_console(_shown(key, value))
+            for key, value in {**fields_of(record), **fields}.items()
+        }
         call_id = str(line.get("call_id", ""))
         if call_id.startswith(f"{line.get('service')}.{line.get('method')}."):
             del line["service"], line["method"]  # the call id says them already
-        line["event"] = as_text(event)
+        if line.get("attempt") == 1:
+            del line["attempt"]
+        line["event"] = _indented(as_text(event))
         line["level"] = record.levelname.lower()
         line["timestamp"] = (
             datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
@@ -103,6 +119,31 @@ class ConsoleFormatter(logging.Formatter):
         if record.stack_info:
             line["stack"] = record.stack_info
         return as_text(str(self._render(None, record.levelname.lower(), line)))
+
+
+_CONTROLS = {
+    n: repr(chr(n))[1:-1] for n in (*range(32), *range(127, 160), 0x2028, 0x2029) if chr(n) != "\t"
+}
+"""What would move a terminal's cursor, change its colours, or begin another line."""
+_CONTROLS_BUT_NEWLINE = {n: text for n, text in _CONTROLS.items() if n != 10} | {10: "\n    "}
+
+
+def _one_line(text: str) -> str:
+    return text if text.isprintable() else text.translate(_CONTROLS)
+
+
+def _indented(text: str) -> str:
+    """Text whose further lines cannot be taken for lines of the log."""
+    return text if text.isprintable() else text.translate(_CONTROLS_BUT_NEWLINE)
+
+
+def _for_console(value: Any) -> Any:
+    return _one_line(value) if isinstance(value, str) else value
+
+
+def _shown(key: object, value: Any) -> Any:
+    """A field's value as JSON can carry it, without what its name says is secret, at any depth."""
+    return without_secrets(as_plain(value), key)
 
 
 class _Handler(logging.StreamHandler[TextIO]):
