@@ -13,7 +13,7 @@ from tests.nameko.processes import StockClient
 from tests.nameko.raw_rpc import raw_call
 from tests.nameko.shared_errors import PlaneNotFound
 
-from mycelia import event_handler, rpc
+from mycelia import context, event_handler, rpc
 from mycelia.nameko import AuthToken
 from mycelia.testing import ServiceBed, eventually, run_services
 
@@ -46,6 +46,13 @@ class Planes:
     @rpc
     def who_asks(self) -> Any:
         return self.token
+
+    @rpc
+    def sends_back(self, fails: bool) -> str:
+        context.reply.update(cache="hit", language="xx")
+        if fails:
+            raise ValueError("no plane N1")
+        return "answered"
 
     @event_handler("stock_client", "landed", queue_type="classic")
     def on_landed(self, payload: Any) -> None:
@@ -208,3 +215,13 @@ async def test_plain_pika_client_is_answered(planes: ServiceBed, module_uri: str
     reply = await asyncio.to_thread(raw_call, module_uri, "planes.echo", request)
 
     assert reply == {"result": 7, "error": None}
+
+
+async def test_context_data_that_travels_back_is_passed_over(
+    planes: ServiceBed, stock_client: StockClient
+) -> None:
+    def ask(fails: bool) -> Any:
+        return stock_client.call("planes", "sends_back", fails)
+
+    assert await asyncio.to_thread(ask, False) == "answered"
+    assert (await asyncio.to_thread(ask, True))["text"] == "ValueError no plane N1"

@@ -149,6 +149,7 @@ async def test_context_passes_unharmed_from_us_over_stock_to_us(
     traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     headers = {
         "traceparent": traceparent,
+        "baggage": "tenant=acme",
         "nameko.auth_token": "secret",
         "nameko.deadline_ms": deadline_ms,
         "nameko.call_id_stack": ["web.get.1"],
@@ -161,6 +162,7 @@ async def test_context_passes_unharmed_from_us_over_stock_to_us(
     context = reply["result"]
     assert context["auth_token"] == "secret"
     assert context["traceparent"] == traceparent
+    assert context["baggage"] == "tenant=acme"
     assert context["deadline_ms"] == deadline_ms
     assert [i.split(".")[0] for i in context["call_id_stack"]] == ["web", "stock", "mycelium"]
     assert "x-death" not in context  # a header of one message is not context

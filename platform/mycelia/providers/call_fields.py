@@ -7,9 +7,9 @@ import sys
 from typing import Any
 
 from mycelia.call import Call, get_current_call
-from mycelia.wire import HEADER_PREFIX, TRACEPARENT
+from mycelia.wire import HEADER_PREFIX, TRACEPARENT, trace_id_of
 
-__all__ = ["CallFields", "call_fields", "fields_of", "of_process", "trace_id_of"]
+__all__ = ["CallFields", "call_fields", "fields_of", "of_process"]
 
 of_process: dict[str, Any] = {}
 """What every line of this process says: `process`, its number, where it is one of several."""
@@ -62,16 +62,6 @@ def _span_ids() -> tuple[str, str] | None:
         return format(span.trace_id, "032x"), format(span.span_id, "016x")
     except Exception:  # noqa: BLE001  while it is being imported, or of a span of somebody's own
         return None
-
-
-def trace_id_of(traceparent: Any) -> str | None:
-    """The trace id in a W3C `traceparent` (`00-{32 hex digits}-{16}-{2}`); `None` where there is none."""
-    if not isinstance(traceparent, str):
-        return None
-    parts = traceparent.split("-", 4)
-    if len(parts) < 4 or len(parts[1]) != 32 or not parts[1].isalnum() or not parts[1].isascii():
-        return None
-    return parts[1]
 
 
 class CallFields(logging.Filter):

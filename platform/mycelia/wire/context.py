@@ -199,8 +199,10 @@ def trace_id_of(traceparent: Any) -> str | None:
     """The trace id in a W3C `traceparent` (`00-{32 hex digits}-{16}-{2}`); `None` where there is none."""
     if not isinstance(traceparent, str):
         return None
-    parts = traceparent.split("-")
-    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else None
+    parts = traceparent.split("-", 4)
+    if len(parts) < 4 or len(parts[1]) != 32 or not (parts[1].isascii() and parts[1].isalnum()):
+        return None
+    return parts[1]
 
 
 _YEAR_9999_MS = 253_402_300_799_999

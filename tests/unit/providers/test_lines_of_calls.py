@@ -30,10 +30,11 @@ from mycelia import (
     rpc,
 )
 from mycelia.log_event import LogEvent
-from mycelia.providers.call_fields import call_fields, trace_id_of
+from mycelia.providers.call_fields import call_fields
 from mycelia.providers.exception_fields import exception_fields
 from mycelia.providers.logging_setup import ConsoleFormatter, JsonFormatter
 from mycelia.testing import eventually
+from mycelia.wire import trace_id_of
 
 URI = "memory://lines-of-calls"
 CONFIG = {"AMQP_URI": URI}

@@ -22,9 +22,9 @@ from mycelia import Client, Logger, RpcProxy, Runner, configure_logging, rpc, ti
 from mycelia.amqp.uri import parse_uri
 from mycelia.errors import ConfigError, RemoteError
 from mycelia.log_event import LogEvent, event
-from mycelia.providers.call_fields import trace_id_of
 from mycelia.providers.logging_setup import ConsoleFormatter, JsonFormatter
 from mycelia.testing import eventually
+from mycelia.wire import trace_id_of
 
 URI = "memory://logger"
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
