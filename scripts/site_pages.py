@@ -62,7 +62,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "policies": (
         "Policies",
         "What is decided about calls, as records: when something that failed is tried again.",
-        ("Retry", "exponential", "fixed", "linear"),
+        ("KillSwitch", "Retry", "exponential", "fixed", "linear"),
     ),
     "extensions": (
         "Extensions of your own",

@@ -53,7 +53,7 @@ MYCELIA = {
         "TimerCall",
     ),
     # policies
-    *("Retry", "RetryLater", "exponential", "fixed", "linear"),
+    *("KillSwitch", "Retry", "RetryLater", "exponential", "fixed", "linear"),
     # topology
     *("Exchange", "Queue", "Binding"),
     # errors

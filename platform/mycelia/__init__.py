@@ -69,6 +69,7 @@ from mycelia.entrypoints import (
     timer,
 )
 from mycelia.errors import RetryLater
+from mycelia.policies.kill_switch import KillSwitch
 from mycelia.policies.retry import Retry, exponential, fixed, linear
 from mycelia.providers import CallFields, Config, ConfigView, Logger, configure_logging
 from mycelia.runtime import (
@@ -106,6 +107,7 @@ __all__ = [
     "Exchange",
     "Extension",
     "HttpCall",
+    "KillSwitch",
     "Logger",
     "Middleware",
     "Next",

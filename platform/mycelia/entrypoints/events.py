@@ -14,6 +14,7 @@ from mycelia.call import CallKind
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.errors import ConfigError
+from mycelia.policies.kill_switch import KillSwitch
 from mycelia.runtime import EntrypointArguments, decorator_of
 from mycelia.runtime.topology import event_exchange
 from mycelia.wire import (
@@ -46,6 +47,8 @@ class EventHandler(Subscription):
             BROADCAST, whose queue belongs to one instance.
         requeue_on_error: try again, with a growing delay, instead of dead-lettering at the first error.
         queue_type: "quorum" or "classic"; the setting `mycelia.event_queue_type` by default.
+        kill_switch: stop taking events when the method fails too often (`KillSwitch`); as the setting `mycelia.kill_switch` says
+            by default, which is never.
     """
 
     kind = CallKind.EVENT
@@ -59,9 +62,10 @@ class EventHandler(Subscription):
         requeue_on_error: bool = False,
         *,
         queue_type: str | None = None,
+        kill_switch: KillSwitch | bool | None = None,
         **options: Unpack[EntrypointArguments],
     ) -> None:
-        super().__init__(requeue_on_error=requeue_on_error, **options)
+        super().__init__(requeue_on_error=requeue_on_error, kill_switch=kill_switch, **options)
         if handler_type not in HANDLER_TYPES:
             raise ConfigError(
                 f"handler_type={handler_type!r}: expected one of {', '.join(HANDLER_TYPES)}."

@@ -7,6 +7,7 @@ from typing import Unpack
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
 from mycelia.entrypoints.subscription import Subscription
+from mycelia.policies.kill_switch import KillSwitch
 from mycelia.runtime import EntrypointArguments, decorator_of
 from mycelia.runtime.topology import QueueLike, queue_topology
 
@@ -20,15 +21,19 @@ class Consumer(Subscription):
         queue: a name (a durable quorum queue is declared), a `mycelia.Queue`, or a `kombu.Queue` as in Nameko. A queue
             without a name is one of this instance's own: it should be `exclusive`, or each start leaves one behind.
         requeue_on_error: try again, with a growing delay, instead of dead-lettering at the first error.
+        kill_switch: stop taking messages when the method fails too often (`KillSwitch`); as the setting `mycelia.kill_switch` says
+            by default, which is never.
     """
 
     def __init__(
         self,
         queue: str | Queue | QueueLike,
         requeue_on_error: bool = False,
+        *,
+        kill_switch: KillSwitch | bool | None = None,
         **options: Unpack[EntrypointArguments],
     ) -> None:
-        super().__init__(requeue_on_error=requeue_on_error, **options)
+        super().__init__(requeue_on_error=requeue_on_error, kill_switch=kill_switch, **options)
         queue_topology(queue)  # what is no queue is said where it is written
         self.queue = queue
 

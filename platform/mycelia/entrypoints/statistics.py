@@ -23,6 +23,10 @@ class ConsumerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that wait to be published again, for another attempt."""
     remembered: int
     """Messages whose channel was lost while they were here, kept so that they do not run twice."""
+    kill_switch: str | None = None
+    """`consuming`, `stopped` because the handler fails too often, or `probing`; `None` without a kill switch."""
+    kill_switch_stops: int = 0
+    """How often it has stopped the handler."""
 
 
 class DeadLetterStatistics(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ from mycelia.call import (
     Requeue,
     Settlement,
 )
+from mycelia.entrypoints.consumption_guard import ConsumptionGuard
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack
@@ -44,7 +45,8 @@ from mycelia.entrypoints.received import (
 from mycelia.entrypoints.remembered import Remembered, event_key
 from mycelia.entrypoints.republished import expires_at_ms, own_user
 from mycelia.entrypoints.statistics import ConsumerStatistics
-from mycelia.errors import DeadlinePassed, TooManyDeliveries
+from mycelia.errors import ConfigError, DeadlinePassed, TooManyDeliveries
+from mycelia.policies.kill_switch import KillSwitch, kill_switch_of
 from mycelia.runtime import Container, Entrypoint, EntrypointArguments, Lane, Settings
 from mycelia.wire import read_attempt
 
@@ -70,6 +72,8 @@ class Subscription(Entrypoint, ABC):
 
     Args:
         requeue_on_error: a message whose method raises goes back to its queue, instead of to the dead letters.
+        kill_switch: when to stop taking messages because the method fails too often; `False` for never, `True` for the defaults. By
+            default as the configuration says (`mycelia: kill_switch:`), and without a word there never.
         options: those of every entrypoint (`Entrypoint`).
     """
 
@@ -80,9 +84,19 @@ class Subscription(Entrypoint, ABC):
     dead_letters = DeadLetters()
 
     def __init__(
-        self, *, requeue_on_error: bool = False, **options: Unpack[EntrypointArguments]
+        self,
+        *,
+        requeue_on_error: bool = False,
+        kill_switch: KillSwitch | bool | None = None,
+        **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(**options)
+        if not (kill_switch is None or isinstance(kill_switch, KillSwitch | bool)):
+            raise ConfigError(
+                f"kill_switch={kill_switch!r:.60}: expected KillSwitch(…), True or False."
+            )
+        self.kill_switch = kill_switch
+        self._guard: ConsumptionGuard | None = None
         self.requeue_on_error = requeue_on_error
         self._consumer: LinkConsumer | None = None
         self._lane: Lane | None = None
@@ -116,18 +130,48 @@ class Subscription(Entrypoint, ABC):
     async def start(self) -> None:
         container = self.container
         self._lane = container.make_lane(self)
+        self._guard = guard = self._make_guard()
         self._consumer = await self._link.consume(
             self._queue.name,
-            self._on_deliveries,
+            self._on_deliveries if guard is None else guard.on_deliveries,
             ConsumeOptions(prefetch=container.prefetch_of(self), on_lost=self._on_lost),
         )
         self._prefetch = PrefetchChanges(self._consumer)
+        if guard is not None:
+            guard.guard(self._consumer, self._lane, self._prefetch)
+
+    def _make_guard(self) -> ConsumptionGuard | None:
+        """What stops the consumer when the method fails too often; `None` for nothing.
+
+        Raises:
+            ConfigError: the configuration's kill switch is none.
+        """
+        section = self.container.settings.mycelia
+        if isinstance(self.kill_switch, KillSwitch):
+            switch: KillSwitch | None = self.kill_switch
+        elif self.kill_switch is None:
+            switch = kill_switch_of(section.kill_switch, "mycelia.kill_switch")
+        else:
+            switch = KillSwitch() if self.kill_switch else None
+        if switch is None:
+            return None
+        queue = self._queue
+        return ConsumptionGuard(
+            switch,
+            self._on_deliveries,
+            call=self.target.name,
+            queue=queue.name,
+            expected=self.expected_exceptions,
+            keeps=queue.auto_delete or queue.arguments.get("x-queue-type") == "stream",
+            prefetch=lambda: self.container.prefetch_of(self),
+        )
 
     def reconfigure(self, old: Settings, new: Settings) -> None:
         assert self._put_back is not None
         self._put_back.publish_timeout = new.mycelia.publish_timeout
         if self._prefetch is not None:
-            self._prefetch.ask_for(self.container.prefetch_of(self))
+            asked = self._prefetch if self._guard is None else self._guard
+            asked.ask_for(self.container.prefetch_of(self))
 
     def statistics(self) -> ConsumerStatistics | None:
         if self._consumer is None or self._put_back is None:
@@ -140,10 +184,14 @@ class Subscription(Entrypoint, ABC):
             unsettled=self._consumer.unsettled,
             put_back=len(self._put_back.deliveries),
             remembered=len(self._remembered),
+            kill_switch=None if self._guard is None else self._guard.state.value,
+            kill_switch_stops=0 if self._guard is None else self._guard.stops,
         )
 
     async def stop(self) -> None:
         """Take no more messages; those that wait here go back to the queue."""
+        if self._guard is not None:
+            self._guard.stop()
         if self._prefetch is not None:
             self._prefetch.stop()
         if self._consumer is not None and self._lane is not None:
@@ -233,6 +281,8 @@ class Subscription(Entrypoint, ABC):
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
         delivery = call.message
         assert delivery is not None
+        if self._guard is not None:
+            self._guard.note(call, outcome, settlement)
         match settlement:
             case Ack():
                 delivery.ack()

@@ -157,6 +157,9 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Largest body that is decoded; RabbitMQ 3.x takes up to 128 MiB by default."""
     requeue_attempts: int = 20
     """Deliveries after which a message with `requeue_on_error` is dead-lettered; RabbitMQ 4's delivery limit."""
+    kill_switch: bool | dict[str, Any] | None = None
+    """When event handlers and `@consume` stop taking messages because they fail too often, where they say nothing: `true` for the
+    defaults, or `failure_rate`, `minimum`, `window`, `pause`, `probes` as in `KillSwitch`; by default never."""
     handler_timeout: float | None = None
     """How long a worker may take where its entrypoint says nothing; an RPC may take until its deadline in any case."""
     slow_after: float = 30.0
