@@ -11,6 +11,7 @@ import uvloop
 
 from mycelia import Queue, consume, event_handler, rpc, timer
 from mycelia.amqp import Message, Properties, connect
+from mycelia.amqp.delays import Delays
 from mycelia.errors import HandlerTimeout, RpcTimeout, RuntimeStateError
 from mycelia.testing import DrivenClock, entrypoint_waiter, run_services
 
@@ -147,6 +148,43 @@ async def test_ttl_and_expiry_of_queues_in_memory_pass(clock: DrivenClock) -> No
         await clock.advance("2m")
         assert (await link.message_count("delay"), await link.message_count("later")) == (0, 1)
         assert "brief" not in link.broker.queue_names  # type: ignore[attr-defined]
+    finally:
+        await link.aclose()
+
+
+@pytest.mark.parametrize("once_per_fleet", [False, True])
+async def test_timers_by_the_wall_clock_tick_as_often_as_it_says(
+    clock: DrivenClock, once_per_fleet: bool
+) -> None:
+    class Hourly:
+        name = "hourly"
+        ticks = 0
+
+        @timer(cron="0 * * * *", timezone="Europe/Berlin", once_per_fleet=once_per_fleet)
+        async def tick(self) -> None:
+            type(self).ticks += 1
+
+    async with run_services(Hourly):
+        await clock.advance("1s")  # a lease is being taken
+        await clock.advance("24h")
+        assert Hourly.ticks == 24
+
+
+async def test_messages_that_arrive_later_do_so_at_their_time(clock: DrivenClock) -> None:
+    link = connect("memory://driven-delays")
+    await link.open(5)
+    try:
+        await link.declare(Queue("goal"))
+        delays = Delays(link)
+        for _ in range(3):  # the queues that keep them expire in between
+            await delays.publish(Message("", "goal", b"{}", Properties()), 300)
+            await clock.advance("4m")
+            assert await link.message_count("goal") == 0
+            await clock.advance("2m")
+            delivery = await link.get("goal")
+            assert delivery is not None
+            delivery.ack()
+            await clock.advance("2d")
     finally:
         await link.aclose()
 

@@ -118,7 +118,7 @@ class TickLease:
         method: str,
         *,
         on_change: Callable[[], None],
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = lambda: time.time(),  # asked each time: a test may move it
     ) -> None:
         self._link = link
         self._name = f"{service}.{method}"

@@ -239,7 +239,9 @@ class entrypoint_waiter:
         self, entrypoint: Entrypoint, call: Call, outcome: Outcome, settlement: Settlement
     ) -> bool:
         error = outcome.error
-        if self._callback is not None and not self._done.done():
+        if self._result.outcome is not None or self._done.done():
+            return False
+        if self._callback is not None:
             context = WorkerContext(self._container, entrypoint, call, True)
             exc_info = None if error is None else (type(error), error, error.__traceback__)
             try:
@@ -250,11 +252,10 @@ class entrypoint_waiter:
             except Exception as exc:  # noqa: BLE001  the test's own; raised where it waits
                 self._done.set_exception(exc)
                 return False
-        if self._result.outcome is None and not self._done.done():
-            self._result.call, self._result.outcome = call, outcome
-            self._result.settlement = settlement
-            # With the next turn of the loop: the settlement that follows is done by then.
-            self._done.get_loop().call_soon(_end, self._done)
+        self._result.call, self._result.outcome = call, outcome
+        self._result.settlement = settlement
+        # With the next turn of the loop: the settlement that follows is done by then.
+        self._done.get_loop().call_soon(_end, self._done)
         return False
 
 
