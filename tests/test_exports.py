@@ -15,7 +15,16 @@ MYCELIA = {
     # the programming model
     *("rpc", "event_handler", "consume", "timer", "http", "mount"),
     *("BROADCAST", "SERVICE_POOL", "SINGLETON", "ServerSentEvent", "ServerSentEvents"),
-    *("RpcProxy", "EventDispatcher", "Publisher", "Config", "ConfigView", "Logger"),
+    *(
+        "RpcProxy",
+        "EventDispatcher",
+        "Publisher",
+        "Config",
+        "ConfigView",
+        "Logger",
+        "Tracer",
+        "trace_calls",
+    ),
     *(
         "Extension",
         "SharedDependency",
@@ -66,6 +75,7 @@ TESTING = {
     *("replace_dependencies", "restrict_entrypoints", "worker_factory"),
     *("DrivenClock", "faults", "take_dead_letters", "TakenLetter"),
     *("PrivateNode", "TcpProxy", "Fault"),
+    *("SpanReceiver", "ReceivedSpan"),
 }
 
 ERRORS = {

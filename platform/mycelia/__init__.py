@@ -71,7 +71,15 @@ from mycelia.entrypoints import (
 from mycelia.errors import RetryLater
 from mycelia.policies.kill_switch import KillSwitch
 from mycelia.policies.retry import Retry, exponential, fixed, linear
-from mycelia.providers import CallFields, Config, ConfigView, Logger, configure_logging
+from mycelia.providers import (
+    CallFields,
+    Config,
+    ConfigView,
+    Logger,
+    Tracer,
+    configure_logging,
+    trace_calls,
+)
 from mycelia.runtime import (
     Container,
     DependencyProvider,
@@ -130,6 +138,7 @@ __all__ = [
     "Target",
     "Tick",
     "TimerCall",
+    "Tracer",
     "WorkerContext",
     "configure_logging",
     "consume",
@@ -146,6 +155,7 @@ __all__ = [
     "register_remote_error",
     "rpc",
     "timer",
+    "trace_calls",
 ]
 
 __version__ = "0.1.0"

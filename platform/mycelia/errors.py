@@ -37,6 +37,7 @@ later, `retry_after` (seconds) when.
 
 from __future__ import annotations
 
+import traceback
 from typing import ClassVar
 
 __all__ = [
@@ -324,6 +325,15 @@ def text_of(error: BaseException) -> str:
         text = f"(its text cannot be had: __str__ raised {class_name_of(exc)})"
     # `str`'s own method: what `__str__` returns may be of a class that overrides it
     return str.encode(text, "utf-8", "backslashreplace").decode("utf-8")
+
+
+def traceback_of(error: BaseException) -> str:
+    """Its traceback as text, causes and notes included. Never raises, never holds what UTF-8 cannot."""
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException as exc:  # noqa: BLE001  notes, causes and locals may do anything when they are looked at
+        return f"(its traceback cannot be had: {class_name_of(exc)})"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def class_name_of(error: BaseException) -> str:

@@ -17,7 +17,6 @@ Whatever arrived can be published again: what cannot be encoded or does not fit 
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -27,7 +26,7 @@ from mycelia.amqp import Delivery, Properties
 from mycelia.amqp.fields import encode_properties, encode_table
 from mycelia.amqp.uri import parse_uri
 from mycelia.entrypoints.received import RETURNS_HEADERS
-from mycelia.errors import ConfigError, class_name_of, text_of
+from mycelia.errors import ConfigError, class_name_of, text_of, traceback_of
 from mycelia.wire import ATTEMPT_HEADER, RETURNS_HEADER, TRACEPARENT, trace_id_of
 
 __all__ = [
@@ -223,7 +222,7 @@ def dead_letter_headers(
     if error is not None:
         headers["x-mycelia-error-type"] = _head(class_name_of(error), MAX_NAME_BYTES)
         headers[ERROR_HEADER] = _head(text_of(error), MAX_ERROR_BYTES)
-        headers[TRACEBACK_HEADER] = _tail(_traceback_of(error), MAX_TRACEBACK_BYTES)
+        headers[TRACEBACK_HEADER] = _tail(traceback_of(error), MAX_TRACEBACK_BYTES)
     return headers
 
 
@@ -366,11 +365,3 @@ def _head(text: str, max_bytes: int) -> str:
 def _tail(text: str, max_bytes: int) -> str:
     raw = text.encode("utf-8", "backslashreplace")
     return text if len(raw) <= max_bytes else raw[-max_bytes:].decode("utf-8", "ignore")
-
-
-def _traceback_of(error: BaseException) -> str:
-    try:
-        text = "".join(traceback.format_exception(error))
-    except BaseException as exc:  # noqa: BLE001  notes, causes and locals may do anything when they are looked at
-        return f"(its traceback cannot be had: {class_name_of(exc)})"
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -4,12 +4,15 @@ from mycelia.providers.call_fields import CallFields
 from mycelia.providers.config import Config, ConfigView
 from mycelia.providers.logger import Logger
 from mycelia.providers.logging_setup import configure_logging, follow_log_level
+from mycelia.providers.tracing import Tracer, trace_calls
 
 __all__ = [
     "CallFields",
     "Config",
     "ConfigView",
     "Logger",
+    "Tracer",
     "configure_logging",
     "follow_log_level",
+    "trace_calls",
 ]

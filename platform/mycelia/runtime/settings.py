@@ -107,6 +107,23 @@ class MetricsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             raise ValueError("queue_depth_every must be 0 or more")
 
 
+class TracingSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The section `mycelia: tracing:`, where `true` is not enough."""
+
+    exporter: str | None = None
+    """"otlp", "console" or "none"; `OTEL_TRACES_EXPORTER` says by default, and without it "otlp"."""
+    endpoint: str | None = None
+    """Where "otlp" sends to, `http://collector:4318` for instance; `OTEL_EXPORTER_OTLP_ENDPOINT` by default."""
+    sample: float | None = None
+    """The share of the traces beginning here that are kept, from 0 to 1; `OTEL_TRACES_SAMPLER` says by default, and without it all."""
+
+    def __post_init__(self) -> None:
+        if self.sample is not None and not 0 <= self.sample <= 1:
+            raise ValueError("sample must be from 0 to 1")
+        if self.exporter not in (None, "otlp", "console", "none"):
+            raise ValueError('exporter must be "otlp", "console" or "none"')
+
+
 def _check_port(port: int) -> None:
     if not 0 <= port <= 65535:
         raise ValueError("port must be from 0 to 65535")
@@ -191,6 +208,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Processes that run the services, where `--processes` does not say."""
     loop_blocked_after: float = 1.0
     """How long the event loop may be held up before it is said, with the stack that holds it; 0 for never."""
+    tracing: bool | TracingSection | None = None
+    """Spans for OpenTelemetry: `true`, `false`, or a section; `OTEL_…` variables that say where traces go turn it on by default."""
     metrics: MetricsSection | None = None
     """Metrics for Prometheus and `mycelia top`; off without this section."""
     health: HealthSection | None = None
@@ -394,6 +413,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "metrics": MetricsSection,
     "health": HealthSection,
     "access_log": AccessLogSection,
+    "tracing": TracingSection,
 }
 """Those inside `mycelia:`."""
 

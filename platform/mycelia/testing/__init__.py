@@ -18,6 +18,7 @@ from mycelia.testing.replacing import (
     worker_factory,
 )
 from mycelia.testing.services import ServiceBed, run_services
+from mycelia.testing.span_receiver import ReceivedSpan, SpanReceiver
 from mycelia.testing.tcp_proxy import Fault, TcpProxy
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "EntrypointWaiterTimeout",
     "Fault",
     "PrivateNode",
+    "ReceivedSpan",
     "ServiceBed",
+    "SpanReceiver",
     "TakenLetter",
     "TcpProxy",
     "WaitResult",

@@ -11,6 +11,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
+from mycelia.call import GiveBack, Outcome
 from mycelia.entrypoints.http.server_sent_events import HEARTBEAT, ServerSentEvents, encode_event
 from mycelia.entrypoints.http.streams import Stream
 from mycelia.errors import (
@@ -212,6 +213,22 @@ def problem_of(
         "The request failed inside the service; its log says more under the call id.",
         call_id=call_id,
     )
+
+
+def status_of(
+    outcome: Outcome, expected: type[BaseException] | tuple[type[BaseException], ...]
+) -> int:
+    """The status that a request with this outcome is answered with."""
+    if outcome.error is not None:
+        is_stopping = isinstance(outcome.settlement, GiveBack)
+        return problem_of(outcome.error, expected, "", is_stopping=is_stopping).status_code
+    value = outcome.value
+    if isinstance(value, Response):
+        return value.status_code
+    try:
+        return _taken_apart(value)[0] if type(value) is tuple else 200
+    except TypeError:  # no response: an error of the method
+        return 500
 
 
 def stopping() -> HTTPException:

@@ -1,0 +1,66 @@
+"""Tracing by OpenTelemetry. Nothing of it is imported into a process that asks for none of it, but this file and `provider`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mycelia.call import Direction, Middleware, MiddlewareSource, Target
+from mycelia.extras import install_command, is_installed, require_extra
+from mycelia.log_event import event
+from mycelia.providers.tracing.provider import Tracer
+from mycelia.providers.tracing.switch import plan_of
+from mycelia.runtime import ProcessPart, Settings, register_process_part
+
+__all__ = ["Tracer", "trace_calls"]
+
+log = logging.getLogger("mycelia.tracing")
+
+
+def _tracing(settings: Settings, config: Mapping[str, Any]) -> ProcessPart | None:
+    section = settings.mycelia.tracing
+    plan = plan_of(section, os.environ)
+    if plan is None:
+        return None
+    if section is not None:
+        require_extra("tracing", "mycelia.tracing")
+    elif not is_installed("tracing"):
+        # The variables may be meant for others on this machine: no reason not to run.
+        log.warning(
+            event(
+                "not_traced",
+                detail=f"OTEL_… variables ask for traces, for which {install_command('tracing')} is needed",
+            )
+        )
+        return None
+    from mycelia.providers.tracing.part import TracingPart
+
+    return TracingPart(plan, config)
+
+
+register_process_part(_tracing)
+
+
+class _CallsOfProgram:
+    """A span around each call that a program makes."""
+
+    def middleware(self, direction: Direction, target: Target) -> Middleware | None:
+        from opentelemetry import trace
+
+        from mycelia.providers.tracing.layer import span_layer
+
+        return span_layer(lambda: trace.get_tracer("mycelia"), target)
+
+
+def trace_calls() -> MiddlewareSource:
+    """For programs that are no services and trace by OpenTelemetry: `Client(uri, middleware=[trace_calls()])`.
+
+    The spans go to the tracer provider that the program has set up.
+
+    Raises:
+        ConfigError: OpenTelemetry is not installed.
+    """
+    require_extra("tracing", "trace_calls()")
+    return _CallsOfProgram()

@@ -1,0 +1,213 @@
+"""The middleware that makes spans: one around each call, in every direction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from opentelemetry import baggage as otel_baggage
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.trace import (
+    Link,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from mycelia.call import Call, CallKind, Direction, Middleware, Next, Outcome, Target
+from mycelia.errors import (
+    ContractError,
+    DeadlinePassed,
+    IncorrectSignature,
+    MethodNotFound,
+    RemoteError,
+    class_name_of,
+    text_of,
+    traceback_of,
+)
+from mycelia.providers.tracing import conventions as said
+from mycelia.wire import BAGGAGE, TRACEPARENT, TRACESTATE, format_baggage, parse_baggage
+
+__all__ = ["links_of", "span_layer"]
+
+TracerOf = Callable[[], Tracer]
+
+CALLERS_FAULTS = (ContractError, DeadlinePassed, IncorrectSignature, MethodNotFound)
+"""What is no error of the service that says so; its caller's span is the one that fails (as with HTTP's 4xx)."""
+
+_MAX_MESSAGE = 4 * 1024
+_MAX_STACK = 16 * 1024
+
+_propagator = TraceContextTextMapPropagator()
+_baggage = W3CBaggagePropagator()
+
+_KINDS = {
+    (Direction.INBOUND, CallKind.RPC): SpanKind.SERVER,
+    (Direction.INBOUND, CallKind.HTTP): SpanKind.SERVER,
+    (Direction.INBOUND, CallKind.EVENT): SpanKind.CONSUMER,
+    (Direction.INBOUND, CallKind.MESSAGE): SpanKind.CONSUMER,
+    (Direction.OUTBOUND, CallKind.RPC): SpanKind.CLIENT,
+    (Direction.OUTBOUND, CallKind.EVENT): SpanKind.PRODUCER,
+    (Direction.OUTBOUND, CallKind.MESSAGE): SpanKind.PRODUCER,
+}
+
+
+def span_layer(tracer_of: TracerOf, target: Target) -> Middleware:
+    """The middleware for one target.
+
+    Args:
+        tracer_of: gives the tracer of the service that a span is of, at the time of the call.
+    """
+    kind = _KINDS.get((target.direction, target.kind), SpanKind.INTERNAL)
+    fixed = said.attributes_of_target(target)
+    parent_of = _arrived_with if target.direction is Direction.INBOUND else _leaves_from
+
+    async def traced(call: Call, next: Next) -> Outcome:
+        parent = parent_of(call)
+        above = trace.get_current_span(parent).get_span_context()
+        if above.is_valid and not above.trace_flags.sampled:
+            # Not sampled: it costs no span. The context still travels, in the headers and for the user's own spans.
+            token = otel_context.attach(parent)
+            try:
+                return await next(call)
+            finally:
+                otel_context.detach(token)
+        span = tracer_of().start_span(
+            said.span_name(target, call),
+            parent,
+            kind,
+            fixed | said.attributes_of_call(call),
+            record_exception=False,
+            set_status_on_exception=False,
+        )
+        inside = set_span_in_context(span, parent)
+        _write(call, span.get_span_context(), inside)
+        token = otel_context.attach(inside)
+        try:
+            outcome = await next(call)
+        except BaseException as exc:  # cancellation, which goes through
+            _tell_error(span, call.reason_for(exc), target, with_stack=False)
+            raise
+        else:
+            if span.is_recording():
+                _tell(span, call, outcome, target)
+            return outcome
+        finally:
+            otel_context.detach(token)
+            span.end()
+
+    return traced
+
+
+def links_of(calls: Iterable[Call]) -> list[Link]:
+    """Links to the traces that `calls` came with: for the span of a batch, which cannot have them all as its parent."""
+    contexts = (_context_in(call) for call in calls)
+    return [Link(context) for context in contexts if context.is_valid]
+
+
+def _context_in(call: Call) -> SpanContext:
+    found = _propagator.extract(_carrier(call))
+    return trace.get_current_span(found).get_span_context()
+
+
+def _carrier(call: Call) -> dict[str, str]:
+    """The W3C headers of a call, whoever wrote them: only text is read."""
+    context = call.context
+    return {
+        name: value
+        for name in (TRACEPARENT, TRACESTATE)
+        if isinstance(value := context.get(name), str)
+    }
+
+
+def _arrived_with(call: Call) -> otel_context.Context:
+    """The context of what arrives: that of its headers, and nothing of whatever this process was just doing."""
+    parent = _propagator.extract(_carrier(call), otel_context.Context())
+    baggage = call.context.get(BAGGAGE)
+    if isinstance(baggage, str):
+        parent = _baggage.extract({BAGGAGE: baggage}, parent)
+    return parent
+
+
+def _leaves_from(call: Call) -> otel_context.Context:
+    """The context of what leaves: the span that is open here, else what the call being handled came with."""
+    current = otel_context.get_current()
+    if trace.get_current_span(current).get_span_context().is_valid:
+        return current
+    return _propagator.extract(_carrier(call), current)
+
+
+def _write(call: Call, own: SpanContext, inside: otel_context.Context) -> None:
+    """Put the span into the call's context data: what leaves carries it, what arrived hands it on, logs name its trace."""
+    data = call.context
+    data[TRACEPARENT] = f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"
+    if own.trace_state:
+        data[TRACESTATE] = own.trace_state.to_header()
+    if call.target.direction is Direction.OUTBOUND and (
+        members := otel_baggage.get_all(inside)
+    ):  # set by OpenTelemetry's API
+        own_members = parse_baggage(data.get(BAGGAGE))
+        data[BAGGAGE] = format_baggage(
+            own_members | {str(name): str(value) for name, value in members.items()}
+        )
+
+
+def _tell(span: Span, call: Call, outcome: Outcome, target: Target) -> None:
+    if outcome.is_refused:
+        span.set_attribute(said.REFUSED, True)
+    if outcome.settlement is not None:
+        span.set_attribute(said.SETTLEMENT, type(outcome.settlement).__name__.lower())
+    status = _http_status(call, outcome) if target.kind is CallKind.HTTP else None
+    if status is not None:
+        span.set_attribute(said.HTTP_STATUS, status)
+    if outcome.error is not None:
+        is_fine = status is not None and status < 500
+        _tell_error(span, outcome.error, target, is_fine=is_fine)
+
+
+def _tell_error(
+    span: Span,
+    error: BaseException,
+    target: Target,
+    *,
+    with_stack: bool = True,
+    is_fine: bool = False,
+) -> None:
+    kind = class_name_of(error)
+    if isinstance(error, RemoteError) and error.exc_type:
+        kind = error.exc_type
+    span.set_attribute(said.ERROR_TYPE, said.clean(kind))
+    if target.direction is Direction.INBOUND and (is_fine or _is_callers_fault(error, target)):
+        return
+    text = said.clean(text_of(error), _MAX_MESSAGE)
+    span.set_status(Status(StatusCode.ERROR, f"{said.clean(kind)}: {text}"))
+    if target.direction is Direction.INBOUND:
+        exception: dict[str, Any] = {
+            said.EXCEPTION_TYPE: said.clean(kind),
+            said.EXCEPTION_MESSAGE: text,
+        }
+        if with_stack:
+            exception[said.EXCEPTION_STACKTRACE] = traceback_of(error)[-_MAX_STACK:]
+        span.add_event(said.EXCEPTION_EVENT, exception)
+
+
+def _is_callers_fault(error: BaseException, target: Target) -> bool:
+    if target.kind not in (CallKind.RPC, CallKind.HTTP):
+        return False  # nobody is told: it is this service's affair
+    if issubclass(type(error), CALLERS_FAULTS):
+        return True
+    return target.declared is not None and target.declared.expects(error)
+
+
+def _http_status(call: Call, outcome: Outcome) -> int | None:
+    from mycelia.entrypoints.http.responses import status_of
+
+    expected = call.target.declared.expected_exceptions if call.target.declared else ()
+    return status_of(outcome, () if outcome.is_refused else expected)

@@ -1,0 +1,86 @@
+"""Tracing as a part of the process: there where the configuration or OpenTelemetry's variables ask for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import Tracer
+
+from mycelia.call import Direction, Middleware, Target, get_current_call
+from mycelia.log_event import event
+from mycelia.providers.tracing.export import SCOPE, ServiceTracers, SpanSink, exporter_of
+from mycelia.providers.tracing.layer import span_layer
+from mycelia.providers.tracing.switch import TracePlan
+from mycelia.runtime.process_parts import RunningProcess
+
+__all__ = ["Traces", "TracingPart"]
+
+log = logging.getLogger("mycelia.tracing")
+
+
+class Traces:
+    """The process's tracers: ours, or those of a provider that the application has set before."""
+
+    def __init__(self, plan: TracePlan) -> None:
+        self.own: ServiceTracers | None = None
+        self.sink: SpanSink | None = None
+        there = trace.get_tracer_provider()
+        if isinstance(there, TracerProvider):
+            return
+        self.sink = SpanSink(exporter_of(plan))
+        # A process that runs services one after the other, as tests do, has set ours before; it can be set once only.
+        self.own = there if isinstance(there, ServiceTracers) else ServiceTracers()
+        self.own.set_up(self.sink, plan.sample)
+        if self.own is not there:
+            trace.set_tracer_provider(self.own)
+
+    def tracer_of(self, service: str) -> Tracer:
+        """The runtime's tracer for spans of one service."""
+        if self.own is None:
+            return trace.get_tracer(SCOPE)
+        return self.own.tracer_of(service)
+
+    def layer(self, target: Target) -> Middleware:
+        """The middleware of one target."""
+        if target.direction is Direction.INBOUND:
+            tracer = self.tracer_of(target.service)
+            return span_layer(lambda: tracer, target)
+        return span_layer(self._current, target)
+
+    def _current(self) -> Tracer:
+        call = get_current_call()
+        if call is not None:
+            return self.tracer_of(call.service)
+        return self.tracer_of("" if self.own is None else self.own.default)
+
+
+class TracingPart:
+    """Traces all calls of a process."""
+
+    def __init__(self, plan: TracePlan, config: Mapping[str, Any]) -> None:
+        self._plan = plan
+        self._traces = Traces(plan)
+
+    def middleware(self, direction: Direction, target: Target) -> Middleware | None:
+        """A span around every call."""
+        return self._traces.layer(target)
+
+    async def start(self, process: RunningProcess) -> None:
+        """Say that there is tracing, once."""
+        if self._traces.own is not None and process.service_names:
+            self._traces.own.default = process.service_names[0]
+        log.info(
+            event(
+                "tracing",
+                exporter=self._plan.exporter if self._traces.own else "the application's own",
+            )
+        )
+
+    async def stop(self) -> None:
+        """Let the last spans leave."""
+        if self._traces.sink is not None:
+            await self._traces.sink.aclose()
