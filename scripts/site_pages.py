@@ -31,7 +31,16 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "What starts the methods of a service, and what they are given.",
         (
             *("rpc", "event_handler", "consume", "timer", "http", "mount"),
-            *("RpcProxy", "EventDispatcher", "Publisher", "Config", "ConfigView", "Logger", "Tracer", "trace_calls"),
+            *(
+                "RpcProxy",
+                "EventDispatcher",
+                "Publisher",
+                "Config",
+                "ConfigView",
+                "Logger",
+                "Tracer",
+                "trace_calls",
+            ),
             *("ServerSentEvents", "ServerSentEvent", "Queue", "Exchange", "Binding"),
         ),
     ),
