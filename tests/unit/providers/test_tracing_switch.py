@@ -68,7 +68,7 @@ def test_what_is_not_known_is_named(environment: dict[str, str], told: str) -> N
     [
         ({"sample": 1.5}, "sample must be from 0 to 1"),
         ({"exporter": "zipkin"}, "exporter must be"),
-        ({"sampel": 0.5}, 'Did you mean "sample"'),
+        ({"sampl": 0.5}, 'Did you mean "sample"'),
         ("yes", "mycelia.tracing"),
     ],
 )
