@@ -5,7 +5,7 @@ General layout, lowest floor first; a module imports only from floors before its
     errors                       one tree of errors
     log_event redaction          a log line as a name and typed fields | what may be printed
     handover extras              from `nameko run` to here | the optional parts of the installation
-    durations                    "5m" as seconds
+    durations | nearest          "5m" as seconds | the name that was meant, for error messages
     broker | amqp | wire         RabbitMQ nodes | the broker link | Nameko's protocol; they do not know each other
     call                         Call, Outcome, deadline, middleware
     runtime                      host, container, workers, life cycle

@@ -6,13 +6,13 @@ of whatever takes them; a test holds the two together.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypedDict, TypeVar
 
 import msgspec
 
 from mycelia.errors import ConfigError
+from mycelia.nearest import nearest
 from mycelia.wire import compressor_of
 
 __all__ = [
@@ -186,9 +186,9 @@ def _settle(changes: dict[str, Any], given: Mapping[str, Any], where: str) -> No
 def unknown_option(name: str, known: Iterable[str]) -> str:
     """`unknown option concurency; did you mean concurrency?`, or with all that there are."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"unknown option {name}; did you mean {close[0]}?"
+    meant = nearest(name, known)
+    if meant is not None:
+        return f"unknown option {name}; did you mean {meant}?"
     if not known:
         return f"unknown option {name}; it takes none."
     return f"unknown option {name}. Known: {', '.join(sorted(known))}."

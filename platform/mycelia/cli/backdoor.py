@@ -26,19 +26,17 @@ Leave with quit() or Ctrl-D."""
 
 
 class Backdoor:
-    """Serves consoles on localhost while it is open; nothing at all when `port` is `None`.
+    """Serves consoles on localhost while it is open.
 
     Each console runs in a thread of its own, because it waits for typing. `run(coroutine)` crosses to the loop.
     """
 
-    def __init__(self, port: int | None, scope: dict[str, Any]) -> None:
+    def __init__(self, port: int, scope: dict[str, Any]) -> None:
         self._port = port
         self._scope = scope
         self._sockets: set[socket.socket] = set()
 
     async def __aenter__(self) -> Backdoor:
-        if self._port is None:
-            return self
         loop = asyncio.get_running_loop()
         try:
             listener = socket.create_server(("localhost", self._port))
@@ -58,8 +56,6 @@ class Backdoor:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._port is None:
-            return
         self._accepting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._accepting

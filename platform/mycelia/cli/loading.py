@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from mycelia.cli.failures import FailedImport
 from mycelia.errors import ConfigError, MyceliaError
 from mycelia.extras import extra_with, install_command
+from mycelia.nearest import nearest
 from mycelia.redaction import redact_words
 from mycelia.runtime import find_entrypoints
 from mycelia.runtime.monkey_patches import refuse_monkey_patches
@@ -84,10 +84,8 @@ def _named_class(module: ModuleType, name: str) -> type:
     value: Any = getattr(module, name, None)
     if value is None:
         classes = [n for n, _ in inspect.getmembers(module, inspect.isclass)]
-        close = difflib.get_close_matches(name, classes, n=1)
-        hint = (
-            f'Did you mean "{close[0]}"?' if close else f"It has: {', '.join(classes) or 'none'}."
-        )
+        meant = nearest(name, classes)
+        hint = f'Did you mean "{meant}"?' if meant else f"It has: {', '.join(classes) or 'none'}."
         raise ConfigError(f'module "{module.__name__}" has no class "{name}". {hint}')
     if not isinstance(value, type):
         raise ConfigError(f'"{module.__name__}:{name}" is a {type(value).__name__}, not a class.')

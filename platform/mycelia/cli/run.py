@@ -9,9 +9,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
-from mycelia.cli.backdoor import Backdoor
 from mycelia.cli.failures import FailedImport, describe_failure
 from mycelia.cli.leaving import ExitLimit, end_children
 from mycelia.cli.loading import load_services
@@ -155,7 +155,7 @@ async def _serve(
         Signals(stopper.on_step),
         LoopWatch(runner.host.settings.mycelia.loop_blocked_after),
     ):
-        async with Backdoor(backdoor_port, {"runner": runner}):
+        async with _backdoor(backdoor_port, runner):
             if await stopper.start():
                 _spare_the_collector()
                 if member is None:
@@ -165,6 +165,14 @@ async def _serve(
                 await runner.wait()
             await stopper.finish()
     return 0
+
+
+def _backdoor(port: int | None, runner: Runner) -> AbstractAsyncContextManager[Any]:
+    if port is None:
+        return nullcontext()
+    from mycelia.cli.backdoor import Backdoor  # a console is no part of most starts
+
+    return Backdoor(port, {"runner": runner})
 
 
 def _spare_the_collector() -> None:

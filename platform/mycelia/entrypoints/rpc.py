@@ -8,7 +8,6 @@ its routing key. The reply goes to the request's `reply_to`, a routing key on th
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import time
 from collections.abc import Callable
@@ -63,6 +62,7 @@ from mycelia.errors import (
     TooManyDeliveries,
     UndecodableMessage,
 )
+from mycelia.nearest import nearest
 from mycelia.runtime import (
     Container,
     Entrypoint,
@@ -288,8 +288,8 @@ class RpcConsumer(SharedExtension):
     def _no_such_method(self, call: Call) -> MethodNotFound:
         """The caller's error. Its argument is the name alone, as stock callers know it; the text says what there is."""
         known = sorted(entrypoint.method_name for entrypoint in self._entrypoints)
-        close = difflib.get_close_matches(call.method, known, n=1)
-        hint = f' Did you mean "{close[0]}"?' if close else ""
+        meant = nearest(call.method, known)
+        hint = f' Did you mean "{meant}"?' if meant else ""
         service = self.container.service_name
         return MethodNotFound(
             call.method,

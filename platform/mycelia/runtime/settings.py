@@ -6,7 +6,6 @@ was expected, and what was found. Keys that are neither belong to the user's ser
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import math
 from collections.abc import Collection, Mapping
@@ -16,6 +15,7 @@ import msgspec
 
 from mycelia.call import DEFAULT_TIMEOUT
 from mycelia.errors import ConfigError
+from mycelia.nearest import nearest
 from mycelia.redaction import redact, shown_value
 
 __all__ = [
@@ -403,9 +403,9 @@ def misspelt_keys(config: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for key in config:
         if key not in Settings.__struct_fields__:  # YAML's keys may be numbers
-            close = difflib.get_close_matches(str(key).casefold(), missing, n=1, cutoff=MISSPELT)
-            if close:
-                found[key] = missing[close[0]]
+            meant = nearest(str(key).casefold(), missing, MISSPELT)
+            if meant is not None:
+                found[key] = missing[meant]
     return found
 
 
@@ -424,8 +424,8 @@ def _check_section_keys(
     fields = known.__struct_fields__
     for key, value in section.items():
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f'Did you mean "{close[0]}"?' if close else f"Known keys: {', '.join(fields)}."
+            meant = nearest(str(key), fields)
+            hint = f'Did you mean "{meant}"?' if meant else f"Known keys: {', '.join(fields)}."
             raise ConfigError(f'configuration key "{path}.{key}" is unknown. {hint}')
         if known is MyceliaSection and key in _SECTIONS and isinstance(value, Mapping):
             _check_section_keys(value, _SECTIONS[key], f"{path}.{key}")

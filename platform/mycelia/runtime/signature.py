@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable
 from typing import Any
 
 from mycelia.errors import IncorrectSignature
+from mycelia.nearest import nearest
 from mycelia.runtime.mistakes import Hint
 
 __all__ = ["SignatureCheck"]
@@ -48,8 +48,8 @@ class SignatureCheck:
         hint = ""
         unknown = UNKNOWN.search(problem)
         if unknown is not None:
-            close = difflib.get_close_matches(unknown[1], [p.name for p in parameters], n=1)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
+            meant = nearest(unknown[1], [p.name for p in parameters])
+            hint = f"; did you mean '{meant}'?" if meant else ""
         return f"{problem}{hint or '.'} It takes {_shown(parameters)}."
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pydoc import locate
 from typing import Any
 
 import yaml
@@ -371,6 +370,8 @@ def _custom(name: str, spec: Any) -> Serializer:
 
 
 def _imported(name: str, role: str, dotted_path: Any) -> Callable[[Any], Any]:
+    from pydoc import locate  # at no start that does not need it
+
     found: object = locate(dotted_path) if isinstance(dotted_path, str) else dotted_path
     if callable(found):
         return found
