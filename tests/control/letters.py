@@ -7,8 +7,14 @@ from typing import Any
 
 from mycelia.amqp import Link, Message, Properties, Queue
 from mycelia.entrypoints.dead_letters import dead_letter_queue
+from mycelia.runtime.settings import MyceliaSection
 
-__all__ = ["HANDLER_QUEUE", "NO_LIMIT", "bodies_in", "bury", "fate"]
+__all__ = ["AT_ONCE", "HANDLER_QUEUE", "NO_LIMIT", "bodies_in", "bury", "fate"]
+
+AT_ONCE: dict[str, Any] = (
+    {"mycelia": {"retry": False}} if "retry" in MyceliaSection.__struct_fields__ else {}
+)
+"""Configuration with which what fails is a dead letter at once."""
 
 HANDLER_QUEUE = "evt-feed-departed--enrich.departed"
 NO_LIMIT = Queue(f"{HANDLER_QUEUE}.dead", arguments={"x-queue-type": "quorum"})

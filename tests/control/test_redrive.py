@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from tests.control.letters import HANDLER_QUEUE, bodies_in, bury, fate
+from tests.control.letters import AT_ONCE, HANDLER_QUEUE, bodies_in, bury, fate
 from tests.processes import Process
 
 from mycelia import BROADCAST, consume, event_handler, get_current_call
@@ -202,7 +202,7 @@ async def test_handlers_of_all_kinds_get_their_own_again(broker: str) -> None:
     Mended.is_mended, Mended.handled = False, []
     tool = connect(broker)
     await tool.open(30)
-    async with run_services(Mended, broker=broker, timeout=30) as bed:
+    async with run_services(Mended, broker=broker, timeout=30, config=AT_ONCE) as bed:
         await bed.client.publish("source", "happened", 1)
         await bed.client.publish("source", "everywhere", 2)
         properties = Properties("application/json", "utf-8")
@@ -227,7 +227,7 @@ async def test_handlers_of_all_kinds_get_their_own_again(broker: str) -> None:
 
 async def test_what_fails_again_is_not_sent_round_and_round(broker: str) -> None:
     Mended.is_mended, Mended.handled = False, []
-    async with run_services(Mended, broker=broker, timeout=30) as bed:
+    async with run_services(Mended, broker=broker, timeout=30, config=AT_ONCE) as bed:
         link = bed.container(Mended).host.link
         for number in range(5):
             await bed.client.publish("source", "happened", number)

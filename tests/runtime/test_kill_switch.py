@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.control.letters import AT_ONCE
 
 from mycelia import KillSwitch, Queue, consume, event_handler
 from mycelia.amqp import Message, Properties
@@ -76,7 +77,7 @@ async def test_failing_handler_stops_probes_and_resumes(
     World.reset()
     caplog.set_level("INFO", "mycelia.entrypoints")
     service = shaky(QUICK, **options)
-    async with run_services(service, broker=broker, timeout=30) as bed:
+    async with run_services(service, broker=broker, timeout=30, config=AT_ONCE) as bed:
         assert state(bed, service) == ("consuming", 0)
         await publish(bed, *range(40))
         await eventually(lambda: state(bed, service)[1] == 1, 20)
@@ -96,7 +97,7 @@ async def test_failing_handler_stops_probes_and_resumes(
 async def test_only_the_failing_handler_stops(broker: str) -> None:
     World.reset()
     service = shaky(SLOW)
-    async with run_services(service, broker=broker, timeout=30) as bed:
+    async with run_services(service, broker=broker, timeout=30, config=AT_ONCE) as bed:
         await publish(bed, *range(10))
         await eventually(lambda: state(bed, service)[0] == "stopped", 20)
         await publish(bed, *range(5), event="other")
@@ -111,7 +112,7 @@ async def test_probes_that_fail_are_one_message_a_pause(
     World.reset()
     caplog.set_level("INFO", "mycelia.entrypoints")
     service = shaky(QUICK, concurrency=10, prefetch=20)
-    async with run_services(service, broker=broker, timeout=30) as bed:
+    async with run_services(service, broker=broker, timeout=30, config=AT_ONCE) as bed:
         await publish(bed, *range(100))
         await eventually(lambda: state(bed, service)[1] == 1, 20)
         await eventually(lambda: said(caplog, "kill_switch_probing") == 1, 20)
@@ -124,7 +125,7 @@ async def test_probes_that_fail_are_one_message_a_pause(
 async def test_messages_wait_in_the_queue_and_none_is_lost_at_the_stop(broker: str) -> None:
     World.reset()
     service = shaky(SLOW, concurrency=2, prefetch=10)
-    async with run_services(service, broker=broker, timeout=30) as bed:
+    async with run_services(service, broker=broker, timeout=30, config=AT_ONCE) as bed:
         link = bed.client.link
         await publish(bed, *range(50))
         await eventually(lambda: state(bed, service)[0] == "stopped", 20)
@@ -137,7 +138,7 @@ async def test_messages_wait_in_the_queue_and_none_is_lost_at_the_stop(broker: s
         failed = set(World.tried)
 
     World.is_down = False
-    async with run_services(service, broker=broker, timeout=30):
+    async with run_services(service, broker=broker, timeout=30, config=AT_ONCE):
         await eventually(lambda: set(World.handled) >= set(range(50)) - failed, 20)
     assert len(failed) < 20
 
@@ -153,11 +154,11 @@ async def test_another_instance_takes_what_waits(broker: str) -> None:
         async def happened(self, number: int) -> None:
             World.others.append(number)
 
-    async with run_services(service, broker=broker, timeout=30) as bed:
+    async with run_services(service, broker=broker, timeout=30, config=AT_ONCE) as bed:
         await publish(bed, *range(50))
         await eventually(lambda: state(bed, service)[0] == "stopped", 20)
         failed = set(World.tried)
-        async with run_services(Sound, broker=broker, timeout=30):
+        async with run_services(Sound, broker=broker, timeout=30, config=AT_ONCE):
             # One may wait where it is to be tried next.
             await eventually(lambda: len(set(World.others) | failed) >= 49, 20)
 
@@ -167,7 +168,7 @@ async def test_connection_that_is_cut_while_it_is_stopped_changes_nothing(
 ) -> None:
     World.reset()
     service = shaky(KillSwitch(failure_rate=0.5, minimum=5, pause=2), prefetch=10)
-    async with run_services(service, broker=rabbit_uri, timeout=30) as bed:
+    async with run_services(service, broker=rabbit_uri, timeout=30, config=AT_ONCE) as bed:
         await publish(bed, *range(30))
         await eventually(lambda: state(bed, service)[0] == "stopped", 20)
         link = bed.container(service).host.link
@@ -201,7 +202,7 @@ async def test_connection_that_is_cut_while_it_probes_is_no_end_of_it(
                 await go_on.wait()
             World.handle(number)
 
-    async with run_services(Slow, broker=rabbit_uri, timeout=30) as bed:
+    async with run_services(Slow, broker=rabbit_uri, timeout=30, config=AT_ONCE) as bed:
         await publish(bed, *range(5))
         await eventually(lambda: state(bed, Slow)[1] == 1, 20)
         await publish(bed, *range(5, 20))
@@ -230,7 +231,7 @@ async def test_other_queues_too(broker: str, kind: str) -> None:
         async def happened(self, number: int) -> None:
             World.handle(number)
 
-    async with run_services(Worker, broker=broker, timeout=30) as bed:
+    async with run_services(Worker, broker=broker, timeout=30, config=AT_ONCE) as bed:
         link = bed.container(Worker).host.link
         for number in range(30):
             properties = Properties("application/json", "utf-8")
@@ -256,7 +257,7 @@ async def test_expected_errors_and_unreadable_messages_are_no_failures(broker: s
             raise KeyError(number)
 
     World.reset()
-    async with run_services(Picky, broker=broker, timeout=30) as bed:
+    async with run_services(Picky, broker=broker, timeout=30, config=AT_ONCE) as bed:
         await publish(bed, *range(10))
         link = bed.container(Picky).host.link
         for _ in range(10):
