@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.commands import Done, MyceliaCommand
+from tests.cli.commands import MYCELIA, Done, MyceliaCommand
 from tests.control.letters import HANDLER_QUEUE, bodies_in, bury, fate
+from tests.processes import Process
 
 from mycelia import Queue
 from mycelia.amqp import Link, connect
@@ -261,3 +263,20 @@ def test_password_is_not_shown(dlq: Dlq) -> None:
 
     assert done.returncode == 1
     assert "s3cret" not in done.stderr
+
+
+def test_ctrl_c_leaves_the_rest_where_it_was(dlq: Dlq, tmp_path: Path, rabbit_uri: str) -> None:
+    count = 400
+    dlq.declare(HANDLER)
+    dlq.bury(*range(count))
+
+    command = (*MYCELIA, "dlq", "redrive", DEAD, "--unattended", "--rate", "40")
+    with Process(*command, cwd=tmp_path, AMQP_URI=rabbit_uri) as process:
+        process.wait_for("looked at")  # its progress, after 5 s
+        process.send(signal.SIGINT)
+        status = process.finish()
+
+    sent, left = dlq.bodies_in(HANDLER_QUEUE), dlq.bodies_in(DEAD)
+    assert status == 130
+    assert 0 < len(sent) < count
+    assert [*sent, *left] == [str(n) for n in range(count)]
