@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,19 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose" / "compose.yaml").rea
 def test_every_service_has_its_container_beside_the_broker() -> None:
     optional = {name for name, one in COMPOSE["services"].items() if one.get("profiles")}
     assert set(COMPOSE["services"]) - optional == {"broker", *SERVICES}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_container_traces_to_jaeger_where_it_is_told_to_and_does_not_wait_for_it(
+    service: str,
+) -> None:
+    given = COMPOSE["services"][service]
+    setting = "${OTEL_EXPORTER_OTLP_ENDPOINT:-}"
+    dockerfile = (ROOT / "compose" / "Dockerfile").read_text()
+
+    assert given["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == setting
+    assert "jaeger" not in given["depends_on"]
+    assert re.search(r"'\.\[[^]]*\btracing\b", dockerfile), "the image has no OpenTelemetry"
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from opentelemetry import baggage, trace
+from opentelemetry import context as otel_context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from tests.runtime.conftest import Invoke, Serve
 
 from mycelia import (
@@ -25,7 +31,9 @@ from mycelia import (
     timer,
     trace_calls,
 )
+from mycelia.call import Direction, Target, compose
 from mycelia.errors import RemoteError
+from mycelia.providers.tracing.layer import links_of, span_layer
 from mycelia.testing import ReceivedSpan, SpanReceiver
 
 Spans = dict[str, ReceivedSpan]
@@ -372,3 +380,123 @@ def test_kinds_of_calls_all_have_a_kind_of_span() -> None:
     from mycelia.providers.tracing.layer import _KINDS
 
     assert {kind for _, kind in _KINDS} == set(CallKind) - {CallKind.TIMER, CallKind.OTHER}
+
+
+async def test_program_that_does_not_sample_keeps_its_services_from_it(
+    receiver: SpanReceiver, serve: Serve, uri: str
+) -> None:
+    await serve(Front, Back, config=traced(receiver))
+    unsampled = TracerProvider(sampler=ALWAYS_OFF).get_tracer("a program")
+
+    async with Client(uri, middleware=[trace_calls()]) as client:
+        with unsampled.start_as_current_span("program"):
+            await client.call("front", "ask")
+        assert await client.call("back", "get") == "got"  # a trace of its own, which ends the wait
+
+    await wait_for(receiver, has("SERVER back: back/get"))
+    assert [span.name for span in receiver.spans if "front" in span.name] == []
+    assert {span.kind for span in receiver.spans} == {"CLIENT", "SERVER"}
+
+
+async def test_baggage_of_opentelemetry_travels_where_nothing_is_sampled(
+    receiver: SpanReceiver, serve: Serve, invoke: Invoke
+) -> None:
+    class Giving:
+        name = "giving"
+        back = RpcProxy("back")
+
+        @rpc
+        async def give(self) -> Any:
+            token = otel_context.attach(baggage.set_baggage("tenant", "acme"))
+            try:
+                return await self.back.baggage_of()
+            finally:
+                otel_context.detach(token)
+
+    await serve(Giving, Back, config=traced(receiver, sample=0.0))
+
+    assert await invoke("giving", "give") == ["acme", "acme"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("", "x"), ("tenant", "x" * 10_000)])
+async def test_baggage_that_no_header_holds_is_left_out_and_fails_no_call(
+    receiver: SpanReceiver,
+    serve: Serve,
+    invoke: Invoke,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
+) -> None:
+    class Giving:
+        name = "giving"
+        back = RpcProxy("back")
+
+        @rpc
+        async def give(self) -> Any:
+            token = otel_context.attach(baggage.set_baggage(name, value))
+            try:
+                return await self.back.get()
+            finally:
+                otel_context.detach(token)
+
+    await serve(Giving, Back, config=traced(receiver))
+
+    assert await invoke("giving", "give") == "got"
+    assert "context_left_out" in caplog.text
+
+
+HEADER = st.text("0123456789abcdefABCDEF-,=;% é", max_size=80)
+ANYTHING = st.one_of(
+    HEADER,
+    st.text(max_size=60),
+    st.integers(),
+    st.none(),
+    st.binary(max_size=20),
+    st.lists(st.integers(), max_size=2),
+    st.builds(
+        lambda trace_id, span_id, flags: f"00-{trace_id:032x}-{span_id:016x}-{flags}",
+        st.integers(0, 2**129),
+        st.integers(0, 2**65),
+        st.text("01f", max_size=3),
+    ),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first text of a process takes seconds
+@given(
+    headers=st.dictionaries(
+        st.sampled_from(["traceparent", "tracestate", "baggage", "nameko.traceparent"]), ANYTHING
+    ),
+    direction=st.sampled_from(list(Direction)),
+)
+def test_whatever_the_headers_hold_the_call_goes_on(
+    headers: dict[str, Any], direction: Direction
+) -> None:
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    target = Target(direction, CallKind.RPC, "svc", "method")
+
+    async def end(call: Call) -> Outcome:
+        return Outcome("done")
+
+    chain = compose([span_layer(lambda: tracer, target)], end)
+    outcome = asyncio.run(_of(chain(Call(target, ((), {}), headers=headers))))
+
+    assert outcome == Outcome("done")
+    links_of([Call(target, ((), {}), headers=headers)])
+
+
+async def _of(outcome: Awaitable[Outcome]) -> Outcome:
+    return await outcome
+
+
+def test_batch_links_to_the_traces_that_its_calls_came_with() -> None:
+    target = Target(Direction.INBOUND, CallKind.EVENT, "svc", "handle")
+    headers: list[dict[str, Any] | None] = [
+        {"traceparent": f"00-{'a' * 32}-{'1' * 16}-01"},
+        None,
+        {"nameko.traceparent": f"00-{'b' * 32}-{'2' * 16}-00"},
+    ]
+
+    links = links_of([Call(target, ((), {}), headers=one) for one in headers])
+
+    assert [f"{link.context.trace_id:032x}" for link in links] == ["a" * 32, "b" * 32]

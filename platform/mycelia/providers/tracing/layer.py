@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,14 +29,18 @@ from mycelia.errors import (
     IncorrectSignature,
     MethodNotFound,
     RemoteError,
+    UnserializableValueError,
     class_name_of,
     text_of,
     traceback_of,
 )
+from mycelia.log_event import event
 from mycelia.providers.tracing import conventions as said
 from mycelia.wire import BAGGAGE, TRACEPARENT, TRACESTATE, format_baggage, parse_baggage
 
 __all__ = ["links_of", "span_layer"]
+
+log = logging.getLogger("mycelia.tracing")
 
 TracerOf = Callable[[], Tracer]
 
@@ -74,6 +79,8 @@ def span_layer(tracer_of: TracerOf, target: Target) -> Middleware:
         above = trace.get_current_span(parent).get_span_context()
         if above.is_valid and not above.trace_flags.sampled:
             # Not sampled: it costs no span. The context still travels, in the headers and for the user's own spans.
+            if target.direction is Direction.OUTBOUND:
+                _write(call, above, parent)
             token = otel_context.attach(parent)
             try:
                 return await next(call)
@@ -150,13 +157,18 @@ def _write(call: Call, own: SpanContext, inside: otel_context.Context) -> None:
     data[TRACEPARENT] = f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"
     if own.trace_state:
         data[TRACESTATE] = own.trace_state.to_header()
+    else:
+        data.pop(TRACESTATE, None)  # of another trace
     if call.target.direction is Direction.OUTBOUND and (
         members := otel_baggage.get_all(inside)
     ):  # set by OpenTelemetry's API
         own_members = parse_baggage(data.get(BAGGAGE))
-        data[BAGGAGE] = format_baggage(
-            own_members | {str(name): str(value) for name, value in members.items()}
-        )
+        try:
+            data[BAGGAGE] = format_baggage(
+                own_members | {str(name): str(value) for name, value in members.items()}
+            )
+        except UnserializableValueError as exc:  # no reason for the call to fail
+            log.warning(event("context_left_out", call=call.target.name, left_out=str(exc)))
 
 
 def _tell(span: Span, call: Call, outcome: Outcome, target: Target) -> None:
