@@ -396,3 +396,56 @@ def test_console_exporter_prints_spans(rabbit_uri: str, tmp_path: Path) -> None:
             client.call("stock", "take", 1)
         process.wait_for('"name": "stock/take"')
         process.stop()
+
+
+def test_commands_begin_a_trace_where_the_variables_ask_for_it(
+    receiver: SpanReceiver, rabbit_uri: str, tmp_path: Path
+) -> None:
+    """Their spans leave before they end, though the delay is longer than they live."""
+    variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "AMQP_URI": rabbit_uri}
+    services = [f"{MODULE}:{name}" for name in ("Shipping", "Stock")]
+    with Process(*MYCELIA, "run", *services, cwd=tmp_path, **variables, **QUICK) as process:
+        process.wait_until_ready()
+        called = run([*MYCELIA, "call", "stock.take", "5"], tmp_path, **variables)
+        published = run(
+            [*MYCELIA, "publish", "orders", "placed", '{"number": 8}'], tmp_path, **variables
+        )
+        silent = run([*MYCELIA, "call", "stock.take", "6"], tmp_path, AMQP_URI=rabbit_uri)
+        spans = receiver.wait_for(lambda spans: sum(s.name == "stock/take" for s in spans) >= 5)
+        process.stop()
+
+    assert (called.returncode, called.stdout.strip(), called.stderr) == (0, "5", "")
+    assert (published.returncode, published.stderr) == (0, "")
+    assert silent.stdout.strip() == "6"
+    roots = [span for span in spans if span.parent_id is None and span.service == "mycelia-cli"]
+    assert [f"{span.kind} {span.name}" for span in roots] == [
+        "CLIENT stock/take",
+        "PRODUCER publish orders.placed",
+    ]
+    of_call, of_event = (
+        {f"{span.kind} {span.service}" for span in spans if span.trace_id == root.trace_id}
+        for root in roots
+    )
+    assert of_call == {"CLIENT mycelia-cli", "SERVER stock"}
+    assert of_event >= {"PRODUCER mycelia-cli", "CONSUMER shipping"}
+
+
+def test_command_without_a_collector_answers_all_the_same(rabbit_uri: str, tmp_path: Path) -> None:
+    config = config_in(tmp_path, rabbit_uri)
+    with (
+        hanging_collector() as endpoint,
+        Process(*MYCELIA, "run", "--config", config, f"{MODULE}:Stock", cwd=tmp_path) as process,
+    ):
+        process.wait_until_ready()
+        called = run(
+            [*MYCELIA, "call", "stock.take", "5"],
+            tmp_path,
+            timeout=20,
+            AMQP_URI=rabbit_uri,
+            OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+        )
+        process.stop()
+
+    assert (called.returncode, called.stdout.strip()) == (0, "5")
+    assert called.stderr.count("\n") <= 1, called.stderr
+    assert "Traceback" not in called.stderr

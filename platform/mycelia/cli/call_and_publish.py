@@ -6,13 +6,17 @@ import argparse
 import asyncio
 import math
 import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 
+from mycelia.call import Middleware, MiddlewareSource
 from mycelia.cli.run import event_loop_factory, read_config
 from mycelia.clients import Client
 from mycelia.errors import ConfigError, MyceliaError, RemoteError, Unroutable
+from mycelia.providers.tracing import traces_of_program
 from mycelia.runtime.settings import DEFAULT_BROKER
 from mycelia.wire import JSON
 
@@ -114,7 +118,7 @@ def call_command(args: argparse.Namespace) -> int:
         return say_usage(str(exc))
 
     async def call() -> Any:
-        async with client_of(args) as client:
+        async with _traced_client(args) as client:
             # Through a proxy: the remote method may have a parameter `timeout` of its own.
             proxy = await client.service(service, timeout=args.timeout)
             return await proxy[method](*positional, **named)
@@ -130,7 +134,7 @@ def publish_command(args: argparse.Namespace) -> int:
         return say_usage(str(exc))
 
     async def publish() -> None:
-        async with client_of(args) as client:
+        async with _traced_client(args) as client:
             try:
                 await client.publish(args.source, args.event, payload, mandatory=True)
             except Unroutable:
@@ -178,11 +182,26 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def client_of(args: argparse.Namespace) -> Client:
+def client_of(
+    args: argparse.Namespace, middleware: Iterable[Middleware | MiddlewareSource] = ()
+) -> Client:
     """A client of the broker that the command line names, not open yet."""
     config = read_config(args.config, args.broker)
     uri = config.get("AMQP_URI", DEFAULT_BROKER)
-    return Client(uri, timeout=args.timeout, name="mycelia_cli", config=config)
+    return Client(
+        uri, timeout=args.timeout, name="mycelia_cli", config=config, middleware=middleware
+    )
+
+
+@asynccontextmanager
+async def _traced_client(args: argparse.Namespace) -> AsyncIterator[Client]:
+    """As `client_of()`, open; with a trace where OpenTelemetry's variables or the configuration ask for it."""
+    config = read_config(args.config, args.broker)
+    async with (
+        traces_of_program("mycelia-cli", config) as middleware,
+        client_of(args, middleware) as client,
+    ):
+        yield client
 
 
 def _run(coroutine: Any, *, print_result: bool) -> int:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 from mycelia.call import Direction, Middleware, MiddlewareSource, Target
 from mycelia.extras import install_command, is_installed, require_extra
 from mycelia.log_event import event
 from mycelia.providers.tracing.provider import Tracer
 from mycelia.providers.tracing.switch import plan_of
-from mycelia.runtime import ProcessPart, Settings, register_process_part
+from mycelia.runtime import Settings, register_process_part
+from mycelia.runtime.settings import USED_BY_SOME
 
-__all__ = ["Tracer", "trace_calls"]
+if TYPE_CHECKING:
+    from mycelia.providers.tracing.part import TracingPart
+
+__all__ = ["Tracer", "trace_calls", "traces_of_program"]
 
 log = logging.getLogger("mycelia.tracing")
 
 
-def _tracing(settings: Settings, config: Mapping[str, Any]) -> ProcessPart | None:
+def _tracing(settings: Settings, config: Mapping[str, Any]) -> TracingPart | None:
     section = settings.mycelia.tracing
     plan = plan_of(section, os.environ)
     if plan is None:
@@ -64,3 +69,27 @@ def trace_calls() -> MiddlewareSource:
     """
     require_extra("tracing", "trace_calls()")
     return _CallsOfProgram()
+
+
+@asynccontextmanager
+async def traces_of_program(
+    name: str, config: Mapping[str, Any]
+) -> AsyncIterator[list[MiddlewareSource]]:
+    """For a program that sets up no tracing of its own: what to give its `Client` where the configuration or the variables ask
+    for traces, and nothing where they do not. At the end the last spans leave, within two seconds.
+
+    Args:
+        name: of the program, as the `service.name` of its spans, where `OTEL_SERVICE_NAME` says nothing.
+
+    Raises:
+        ConfigError: what is asked for cannot be, or is not installed.
+    """
+    part = _tracing(Settings.from_config(config, unchecked=USED_BY_SOME), config)
+    if part is None:
+        yield []
+        return
+    part.set_default_service(name)
+    try:
+        yield [part]
+    finally:
+        await part.stop()

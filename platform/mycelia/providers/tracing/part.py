@@ -69,10 +69,15 @@ class TracingPart:
         """A span around every call."""
         return self._traces.layer(target)
 
+    def set_default_service(self, name: str) -> None:
+        """The service of spans outside any call."""
+        if self._traces.own is not None:
+            self._traces.own.default = name
+
     async def start(self, process: RunningProcess) -> None:
         """Say that there is tracing, once."""
-        if self._traces.own is not None and process.service_names:
-            self._traces.own.default = process.service_names[0]
+        if process.service_names:
+            self.set_default_service(process.service_names[0])
         log.info(
             event(
                 "tracing",
