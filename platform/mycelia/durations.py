@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import datetime
 from typing import Final
 
 from mycelia.errors import ConfigError
 
-__all__ = ["Duration", "duration_text", "seconds_of"]
+__all__ = ["Duration", "duration_text", "seconds_of", "seconds_until"]
 
 Duration = float | str
 """Seconds, or a number with its unit: "500ms", "1.5s", "5m", "2h", "30d"."""
@@ -50,3 +51,16 @@ def duration_text(seconds: float) -> str:
         if count >= 1 and count == int(count):
             return f"{int(count)}{unit}"
     return f"{seconds:g}s" if seconds >= 1 or seconds == 0 else f"{seconds * 1000:g}ms"
+
+
+def seconds_until(when: object, now: float) -> float:
+    """Seconds from `now` (since the epoch) until a moment; 0 if that has passed.
+
+    Raises:
+        ConfigError: the moment is in no time zone, or no `datetime`.
+    """
+    if not isinstance(when, datetime) or when.utcoffset() is None:
+        raise ConfigError(
+            f'{when!r:.60} is no moment in a time zone. Write datetime(…, tzinfo=UTC), or tzinfo=ZoneInfo("Europe/Berlin").'
+        )
+    return max(when.timestamp() - now, 0.0)

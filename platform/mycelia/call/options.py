@@ -11,6 +11,7 @@ from typing import Any, TypedDict, TypeVar
 
 import msgspec
 
+from mycelia.durations import seconds_of
 from mycelia.errors import ConfigError
 from mycelia.nearest import nearest
 from mycelia.wire import compressor_of
@@ -92,6 +93,8 @@ class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
     """RabbitMQ refuses any other than the user of the connection."""
     app_id: str | None = None
     cluster_id: str | None = None
+    after: float | str | None = None
+    """Seconds, or text such as "5m", after which the message is to arrive; the broker keeps it meanwhile. Up to 45 days."""
     timeout: float | None = None
     """Seconds to wait for the broker; the setting `mycelia.publish_timeout` (30) if `None`."""
 
@@ -119,6 +122,7 @@ class PublishArguments(TypedDict, total=False):
     user_id: str | None
     app_id: str | None
     cluster_id: str | None
+    after: float | str | None
     timeout: float | None
     confirm_timeout: float | None
     retry: Any
@@ -161,7 +165,12 @@ def with_options(base: Options, given: Mapping[str, Any], where: str) -> Options
             raise ConfigError(f"{where}: {exc}") from None
     if not changes:
         return base
-    return msgspec.structs.replace(base, **changes)
+    chosen = msgspec.structs.replace(base, **changes)
+    if isinstance(chosen, PublishOptions) and chosen.after is not None and chosen.mandatory:
+        raise ConfigError(
+            f"{where}: after= and mandatory=True: who will be there then is not known now. Leave mandatory out."
+        )
+    return chosen
 
 
 def _settle(changes: dict[str, Any], given: Mapping[str, Any], where: str) -> None:
@@ -173,6 +182,8 @@ def _settle(changes: dict[str, Any], given: Mapping[str, Any], where: str) -> No
             f"{where}: immediate={given['immediate']!r}: RabbitMQ has not had it since 3.0, and closes the connection over "
             "it. Leave it out; `expiration` drops what nobody takes in time."
         )
+    if changes.get("after") is not None:
+        changes["after"] = seconds_of(changes["after"], f"{where}: after=")
     if "delivery_mode" in changes:
         mode = changes["delivery_mode"]
         known = 2 if mode is None else DELIVERY_MODES.get(mode)

@@ -15,6 +15,7 @@ import msgspec
 from mycelia.call import Middleware, MiddlewareSource
 from mycelia.cli.run import event_loop_factory, read_config
 from mycelia.clients import Client
+from mycelia.durations import seconds_of
 from mycelia.errors import ConfigError, MyceliaError, RemoteError, Unroutable
 from mycelia.providers.tracing import traces_of_program
 from mycelia.runtime.settings import DEFAULT_BROKER
@@ -46,6 +47,7 @@ PUBLISH_EXAMPLES = """\
 examples:
   mycelia publish tower runway_closed '{"runway": "31L"}'
   mycelia publish tower all_clear                  no payload: null
+  mycelia publish --after 5m tower all_clear       arrives in five minutes
   echo '{"runway": "31L"}' | mycelia publish tower runway_closed -
 
 exit codes: 0 the broker has it, or nobody wanted it, which is told on stderr; 1 an error, told on stderr; 2 the command is wrong
@@ -80,6 +82,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _duration(text: str) -> float:
+    try:
+        return seconds_of(float(text) if text.replace(".", "", 1).isdecimal() else text, "--after")
+    except ConfigError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
 def add_call_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = CALL_EXAMPLES
@@ -103,6 +112,12 @@ def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
         "--mandatory",
         action="store_true",
         help="fail when no handler has ever subscribed to the event",
+    )
+    parser.add_argument(
+        "--after",
+        type=_duration,
+        metavar="TIME",
+        help="let it arrive later: 30s, 5m, 2h, 30d; the broker keeps it meanwhile",
     )
     add_connection_arguments(parser)
 
@@ -136,6 +151,9 @@ def publish_command(args: argparse.Namespace) -> int:
     async def publish() -> None:
         async with _traced_client(args) as client:
             try:
+                if args.after:
+                    await client.publish(args.source, args.event, payload, after=args.after)
+                    return
                 await client.publish(args.source, args.event, payload, mandatory=True)
             except Unroutable:
                 if args.mandatory:

@@ -285,7 +285,8 @@ class Client:
         """Publish an event as `source_service` would; returns when the broker has it.
 
         Args:
-            options: as in `PublishOptions`: `mandatory=True` makes an event without subscribers an error.
+            options: as in `PublishOptions`: `mandatory=True` makes an event without subscribers an error, `after="5m"` lets it
+                arrive later.
 
         Raises:
             BrokerUnavailable: no broker within the timeout.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
 from mycelia.amqp import Exchange
@@ -18,6 +20,7 @@ from mycelia.clients.outlets import Outlets
 from mycelia.clients.publisher import Declared
 from mycelia.clients.publishing import Outlet
 from mycelia.clients.two_ways import Injects, TwoWays
+from mycelia.durations import Duration, seconds_until
 from mycelia.runtime.topology import event_exchange, parts_of
 
 __all__ = ["BlockingDispatch", "Dispatch", "EventDispatcher"]
@@ -54,6 +57,39 @@ class Dispatch:
             chosen = with_options(chosen, options, f'event "{event_type}"')
         return self._outlet.publish(self._service, event_type, event_data, chosen)
 
+    def later(
+        self,
+        after: Duration,
+        /,
+        event_type: str,
+        event_data: Any = None,
+        **options: Unpack[PublishArguments],
+    ) -> Coroutine[Any, Any, None]:
+        """Publish the event so that it is handled `after` from now: `await self.emit.later("5m", "reminder", order)`.
+
+        Awaiting it ends when the broker has it, which keeps it meanwhile, through restarts; up to 45 days. It arrives up to
+        0.25 s later, in no promised order. It cannot be taken back: let the handler look whether it is still due.
+
+        Raises:
+            ConfigError: `after` is no duration, or more than 45 days; or `mandatory=True`.
+        """
+        options["after"] = after
+        return self(event_type, event_data, **options)
+
+    def at(
+        self,
+        when: datetime,
+        event_type: str,
+        event_data: Any = None,
+        **options: Unpack[PublishArguments],
+    ) -> Coroutine[Any, Any, None]:
+        """As `later()`, at a moment in a time zone; now, if that has passed.
+
+        Raises:
+            ConfigError: `when` has no time zone, or is more than 45 days away.
+        """
+        return self.later(seconds_until(when, time.time()), event_type, event_data, **options)
+
 
 class BlockingDispatch:
     """As `Dispatch`, for threads beside the event loop: it blocks until the broker has the event."""
@@ -74,6 +110,28 @@ class BlockingDispatch:
             self._loop,
             options.get("timeout") or dispatch.timeout,
         )
+
+    def later(
+        self,
+        after: Duration,
+        /,
+        event_type: str,
+        event_data: Any = None,
+        **options: Unpack[PublishArguments],
+    ) -> None:
+        """As `Dispatch.later()`; returns when the broker has the event."""
+        options["after"] = after
+        self(event_type, event_data, **options)
+
+    def at(
+        self,
+        when: datetime,
+        event_type: str,
+        event_data: Any = None,
+        **options: Unpack[PublishArguments],
+    ) -> None:
+        """As `Dispatch.at()`; returns when the broker has the event."""
+        self.later(seconds_until(when, time.time()), event_type, event_data, **options)
 
 
 class EventDispatcher(TwoWays):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Unpack
 
 from mycelia.amqp import Exchange, Queue
@@ -13,12 +15,21 @@ from mycelia.clients.from_thread import run_from_thread
 from mycelia.clients.outlets import Outlets
 from mycelia.clients.publishing import Outlet
 from mycelia.clients.two_ways import Injects, TwoWays
+from mycelia.durations import Duration, seconds_until
 from mycelia.runtime.topology import ExchangeLike, QueueLike, parts_of, queue_topology
 
 __all__ = ["BlockingPublish", "Declared", "Publish", "Publisher"]
 
 Declared = Exchange | Queue | ExchangeLike | QueueLike
 """What may be declared with a publishing: an exchange or a queue, ours or kombu's."""
+
+
+class _Arguments(PublishArguments, total=False):
+    """What a publishing takes beside its payload."""
+
+    exchange: str | Exchange | ExchangeLike | None
+    routing_key: str | None
+    declare: Sequence[Declared]
 
 
 class Publish:
@@ -67,6 +78,22 @@ class Publish:
             return publishing
         return self._after_declaring(parts_of(declare), publishing, chosen)
 
+    def later(
+        self, after: Duration, /, payload: Any, **options: Unpack[_Arguments]
+    ) -> Coroutine[Any, Any, None]:
+        """Publish so that the message arrives `after` from now, as `Dispatch.later()` does for events.
+
+        For a queue, it ends in `mycelia.delayed.dead` if that is gone when the time has come.
+        """
+        options["after"] = after
+        return self(payload, **options)
+
+    def at(
+        self, when: datetime, payload: Any, **options: Unpack[_Arguments]
+    ) -> Coroutine[Any, Any, None]:
+        """As `later()`, at a moment in a time zone; now, if that has passed."""
+        return self.later(seconds_until(when, time.time()), payload, **options)
+
     async def _after_declaring(
         self, parts: Sequence[Part], publishing: Coroutine[Any, Any, None], options: PublishOptions
     ) -> None:
@@ -105,6 +132,15 @@ class BlockingPublish:
             self._loop,
             options.get("timeout") or publish.timeout,
         )
+
+    def later(self, after: Duration, /, payload: Any, **options: Unpack[_Arguments]) -> None:
+        """As `Publish.later()`; returns when the broker has the message."""
+        options["after"] = after
+        self(payload, **options)
+
+    def at(self, when: datetime, payload: Any, **options: Unpack[_Arguments]) -> None:
+        """As `Publish.at()`; returns when the broker has the message."""
+        self.later(seconds_until(when, time.time()), payload, **options)
 
 
 def _name_of(exchange: str | Exchange | ExchangeLike) -> str:

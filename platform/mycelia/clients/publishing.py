@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from mycelia.amqp import Link, Message, Properties
+from mycelia.amqp.delays import Delays
 from mycelia.amqp.topology import Part
 from mycelia.call import (
     DEFAULT_PUBLISH_OPTIONS,
@@ -30,6 +31,7 @@ from mycelia.call import (
 )
 from mycelia.clients.chains import MiddlewareFor, OutboundChains
 from mycelia.clients.inheritance import deadline_of, event_headers
+from mycelia.durations import seconds_of
 from mycelia.wire import (
     COMPRESSION_HEADER,
     OFF_LOOP_BYTES,
@@ -81,6 +83,8 @@ class Outlet:
         self._prepare = prepare
         self._chains = OutboundChains(kind, middleware_for, self._send)
         self._declared: set[Part] = set()
+        self._delays: Delays | None = None
+        """What publishes for later; made when that is first asked for."""
 
     def publish(
         self, source: str, name: str, payload: Any, options: PublishOptions
@@ -169,12 +173,22 @@ class Outlet:
         if self._prepare is not None:
             await self._prepare(exchange, deadline)
         link = self._link
+        if options.after:
+            await self._publish_later(message, options.after, deadline)
+            return
         if options.use_confirms:
             await link.publish(message, timeout=max(deadline - time.monotonic(), 0.0))
             return
         if not link.writable:
             await link.ready(max(deadline - time.monotonic(), 0.0))
         link.publish_nowait(message)
+
+    async def _publish_later(self, message: Message, after: float | str, deadline: float) -> None:
+        delays = self._delays
+        if delays is None:
+            delays = self._delays = Delays(self._link)
+        left = max(deadline - time.monotonic(), 0.0)
+        await delays.publish(message, seconds_of(after, "after="), timeout=left)
 
     def _written(self, payload: Any, options: PublishOptions) -> tuple[str, str, bytes]:
         """Content type, content encoding and body of a payload."""
