@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mycelia.cli.member import MEMBER_VARIABLE
 from mycelia.cli.signals import SIGNALS, SignalCount, Step
@@ -26,6 +26,9 @@ from mycelia.errors import ConfigError
 from mycelia.extras import require_extra
 from mycelia.handover import PATH_VARIABLE, interpreter_flags
 from mycelia.log_event import event
+
+if TYPE_CHECKING:
+    from mycelia.providers.metrics.together import MonitoredTogether
 
 __all__ = ["Processes", "changes_of"]
 
@@ -50,11 +53,17 @@ class Processes:
         arguments: those of `mycelia run`, for one process.
         count: how many.
         first_only: more arguments of the first of them, for what only one process can have (a port).
+        measured: what answers for all of them, if anything does.
     """
 
     def __init__(
-        self, arguments: Sequence[str], count: int, first_only: Sequence[str] = ()
+        self,
+        arguments: Sequence[str],
+        count: int,
+        first_only: Sequence[str] = (),
+        measured: MonitoredTogether | None = None,
     ) -> None:
+        self._measured = measured
         self._arguments = list(arguments)
         self._count = count
         self._first_only = list(first_only)
@@ -82,10 +91,14 @@ class Processes:
         leash, self._leash_end = os.pipe()
         self._leash = leash
         try:
+            if self._measured is not None:
+                await self._measured.start(self._members.__contains__, self._is_over.is_set)
             if changes is None:
                 return await self._generation()
             return await self._reloading(changes)
         finally:
+            if self._measured is not None:
+                await self._measured.stop()
             for number in SIGNALS:
                 loop.remove_signal_handler(number)
             os.close(self._leash_end)
@@ -134,7 +147,9 @@ class Processes:
         pause = FIRST_PAUSE_S
         while not self._stopping.is_set():
             began = time.monotonic()
-            member = await _Running.start(number, self._command(number), self._leash)
+            measured = self._measured
+            extra = {} if measured is None else measured.environment(number)
+            member = await _Running.start(number, self._command(number), self._leash, extra)
             self._members[number] = member
             if self._stopping.is_set():  # a signal came meanwhile
                 member.send(signal.SIGTERM)
@@ -143,6 +158,8 @@ class Processes:
                 self._on_up(member)
             code = await member.wait()
             del self._members[number]
+            if measured is not None:
+                measured.ended(number)
             if self._stopping.is_set():
                 self._note(code)
                 return
@@ -221,7 +238,9 @@ class _Running:
         self._waiting = asyncio.create_task(self._wait(), name=f"mycelia:process:{number}")
 
     @classmethod
-    async def start(cls, number: int, command: Sequence[str], leash: int) -> _Running:
+    async def start(
+        cls, number: int, command: Sequence[str], leash: int, extra: dict[str, str]
+    ) -> _Running:
         told, tell = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -231,7 +250,8 @@ class _Running:
                 | {
                     MEMBER_VARIABLE: f"{number}:{tell}:{leash}",
                     PATH_VARIABLE: os.pathsep.join(sys.path),
-                },
+                }
+                | extra,
                 pass_fds=(tell, leash),
                 # A terminal's Ctrl-C reaches the first process alone, which passes it on.
                 process_group=0,

@@ -23,6 +23,7 @@ from mycelia.handover import take_over_path
 from mycelia.log_event import event
 from mycelia.providers import configure_logging, follow_log_level
 from mycelia.providers.call_fields import of_process
+from mycelia.providers.metrics import join_measured, measured_together
 from mycelia.runtime import LoopWatch, Runner, Settings, load_config
 from mycelia.runtime.settings import DEFAULT_BROKER
 
@@ -98,6 +99,7 @@ def run_command(args: argparse.Namespace) -> int:
     take_over_path()
     if member is not None:
         of_process["process"] = member.number
+        join_measured(member.number)
         member.hold_on()
     try:
         config = read_config(args.config, args.broker)
@@ -142,7 +144,8 @@ def _run_processes(args: argparse.Namespace, config: dict[str, Any], count: int)
     changes = None
     if args.reload:
         changes = changes_of(".", *([] if args.config is None else [args.config]))
-    return asyncio.run(Processes(arguments, count, of_one).run(changes))
+    processes = Processes(arguments, count, of_one, measured_together(config, count))
+    return asyncio.run(processes.run(changes))
 
 
 async def _serve(

@@ -4,6 +4,7 @@ from mycelia.providers.call_fields import CallFields
 from mycelia.providers.config import Config, ConfigView
 from mycelia.providers.logger import Logger
 from mycelia.providers.logging_setup import configure_logging, follow_log_level
+from mycelia.providers.metrics import MetricFactory, Metrics
 from mycelia.providers.tracing import Tracer, trace_calls
 
 __all__ = [
@@ -11,6 +12,8 @@ __all__ = [
     "Config",
     "ConfigView",
     "Logger",
+    "MetricFactory",
+    "Metrics",
     "Tracer",
     "configure_logging",
     "follow_log_level",

@@ -23,6 +23,7 @@ __all__ = [
     "LANGUAGE",
     "MAX_ATTEMPT",
     "MAX_CONTEXT_ITEMS",
+    "PUBLISHED_HEADER",
     "RETURNS_HEADER",
     "TRACEPARENT",
     "TRACESTATE",
@@ -32,6 +33,7 @@ __all__ = [
     "encode_context",
     "read_attempt",
     "read_deadline_ms",
+    "read_published_ms",
     "read_returns",
     "trace_id_of",
 ]
@@ -58,6 +60,10 @@ ATTEMPT_HEADER: Final = "x-mycelia-attempt"
 
 RETURNS_HEADER: Final = "x-mycelia-returns"
 """Header of one message: how often it has come back without an outcome, on a queue that does not count that itself."""
+
+PUBLISHED_HEADER: Final = "x-mycelia-published-ms"
+"""Header of one message: when it was published first, whole milliseconds since the epoch, by its publisher's wall clock. Set
+where that has metrics on: AMQP's own `timestamp` has seconds only."""
 
 MAX_ATTEMPT: Final = 1_000_000
 """What `read_attempt` and `read_returns` read at most. Arbitrary; it leaves room for further counting in every integer type of AMQP."""
@@ -203,6 +209,12 @@ def trace_id_of(traceparent: Any) -> str | None:
     if len(parts) < 4 or len(parts[1]) != 32 or not (parts[1].isascii() and parts[1].isalnum()):
         return None
     return parts[1]
+
+
+def read_published_ms(headers: Mapping[str, Any] | None) -> int | None:
+    """When a message was published first, in milliseconds since the epoch; `None` if nobody said, or not with such a number."""
+    value = headers.get(PUBLISHED_HEADER) if headers else None
+    return value if type(value) is int and 0 < value < _YEAR_9999_MS else None
 
 
 _YEAR_9999_MS = 253_402_300_799_999

@@ -1,0 +1,149 @@
+"""What a process tells of itself, as samples: `HostStatistics` by Prometheus' names. Pure.
+
+Nothing is counted for it. A counter's sample is its count since the process began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import msgspec
+
+from mycelia.amqp import LinkState, LinkStatistics
+from mycelia.entrypoints.statistics import (
+    ConsumerStatistics,
+    DeadLetterStatistics,
+    TimerStatistics,
+)
+from mycelia.providers.metrics.cells import Kind
+from mycelia.runtime import HostStatistics, LaneStatistics, ServiceStatistics, ThreadStatistics
+
+__all__ = ["DESCRIPTIONS", "Sample", "samples_of"]
+
+
+class Sample(NamedTuple):
+    """One value of one metric; a counter's name without its `_total`."""
+
+    name: str
+    kind: Kind
+    labels: dict[str, str]
+    value: float
+
+
+DESCRIPTIONS = {
+    "mycelia_calls": "Calls that have ended, by how.",
+    "mycelia_errors": "Calls that have ended with an error, by its class.",
+    "mycelia_call_duration_seconds": "How long calls took, from the beginning of their worker, or their sending.",
+    "mycelia_retried_calls": "Workers begun that were not the first attempt at their message.",
+    "mycelia_queue_time_seconds": "From publishing to the beginning of the first attempt.",
+    "mycelia_critical_time_seconds": "From publishing until the call was done, all attempts included.",
+    "mycelia_event_loop_delay_seconds": "How late the event loop came to a timer of its own.",
+    "mycelia_processes": "Processes that count.",
+    "mycelia_workers": "Workers that run.",
+    "mycelia_workers_limit": "Workers that may run at once.",
+    "mycelia_calls_waiting": "Calls that have arrived and wait for a worker.",
+    "mycelia_calls_lost": "Calls dropped before they began, because the broker has taken their message back.",
+    "mycelia_consumers": "Consumers that the broker has.",
+    "mycelia_consumers_paused": "Consumers that were paused on purpose.",
+    "mycelia_consumer_prefetch": "Messages that the broker may have outstanding here.",
+    "mycelia_consumer_unsettled": "Messages that are here: they wait, run, or are on their way elsewhere.",
+    "mycelia_consumer_put_back": "Messages that wait to be published again, for another attempt.",
+    "mycelia_queue_messages": "Messages ready in a queue that is consumed.",
+    "mycelia_dead_letters": "Messages moved to a dead-letter queue.",
+    "mycelia_dead_letters_under_way": "Dead letters that the broker has not taken yet.",
+    "mycelia_timer_ticks": "Timer ticks whose workers were begun.",
+    "mycelia_timer_skipped": "Timer ticks left out because a worker still ran.",
+    "mycelia_threads": "Threads for `def` methods, by what they do.",
+    "mycelia_link_state": "Whether the broker link is in a state.",
+    "mycelia_link_unconfirmed": "Publishings that wait for their confirm.",
+    "mycelia_link_blocked_seconds": "Time during which the broker took no publishings.",
+    "mycelia_extension": "What an extension tells of itself.",
+}
+"""Help texts, by the names of metrics without `_total`."""
+
+_LINK_COUNTERS = (
+    *("published", "confirmed", "returned", "rejected", "republished"),
+    *("delivered", "acknowledged", "requeued", "reconnects"),
+)
+DESCRIPTIONS |= {
+    f"mycelia_link_{name}": f"`LinkStatistics.{name}` since the link was made."
+    for name in _LINK_COUNTERS
+}
+
+
+def samples_of(told: HostStatistics) -> Iterator[Sample]:
+    """All that a process tells of itself."""
+    yield Sample("mycelia_processes", "sum", {}, 1.0)
+    if told.link is not None:
+        yield from _of_link(told.link)
+        for state in LinkState:
+            is_it = float(told.link_state == state.value)
+            yield Sample("mycelia_link_state", "sum", {"state": state.value}, is_it)
+    for name, service in told.services.items():
+        yield from _of_service(name, service)
+
+
+def _of_link(link: LinkStatistics) -> Iterator[Sample]:
+    for name in _LINK_COUNTERS:
+        yield Sample(f"mycelia_link_{name}", "counter", {}, float(getattr(link, name)))
+    yield Sample("mycelia_link_blocked_seconds", "counter", {}, link.blocked_s)
+    yield Sample("mycelia_link_unconfirmed", "sum", {}, float(link.unconfirmed))
+
+
+def _of_service(service: str, told: ServiceStatistics) -> Iterator[Sample]:
+    for name, lane in told.lanes.items():
+        yield from _of_lane({"service": service, "method": name.removeprefix(f"{service}.")}, lane)
+    if told.threads is not None:
+        yield from _of_threads(service, told.threads)
+    for name, statistics in told.extensions.items():
+        yield from _of_extension(service, name, statistics)
+
+
+def _of_lane(labels: dict[str, str], lane: LaneStatistics) -> Iterator[Sample]:
+    yield Sample("mycelia_workers", "sum", labels, float(lane.active))
+    yield Sample("mycelia_workers_limit", "sum", labels, float(lane.limit))
+    yield Sample("mycelia_calls_waiting", "sum", labels, float(lane.waiting))
+    yield Sample("mycelia_calls_lost", "counter", labels, float(lane.lost))
+
+
+def _of_threads(service: str, threads: ThreadStatistics) -> Iterator[Sample]:
+    for state in ("started", "busy", "abandoned"):
+        value = float(getattr(threads, state))
+        yield Sample("mycelia_threads", "sum", {"service": service, "state": state}, value)
+
+
+def _of_extension(service: str, name: str, told: Any) -> Iterator[Sample]:
+    extension = name.partition("#")[0]
+    if isinstance(told, ConsumerStatistics):
+        labels = {"service": service, "queue": told.queue}
+        yield Sample("mycelia_consumers", "sum", labels, float(told.is_consuming))
+        yield Sample("mycelia_consumers_paused", "sum", labels, float(told.is_paused))
+        for field in ("prefetch", "unsettled", "put_back"):
+            value = float(getattr(told, field))
+            yield Sample(f"mycelia_consumer_{field}", "sum", labels, value)
+    elif isinstance(told, DeadLetterStatistics):
+        labels = {"service": service}
+        yield Sample("mycelia_dead_letters", "counter", labels, float(told.buried))
+        yield Sample("mycelia_dead_letters_under_way", "sum", labels, float(told.under_way))
+    elif isinstance(told, TimerStatistics):
+        labels = {"service": service, "method": extension.partition(":")[2]}
+        yield Sample("mycelia_timer_ticks", "counter", labels, float(told.ticks))
+        yield Sample("mycelia_timer_skipped", "counter", labels, float(told.skipped))
+    else:
+        for field, value in _numbers_in(told):
+            labels = {"service": service, "extension": extension, "name": field}
+            yield Sample("mycelia_extension", "sum", labels, value)
+
+
+def _numbers_in(told: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a record, `True` as 1, by the path to their field. Those in lists and dicts are left out: such may grow."""
+    if isinstance(told, msgspec.Struct):
+        for field in told.__struct_fields__:
+            yield from _numbers_in(getattr(told, field), f"{path}.{field}" if path else field)
+    elif isinstance(told, bool | int | float):
+        yield path, float(told)
+
+
+assert all(name in {field.name for field in fields(LinkStatistics)} for name in _LINK_COUNTERS)
