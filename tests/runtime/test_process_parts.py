@@ -33,6 +33,9 @@ class Told:
         if self.error is not None:
             raise self.error
 
+    async def started(self) -> None:
+        self.events.append(self.process.phase)
+
     async def stop(self) -> None:
         self.events.append(self.process.phase)
 
@@ -66,7 +69,7 @@ async def test_part_starts_before_the_services_and_stops_after_them(
     await invoke("one", "method")
     await runner.stop()
 
-    assert told.events == [Phase.STARTING, "one.method", Phase.STOPPING]
+    assert told.events == [Phase.STARTING, Phase.RUNNING, "one.method", Phase.STOPPING]
     assert runner.phase is Phase.STOPPED
 
 
@@ -83,4 +86,4 @@ async def test_part_that_cannot_start_stops_the_start(told: Told, uri: str) -> N
 
     with pytest.raises(ConfigError, match="port 1 is taken"):
         await runner.start()
-    assert told.events == [Phase.STARTING, Phase.STARTING]
+    assert told.events == [Phase.STARTING, Phase.STOPPING]

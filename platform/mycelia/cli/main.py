@@ -18,6 +18,7 @@ from mycelia.cli.completion import SHELLS, completion_script
 from mycelia.cli.dlq import add_dlq_commands
 from mycelia.cli.leaving import leave
 from mycelia.cli.run import add_run_arguments, run_command
+from mycelia.cli.top import add_top_arguments, top_command
 from mycelia.extras import install_command, is_installed
 from mycelia.redaction import HIDDEN, redact_words
 
@@ -74,6 +75,14 @@ def build_parser() -> argparse.ArgumentParser:
     publish.set_defaults(main=publish_command)
 
     add_dlq_commands(commands)
+    top = commands.add_parser(
+        "top",
+        help="show what services do",
+        description="Show rates, times and queues of the services at a broker, until Ctrl-C.",
+    )
+    add_top_arguments(top)
+    top.set_defaults(main=top_command)
+
     add_broker_commands(commands)
 
     completion = commands.add_parser(

@@ -54,6 +54,10 @@ class ProcessPart(Protocol):
         """Begin. What it raises stops the start of the process."""
         ...
 
+    async def started(self) -> None:
+        """All services have started. Must not raise, nor wait for long."""
+        ...
+
     async def stop(self) -> None:
         """End; the services have stopped and the link is closed. Also called where `start()` has raised. Must not raise."""
         ...

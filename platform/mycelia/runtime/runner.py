@@ -113,6 +113,8 @@ class Runner:
             for container in self.containers:
                 await container.start()
             self._has_started = True
+            for part in self.host.parts:
+                await part.started()
         except asyncio.CancelledError:
             # A task of its own: a second cancellation does not leave it half done.
             await self.stop()

@@ -85,6 +85,8 @@ class Cells:
         for series in _read_series(path):
             self._note(series)
             self._used = max(self._used, series.at + series.size)
+        if not path.with_suffix(".series").read_bytes().endswith(b"\n"):
+            os.write(self._file, b"\n")  # the process before was killed in the middle of a line
 
     def series(
         self, name: str, labels: dict[str, str], kind: Kind, bounds: tuple[float, ...] = ()
@@ -104,9 +106,17 @@ class Cells:
         series = Series(name, labels, kind, self._used, size, bounds)
         self._used += size
         if self._file >= 0:
-            os.write(self._file, msgspec.json.encode(series) + b"\n")
+            self._write(msgspec.json.encode(series) + b"\n")
         self._note(series)
         return series
+
+    def _write(self, line: bytes) -> None:
+        try:
+            is_whole = os.write(self._file, line) == len(line)
+        except OSError as exc:
+            raise CellsFull from exc
+        if not is_whole:
+            raise CellsFull
 
     def _note(self, series: Series) -> None:
         self._series.append(series)

@@ -136,7 +136,7 @@ class Measures:
                 values[ok] += 1.0
             else:
                 ends.count(outcome)
-            if observe_waits is not None and call.headers:
+            if observe_waits is not None and call.message is not None:
                 observe_waits(call, outcome)
             return outcome
 

@@ -18,6 +18,7 @@ from mycelia.entrypoints.statistics import ConsumerStatistics
 from mycelia.errors import ConfigError, MyceliaError
 from mycelia.extras import require_extra
 from mycelia.log_event import event
+from mycelia.providers.metrics.answers import Answering
 from mycelia.providers.metrics.cells import Cells, CellsFull, Reading
 from mycelia.providers.metrics.exposition import Merged, exposition, merge
 from mycelia.providers.metrics.files import MULTIPROCESS_VARIABLE, MemberFiles, take_files
@@ -101,8 +102,10 @@ class Monitoring:
         if self.measures is not None:
             self._due = loop.time() + BEAT
             self._timer = loop.call_at(self._due, self._beat)
-            if self._section.metrics is not None and self._section.metrics.queue_depth_every > 0:
-                looking = self._look_at_queues(self._section.metrics.queue_depth_every)
+            metrics = self._section.metrics
+            assert metrics is not None
+            if metrics.queue_depth_every > 0:
+                looking = self._look_at_queues(metrics.queue_depth_every)
                 self._tasks.append(asyncio.create_task(looking, name="mycelia:metrics:queues"))
         if self._files is not None:
             self._tell()
@@ -139,6 +142,18 @@ class Monitoring:
         values[series.at + len(series.bounds) + 1] += late
         self._due = now + BEAT
         self._timer = loop.call_at(self._due, self._beat)
+
+    async def started(self) -> None:
+        metrics, process = self._section.metrics, self._process
+        assert process is not None
+        if self._files is not None:
+            self._tell()
+        if metrics is None or not metrics.answers_top:
+            return
+        if process.statistics().link_state is not None:  # without a broker nobody can ask
+            answering = Answering(process.host.link, self.health, self.read)
+            task = asyncio.create_task(answering.start(), name="mycelia:metrics:answer")
+            self._tasks.append(task)
 
     async def _keep_telling(self) -> None:
         while True:
