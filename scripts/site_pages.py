@@ -40,6 +40,8 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
                 "Logger",
                 "Tracer",
                 "trace_calls",
+                "Metrics",
+                "MetricFactory",
             ),
             *("ServerSentEvents", "ServerSentEvent", "Queue", "Exchange", "Binding"),
         ),

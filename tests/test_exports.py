@@ -24,6 +24,8 @@ MYCELIA = {
         "Logger",
         "Tracer",
         "trace_calls",
+        "Metrics",
+        "MetricFactory",
     ),
     *(
         "Extension",

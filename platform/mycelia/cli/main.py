@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     publish.set_defaults(main=publish_command)
 
     add_dlq_commands(commands)
+
     top = commands.add_parser(
         "top",
         help="show what services do",

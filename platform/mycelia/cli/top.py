@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import math
 import os
 import sys
@@ -90,6 +91,8 @@ def _interval(text: str) -> float:
 
 def top_command(args: argparse.Namespace) -> int:
     """`mycelia top`."""
+    # Log lines of the link would be written over the tables; what matters of them is in the tables, or the error.
+    logging.getLogger("mycelia").addHandler(logging.NullHandler())
     try:
         if not args.json:
             require_extra("top", "mycelia top (without --json)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["Screen", "plain_text"]
+
+TEXT_WIDTH = 160
 
 NOBODY = (
     "No process answers. Those do whose configuration has the section `mycelia: metrics:` (it may be empty, `{}`), "
@@ -24,7 +27,8 @@ def plain_text(figures: FleetFigures) -> str:
     from rich.console import Console
 
     out = io.StringIO()
-    Console(file=out, width=160, color_system=None, force_terminal=False).print(_all(figures))
+    console = Console(file=out, width=TEXT_WIDTH, color_system=None, force_terminal=False)
+    console.print(_all(figures, TEXT_WIDTH))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
@@ -36,7 +40,8 @@ class Screen:
         from rich.live import Live
 
         # Redrawn when there is something new, by this thread: nothing else is to write to the terminal.
-        self._live = Live(console=Console(), screen=True, auto_refresh=False)
+        self._console = Console()
+        self._live = Live(console=self._console, screen=True, auto_refresh=False)
 
     def __enter__(self) -> Self:
         self._live.__enter__()
@@ -52,16 +57,16 @@ class Screen:
 
     def show(self, figures: FleetFigures, state: str) -> None:
         """Show `figures`, and how the link to the broker is."""
-        self._live.update(_all(figures, state), refresh=True)
+        self._live.update(_all(figures, self._console.width, state), refresh=True)
 
 
-def _all(figures: FleetFigures, state: str = "connected") -> RenderableType:
+def _all(figures: FleetFigures, width: int, state: str = "connected") -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
     if not figures.instances:
         return Text(NOBODY if state == "connected" else f"broker: {state}", style="yellow")
-    parts: list[Any] = [_headline(figures, state), _methods(figures), _queues(figures)]
+    parts: list[Any] = [_headline(figures, state), _methods(figures, width), _queues(figures)]
     unready = [one for one in figures.instances if not one.ready]
     parts += [
         Text(f"{_name(one)} is not ready: {'; '.join(one.not_ready)}", style="red")
@@ -78,7 +83,7 @@ def _headline(figures: FleetFigures, state: str) -> Any:
     rate = sum(method.calls_per_s or 0.0 for method in figures.methods)
     dead = sum(figures.dead_letters.values())
     text = Text.assemble(
-        (f"{len(instances)} processes", "bold"),
+        (f"{len(instances)} {'process' if len(instances) == 1 else 'processes'}", "bold"),
         f", {len(services)} services ({', '.join(services)})  ",
         (f"{rate:,.1f} calls/s  ", "bold green"),
         (f"{dead} dead letters", "bold red" if dead else "dim"),
@@ -88,51 +93,44 @@ def _headline(figures: FleetFigures, state: str) -> Any:
     return text
 
 
-def _methods(figures: FleetFigures) -> Any:
+COLUMNS: tuple[tuple[str, int, Callable[[MethodFigures], str]], ...] = (
+    ("kind", 3, lambda method: method.kind),
+    ("calls/s", 0, lambda method: _rate(method.calls_per_s)),
+    ("err/s", 0, lambda method: _rate(method.errors_per_s)),
+    ("retry/s", 1, lambda method: _rate(method.retries_per_s)),
+    ("p50", 0, lambda method: _time(method.p50_s)),
+    ("p99", 0, lambda method: _time(method.p99_s)),
+    ("running", 1, lambda method: str(method.in_flight)),
+    ("waiting", 0, lambda method: str(method.waiting)),
+    ("calls", 2, lambda method: f"{method.calls:,}"),
+    ("errors", 2, lambda method: f"{method.errors:,}"),
+)
+"""Beside the method's name: title, from which width on it is shown (`WIDTHS`), text."""
+
+WIDTHS = (0, 90, 110, 120)
+"""Columns of a terminal, by what is shown from there on."""
+
+
+def _methods(figures: FleetFigures, width: int) -> Any:
     from rich import box
     from rich.table import Table
 
+    shown = [column for column in COLUMNS if width >= WIDTHS[column[1]]]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("service", "method", "kind"):
-        table.add_column(name, overflow="fold")
-    for name in (
-        "calls/s",
-        "err/s",
-        "retry/s",
-        "p50",
-        "p99",
-        "running",
-        "waiting",
-        "calls",
-        "errors",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("method", overflow="fold", min_width=20)
+    for title, _, _ in shown:
+        table.add_column(title, justify="left" if title == "kind" else "right", no_wrap=True)
     for method in sorted(figures.methods, key=_by_rate):
         if method.method == "*" and not method.calls:
             continue  # requests for methods that do not exist: there are none
-        table.add_row(*_row(method), style="red" if method.errors_per_s else None)
+        cells = [told(method) for _, _, told in shown]
+        style = "red" if method.errors_per_s else None
+        table.add_row(f"{method.service}.{method.method}", *cells, style=style)
     return table
 
 
 def _by_rate(method: MethodFigures) -> tuple[float, str, str]:
     return -(method.calls_per_s or 0.0), method.service, method.method
-
-
-def _row(method: MethodFigures) -> list[str]:
-    return [
-        method.service,
-        method.method,
-        method.kind,
-        _rate(method.calls_per_s),
-        _rate(method.errors_per_s),
-        _rate(method.retries_per_s),
-        _time(method.p50_s),
-        _time(method.p99_s),
-        str(method.in_flight),
-        str(method.waiting),
-        f"{method.calls:,}",
-        f"{method.errors:,}",
-    ]
 
 
 def _queues(figures: FleetFigures) -> Any:
