@@ -85,6 +85,9 @@ class TracingPart:
             )
         )
 
+    async def started(self) -> None:
+        """There is nothing to do then."""
+
     async def stop(self) -> None:
         """Let the last spans leave."""
         if self._traces.sink is not None:
