@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from tests.runtime.conftest import Invoke, Serve
 
-from mycelia import Call, Next, Outcome, RpcProxy, rpc
+from mycelia import Call, Next, Outcome, Retry, RpcProxy, fixed, rpc
 from mycelia.errors import ConfigError, Overloaded, RemoteError, RpcTimeout, UnknownService
-from mycelia.policies.retry import Retry, fixed
 
 AT_ONCE = fixed(0)
 
