@@ -3,6 +3,7 @@
 Finds or starts a broker, starts the five services with `nameko run`, replays the flights as fast as they go, compares every figure
 of `delays` with a batch query over the same rows, and stops what it started. `--stay` leaves it running, with the live page.
 `BROKER=memory` runs all of it in this process, without a broker. `--install` lets it install RabbitMQ with apt-get.
+`--faults` makes the registry flaky and one handler wrong; every figure is to be right all the same, in the end.
 """
 
 from __future__ import annotations
@@ -21,8 +22,21 @@ from typing import Any
 
 from mycelia import Client
 from mycelia.errors import CallError, MyceliaError, RemoteError
-from services.fleet import ROOT, Fleet, ServiceDied, child_fleet, in_process_fleet
-from services.flights.dataset import Tables, flight_id, load
+from mycelia.testing import SpanReceiver
+from services.faulty_story import (
+    DEAD_QUEUE,
+    FAULTS_CONFIG,
+    TRACED,
+    CommandFailed,
+    count_dead,
+    has_whole_trace,
+    mycelia,
+    tree_of,
+    worth_showing,
+)
+from services.fleet import CONFIG, ROOT, Fleet, ServiceDied, child_fleet, in_process_fleet
+from services.flights.dataset import Tables, flight_id, flights_of, load
+from services.flights.messages import due_events
 from services.flights.verify import Batch, Comparison, compare
 
 __all__ = ["DemoFailed", "main"]
@@ -109,10 +123,13 @@ class Demo:
                     await asyncio.sleep(POLL_S)
         return time.monotonic() - began
 
-    async def replay(self, step: str, **arguments: Any) -> dict[str, Any]:
-        """Runs a replay until `delays` has counted all of it; returns its summary."""
+    async def replay(self, step: str, *, missing: int = 0, **arguments: Any) -> dict[str, Any]:
+        """Runs a replay until `delays` has counted all of it, or all but `missing`; returns its summary."""
         status = await self.ask("feed", "start", **arguments)
-        run, total = status["run"], status["total"]
+        return await self.count(step, status["run"], status["total"] - missing)
+
+    async def count(self, step: str, run: str, total: int) -> dict[str, Any]:
+        """Waits until `delays` has counted `total` events of a replay; returns its summary."""
         line = ProgressLine(step)
         counted, moved_at = -1, time.monotonic()
         while True:
@@ -193,7 +210,66 @@ def first_days(days: int | None) -> Tables:
     return tables._replace(flights=[row for row in tables.flights if flight_id(row)[:10] in chosen])
 
 
-async def story(stay: bool, days: int | None, install: bool) -> None:
+class Faulty:
+    """The part of the story that is told with faults.
+
+    Args:
+        receiver: takes the spans of the services.
+        cancelled: flights whose handler has a mistake.
+    """
+
+    def __init__(self, demo: Demo, uri: str, receiver: SpanReceiver, cancelled: int) -> None:
+        self._demo = demo
+        self._uri = uri
+        self._receiver = receiver
+        self._cancelled = cancelled
+
+    async def bury(self) -> None:
+        """Waits until each cancelled flight has been tried as often as it may."""
+        line = ProgressLine("dead")
+        dead, moved_at = -1, time.monotonic()
+        while dead < self._cancelled:
+            self._demo.fleet.check()
+            now = await count_dead(self._uri)
+            if now != dead:
+                dead, moved_at = now, time.monotonic()
+            elif time.monotonic() - moved_at > STALLED_S:
+                raise DemoFailed(f"{dead:,} dead letters, {self._cancelled:,} were to be expected")
+            line.show(dead, self._cancelled, f"{dead:,} cancelled flights tried 5 times, in vain")
+            await asyncio.sleep(POLL_S)
+        line.end()
+
+    async def mend(self, run: str, total: int) -> dict[str, Any]:
+        """Finds the dead letters, shows one, repairs the handler and sends them again; the summary afterwards."""
+        await self._show("dlq", "ls", DEAD_QUEUE, "--group")
+        await self._show("dlq", "show", DEAD_QUEUE)
+        say(
+            "mended",
+            "the handler of cancelled flights; enrich starts anew, the registry stays flaky",
+        )
+        await self._demo.fleet.restart("enrich", CONFIG)
+        await self._demo.wait_until_all_answer()
+        await self._show("dlq", "redrive", DEAD_QUEUE)
+        return await self._demo.count("again", run, total)
+
+    async def trace(self) -> None:
+        """Draws the trace of an event that failed, was tried again and came through."""
+        try:
+            spans = await asyncio.to_thread(self._receiver.wait_for, has_whole_trace, STALLED_S)
+        except TimeoutError as exc:
+            raise DemoFailed(f"no trace of an event that failed and came through: {exc}") from exc
+        say("trace", "of one flight's event that failed, was tried again and came through:")
+        for line in tree_of(worth_showing(spans)):
+            sys.stdout.write(f"    {line}\n")
+
+    async def _show(self, *arguments: str) -> None:
+        sys.stdout.write(f"$ mycelia {' '.join(arguments)}\n")
+        for line in (await mycelia(self._uri, *arguments)).splitlines():
+            sys.stdout.write(f"    {line}\n")
+        sys.stdout.flush()
+
+
+async def story(stay: bool, days: int | None, install: bool, faults: bool = False) -> None:
     """The demonstration from beginning to end.
 
     Raises:
@@ -201,13 +277,21 @@ async def story(stay: bool, days: int | None, install: bool) -> None:
     """
     async with AsyncExitStack() as stack:
         address = free_address()
+        receiver: SpanReceiver | None = None
         if os.environ.get("BROKER") == "memory":
             uri = "memory://flights"
             say("broker", "embedded: all services in this process, nothing else needed")
             fleet = await stack.enter_async_context(in_process_fleet(uri, address))
         else:
             uri = await stack.enter_async_context(running_broker(install))
-            fleet = await stack.enter_async_context(child_fleet(uri, address, STATE / "logs"))
+            if faults:
+                receiver = stack.enter_context(SpanReceiver())
+                more = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, **TRACED}
+                fleet = await stack.enter_async_context(
+                    child_fleet(uri, address, STATE / "logs", config=FAULTS_CONFIG, more=more)
+                )
+            else:
+                fleet = await stack.enter_async_context(child_fleet(uri, address, STATE / "logs"))
         client = await stack.enter_async_context(Client(uri))
         demo = Demo(client, fleet, f"http://{address}")
 
@@ -218,7 +302,20 @@ async def story(stay: bool, days: int | None, install: bool) -> None:
             say("board", f"{demo.board_url}/   (Ctrl-C stops everything)")
 
         last_day = max(flight_id(row)[:10] for row in tables.flights)
-        summary = await demo.replay("replay", speed=0, last_day=last_day)
+        faulty = None
+        if receiver is not None:
+            due = await asyncio.to_thread(lambda: due_events(flights_of(tables)))
+            cancelled = sum(1 for event in due if event.kind == "cancelled")
+            faulty = Faulty(demo, uri, receiver, cancelled)
+            say(
+                "faults",
+                "the registry fails one call in ten, and the handler of cancelled flights is wrong",
+            )
+            summary = await demo.replay("replay", speed=0, last_day=last_day, missing=cancelled)
+            await faulty.bury()
+            summary = await faulty.mend(summary["run"], len(due))
+        else:
+            summary = await demo.replay("replay", speed=0, last_day=last_day)
         seconds = summary["last_counted_at"] - summary["first_emitted_at"]
         say(
             "",
@@ -238,6 +335,8 @@ async def story(stay: bool, days: int | None, install: bool) -> None:
                 f"{len(result.differences):,} of {result.figures:,} figures differ from the batch query:\n{shown}"
             )
         say("verified:", f"{result.figures:,} figures, 0 differences")
+        if faulty is not None:
+            await faulty.trace()
 
         day = await demo.replay(
             "live pace", speed=LIVE_SPEED, first_day=LIVE_DAY, last_day=LIVE_DAY
@@ -266,10 +365,10 @@ async def running_broker(install: bool) -> AsyncIterator[str]:
         await asyncio.to_thread(broker.stop_if_started)
 
 
-async def run(stay: bool, days: int | None, install: bool) -> int:
+async def run(stay: bool, days: int | None, install: bool, faults: bool = False) -> int:
     """Tells the story; the exit code. SIGTERM and Ctrl-C stop it cleanly."""
     loop = asyncio.get_running_loop()
-    telling = asyncio.create_task(story(stay, days, install), name="demo")
+    telling = asyncio.create_task(story(stay, days, install, faults), name="demo")
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, telling.cancel)
     try:
@@ -277,7 +376,7 @@ async def run(stay: bool, days: int | None, install: bool) -> int:
     except asyncio.CancelledError:
         say("stopped", "everything that was started is stopped")
         return 0 if stay else 130
-    except (DemoFailed, ServiceDied, MyceliaError) as exc:
+    except (DemoFailed, ServiceDied, CommandFailed, MyceliaError) as exc:
         sys.stdout.flush()
         sys.stderr.write(f"\nFAILED: {exc}\n")
         return 1
@@ -292,10 +391,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--install", action="store_true", help="install RabbitMQ with apt-get where it is missing"
     )
+    parser.add_argument(
+        "--faults",
+        action="store_true",
+        help="make things fail, and see every figure right in the end",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.faults and os.environ.get("BROKER") == "memory":
+        parser.error("--faults needs a broker: leave BROKER=memory out")
     if arguments.days is not None and arguments.days < 1:
         parser.error("--days must be at least 1")
-    return asyncio.run(run(arguments.stay, arguments.days, arguments.install))
+    return asyncio.run(run(arguments.stay, arguments.days, arguments.install, arguments.faults))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -31,6 +31,13 @@ class ServiceDied(RuntimeError):
 class Fleet(Protocol):
     """Running services."""
 
+    async def restart(self, service: str, config: Path) -> None:
+        """Stops a service and starts it with another configuration.
+
+        Raises:
+            NotImplementedError: it has no process of its own.
+        """
+
     def check(self) -> None:
         """Raises `ServiceDied` if a service has ended."""
 
@@ -38,21 +45,22 @@ class Fleet(Protocol):
 class _Children:
     """One `nameko run` for each service."""
 
-    def __init__(self, log_folder: Path) -> None:
+    def __init__(self, log_folder: Path, environment: Mapping[str, str]) -> None:
         log_folder.mkdir(parents=True, exist_ok=True)
         self._log_folder = log_folder
+        self._environment = environment
         self._processes: dict[str, asyncio.subprocess.Process] = {}
 
-    async def start(self, service: str, environment: dict[str, str]) -> None:
+    async def start(self, service: str, config: Path, *, is_again: bool = False) -> None:
         command = (
             Path(sys.executable).with_name("nameko"),
-            *("run", "--config", CONFIG, f"services.flights.{service}"),
+            *("run", "--config", config, f"services.flights.{service}"),
         )
-        with self._log(service).open("wb") as log:
+        with self._log(service).open("ab" if is_again else "wb") as log:
             self._processes[service] = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=ROOT,
-                env=environment,
+                env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -69,9 +77,16 @@ class _Children:
                     f"The end of {self._log(service)}:\n{self._tail(service)}"
                 )
 
+    async def restart(self, service: str, config: Path) -> None:
+        await self._stop([self._processes.pop(service)])
+        await self.start(service, config, is_again=True)
+
     async def stop(self) -> None:
         """SIGTERM to all, feed first; SIGKILL to what is still there after half a minute."""
-        running = [p for p in reversed(self._processes.values()) if p.returncode is None]
+        await self._stop(reversed(self._processes.values()))
+
+    async def _stop(self, processes: Iterable[asyncio.subprocess.Process]) -> None:
+        running = [process for process in processes if process.returncode is None]
         for process in running:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
@@ -99,19 +114,31 @@ def _die_with_parent() -> None:
 
 @asynccontextmanager
 async def child_fleet(
-    amqp_uri: str, board_address: str, log_folder: Path, services: Sequence[str] = SERVICES
+    amqp_uri: str,
+    board_address: str,
+    log_folder: Path,
+    services: Sequence[str] = SERVICES,
+    *,
+    config: Path = CONFIG,
+    more: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Fleet]:
-    """Runs each service by `nameko run` in a process of its own, its output in `log_folder/<service>.log`."""
+    """Runs each service by `nameko run` in a process of its own, its output in `log_folder/<service>.log`.
+
+    Args:
+        config: their configuration.
+        more: of their environment.
+    """
     environment = os.environ | {
         "AMQP_URI": amqp_uri,
         "BOARD_ADDRESS": board_address,
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "platform"))),
         "PYTHONUNBUFFERED": "1",
+        **(more or {}),
     }
-    children = _Children(log_folder)
+    children = _Children(log_folder, environment)
     try:
         for service in services:
-            await children.start(service, environment)
+            await children.start(service, config)
         yield children
     finally:
         await asyncio.shield(children.stop())
@@ -119,6 +146,9 @@ async def child_fleet(
 
 class _Embedded:
     """The services in this process: they cannot end without it."""
+
+    async def restart(self, service: str, config: Path) -> None:
+        raise NotImplementedError(f"{service} has no process of its own")
 
     def check(self) -> None:
         return
