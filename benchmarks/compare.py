@@ -14,13 +14,13 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.broker import find_broker
 from benchmarks.process import ROOT
-from benchmarks.samples import Sample, Spread, by_round
+from benchmarks.samples import Sample, by_round, in_words, ratios
 
 QUESTIONS = ("rpc", "events", "startup")
 METRICS = {
@@ -111,22 +111,9 @@ def _show(samples: Sequence[Sample], peers: Sequence[str], metrics: Sequence[str
                 go = by_round(samples, "go", case, metric)
                 label = f"{peer.removeprefix('mycelia-')}: {case}"
                 print(
-                    f"{label:28} {_spread(before.values()):>20} {_spread(after.values()):>20} "
-                    f"{_spread(_ratios(after, before), 2):>20} {_spread(_ratios(after, go), 2):>18}"
+                    f"{label:28} {in_words(before.values()):>20} {in_words(after.values()):>20} "
+                    f"{in_words(ratios(after, before), 2):>20} {in_words(ratios(after, go), 2):>18}"
                 )
-
-
-def _ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
-    return [ours[number] / theirs[number] for number in ours if theirs.get(number)]
-
-
-def _spread(values: Iterable[float], digits: int | None = None) -> str:
-    found = Spread.of(values)
-    if found is None:
-        return "-"
-    if digits is None:
-        digits = 0 if found.median >= 100 else 2
-    return f"{found.median:.{digits}f} ({found.low:.{digits}f}-{found.high:.{digits}f})"
 
 
 if __name__ == "__main__":

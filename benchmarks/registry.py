@@ -166,11 +166,22 @@ def _go(role: str, **env: str) -> Program:
     return Program(lambda site: [str(go_binary()), role], env)
 
 
-def _mycelia(kind: str, target: str) -> Peer:
+def mycelia_peer(
+    kind: str, target: str, name: str = "", section: Mapping[str, object] | None = None
+) -> Peer:
+    """A service of ours as a peer.
+
+    Args:
+        kind: "async" or "def".
+        target: its class in `benchmarks.peers.mycelia_service`.
+        name: of the peer; `mycelia-<kind>` by default.
+        section: `mycelia:` of its configuration.
+    """
     service = f"bench_{kind}"
-    serve = _nameko_run(f"mycelia_service:{target}", service)
+    settings: dict[str, object] = {} if section is None else {"mycelia": section}
+    serve = _nameko_run(f"mycelia_service:{target}", service, **settings)
     return Peer(
-        name=f"mycelia-{kind}",
+        name=name or f"mycelia-{kind}",
         about=f"`{'async def' if kind == 'async' else 'def'}` handlers under `nameko run`, "
         "mycelia.Client; Nameko's wire; quorum event queue",
         distributions=("mycelia", "pika", "msgspec", "uvloop"),
@@ -216,8 +227,8 @@ _FASTSTREAM_ABSENT = _imports("import faststream.rabbit")
 PEERS: Mapping[str, Peer] = {
     peer.name: peer
     for peer in (
-        _mycelia("async", "BenchAsync"),
-        _mycelia("def", "BenchDef"),
+        mycelia_peer("async", "BenchAsync"),
+        mycelia_peer("def", "BenchDef"),
         _go_peer("go", "classic", rpc=True),
         _go_peer("go-quorum", "quorum", rpc=False),
         _go_on_namekos_wire(),

@@ -54,3 +54,18 @@ def by_round(samples: Iterable[Sample], peer: str, case: str, metric: str) -> di
         for sample in samples
         if sample.peer == peer and sample.case == case and metric in sample.metrics
     }
+
+
+def ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """Ours to theirs inside each round that has both."""
+    return [ours[number] / theirs[number] for number in ours if theirs.get(number)]
+
+
+def in_words(values: Iterable[float], digits: int | None = None) -> str:
+    """`median (min-max)`, or `-` where there is none."""
+    found = Spread.of(values)
+    if found is None:
+        return "-"
+    if digits is None:
+        digits = 0 if found.median >= 100 else 2
+    return f"{found.median:.{digits}f} ({found.low:.{digits}f}-{found.high:.{digits}f})"
