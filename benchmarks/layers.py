@@ -31,9 +31,9 @@ LAYERS: Mapping[str, Mapping[str, Any]] = {
     "retry": {},
     "metrics": {"retry": False, "metrics": {"port": 0}},
     "traced": {"retry": False, "tracing": _TRACES},
-    "traced 1 %": {"retry": False, "tracing": {**_TRACES, "sample": 0.01}},
+    "traced 1 in 100": {"retry": False, "tracing": {**_TRACES, "sample": 0.01}},
     "not sampled": {"retry": False, "tracing": {**_TRACES, "sample": 0.0}},
-    "access log 1 %": {"retry": False, "access_log": {"sample": 0.01}},
+    "access log 1 in 100": {"retry": False, "access_log": {"sample": 0.01}},
     "access log": {"retry": False, "access_log": True},
     "all": {
         "metrics": {"port": 0},
