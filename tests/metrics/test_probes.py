@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from tests.metrics.conftest import Scrape
 
-from mycelia import DependencyProvider, Runner, event_handler, rpc
+from mycelia import DependencyProvider, RpcProxy, Runner, event_handler, rpc
 from mycelia.amqp import LinkState
 from mycelia.errors import ConfigError
 from mycelia.providers.metrics import server as server_module
@@ -124,6 +124,32 @@ async def test_not_ready_before_the_start_has_ended_and_while_it_stops(free_port
     assert after.json["not_ready"] == ["process: stopping"]
     with pytest.raises(urllib.error.URLError):
         await ask(free_port)
+
+
+async def test_probe_before_the_start_asks_all_that_a_service_may_have(free_port: int) -> None:
+    """What an extension counts is asked for before its `setup()`, and one that cannot tell costs the probe nothing."""
+
+    class Silent(DependencyProvider):
+        def statistics(self) -> None:
+            raise AttributeError("not set up")
+
+    class Caller:
+        name = "caller"
+        silent = Silent()
+        other = RpcProxy("other")
+
+        @rpc
+        async def method(self) -> None:
+            pass
+
+    runner = Runner({"AMQP_URI": "memory://caller", **health_at(free_port)}, [Caller])
+    (part,) = runner.host.parts
+    await part.start(runner)
+    before = await ask(free_port)
+    await part.stop()
+
+    assert before.status == 503
+    assert runner.statistics().services["caller"].extensions == {}
 
 
 async def test_not_ready_during_an_outage_of_the_broker(free_port: int, rabbit_uri: str) -> None:

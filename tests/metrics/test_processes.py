@@ -22,7 +22,7 @@ from mycelia.providers.metrics.files import PREFIX, make_folder
 SERVICE = """
 import os, time
 import prometheus_client
-from mycelia import Metrics, rpc, event_handler
+from mycelia import Metrics, RpcProxy, rpc, event_handler
 
 LEVEL = prometheus_client.Gauge("own_level", "A level.", multiprocess_mode="livesum")
 LEVEL.set(1)
@@ -31,6 +31,7 @@ HELD = __HELD__
 class Many:
     name = "many"
     metrics = Metrics()
+    other = RpcProxy("other")
 
     @rpc
     def pid(self):

@@ -266,8 +266,9 @@ class ReplyListener(SharedExtension):
     def reconfigure(self, old: Settings, new: Settings) -> None:
         self.caller.set_timeout(new.mycelia.rpc_timeout)
 
-    def statistics(self) -> CallStatistics:
-        return self.router.statistics()
+    def statistics(self) -> CallStatistics | None:
+        router: ReplyRouter | None = getattr(self, "router", None)
+        return None if router is None else router.statistics()  # asked before `setup()`, too
 
     async def stop(self) -> None:
         await self.router.aclose()

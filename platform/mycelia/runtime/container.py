@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from mycelia.call import Middleware, Target
-from mycelia.errors import RuntimeStateError
+from mycelia.errors import RuntimeStateError, describe
 from mycelia.handover import hand_over
 from mycelia.log_event import event
 from mycelia.runtime.declarations import (
@@ -273,7 +273,13 @@ class Container:
 
     def _told_by_extensions(self) -> Iterator[tuple[str, msgspec.Struct]]:
         for extension in self.extensions:
-            told = extension.statistics()
+            try:
+                told = extension.statistics()
+            except Exception as exc:  # noqa: BLE001  an extension's fault must cost neither a probe nor a scrape
+                log.debug(
+                    event("statistics_failed", extension=_name_of(extension), error=describe(exc))
+                )
+                continue
             if told is not None:
                 yield _name_of(extension), told
 
