@@ -6,15 +6,17 @@ clock nor broker: who failed asks it for a pause, and randomness comes in as an 
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar, overload
 
 import msgspec
 
 from mycelia.durations import Duration, seconds_of
 from mycelia.errors import ConfigError, RetryLater
+from mycelia.policies.attempts import AwaitedAttempts, BlockingAttempts
 
 __all__ = [
     "DEFAULT_RETRY",
@@ -28,6 +30,9 @@ __all__ = [
     "linear",
     "retry_of",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Errors = type[BaseException] | tuple[type[BaseException], ...]
 
@@ -123,6 +128,17 @@ class Retry(msgspec.Struct, frozen=True):
         on: errors after which it is tried again: a class, or a tuple of them.
         give_up_on: errors after which it is not, though they are among `on`.
 
+    For what a service does itself, it gives attempts:
+
+        retry = Retry(attempts=3, backoff=exponential("100ms"))
+        ...
+        async for attempt in self.retry:
+            with attempt:
+                return await self.http.get(url)
+
+    In a `def` method `for` does the same; `self.retry.call(function, …)` is the short form of both. Pauses that would outlast the
+    deadline of the call being handled are not begun: the error is raised.
+
     Raises:
         ConfigError: one of these is something else.
     """
@@ -176,6 +192,46 @@ class Retry(msgspec.Struct, frozen=True):
             return seconds_of(error.after, "RetryLater()")
         return self.delay(attempt, random)
 
+    def __aiter__(self) -> AwaitedAttempts:
+        return AwaitedAttempts(self, _random)
+
+    def __iter__(self) -> BlockingAttempts:
+        return BlockingAttempts(self, _random)
+
+    @overload
+    def call(
+        self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `function` as often as it takes; of an `async def` the result is to be awaited.
+
+        Raises:
+            Exception: what the last attempt raised.
+        """
+        if inspect.iscoroutinefunction(function):
+            return self._call_awaited(function, args, kwargs)
+        for attempt in self:
+            with attempt:
+                return function(*args, **kwargs)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _call_awaited(
+        self,
+        function: Callable[..., Coroutine[Any, Any, Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        async for attempt in self:
+            with attempt:
+                return await function(*args, **kwargs)
+        raise AssertionError("the last attempt returns or raises")
+
+
+_random = Random()
 
 DEFAULT_RETRY: Final = Retry()
 """What event handlers and `@consume` do where nobody says."""
