@@ -142,6 +142,25 @@ async def test_forgotten_await_is_the_workers_error(
     assert await invoke("forgetful", "fine") == "fine"  # and of no other worker
 
 
+@pytest.mark.parametrize("service", [Forgetful, WithHooks])
+@pytest.mark.parametrize("method", ["event", "proxy", "own"])
+async def test_log_line_names_the_users_line_and_shows_no_frames_of_ours(
+    serve: Serve, invoke: Invoke, service: type, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await serve(service)
+
+    with pytest.raises(RemoteError):
+        await invoke("forgetful", method)
+    with pytest.raises(RemoteError, match="mine"):
+        await invoke("forgetful", "own_error")
+
+    line, own = (r for r in caplog.records if "worker_failed" in r.getMessage())
+    assert "`await` is missing before" in line.getMessage()
+    assert line.exc_info is None
+    assert own.exc_info is not None
+    assert own.exc_info[2] is not None  # of what the method raised, all is shown
+
+
 @pytest.mark.parametrize("method", ["method", "hook"])
 async def test_def_methods_and_hooks_forget_too(serve: Serve, invoke: Invoke, method: str) -> None:
     await serve(InThreads)

@@ -372,7 +372,7 @@ class Entrypoint(Extension):
                     attempt=call.attempt,
                     error=describe(error),
                 ),
-                exc_info=error,
+                exc_info=error if _has_more_to_show(error) else None,
             )
 
     def encode_result(self, call: Call, value: Any) -> bytes | None:
@@ -401,3 +401,14 @@ class Entrypoint(Extension):
 def _declaring(cls: Any, args: Any, kwargs: Any, method: Method) -> Method:
     declare(cls.__name__, cls, method, args, kwargs)
     return method
+
+
+def _has_more_to_show(error: BaseException) -> bool:
+    """Whether a traceback would say more than the line: an error that nobody raised has none."""
+    return bool(
+        error.__traceback__
+        or error.__cause__
+        or error.__context__
+        or getattr(error, "__notes__", None)
+        or isinstance(error, BaseExceptionGroup)
+    )

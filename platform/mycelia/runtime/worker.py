@@ -99,7 +99,9 @@ class Invocation:
             service.__dict__.update(self._constants)
             value = await self.method(service, *arguments[0], **arguments[1])
             if forgotten or type(value) is CoroutineType:
-                _refuse_forgotten(call, value)
+                mistake = _forgotten_by(call, value)
+                if mistake is not None:
+                    return Outcome(error=call.reason_for(mistake))
             if self._encode is None:
                 return Outcome(value)
             return Outcome(value, None, None, self._encode(call, value))
@@ -123,7 +125,7 @@ class Invocation:
             service.__dict__.update(self._constants)
             value = self.method(service, *arguments[0], **arguments[1])
             if type(value) is CoroutineType:
-                raise _never_awaited(call, value)
+                return Outcome(error=_never_awaited(call, value))
             if self._encode is None:
                 return Outcome(value)
             return Outcome(value, None, None, self._encode(call, value))
@@ -143,14 +145,18 @@ class Invocation:
             for hook in self._setups:
                 yield hook(context)
             value = self.method(service, *call.args, **call.kwargs)
+            mistake: RuntimeStateError | None = None
             if is_async:  # what a `def` method returns is its result, even if it could be awaited
                 value = yield value
                 if forgotten or type(value) is CoroutineType:
-                    _refuse_forgotten(call, value)
+                    mistake = _forgotten_by(call, value)
             elif type(value) is CoroutineType:
-                raise _never_awaited(call, value)
-            body = None if self._encode is None else self._encode(call, value)
-            outcome = Outcome(value, body=body)
+                mistake = _never_awaited(call, value)
+            if mistake is not None:
+                outcome = Outcome(error=call.reason_for(mistake))
+            else:
+                body = None if self._encode is None else self._encode(call, value)
+                outcome = Outcome(value, body=body)
         except BaseException as exc:  # noqa: BLE001  the worker boundary
             if forgotten:
                 take_forgotten(call)
@@ -200,13 +206,12 @@ class Invocation:
                 step, answer = steps.send, value
 
 
-def _refuse_forgotten(call: Call, value: Any) -> None:
-    """Raise if the method has forgotten an `await`, and thought that something was done."""
-    if type(value) is CoroutineType:
-        raise returned(value)
-    error = take_forgotten(call)
-    if error is not None:
-        raise error
+def _forgotten_by(call: Call, value: Any) -> RuntimeStateError | None:
+    """The error of a method that has forgotten an `await`, and thought that something was done.
+
+    Never raised: its traceback would show this file, and the line to mend is in its text.
+    """
+    return returned(value) if type(value) is CoroutineType else take_forgotten(call)
 
 
 def _outcome(end: StopIteration) -> Outcome:
