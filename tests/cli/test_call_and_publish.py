@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 import socket
 from pathlib import Path
 
@@ -65,6 +66,29 @@ def test_dates_decimals_and_ids_are_shown_as_their_text(talk: Talk) -> None:
     assert json.loads(done.stdout) == [[["2024-05-06", "1.50"]], {}]
 
 
+def test_arguments_may_be_named_one_by_one(talk: Talk) -> None:
+    done = talk("call", "greeter.echo", "1", 'b="x=y"', "c=[2]", '"d=1"')
+
+    assert json.loads(done.stdout) == [[1, "d=1"], {"b": "x=y", "c": [2]}]
+
+
+@pytest.mark.parametrize("meant", ["Bob", "O'Hara", 'say "hi"', "a b", "back\\slash", "a=b", "née"])
+@pytest.mark.parametrize("before", ["", "name="])
+def test_advice_of_text_without_quotes_works_in_a_shell(
+    talk: Talk, before: str, meant: str
+) -> None:
+    if before == "" and meant == "a=b":
+        meant = "a-b=c"  # what is a name before the sign, names an argument
+    wrong = talk("call", "greeter.echo", before + meant)
+    assert wrong.returncode == 2
+    _, _, advice = wrong.stderr.strip().partition("Text needs quotes: ")
+    (argument,) = shlex.split(advice)
+
+    done = talk("call", "greeter.echo", argument)
+
+    assert json.loads(done.stdout) == ([[], {"name": meant}] if before else [[meant], {}])
+
+
 def test_arguments_may_come_from_standard_input(talk: Talk) -> None:
     done = talk("call", "greeter.add", "-", stdin='{"a": 2, "b": 3}')
 
@@ -84,7 +108,9 @@ def test_broker_may_come_from_a_flag_or_a_configuration_file(
     [
         (["call", "greeter.hello", "Bob"], 2, "'Bob' is not JSON"),
         (["call", "greeter.hello", "Bob"], 2, "'\"Bob\"'"),
-        (["call", "greeter.hello", "{"], 2, "is not JSON"),
+        (["call", "greeter.hello", "{name: 1}"], 2, """'{"name": "text"}'"""),
+        (["call", "greeter.hello", "\udcff"], 2, "is not UTF-8"),
+        (["call", "greeter.hello", "name=1", "name=2"], 2, '"name" is given twice'),
         (["call", "greeter"], 2, '"greeter": write service.method'),
         (["call", ".hello"], 2, "write service.method"),
         (["call"], 2, "required"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import shlex
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -36,7 +37,8 @@ examples:
   mycelia call delays.worst                        no arguments
   mycelia call delays.worst 5                      one
   mycelia call registry.plane '"N14228"'           text is quoted as in JSON
-  mycelia call delays.worst '{"n": 5}'             an object: by name
+  mycelia call delays.worst n=5                    by name
+  mycelia call delays.worst '{"n": 5}'             an object: by name, too
   mycelia call maths.add '[1, 2]'                  an array: by position
   mycelia call delays.worst 5 | jq '.[0]'          the result is JSON
 
@@ -97,7 +99,7 @@ def add_call_arguments(parser: argparse.ArgumentParser) -> None:
         "arguments",
         nargs="*",
         metavar="JSON",
-        help="one array (by position), one object (by name), or one value for each argument; - reads stdin",
+        help="one array (by position), one object (by name), or one value or name=value for each argument; - reads stdin",
     )
     add_connection_arguments(parser)
 
@@ -168,31 +170,53 @@ def publish_command(args: argparse.Namespace) -> int:
 
 
 def read_arguments(texts: list[str]) -> tuple[list[Any], dict[str, Any]]:
-    """Positional and named arguments from the command line.
+    """Positional and named arguments from the command line; `name=value` is a named one.
 
     Raises:
-        ValueError: not JSON; the message shows the text and how to quote it.
+        ValueError: not JSON, with the text and how to quote it; or a name given twice.
     """
-    values = [_read_json(text) for text in texts]
-    if len(values) == 1 and isinstance(values[0], list):
+    values: list[Any] = []
+    named: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():  # no JSON begins like that
+            values.append(_read_json(text))
+        elif name in named:
+            raise ValueError(f'"{name}" is given twice.')
+        else:
+            named[name] = _read_json(value, f"{name}=")
+    if named or len(values) != 1:
+        return values, named
+    if isinstance(values[0], list):
         return values[0], {}
-    if len(values) == 1 and isinstance(values[0], dict):
+    if isinstance(values[0], dict):
         return [], values[0]
     return values, {}
 
 
-def _read_json(text: str) -> Any:
+def _read_json(text: str, before: str = "") -> Any:
+    """What `text` says; `before` it stood on the command line."""
     if text == "-":
         text = sys.stdin.read()
     try:
         return msgspec.json.decode(text)
     except RecursionError:
         raise ValueError(f"{_shortened(text)!r} is nested too deeply to be read.") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"{_shortened(text)!r} is not UTF-8, as JSON is.") from None
     except msgspec.DecodeError as exc:
-        shown = _shortened(text)
         raise ValueError(
-            f"{shown!r} is not JSON ({exc}). Text needs quotes: '\"{shown}\"'"
+            f"{_shortened(text)!r} is not JSON ({exc}). {_advice(text, before)}"
         ) from None
+
+
+def _advice(text: str, before: str) -> str:
+    """What to write instead; pasted into a shell, it works."""
+    if text.lstrip().startswith(("{", "[")):
+        return """Text in it, names as well, needs quotes, for instance '{"name": "text"}'"""
+    if len(text) > 60:
+        return "Text needs quotes, as in JSON."
+    return f"Text needs quotes: {shlex.quote(before + msgspec.json.encode(text).decode())}"
 
 
 def _shortened(text: str) -> str:
