@@ -39,6 +39,7 @@ __all__ = [
     "is_on_its_way",
     "on_its_way",
     "restored",
+    "time_of",
     "units_of",
     "when",
 ]
@@ -140,6 +141,11 @@ _LONG: Final = Family("mycelia.delay.long", 24, 49.7 * 86400)
 def units_of(delay: float) -> int:
     """A delay in quarter seconds, rounded up, and at least one."""
     return max(math.ceil(round(delay / UNIT_S, 6)), 1)
+
+
+def time_of(delay: float) -> float:
+    """How long a delay of so many seconds takes; one of 0 is none."""
+    return units_of(min(delay, MAX_DELAY_S)) * UNIT_S if delay > 0 else 0.0
 
 
 def family_of(units: int) -> Family:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import uuid
 from typing import Unpack
 
+from msgspec import UNSET, UnsetType
+
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import CallKind
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.errors import ConfigError
 from mycelia.policies.kill_switch import KillSwitch
+from mycelia.policies.retry import Retry
 from mycelia.runtime import EntrypointArguments, decorator_of
 from mycelia.runtime.topology import event_exchange
 from mycelia.wire import (
@@ -45,7 +48,9 @@ class EventHandler(Subscription):
             one service; BROADCAST, every instance.
         reliable_delivery: events wait in the queue while no instance runs. `None` means yes, and no for
             BROADCAST, whose queue belongs to one instance.
-        requeue_on_error: try again, with a growing delay, instead of dead-lettering at the first error.
+        requeue_on_error: Nameko's word for a policy; see `Subscription`.
+        retry: when a message whose method raises is tried again: `Retry(…)`, or `None` for never. By default after 1 s, 5 s,
+            30 s, 5 min and 30 min, unless the configuration says otherwise.
         queue_type: "quorum" or "classic"; the setting `mycelia.event_queue_type` by default.
         kill_switch: stop taking events when the method fails too often (`KillSwitch`); as the setting `mycelia.kill_switch` says
             by default, which is never.
@@ -61,11 +66,14 @@ class EventHandler(Subscription):
         reliable_delivery: bool | None = None,
         requeue_on_error: bool = False,
         *,
+        retry: Retry | UnsetType | None = UNSET,
         queue_type: str | None = None,
         kill_switch: KillSwitch | bool | None = None,
         **options: Unpack[EntrypointArguments],
     ) -> None:
-        super().__init__(requeue_on_error=requeue_on_error, kill_switch=kill_switch, **options)
+        super().__init__(
+            retry=retry, requeue_on_error=requeue_on_error, kill_switch=kill_switch, **options
+        )
         if handler_type not in HANDLER_TYPES:
             raise ConfigError(
                 f"handler_type={handler_type!r}: expected one of {', '.join(HANDLER_TYPES)}."

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Unpack
 
+from msgspec import UNSET, UnsetType
+
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.policies.kill_switch import KillSwitch
+from mycelia.policies.retry import Retry
 from mycelia.runtime import EntrypointArguments, decorator_of
 from mycelia.runtime.topology import QueueLike, queue_topology
 
@@ -20,7 +23,9 @@ class Consumer(Subscription):
     Args:
         queue: a name (a durable quorum queue is declared), a `mycelia.Queue`, or a `kombu.Queue` as in Nameko. A queue
             without a name is one of this instance's own: it should be `exclusive`, or each start leaves one behind.
-        requeue_on_error: try again, with a growing delay, instead of dead-lettering at the first error.
+        requeue_on_error: Nameko's word for a policy; see `Subscription`.
+        retry: when a message whose method raises is tried again: `Retry(…)`, or `None` for never. By default after 1 s, 5 s,
+            30 s, 5 min and 30 min, unless the configuration says otherwise.
         kill_switch: stop taking messages when the method fails too often (`KillSwitch`); as the setting `mycelia.kill_switch` says
             by default, which is never.
     """
@@ -30,10 +35,13 @@ class Consumer(Subscription):
         queue: str | Queue | QueueLike,
         requeue_on_error: bool = False,
         *,
+        retry: Retry | UnsetType | None = UNSET,
         kill_switch: KillSwitch | bool | None = None,
         **options: Unpack[EntrypointArguments],
     ) -> None:
-        super().__init__(requeue_on_error=requeue_on_error, kill_switch=kill_switch, **options)
+        super().__init__(
+            retry=retry, requeue_on_error=requeue_on_error, kill_switch=kill_switch, **options
+        )
         queue_topology(queue)  # what is no queue is said where it is written
         self.queue = queue
 

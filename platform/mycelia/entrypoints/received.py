@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from mycelia.amqp import Delivery, LinkConsumer
+from mycelia.amqp.delay_levels import EXPIRES_AT_HEADER, GOAL_HEADER, restored
 from mycelia.errors import UndecodableMessage
 from mycelia.log_event import event
 from mycelia.wire import (
@@ -21,9 +23,10 @@ from mycelia.wire import (
 __all__ = [
     "RETURNS_HEADERS",
     "attempt_of",
-    "counts_of",
     "decode_body",
+    "history_of",
     "is_counted",
+    "is_over",
     "requeue_delay",
     "returns_of",
     "stop_deliveries",
@@ -89,14 +92,29 @@ def attempt_of(delivery: Delivery, returns: int) -> int:
     return min(read_attempt(delivery.properties.headers) + returns, MAX_ATTEMPT)
 
 
-def counts_of(delivery: Delivery) -> tuple[int, int]:
-    """`attempt_of()` and `returns_of()`."""
-    if not delivery.redelivered:
-        headers = delivery.properties.headers
-        if not headers or (ATTEMPT_HEADER not in headers and RETURNS_HEADER not in headers):
-            return 1, 0  # nearly always
+def history_of(delivery: Delivery) -> tuple[int, int, bool]:
+    """`attempt_of()`, `returns_of()`, and whether its time to live is over, which the broker has not known of.
+
+    A message that comes out of a delay gets all back that it had before.
+    """
+    headers = delivery.properties.headers
+    if not headers or not (
+        ATTEMPT_HEADER in headers or GOAL_HEADER in headers or RETURNS_HEADER in headers
+    ):
+        if not delivery.redelivered:
+            return 1, 0, False  # nearly always
+        returns = returns_of(delivery)
+        return attempt_of(delivery, returns), returns, False
+    if GOAL_HEADER in headers:
+        restored(delivery)
     returns = returns_of(delivery)
-    return attempt_of(delivery, returns), returns
+    return attempt_of(delivery, returns), returns, is_over(delivery, time.time())
+
+
+def is_over(delivery: Delivery, wall: float) -> bool:
+    """Whether the moment has passed at which the message's time to live ends, where it brings that along."""
+    ends_ms = (delivery.properties.headers or {}).get(EXPIRES_AT_HEADER)
+    return type(ends_ms) is int and ends_ms <= wall * 1000
 
 
 def requeue_delay(attempt: int) -> float:

@@ -23,6 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from mycelia.amqp import Delivery, Properties
+from mycelia.amqp.delay_levels import EXPIRATION_HEADER, EXPIRES_AT_HEADER, expiration_of
 from mycelia.amqp.fields import encode_properties, encode_table
 from mycelia.amqp.uri import parse_uri
 from mycelia.entrypoints.received import RETURNS_HEADERS
@@ -57,8 +58,6 @@ MAX_NAME_BYTES = 1024
 """Of a class's or a method's name, and of the list of what was left out."""
 
 OWN_PREFIX: Final = "x-mycelia-"
-EXPIRES_AT_HEADER: Final = "x-mycelia-expires-at-ms"
-EXPIRATION_HEADER: Final = "x-mycelia-expiration"
 USER_ID_HEADER: Final = "x-mycelia-user-id"
 TRACEBACK_HEADER: Final = "x-mycelia-traceback"
 ERROR_HEADER: Final = "x-mycelia-error"
@@ -77,7 +76,6 @@ _OF_EVERY_LIFE: Final = (
     *("x-mycelia-cc", "x-mycelia-bcc"),
 )
 _COPIES: Final = {"CC": "x-mycelia-cc", "BCC": "x-mycelia-bcc"}
-_MAX_EXPIRATION_DIGITS: Final = 15
 _SHRINKABLE: Final = (RAW_HEADERS_HEADER, TRACEBACK_HEADER, ERROR_HEADER)
 """What is cut where there is little room, the least telling first."""
 
@@ -113,7 +111,7 @@ def expires_at_ms(delivery: Delivery, now_ms: int) -> int | None:
     end = headers.get(EXPIRES_AT_HEADER)
     if type(end) is int:
         return end
-    expiration = _expiration_of(delivery)
+    expiration = expiration_of(delivery.properties)
     return None if expiration is None else now_ms + int(expiration)
 
 
@@ -122,6 +120,7 @@ def for_another_attempt(
     *,
     attempt: int,
     returns: int,
+    failed_at_ms: int | None = None,
     expires_at_ms: int | None,
     now_ms: int,
     user: str | None,
@@ -132,6 +131,7 @@ def for_another_attempt(
     Args:
         attempt: which one it will be, from 1.
         returns: how often it has come back without an outcome.
+        failed_at_ms: when the attempt before has failed; an earlier failure that it tells of counts.
         expires_at_ms: when its time to live ends; the broker is told what is left of it.
         user: who publishes it.
         limit: bytes that all of it may take.
@@ -144,6 +144,11 @@ def for_another_attempt(
     }
     if returns:
         ours[RETURNS_HEADER] = returns
+    theirs = delivery.properties.headers or {}
+    failed_before = theirs.get(FIRST_FAILED_HEADER) if ATTEMPT_HEADER in theirs else None
+    first_failed_at_ms = failed_before if type(failed_before) is int else failed_at_ms
+    if first_failed_at_ms is not None:
+        ours[FIRST_FAILED_HEADER] = first_failed_at_ms
     expiration = None
     if expires_at_ms is not None:
         expiration = str(max(expires_at_ms - now_ms, 0))
@@ -229,21 +234,6 @@ def dead_letter_headers(
 # --- inside ----------------------------------------------------------------------------------------
 
 
-def _expiration_of(delivery: Delivery) -> str | None:
-    """The time to live that its publisher gave the message, in milliseconds."""
-    properties = delivery.properties
-    kept = (properties.headers or {}).get(EXPIRATION_HEADER)
-    for text in (kept, properties.expiration):
-        if (
-            isinstance(text, str)
-            and text.isascii()
-            and text.isdigit()
-            and len(text) <= _MAX_EXPIRATION_DIGITS
-        ):
-            return text
-    return None
-
-
 def _is_of_one_life(header: str) -> bool:
     """Whether we wrote it, or RabbitMQ when it dead-lettered the message by itself."""
     return header == "x-death" or header.startswith((OWN_PREFIX, "x-first-death-", "x-last-death-"))
@@ -266,7 +256,7 @@ def _properties(
             ours[_COPIES[name]] = value
         else:
             theirs[name] = value
-    original = _expiration_of(delivery)
+    original = expiration_of(properties)
     if original is not None:
         ours[EXPIRATION_HEADER] = original
     kept_user = (properties.headers or {}).get(USER_ID_HEADER)

@@ -23,6 +23,7 @@ from mycelia.amqp import (
     Message,
     Queue,
 )
+from mycelia.amqp.delay_levels import time_of
 from mycelia.call import (
     Ack,
     Arguments,
@@ -39,11 +40,12 @@ from mycelia.call import (
     deadline_to_wire,
     monotonic_from_wall,
 )
+from mycelia.durations import seconds_of
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack
 from mycelia.entrypoints.received import (
-    counts_of,
     decode_body,
+    history_of,
     is_counted,
     requeue_delay,
     returns_of,
@@ -55,13 +57,17 @@ from mycelia.entrypoints.republished import expires_at_ms, for_another_attempt, 
 from mycelia.entrypoints.shared_prefetch import SharedPrefetch
 from mycelia.entrypoints.statistics import ConsumerStatistics
 from mycelia.errors import (
+    ConfigError,
     DeadlinePassed,
     MalformedRequest,
     MethodNotFound,
     MyceliaError,
+    RetryLater,
     TooManyDeliveries,
     UndecodableMessage,
+    describe,
 )
+from mycelia.log_event import event
 from mycelia.nearest import nearest
 from mycelia.runtime import (
     Container,
@@ -124,13 +130,13 @@ class RpcConsumer(SharedExtension):
         self._parent_calls_tracked = container.settings.parent_calls_tracked
         settings = container.settings.mycelia
         self._user = own_user(container.settings.AMQP_URI)
+        self.queue = service_queue_name(self._service)
         self._put_back = PutBack(
-            self._link,
-            publish_timeout=settings.publish_timeout,
+            container.host,
+            self.queue,
             user=self._user,
             on_acknowledged=self.remembered.acknowledged,
         )
-        self.queue = service_queue_name(self._service)
         self.replies = Replies(
             self._link,
             self._exchange,
@@ -182,7 +188,6 @@ class RpcConsumer(SharedExtension):
             prefetch.ask_for(window.now)
 
     def reconfigure(self, old: Settings, new: Settings) -> None:
-        self._put_back.publish_timeout = new.mycelia.publish_timeout
         self.replies.tracebacks = new.mycelia.error_tracebacks
         if self._prefetch is None:
             return
@@ -202,6 +207,7 @@ class RpcConsumer(SharedExtension):
             prefetch=self._consumer.prefetch,
             unsettled=self._consumer.unsettled,
             put_back=len(self._put_back.deliveries),
+            retried=self._put_back.retried,
             remembered=len(self.remembered),
         )
 
@@ -250,7 +256,7 @@ class RpcConsumer(SharedExtension):
     async def stop(self) -> None:
         """Let replies that wait for the broker leave. The last worker has ended."""
         self._stop_watching()
-        self._put_back.stop()
+        await self._put_back.finish()  # one that is given up is answered
         await self.replies.stop(5.0)
 
     # --- a request comes in -------------------------------------------------------------------
@@ -265,7 +271,7 @@ class RpcConsumer(SharedExtension):
             headers = properties.headers
             entrypoint = self._methods.get(delivery.routing_key)
             deadline_ms = read_deadline_ms(headers)
-            attempt, returns = counts_of(delivery)
+            attempt, returns, is_over = history_of(delivery)
             call = Call(
                 self._stray_target(delivery) if entrypoint is None else entrypoint.target,
                 None,
@@ -280,6 +286,10 @@ class RpcConsumer(SharedExtension):
             )
             if entrypoint is None:
                 self._stray_lane.refuse(call, self._no_such_method(call))
+            elif is_over and call.deadline is None:  # else the lane knows
+                entrypoint.lane.refuse(
+                    call, DeadlinePassed(f"{call.target.name}: its time to live is over.")
+                )
             elif returns and not entrypoint.idempotent:
                 self._run_again(call, delivery, entrypoint.lane, returns)
             else:
@@ -354,7 +364,7 @@ class RpcConsumer(SharedExtension):
         error = outcome.error
         if call.attempt >= self.container.settings.mycelia.requeue_attempts:
             error = error or TooManyDeliveries(self.queue, call.attempt)
-        elif call.deadline is not None and time.monotonic() + after >= call.deadline:
+        elif call.deadline is not None and time.monotonic() + time_of(after) >= call.deadline:
             error = error or DeadlinePassed(
                 f"{call.target.name}: another attempt in {after:g} s would come after its deadline."
             )
@@ -365,6 +375,7 @@ class RpcConsumer(SharedExtension):
                 delivery.routing_key,
                 after,
                 attempt=call.attempt + 1,
+                failed_at_ms=int(time.time() * 1000),
                 expires_at_ms=self._expires_at_ms(call, delivery),
                 on_given_up=lambda: self.replies.send(
                     call,
@@ -439,6 +450,13 @@ class Rpc(Entrypoint):
             and call.deadline <= time.monotonic()
         ):
             return ACK  # given up because its caller has: that one knows it by its own clock
+        if isinstance(error, RetryLater) and not outcome.is_refused:
+            try:
+                return Redeliver(seconds_of(error.after, "RetryLater()"))
+            except ConfigError as exc:
+                log.error(
+                    event("retry_later_unreadable", call=call.target.name, error=describe(exc))
+                )
         return REPLY
 
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:

@@ -20,7 +20,9 @@ class ConsumerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     unsettled: int
     """Messages that are here: they wait, run, or are on their way elsewhere."""
     put_back: int
-    """Messages that wait to be published again, for another attempt."""
+    """Messages on their way back to the broker, for another attempt."""
+    retried: int
+    """Messages that the broker has had for another attempt, of all time."""
     remembered: int
     """Messages whose channel was lost while they were here, kept so that they do not run twice."""
     kill_switch: str | None = None

@@ -3,8 +3,8 @@
 | outcome | what happens to the message |
 |---|---|
 | handled | acknowledged |
-| the handler raised | dead-lettered with the reason |
-| … with `requeue_on_error` | published to its queue again after a growing delay, dead-lettered after 20 attempts or when its time to live is over |
+| the handler raised | tried again as its policy says (`Retry`), after a pause at the broker; then, or without one, dead-lettered with the reason |
+| … and its time to live is over before the next attempt | dead-lettered |
 | undecodable, oversized, not accepted | dead-lettered with the reason |
 | a middleware says so (`Outcome.settlement`) | acknowledged, tried again later, or dead-lettered |
 | the service stops, or dies | back to the queue; delivered again, dead-lettered when it comes back for the 20th time (quorum queues count; for others, we do) |
@@ -16,9 +16,13 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from random import Random
 from typing import Unpack
 
+from msgspec import UNSET, UnsetType
+
 from mycelia.amqp import Binding, ConsumeOptions, Delivery, Exchange, LinkConsumer, Queue
+from mycelia.amqp.delay_levels import time_of
 from mycelia.call import (
     Ack,
     Arguments,
@@ -34,10 +38,10 @@ from mycelia.call import (
 from mycelia.entrypoints.consumption_guard import ConsumptionGuard
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
-from mycelia.entrypoints.put_back import PutBack
+from mycelia.entrypoints.put_back import PutBack, PutBacks
 from mycelia.entrypoints.received import (
-    counts_of,
     decode_body,
+    history_of,
     is_counted,
     requeue_delay,
     stop_deliveries,
@@ -45,8 +49,10 @@ from mycelia.entrypoints.received import (
 from mycelia.entrypoints.remembered import Remembered, event_key
 from mycelia.entrypoints.republished import expires_at_ms, own_user
 from mycelia.entrypoints.statistics import ConsumerStatistics
-from mycelia.errors import ConfigError, DeadlinePassed, TooManyDeliveries
+from mycelia.errors import ConfigError, DeadlinePassed, RetryLater, TooManyDeliveries, describe
+from mycelia.log_event import event
 from mycelia.policies.kill_switch import KillSwitch, kill_switch_of
+from mycelia.policies.retry import DEFAULT_RETRY, Retry, exponential, retry_of
 from mycelia.runtime import Container, Entrypoint, EntrypointArguments, Lane, Settings
 from mycelia.wire import read_attempt
 
@@ -61,7 +67,6 @@ buried instead of handled: a message that kills its process must not go through 
 to 20 as well, and then drops the message where no dead-letter exchange is set."""
 
 ACK = Ack()
-REQUEUE = Requeue()
 
 
 class Subscription(Entrypoint, ABC):
@@ -71,7 +76,10 @@ class Subscription(Entrypoint, ABC):
     with: `@orders("north")`.
 
     Args:
-        requeue_on_error: a message whose method raises goes back to its queue, instead of to the dead letters.
+        retry: when a message whose method raises is tried again; `None` for never. By default as the configuration says
+            (`mycelia: retry:`), and without a word there after 1 s, 5 s, 30 s, 5 min and 30 min. What has failed so often goes to
+            the dead letters. (A stream keeps its messages: by default they are not tried again.)
+        requeue_on_error: Nameko's word for a policy: after 0.25 s, twice that, … at most 30 s, up to `mycelia.requeue_attempts`.
         kill_switch: when to stop taking messages because the method fails too often; `False` for never, `True` for the defaults. By
             default as the configuration says (`mycelia: kill_switch:`), and without a word there never.
         options: those of every entrypoint (`Entrypoint`).
@@ -82,15 +90,24 @@ class Subscription(Entrypoint, ABC):
     settlements = frozenset({Ack, Requeue, Redeliver, DeadLetter})
     container: Container
     dead_letters = DeadLetters()
+    put_backs = PutBacks()
 
     def __init__(
         self,
         *,
+        retry: Retry | UnsetType | None = UNSET,
         requeue_on_error: bool = False,
         kill_switch: KillSwitch | bool | None = None,
         **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(**options)
+        if not (retry is UNSET or retry is None or isinstance(retry, Retry)):
+            raise ConfigError(f"retry={retry!r:.60}: expected Retry(…), or None for never.")
+        if retry is not UNSET and requeue_on_error:
+            raise ConfigError(
+                "requeue_on_error=True is a policy of its own: leave it out beside retry=."
+            )
+        self.retry = retry
         if not (kill_switch is None or isinstance(kill_switch, KillSwitch | bool)):
             raise ConfigError(
                 f"kill_switch={kill_switch!r:.60}: expected KillSwitch(…), True or False."
@@ -98,6 +115,8 @@ class Subscription(Entrypoint, ABC):
         self.kill_switch = kill_switch
         self._guard: ConsumptionGuard | None = None
         self.requeue_on_error = requeue_on_error
+        self._policy: Retry | None = None
+        self._random = Random()
         self._consumer: LinkConsumer | None = None
         self._lane: Lane | None = None
         self._prefetch: PrefetchChanges | None = None
@@ -117,15 +136,43 @@ class Subscription(Entrypoint, ABC):
         self._link = container.host.link
         self._serializers = container.host.serializers
         self._parent_calls_tracked = container.settings.parent_calls_tracked
-        self._put_back = PutBack(
-            self._link,
-            publish_timeout=container.settings.mycelia.publish_timeout,
-            user=own_user(container.settings.AMQP_URI),
-            on_acknowledged=self._remembered.acknowledged,
-        )
         self._queue, parts = self.topology()
+        self._policy = self._policy_of(container.settings)
         self._dead_queue = self.dead_letter_queue()
+        self._put_back = self.put_backs.add(
+            PutBack(
+                container.host,
+                self._queue.name,
+                user=own_user(container.settings.AMQP_URI),
+                may_vanish=self._queue.exclusive or self._queue.auto_delete,
+                on_acknowledged=self._remembered.acknowledged,
+            )
+        )
         await self._link.declare(*parts)
+        if self._policy is not None:
+            await self._put_back.expect()
+
+    def _policy_of(self, settings: Settings) -> Retry | None:
+        """The file's word for this handler, else the declaration's, else the file's for all, else ours.
+
+        Raises:
+            ConfigError: what the file says is no policy.
+        """
+        section, service = settings.mycelia, self.container.service_name
+        name = f"{service}.{self.method_name}"
+        if name in section.handler_retry:
+            return retry_of(section.handler_retry[name], f"mycelia.handler_retry.{name}")
+        if not isinstance(self.retry, UnsetType):
+            return self.retry
+        if self.requeue_on_error:
+            pauses = exponential(0.25, max=30.0, jitter=False)
+            return Retry(section.requeue_attempts, pauses, on=BaseException)
+        if service in section.handler_retry:
+            return retry_of(section.handler_retry[service], f"mycelia.handler_retry.{service}")
+        if section.retry is not None:
+            return retry_of(section.retry, "mycelia.retry")
+        is_stream = self._queue.arguments.get("x-queue-type") == "stream"
+        return None if is_stream else DEFAULT_RETRY
 
     async def start(self) -> None:
         container = self.container
@@ -167,8 +214,7 @@ class Subscription(Entrypoint, ABC):
         )
 
     def reconfigure(self, old: Settings, new: Settings) -> None:
-        assert self._put_back is not None
-        self._put_back.publish_timeout = new.mycelia.publish_timeout
+        self._policy = self._policy_of(new)
         if self._prefetch is not None:
             asked = self._prefetch if self._guard is None else self._guard
             asked.ask_for(self.container.prefetch_of(self))
@@ -183,6 +229,7 @@ class Subscription(Entrypoint, ABC):
             prefetch=self._consumer.prefetch,
             unsettled=self._consumer.unsettled,
             put_back=len(self._put_back.deliveries),
+            retried=self._put_back.retried,
             remembered=len(self._remembered),
             kill_switch=None if self._guard is None else self._guard.state.value,
             kill_switch_stops=0 if self._guard is None else self._guard.stops,
@@ -197,8 +244,6 @@ class Subscription(Entrypoint, ABC):
         if self._consumer is not None and self._lane is not None:
             await stop_deliveries(self._consumer)
             self._lane.give_back_backlog()
-        if self._put_back is not None:
-            self._put_back.stop()
 
     # --- a message comes in -------------------------------------------------------------------
 
@@ -209,7 +254,7 @@ class Subscription(Entrypoint, ABC):
         if self._remembered:
             deliveries = self._remembered.claim(deliveries, arrived_at)
         for delivery in deliveries:
-            attempt, returns = counts_of(delivery)
+            attempt, returns, is_over = history_of(delivery)
             call = Call(
                 self.target,
                 headers=delivery.properties.headers,
@@ -221,6 +266,8 @@ class Subscription(Entrypoint, ABC):
             )
             if returns >= DELIVERY_LIMIT:
                 lane.refuse(call, TooManyDeliveries(self._queue.name, returns))
+            elif is_over:
+                lane.refuse(call, DeadlinePassed(f"{self.target.name}: its time to live is over."))
             elif returns and not is_counted(delivery):
                 self._count(call, delivery, lane, returns)
             else:
@@ -276,7 +323,24 @@ class Subscription(Entrypoint, ABC):
             return DeadLetter("expired")
         if outcome.is_refused:
             return DeadLetter("undecodable")
-        return REQUEUE if self.requeue_on_error else DeadLetter("handler_error")
+        assert error is not None
+        return self._after_error(error, call.attempt)
+
+    def _after_error(self, error: BaseException, attempt: int) -> Settlement:
+        """What the policy makes of a method's error."""
+        policy = self._policy
+        if policy is None and isinstance(error, RetryLater):
+            policy = Retry(self.container.settings.mycelia.requeue_attempts)
+        if policy is None or not policy.wants(error):
+            return DeadLetter("handler_error")
+        try:
+            after = policy.delay_after(error, attempt, self._random)
+        except ConfigError as exc:  # of a RetryLater: its message must not pay for it
+            log.error(event("retry_later_unreadable", call=self.target.name, error=describe(exc)))
+            after = policy.delay(attempt, self._random)
+        if after is not None:
+            return Redeliver(after)
+        return DeadLetter("too_many_attempts" if policy.attempts > 1 else "handler_error")
 
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
         delivery = call.message
@@ -300,9 +364,13 @@ class Subscription(Entrypoint, ABC):
         self, call: Call, delivery: Delivery, after: float, error: BaseException | None
     ) -> None:
         expires = self._expires_at_ms(call, delivery)
-        if call.attempt >= self.container.settings.mycelia.requeue_attempts:
+        limit = self.container.settings.mycelia.requeue_attempts
+        if self._policy is not None:
+            limit = max(limit, self._policy.attempts)
+        now = time.time()
+        if call.attempt >= limit:
             self._bury(call, delivery, "too_many_attempts", error)
-        elif expires is not None and (time.time() + after) * 1000 >= expires:
+        elif expires is not None and (now + time_of(after)) * 1000 >= expires:
             self._bury(call, delivery, "expired", error)
         else:
             assert self._put_back is not None
@@ -312,6 +380,7 @@ class Subscription(Entrypoint, ABC):
                 self._queue.name,
                 after,
                 attempt=call.attempt + 1,
+                failed_at_ms=int(now * 1000),
                 expires_at_ms=expires,
                 on_given_up=lambda: self._bury(call, delivery, "too_many_attempts", error),
                 on_expired=lambda exc: self._bury(call, delivery, "expired", error or exc),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mycelia.amqp import Link, LinkOptions, connect
+from mycelia.amqp.delays import Delays
 from mycelia.call import Middleware, MiddlewareSource, Target, middleware_for
 from mycelia.errors import RuntimeStateError
 from mycelia.log_event import event
@@ -70,6 +71,7 @@ class Host:
         """What each service says of itself, by name; containers put themselves here."""
         self._listeners: list[OnChange] = []
         self._link: Link | None = None
+        self._delays: Delays | None = None
         self._watch: Watch | None = None
 
     # --- settings that change ---------------------------------------------------------------------
@@ -132,6 +134,13 @@ class Host:
             )
         return self._link
 
+    @property
+    def delays(self) -> Delays:
+        """Messages that arrive later, over the link."""
+        if self._delays is None:
+            self._delays = Delays(self.link)
+        return self._delays
+
     def watch(self, loop: asyncio.AbstractEventLoop) -> Watch:
         """What looks after the running workers of this process; made when first asked for."""
         if self._watch is None:
@@ -162,6 +171,6 @@ class Host:
 
     async def aclose(self) -> None:
         """Close the link. Idempotent and bounded."""
-        link, self._link = self._link, None
+        link, self._link, self._delays = self._link, None, None
         if link is not None:
             await link.aclose()

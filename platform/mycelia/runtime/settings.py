@@ -49,7 +49,9 @@ CHANGEABLE = frozenset(
         "mycelia.log_level",
         "mycelia.max_body_bytes",
         "mycelia.publish_timeout",
+        "mycelia.handler_retry",
         "mycelia.requeue_attempts",
+        "mycelia.retry",
         "mycelia.rpc_max_runs",
         "mycelia.rpc_prefetch_max",
         "mycelia.rpc_timeout",
@@ -172,8 +174,14 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Type of the queues that `@rpc` methods share; "classic" declares exactly Nameko's, "quorum" outlives a node."""
     max_body_bytes: int = 128 * 1024 * 1024
     """Largest body that is decoded; RabbitMQ 3.x takes up to 128 MiB by default."""
+    retry: dict[str, Any] | list[Any] | bool | None = None
+    """When event handlers and `@consume` try a message again that failed, where their declaration does not say: a mapping, a
+    list of pauses, or `false` for never (`mycelia.policies.retry.retry_of`)."""
+    handler_retry: dict[str, Any] = {}
+    """The same for single handlers, by `service.method` (over what their declaration says) or by `service`."""
     requeue_attempts: int = 20
-    """Deliveries after which a message with `requeue_on_error` is dead-lettered; RabbitMQ 4's delivery limit."""
+    """Attempts after which a message is dead-lettered that has `requeue_on_error`, or whose handler or middleware asks for
+    another attempt without a policy; RabbitMQ 4's delivery limit."""
     kill_switch: bool | dict[str, Any] | None = None
     """When event handlers and `@consume` stop taking messages because they fail too often, where they say nothing: `true` for the
     defaults, or `failure_rate`, `minimum`, `window`, `pause`, `probes` as in `KillSwitch`; by default never."""
