@@ -110,6 +110,18 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+@pytest.fixture(autouse=True)
+def _one_attempt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handlers that say nothing of it try once in this process: a test of what becomes of a failure need not wait half an hour.
+
+    Those about the default are marked `default_retry`.
+    """
+    if request.node.get_closest_marker("default_retry") is None:
+        from mycelia.entrypoints import subscription
+
+        monkeypatch.setattr(subscription, "DEFAULT_RETRY", None)
+
+
 # --- the broker --------------------------------------------------------------------------------------
 
 
