@@ -22,6 +22,7 @@ from tests.docs.documents import (
 
 import mycelia
 from mycelia import errors, nameko, providers, testing
+from mycelia.amqp.delays import ORPHANS
 from mycelia.clients import RpcReply
 from mycelia.runtime.settings import MyceliaSection
 
@@ -98,7 +99,7 @@ def _resolves(dotted: str) -> bool:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
 def test_dotted_names_exist(document: Path) -> None:
     named = re.findall(r"`(mycelia\.[A-Za-z_.]+)(?:\([^`]*\))?`", prose_of(document))
-    keys = {f"mycelia.{key}" for key in MyceliaSection.__struct_fields__}
+    keys = {f"mycelia.{key}" for key in MyceliaSection.__struct_fields__} | {ORPHANS}
 
     assert [name for name in named if name not in keys and not _resolves(name)] == []
 

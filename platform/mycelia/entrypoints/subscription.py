@@ -160,15 +160,16 @@ class Subscription(Entrypoint, ABC):
         """
         section, service = settings.mycelia, self.container.service_name
         name = f"{service}.{self.method_name}"
-        if name in section.handler_retry:
-            return retry_of(section.handler_retry[name], f"mycelia.handler_retry.{name}")
+        by_handler = section.handler_retry or {}
+        if name in by_handler:
+            return retry_of(by_handler[name], f"mycelia.handler_retry.{name}")
         if not isinstance(self.retry, UnsetType):
             return self.retry
         if self.requeue_on_error:
             pauses = exponential(0.25, max=30.0, jitter=False)
             return Retry(section.requeue_attempts, pauses, on=BaseException)
-        if service in section.handler_retry:
-            return retry_of(section.handler_retry[service], f"mycelia.handler_retry.{service}")
+        if service in by_handler:
+            return retry_of(by_handler[service], f"mycelia.handler_retry.{service}")
         if section.retry is not None:
             return retry_of(section.retry, "mycelia.retry")
         is_stream = self._queue.arguments.get("x-queue-type") == "stream"

@@ -240,7 +240,7 @@ _KEYS: Final = ("attempts", "backoff", "exponential", "linear", "max", "factor",
 
 
 def retry_of(value: object, key: str) -> Retry | None:
-    """The policy that a configuration says: a mapping, a list of pauses, or `false` and nothing for none.
+    """The policy that a configuration says: a mapping, a list of pauses, `true` for the default; `false` and nothing for none.
 
     In a mapping, `attempts`; and the pauses as one of `backoff` (a list), `exponential` and `linear` (the first pause, beside which
     `max`, `factor` and `jitter` may stand). Pauses as a list: each of them once, and then no more.
@@ -253,6 +253,8 @@ def retry_of(value: object, key: str) -> Retry | None:
     """
     if value is None or value is False:
         return None
+    if value is True:
+        return DEFAULT_RETRY
     try:
         if isinstance(value, list):
             return Retry(len(value) + 1, _steps(value))

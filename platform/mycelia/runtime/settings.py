@@ -177,7 +177,7 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     retry: dict[str, Any] | list[Any] | bool | None = None
     """When event handlers and `@consume` try a message again that failed, where their declaration does not say: a mapping, a
     list of pauses, or `false` for never (`mycelia.policies.retry.retry_of`)."""
-    handler_retry: dict[str, Any] = {}
+    handler_retry: dict[str, Any] | None = None
     """The same for single handlers, by `service.method` (over what their declaration says) or by `service`."""
     requeue_attempts: int = 20
     """Attempts after which a message is dead-lettered that has `requeue_on_error`, or whose handler or middleware asks for

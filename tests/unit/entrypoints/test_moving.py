@@ -16,6 +16,7 @@ from mycelia.entrypoints.dead_letters import GIVE_UP_PAUSES_S
 from mycelia.entrypoints.moving import Mover
 from mycelia.entrypoints.put_back import PAUSES_S, PutBack
 from mycelia.errors import BrokerUnavailable, DeadlinePassed, PublishRejected, Unroutable
+from mycelia.runtime import Host
 
 BROKER_S_PATIENCE = 1800.0
 """Seconds for which RabbitMQ lets a delivery be unsettled, where nobody sets `consumer_timeout`."""
@@ -195,6 +196,14 @@ class FullLink:
         raise PublishRejected("full")
 
 
+class FullHost(Host):
+    """Its link takes nothing."""
+
+    def __init__(self, link: Any) -> None:
+        super().__init__({"AMQP_URI": "memory://full"})
+        self._link = link
+
+
 @pytest.mark.parametrize(
     ("life_ms", "tries"), [(-1000, 0), (0, 0), (10_000_000, 1 + len(PAUSES_S))]
 )
@@ -206,12 +215,12 @@ def test_message_whose_time_is_over_is_not_published_for_another_attempt(
 
     async def steps(loop: JumpingLoop) -> None:
         link, settler = FullLink(), Settler(loop)
-        put_back = PutBack(link, publish_timeout=1.0, on_acknowledged=ends.append)  # type: ignore[arg-type]
+        put_back = PutBack(FullHost(link), "queue", on_acknowledged=ends.append)
         put_back.later(
             settler.delivery(),
             "",
             "queue",
-            0.1,
+            0.0,
             attempt=2,
             expires_at_ms=int(time.time() * 1000) + life_ms,
             on_given_up=lambda: ends.append("given up"),

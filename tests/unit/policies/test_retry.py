@@ -183,6 +183,7 @@ def test_what_cannot_be_a_policy_is_refused_where_it_is_made(make: Any) -> None:
     ("written", "policy"),
     [
         (False, None),
+        (True, DEFAULT_RETRY),
         (None, None),
         ({}, DEFAULT_RETRY),
         ({"attempts": 3}, Retry(3)),
@@ -204,7 +205,7 @@ def test_policy_can_be_written_in_the_configuration(written: object, policy: Ret
 @pytest.mark.parametrize(
     "written",
     [
-        *(True, 3, "1s", [], ["soon"], {"attempt": 3}, {"attempts": "3"}, {"attempts": 0}),
+        *(3, "1s", [], ["soon"], {"attempt": 3}, {"attempts": "3"}, {"attempts": 0}),
         *({"backoff": "1s"}, {"backoff": []}, {"backoff": ["1s"], "linear": "1s"}, {7: 8}),
         *({"max": "1m"}, {"linear": "1s", "jitter": True}, {"exponential": "1h", "max": "1s"}),
         *({"exponential": "1s", "factor": "2"}, {"backoff": ["1s"], "max": "1m"}),
