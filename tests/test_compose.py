@@ -11,6 +11,8 @@ import pytest
 import yaml
 from services.fleet import SERVICES
 
+from mycelia.runtime import Settings, parse_config
+
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose" / "compose.yaml").read_text())
 
@@ -51,3 +53,24 @@ def test_health_check_calls_a_method_that_exists(service: str) -> None:
 
     assert target == service
     assert callable(getattr(cls, method))
+
+
+def test_monitoring_scrapes_every_service_where_it_answers() -> None:
+    folder = ROOT / "compose"
+    added = yaml.safe_load((folder / "monitoring.yaml").read_text())["services"]
+    scraped = yaml.safe_load((folder / "monitoring" / "prometheus.yml").read_text())
+    (targets,) = (one["targets"] for one in scraped["scrape_configs"][0]["static_configs"])
+    text = (ROOT / "services" / "config.yaml").read_text()
+    measured = {name: each for name, each in added.items() if name in SERVICES}
+    ports = set()
+    for name, each in measured.items():
+        config = parse_config(text, environ=each["environment"])
+        assert config["mycelia"]["metrics"], name
+        ports.add(Settings.from_config(config).mycelia.metrics.port)
+
+    assert set(measured) == set(SERVICES)
+    assert ports == {9000}
+    assert set(targets) == {f"{name}:9000" for name in SERVICES}
+    for each in added.values():
+        for volume in each.get("volumes", ()):
+            assert (folder / volume.split(":")[0]).exists()

@@ -58,9 +58,14 @@ class Scrape:
         return sum(found)
 
 
-@pytest.fixture
-def free_port() -> int:
+def take_port() -> int:
+    """A port that is free now."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
         return port
+
+
+@pytest.fixture
+def free_port() -> int:
+    return take_port()

@@ -25,7 +25,7 @@ from mycelia.providers.metrics.files import MULTIPROCESS_VARIABLE, MemberFiles, 
 from mycelia.providers.metrics.health import Health, health_of
 from mycelia.providers.metrics.measures import Measures
 from mycelia.providers.metrics.server import Answer, Handler, ProbeServer
-from mycelia.providers.metrics.told import samples_of
+from mycelia.providers.metrics.told import consumer_labels, samples_of
 from mycelia.runtime import RunningProcess
 from mycelia.runtime.settings import MetricsSection, MyceliaSection
 
@@ -172,29 +172,30 @@ class Monitoring:
     async def _look_at_queues(self, every: float) -> None:
         while True:
             await asyncio.sleep(every)
-            for queue in self._queues():
-                await self._count_messages(queue)
+            for labels in self._queues():
+                await self._count_messages(labels)
 
-    def _queues(self) -> list[str]:
+    def _queues(self) -> list[dict[str, str]]:
+        """The labels of the queues that are consumed."""
         assert self._process is not None
         told = self._process.statistics()
         if told.link_state != "connected":
             return []
-        found = {
-            extension.queue: None
-            for service in told.services.values()
-            for extension in service.extensions.values()
-            if isinstance(extension, ConsumerStatistics)
-        }
-        return list(found)[:MAX_QUEUES]
+        found = [
+            consumer_labels(name, extension, statistics)
+            for name, service in told.services.items()
+            for extension, statistics in service.extensions.items()
+            if isinstance(statistics, ConsumerStatistics)
+        ]
+        return found[:MAX_QUEUES]
 
-    async def _count_messages(self, queue: str) -> None:
+    async def _count_messages(self, labels: dict[str, str]) -> None:
         assert self._process is not None
         assert self.measures is not None
         try:
-            count = await self._process.host.link.message_count(queue)
+            count = await self._process.host.link.message_count(labels["queue"])
             cells = self.measures.cells
-            at = cells.series("mycelia_queue_messages", {"queue": queue}, "max").at
+            at = cells.series("mycelia_queue_messages", labels, "max").at
         except (MyceliaError, CellsFull):
             return  # the queue is not there now; what was last seen stays
         cells.values[at] = float(count)

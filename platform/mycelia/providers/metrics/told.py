@@ -20,7 +20,7 @@ from mycelia.entrypoints.statistics import (
 from mycelia.providers.metrics.cells import Kind
 from mycelia.runtime import HostStatistics, LaneStatistics, ServiceStatistics, ThreadStatistics
 
-__all__ = ["DESCRIPTIONS", "Sample", "samples_of"]
+__all__ = ["DESCRIPTIONS", "Sample", "consumer_labels", "samples_of"]
 
 
 class Sample(NamedTuple):
@@ -114,10 +114,16 @@ def _of_threads(service: str, threads: ThreadStatistics) -> Iterator[Sample]:
         yield Sample("mycelia_threads", "sum", {"service": service, "state": state}, value)
 
 
+def consumer_labels(service: str, extension: str, told: ConsumerStatistics) -> dict[str, str]:
+    """Of the metrics of a consumer and its queue: the method is `*` where several share it, as those of an RPC service do."""
+    method = extension.partition("#")[0].partition(":")[2] or "*"
+    return {"service": service, "queue": told.queue, "method": method}
+
+
 def _of_extension(service: str, name: str, told: Any) -> Iterator[Sample]:
     extension = name.partition("#")[0]
     if isinstance(told, ConsumerStatistics):
-        labels = {"service": service, "queue": told.queue}
+        labels = consumer_labels(service, name, told)
         yield Sample("mycelia_consumers", "sum", labels, float(told.is_consuming))
         yield Sample("mycelia_consumers_paused", "sum", labels, float(told.is_paused))
         for field in ("prefetch", "unsettled", "put_back"):
