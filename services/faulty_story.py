@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from mycelia.amqp import Link
+from mycelia.errors import TopologyError
 from mycelia.testing import ReceivedSpan
 from services.fleet import ROOT
 from services.trace_tree import Span, draw
 
 __all__ = [
-    "CANCELLED",
     "DEAD_QUEUE",
     "FAULTS_CONFIG",
     "TRACED",
@@ -26,8 +26,7 @@ __all__ = [
 ]
 
 FAULTS_CONFIG = ROOT / "services" / "config-faults.yaml"
-CANCELLED = "evt-feed-cancelled--enrich.cancelled"
-DEAD_QUEUE = f"{CANCELLED}.dead"
+DEAD_QUEUE = "evt-feed-cancelled--enrich.cancelled.dead"
 
 TRACED = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.05"}
 """One event in twenty: all of them would be as much work as the demonstration itself."""
@@ -69,11 +68,12 @@ async def mycelia(uri: str, *arguments: str) -> str:
     return out.decode()
 
 
-async def count_dead(uri: str) -> int:
-    """How many cancelled flights are dead letters."""
-    told = json.loads(await mycelia(uri, "dlq", "ls", DEAD_QUEUE, "--json"))
-    queues = told if isinstance(told, list) else told["queues"]
-    return sum(int(queue["messages"]) for queue in queues)
+async def count_dead(link: Link) -> int:
+    """How many cancelled flights are dead letters by now."""
+    try:
+        return await link.message_count(DEAD_QUEUE)
+    except TopologyError:  # none yet
+        return 0
 
 
 def worth_showing(spans: Iterable[ReceivedSpan]) -> list[ReceivedSpan]:

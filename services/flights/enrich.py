@@ -8,13 +8,24 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from mycelia import EventDispatcher, RpcProxy, SharedDependency, event_handler, rpc
+from mycelia import (
+    EventDispatcher,
+    Retry,
+    RpcProxy,
+    SharedDependency,
+    event_handler,
+    exponential,
+    rpc,
+)
 from services.flights.messages import Enriched, FlightEvent
 from services.flights.single_flight import SingleFlightCache
 
 __all__ = ["Cache", "Enrich"]
 
 CONCURRENCY = 128
+
+AGAIN = Retry(attempts=20, backoff=exponential("250ms", max="30s"))
+"""For a registry that is away for a while: some minutes in all, before an event is a dead letter."""
 
 
 class Cache(SharedDependency):
@@ -32,22 +43,22 @@ class Enrich:
     cache = Cache()
     emit = EventDispatcher(mandatory=True)
 
-    @event_handler("feed", "scheduled", concurrency=CONCURRENCY, requeue_on_error=True)
+    @event_handler("feed", "scheduled", concurrency=CONCURRENCY, retry=AGAIN)
     async def scheduled(self, event: FlightEvent) -> None:
         """A flight was announced."""
         await self._enrich(event)
 
-    @event_handler("feed", "departed", concurrency=CONCURRENCY, requeue_on_error=True)
+    @event_handler("feed", "departed", concurrency=CONCURRENCY, retry=AGAIN)
     async def departed(self, event: FlightEvent) -> None:
         """A flight left the gate."""
         await self._enrich(event)
 
-    @event_handler("feed", "arrived", concurrency=CONCURRENCY, requeue_on_error=True)
+    @event_handler("feed", "arrived", concurrency=CONCURRENCY, retry=AGAIN)
     async def arrived(self, event: FlightEvent) -> None:
         """A flight reached its gate."""
         await self._enrich(event)
 
-    @event_handler("feed", "cancelled", concurrency=CONCURRENCY, requeue_on_error=True)
+    @event_handler("feed", "cancelled", concurrency=CONCURRENCY, retry=AGAIN)
     async def cancelled(self, event: FlightEvent) -> None:
         """A flight will not leave."""
         await self._enrich(event)

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from services.demo import free_address
+from services.demo import free_address, main
 from services.fleet import ROOT, Fleet, ServiceDied, child_fleet
 
 pytestmark = pytest.mark.timeout(300)
@@ -92,6 +92,36 @@ async def test_every_figure_is_verified_and_everything_is_stopped(rabbit_uri: st
     assert re.search(r"8 February .*p50 [\d,.]+ ms, p95 [\d,.]+ ms, p99 [\d,.]+ ms", said)
     if sys.platform == "linux":
         assert processes_with(f"AMQP_URI={rabbit_uri}") == []
+
+
+async def test_every_figure_is_right_in_the_end_though_much_fails(rabbit_uri: str) -> None:
+    """`make demo FAULTS=1`: retries, dead letters found, shown and sent again, one trace as a tree."""
+    command = make("demo", "--days", "2")
+    async with running(*command, "FAULTS=1", AMQP_URI=rabbit_uri) as process:
+        said = "".join(await read_until(process, "done"))
+        exit_code = await asyncio.wait_for(process.wait(), 60)
+
+    assert exit_code == 0, said
+    dead = re.search(r"dead +100%  (\d+) cancelled flights tried 5 times, in vain", said)
+    assert dead is not None, said
+    assert re.search(rf"{dead[1]}  ZeroDivisionError  enrich\.cancelled", said), said
+    assert "error        ZeroDivisionError: a mistake in the handler of cancelled flights" in said
+    assert f"{dead[1]} sent, {dead[1]} of {dead[1]} looked at" in said
+    assert re.search(r"verified: +1\d,\d{3} figures, 0 differences", said)
+    tree = said.partition("came through:\n")[2].partition("live pace")[0]
+    assert re.search(r"├ enrich: process enrich\.\w+ .*FAILED ConnectionError", tree), said
+    assert re.search(r"enrich: process enrich\.\w+ .*attempt \d", tree), said
+    assert re.search(r"└ delays: process delays\.count", tree), said
+
+
+def test_faults_need_a_broker(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKER", "memory")
+    with pytest.raises(SystemExit) as ended:
+        main(["--faults"])
+    assert ended.value.code == 2
+    assert "--faults needs a broker: leave BROKER=memory out" in capsys.readouterr().err
 
 
 async def test_all_of_it_runs_without_a_broker() -> None:
