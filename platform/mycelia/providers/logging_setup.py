@@ -32,7 +32,7 @@ OURS = "mycelia"
 TOLD_TO_NOBODY_ELSE = (OURS, "asyncio", "uvicorn")
 """Loggers whose errors are about what this process does, and are raised to nobody."""
 
-CHATTY = ("uvicorn", "asyncio", "httpx")
+CHATTY = ("uvicorn", "asyncio", "httpx", "watchfiles")
 """Libraries whose INFO is of use only to those who work on them; shown at the level DEBUG."""
 
 

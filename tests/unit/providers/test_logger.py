@@ -357,16 +357,17 @@ def test_somebody_elses_line_whose_values_have_no_text_is_still_written() -> Non
     assert "ValueError: \\ud83d" in trace
 
 
+@pytest.mark.parametrize("chatty", ["httpx", "watchfiles.main"])
 def test_the_level_is_set_and_chatty_libraries_stay_quiet_unless_asked(
-    stream: io.StringIO,
+    stream: io.StringIO, chatty: str
 ) -> None:
     configure_logging(config(log_level="INFO"), stream)
-    logging.getLogger("httpx").info("connecting")
+    logging.getLogger(chatty).info("connecting")
     logging.getLogger("own").debug("detail")
     assert stream.getvalue() == ""
 
     configure_logging(config(log_level="DEBUG"), stream)
-    logging.getLogger("httpx").info("connecting")
+    logging.getLogger(chatty).info("connecting")
     logging.getLogger("own").debug("detail")
     assert [line["event"] for line in json_lines(stream)] == ["connecting", "detail"]
 
