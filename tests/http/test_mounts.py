@@ -268,6 +268,31 @@ async def test_an_application_that_never_gets_ready_does_not_hold_up_the_end_of_
                 pass
 
 
+@pytest.mark.parametrize("says", [False, True])
+async def test_an_application_that_is_not_ready_in_time_stops_the_start(says: bool) -> None:
+    ended = asyncio.Event()
+
+    async def stuck(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            if says:
+                await send({"type": "lifespan.startup.failed", "message": "no database"})
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    why = "no database" if says else "it is not ready after 50ms"
+    async with asyncio.timeout(5):
+        with pytest.raises(ConfigError, match=rf'mount\("/app"\) of shop: .*start: {why}'):
+            async with serve(service_with("/app", stuck, start_timeout="50ms")):
+                pass
+        await ended.wait()
+
+
+def test_a_start_timeout_that_is_no_time_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"start_timeout: 'soon' is no duration"):
+        service_with("/app", Starlette(), start_timeout="soon")
+
+
 async def test_what_another_extension_breaks_shuts_the_application_down() -> None:
     admin = Admin()
 

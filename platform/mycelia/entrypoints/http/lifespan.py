@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
+from mycelia.durations import duration_text
 from mycelia.errors import describe
 from mycelia.log_event import event
 
@@ -28,14 +29,21 @@ class Lifespan:
         self._ending = asyncio.Event()
         self._failure: str | None = None
 
-    async def startup(self) -> str | None:
-        """Return when the application is ready; if it says that it does not start, why.
+    async def startup(self, timeout: float) -> str | None:
+        """Return when the application is ready; if it says that it does not start, or is not ready in time, why.
+
+        Args:
+            timeout: seconds that it has.
 
         Raises:
             Exception: what it raised after it said so.
         """
         self._task = asyncio.create_task(self._run(), name="mycelia:http:lifespan")
-        await self._answered.wait()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._answered.wait()
+        except TimeoutError:  # `shutdown()` cancels it
+            return self._failure or f"it is not ready after {duration_text(timeout)}"
         if self._failure is not None:
             await self._task
         return self._failure

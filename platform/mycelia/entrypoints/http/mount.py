@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from mycelia.durations import Duration, seconds_of
 from mycelia.entrypoints.http.entrypoint import HttpListener
 from mycelia.entrypoints.http.paths import parameters_of, translate_path
 from mycelia.errors import ConfigError
@@ -21,6 +22,9 @@ __all__ = ["HttpMount", "mount"]
 
 App = TypeVar("App")
 
+DEFAULT_START_TIMEOUT = 60.0
+"""Seconds. Arbitrary; above what an application takes that opens its pools and reads its models."""
+
 
 class HttpMount(SharedDependency):
     """The extension behind `mount()`. Injects the application.
@@ -28,13 +32,21 @@ class HttpMount(SharedDependency):
     Args:
         path: fixed text, such as `/admin`; `/` for all that no method answers.
         app: the application.
-        max_body_bytes: as for `mount()`.
+        max_body_bytes, start_timeout: as for `mount()`.
     """
 
     container: Container
     listener = HttpListener()
 
-    def __init__(self, path: str, app: Any, *, max_body_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        app: Any,
+        *,
+        max_body_bytes: int | None = None,
+        start_timeout: Duration = DEFAULT_START_TIMEOUT,
+    ) -> None:
+        self.start_timeout = seconds_of(start_timeout, "start_timeout")
         self.path = path.rstrip("/")
         self.app = app
         self.max_body_bytes = max_body_bytes
@@ -63,7 +75,7 @@ class HttpMount(SharedDependency):
             body_timeout=section.http_body_timeout,
         )
         self.listener.server.add(self._part)
-        failure = await self._part.lifespan.startup()
+        failure = await self._part.lifespan.startup(self.start_timeout)
         if failure is not None:
             raise ConfigError(
                 f'mount("{self.path or "/"}") of {service}: the application does not start: {failure}'
@@ -83,7 +95,13 @@ class HttpMount(SharedDependency):
         return self.app
 
 
-def mount(path: str, app: App, *, max_body_bytes: int | None = None) -> App:
+def mount(
+    path: str,
+    app: App,
+    *,
+    max_body_bytes: int | None = None,
+    start_timeout: Duration = DEFAULT_START_TIMEOUT,
+) -> App:
     """Serve an ASGI application (FastAPI, Starlette, …) below `path`, in the server of the `@http` methods.
 
         class Shop:
@@ -98,18 +116,20 @@ def mount(path: str, app: App, *, max_body_bytes: int | None = None) -> App:
         app: the application.
         max_body_bytes: of a request, if not the setting `mycelia.http_max_body_bytes`; an application that streams what
             it gets may take more.
+        start_timeout: how long the application may take to get ready; after that the service does not start.
 
     Returns:
         Where type checkers look, the application, which is what methods see; in fact an `HttpMount`.
 
     Raises:
-        ConfigError: a path that is not fixed text, or no application.
+        ConfigError: a path that is not fixed text, no application, or no duration.
     """
     try:
         if parameters_of(translate_path(path)):
             raise ValueError(f"path {path!r}: expected fixed text, without parameters.")
         if not callable(app):
             raise ValueError(f"{app!r} is not an ASGI application, such as `FastAPI()`.")
-    except ValueError as exc:
+        declared = HttpMount(path, app, max_body_bytes=max_body_bytes, start_timeout=start_timeout)
+    except (ValueError, ConfigError) as exc:
         refuse(class_being_written(), f"mount({path!r}, …)", str(exc))
-    return cast(App, HttpMount(path, app, max_body_bytes=max_body_bytes))
+    return cast(App, declared)
