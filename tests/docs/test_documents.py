@@ -180,6 +180,7 @@ def test_every_document_is_reached_from_the_readme() -> None:
     assert {relative(document) for document in guides - reached} == set()
 
 
+@pytest.mark.timeout(300)  # a whole collection, in another process, beside other tests
 def test_tests_named_as_proof_are_marked_where_they_need_a_broker() -> None:
     guarantees = ROOT / "docs" / "guarantees.md"
     proofs = re.findall(r"\[(test_\w+)\]\(([^)]+)\)( R)?", guarantees.read_text("utf-8"))
@@ -190,7 +191,7 @@ def test_tests_named_as_proof_are_marked_where_they_need_a_broker() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=280,
         check=False,
     ).stdout
     need_a_broker = set(re.findall(r"::(test_\w+)", collected))
