@@ -32,7 +32,7 @@ class Orders:
     async def order(self, sku: str) -> str:
         return f"{await self.stock.take(sku)} left"
 
-    @consume(Queue("orders.wanted"))
+    @consume(Queue("orders.wanted"), retry=None)
     def wanted(self, event: dict) -> str:
         return event["sku"]
 

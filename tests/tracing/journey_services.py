@@ -52,7 +52,7 @@ class Shipping:
             raise ConnectionError("no truck")
         await self.stock.take(number)
 
-    @event_handler("orders", "cursed")
+    @event_handler("orders", "cursed", retry=None)
     async def never(self, event: dict[str, int]) -> None:
         if not os.path.exists("blessed"):  # noqa: ASYNC240  a look at the disk
             raise ValueError("cursed")
