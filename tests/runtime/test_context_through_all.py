@@ -16,7 +16,7 @@ from mycelia import (
     rpc,
 )
 from mycelia.amqp import ConsumeOptions, Delivery, Message
-from mycelia.entrypoints.dead_letters import dead_letter_queue_name
+from mycelia.entrypoints.dead_letters import dead_letter_queue, dead_letter_queue_name
 from mycelia.testing import eventually, run_services
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -91,7 +91,9 @@ async def test_context_goes_through_events_retries_rpc_and_dead_letters_that_are
         await eventually(lambda: len(Last.seen) >= 1, timeout=60)
         Last.is_mended = True
         link = bed.container(Last).host.link
-        await link.consume(dead_letter_queue_name(queue), dead.extend, ConsumeOptions())
+        name = dead_letter_queue_name(queue)
+        await link.declare(dead_letter_queue(name))  # whoever is first
+        await link.consume(name, dead.extend, ConsumeOptions())
         await eventually(lambda: len(dead) == 1, timeout=60)
         letter = dead[0]
         again = letter.properties.republished(letter.properties.headers)
