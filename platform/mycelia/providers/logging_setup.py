@@ -11,14 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import msgspec
 
-from mycelia.errors import ConfigError
+from mycelia.errors import ConfigError, traceback_of
 from mycelia.log_event import LogEvent, as_plain, as_text
 from mycelia.providers.call_fields import fields_of
 from mycelia.providers.exception_fields import exception_fields
@@ -70,8 +69,7 @@ class JsonFormatter(logging.Formatter):
             line[key if key not in line else f"{key}_"] = _shown(key, value)
         if record.exc_info and record.exc_info[1] is not None:
             line["exceptions"] = exception_fields(record.exc_info[1])
-            trace = "".join(traceback.format_exception(record.exc_info[1]))
-            line["exception"] = as_text(trace.rstrip())
+            line["exception"] = as_text(traceback_of(record.exc_info[1]).rstrip())
         if record.stack_info:
             line["stack"] = as_text(record.stack_info)
         text = msgspec.json.encode(line).decode()

@@ -42,7 +42,7 @@ def _tracing(settings: Settings, config: Mapping[str, Any]) -> TracingPart | Non
         return None
     from mycelia.providers.tracing.part import TracingPart
 
-    return TracingPart(plan, config)
+    return TracingPart(plan)
 
 
 register_process_part(_tracing)

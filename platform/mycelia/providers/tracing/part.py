@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -61,7 +59,7 @@ class Traces:
 class TracingPart:
     """Traces all calls of a process."""
 
-    def __init__(self, plan: TracePlan, config: Mapping[str, Any]) -> None:
+    def __init__(self, plan: TracePlan) -> None:
         self._plan = plan
         self._traces = Traces(plan)
 
