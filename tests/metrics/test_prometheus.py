@@ -31,7 +31,7 @@ DASHBOARD: dict[str, Any] = json.loads(
 
 SERVICE = """
 import asyncio
-from mycelia import EventDispatcher, RpcProxy, event_handler, rpc
+from mycelia import EventDispatcher, KillSwitch, RpcProxy, event_handler, rpc
 
 class Delays:
     name = "delays"
@@ -58,6 +58,10 @@ class Delays:
     @event_handler("feed", "broken", requeue_on_error=True)
     async def on_broken(self, event):
         raise ValueError("never")
+
+    @event_handler("feed", "doomed", retry=None, kill_switch=KillSwitch(minimum=3, pause="10m"))
+    async def on_doomed(self, event):
+        raise ValueError("stop it")
 """
 
 BACKLOG = 600
@@ -108,6 +112,7 @@ def prometheus(
             while not over.wait(0.1):
                 client.call("delays", "ask")
                 client.publish("feed", "broken", {})
+                client.publish("feed", "doomed", {})
                 with suppress(RemoteError):
                     client.call("delays", "fail")
 
@@ -133,6 +138,7 @@ def prometheus(
                         "rate(mycelia_dead_letters_total[20s])",
                         'mycelia_queue_messages{method="count"}',
                         'rate(mycelia_calls_total{direction="outbound"}[20s])',
+                        'mycelia_kill_switch_state{method="on_doomed", state="stopped"} == 2',
                     )
                 )
             except OSError:
@@ -168,6 +174,16 @@ def test_target_is_up_and_its_sums_are_those_of_both_processes(
 ) -> None:
     assert prometheus[0].values('up{job="mycelia"}') == [1]
     assert prometheus[0].values("mycelia_processes") == [2]
+
+
+def test_kill_switches_tell_their_state_and_their_stops(
+    prometheus: tuple[Prometheus, Process],
+) -> None:
+    """Of both processes; a handler without one has none."""
+    values = prometheus[0].values
+    assert values('mycelia_kill_switch_state{method="on_doomed", state="stopped"}') == [2]
+    assert values('mycelia_kill_switch_state{method="on_doomed", state!="stopped"}') == [0, 0]
+    assert values("mycelia_kill_switch_stops_total") == [2]
 
 
 def test_variable_of_the_dashboard_names_the_services(

@@ -17,6 +17,7 @@ from mycelia.entrypoints.statistics import (
     DeadLetterStatistics,
     TimerStatistics,
 )
+from mycelia.policies.kill_switch import ConsumptionState
 from mycelia.providers.metrics.cells import Kind
 from mycelia.runtime import HostStatistics, LaneStatistics, ServiceStatistics, ThreadStatistics
 
@@ -50,6 +51,8 @@ DESCRIPTIONS = {
     "mycelia_consumer_prefetch": "Messages that the broker may have outstanding here.",
     "mycelia_consumer_unsettled": "Messages that are here: they wait, run, or are on their way elsewhere.",
     "mycelia_consumer_put_back": "Messages that wait to be published again, for another attempt.",
+    "mycelia_kill_switch_state": "Handlers with a kill switch that are in a state: consuming, stopped or probing.",
+    "mycelia_kill_switch_stops": "Times that a kill switch stopped a handler that failed too often.",
     "mycelia_queue_messages": "Messages ready in a queue that is consumed.",
     "mycelia_dead_letters": "Messages moved to a dead-letter queue.",
     "mycelia_dead_letters_under_way": "Dead letters that the broker has not taken yet.",
@@ -129,6 +132,7 @@ def _of_extension(service: str, name: str, told: Any) -> Iterator[Sample]:
         for field in ("prefetch", "unsettled", "put_back"):
             value = float(getattr(told, field))
             yield Sample(f"mycelia_consumer_{field}", "sum", labels, value)
+        yield from _of_kill_switch(labels, told)
     elif isinstance(told, DeadLetterStatistics):
         labels = {"service": service}
         yield Sample("mycelia_dead_letters", "counter", labels, float(told.buried))
@@ -141,6 +145,15 @@ def _of_extension(service: str, name: str, told: Any) -> Iterator[Sample]:
         for field, value in _numbers_in(told):
             labels = {"service": service, "extension": extension, "name": field}
             yield Sample("mycelia_extension", "sum", labels, value)
+
+
+def _of_kill_switch(labels: dict[str, str], told: ConsumerStatistics) -> Iterator[Sample]:
+    if told.kill_switch is None:
+        return
+    for state in ConsumptionState:
+        is_it = float(told.kill_switch == state.value)
+        yield Sample("mycelia_kill_switch_state", "sum", {**labels, "state": state.value}, is_it)
+    yield Sample("mycelia_kill_switch_stops", "counter", labels, float(told.kill_switch_stops))
 
 
 def _numbers_in(told: Any, path: str = "") -> Iterator[tuple[str, float]]:
