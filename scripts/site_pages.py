@@ -23,70 +23,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1]))  # mkdocs loads a hook by its path
+from scripts.public_names import ELSEWHERE, REFERENCE
 
-REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "services": (
-        "Services",
-        "What starts the methods of a service, and what they are given.",
-        (
-            *("rpc", "event_handler", "consume", "timer", "http", "mount"),
-            *(
-                "RpcProxy",
-                "EventDispatcher",
-                "Publisher",
-                "Config",
-                "ConfigView",
-                "Logger",
-                "Tracer",
-                "trace_calls",
-                "Metrics",
-                "MetricFactory",
-            ),
-            *("ServerSentEvents", "ServerSentEvent", "Queue", "Exchange", "Binding"),
-        ),
-    ),
-    "callers": (
-        "Callers and runners",
-        "For programs that are no services, and for programs that run them.",
-        ("Client", "BlockingClient", "Runner", "Container", "configure_logging", "CallFields"),
-    ),
-    "calls": (
-        "Calls and middleware",
-        "What is asked, what came of it, and what stands around it.",
-        (
-            *(
-                "Call",
-                "HttpCall",
-                "TimerCall",
-                "Tick",
-                "get_current_call",
-                "Target",
-                "Direction",
-                "CallKind",
-            ),
-            *("context", "redacted_arguments"),
-            *("Outcome", "Ack", "Reply", "Requeue", "Redeliver", "DeadLetter"),
-            *("Middleware", "Next", "CallOptions", "PublishOptions"),
-        ),
-    ),
-    "policies": (
-        "Policies",
-        "What is decided about calls, as records: when something that failed is tried again.",
-        ("KillSwitch", "Retry", "exponential", "fixed", "linear"),
-    ),
-    "extensions": (
-        "Extensions of your own",
-        "What dependency providers and entrypoints derive from.",
-        (
-            *("DependencyProvider", "SharedDependency", "WorkerContext"),
-            *("Entrypoint", "Subscription", "SharedExtension", "Extension"),
-        ),
-    ),
-}
-ELSEWHERE = {"errors": "errors", "register_remote_error": "errors", "RetryLater": "errors"}
-ELSEWHERE |= dict.fromkeys(("BROADCAST", "SERVICE_POOL", "SINGLETON"), "services")
-"""Public names that a page has without listing them above."""
+ROOT = Path(__file__).resolve().parents[1]
 
 LANGUAGES = {
     ".py": "python",
