@@ -2,6 +2,7 @@
 
     MyceliaError
     ├── ConfigError                the configuration names something that cannot be
+    │   └── UnknownSerializer      a serializer that nobody has registered
     ├── LinkError                  between this process and the broker
     │   ├── BrokerUnavailable      no broker answered in time; try again later
     │   ├── BrokerBlocked          the broker has stopped taking publishings (memory or disk alarm)
@@ -67,6 +68,7 @@ __all__ = [
     "TooManyDeliveries",
     "TopologyError",
     "UndecodableMessage",
+    "UnknownSerializer",
     "UnknownService",
     "Unroutable",
     "UnserializableValueError",
@@ -82,6 +84,10 @@ class MyceliaError(Exception):
 
 class ConfigError(MyceliaError):
     """The configuration names something that cannot be: an unknown key, a wrong type, a missing module."""
+
+
+class UnknownSerializer(ConfigError):
+    """A serializer that nobody has registered is asked for by its name: in the configuration, or by one publishing or call."""
 
 
 # --- between this process and the broker ---------------------------------------------------------

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from kombu import Exchange
-from kombu.exceptions import EncodeError, OperationalError
+from kombu.exceptions import EncodeError, OperationalError, SerializerNotInstalled
 from nameko.events import EventDispatcher
 from nameko.exceptions import ConfigurationError
 from nameko.messaging import Publisher
@@ -20,6 +20,8 @@ def caught_by(act: Any, *args: Any) -> str:
     """The name in an `except` that catches what `act(*args)` raises."""
     try:
         act(*args)
+    except SerializerNotInstalled:
+        return "SerializerNotInstalled"
     except ConfigurationError:
         return "ConfigurationError"
     except OperationalError:

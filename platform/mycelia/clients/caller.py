@@ -195,11 +195,7 @@ class Caller:
         return Outcome(value)
 
     def _route(self, target: Target, options: CallOptions) -> Route:
-        serializer = (
-            self._serializers.default
-            if options.serializer is None
-            else self._serializers.by_name(options.serializer)
-        )
+        serializer = self._serializers.by_name(options.serializer)
         if options.compression is not None:
             serializer = compressed(serializer, compressor_of(options.compression)[1])
         return Route(

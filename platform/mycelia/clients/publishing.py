@@ -194,12 +194,7 @@ class Outlet:
         """Content type, content encoding and body of a payload."""
         if options.content_type is not None:
             return raw_body(payload, options.content_type, options.content_encoding)
-        serializers = self._serializers
-        serializer = (
-            serializers.default
-            if options.serializer is None
-            else serializers.by_name(options.serializer)
-        )
+        serializer = self._serializers.by_name(options.serializer)
         return serializer.content_type, serializer.content_encoding, serializer.encode(payload)
 
     async def declare(self, parts: Iterable[Part], timeout: float) -> None:

@@ -8,12 +8,19 @@ from __future__ import annotations
 import sys
 from functools import cache
 
-from mycelia.errors import BrokerUnavailable, ConfigError, Unroutable, UnserializableValueError
+from mycelia.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    UnknownSerializer,
+    Unroutable,
+    UnserializableValueError,
+)
 
 __all__ = ["use_nameko_names"]
 
 THEIRS: dict[type[Exception], tuple[tuple[str, str], ...]] = {
     ConfigError: (("nameko.exceptions", "ConfigurationError"),),
+    UnknownSerializer: (("kombu.exceptions", "SerializerNotInstalled"),),
     Unroutable: (("nameko.amqp.publish", "UndeliverableMessage"),),
     BrokerUnavailable: (("kombu.exceptions", "OperationalError"),),
     UnserializableValueError: (("kombu.exceptions", "EncodeError"),),

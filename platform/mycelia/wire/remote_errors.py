@@ -12,7 +12,6 @@ name (`nameko_twin`).
 from __future__ import annotations
 
 import sys
-import traceback as tracebacks
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -28,6 +27,7 @@ from mycelia.errors import (
     UndecodableMessage,
     UnserializableValueError,
     class_name_of,
+    traceback_of,
 )
 
 __all__ = [
@@ -96,7 +96,7 @@ def serialize_exception(exc: BaseException, *, traceback: bool) -> dict[str, Any
         "value": _Budget().cut(_text(exc)),
     }
     if traceback:
-        error["traceback"] = _traceback_text(exc)
+        error["traceback"] = _end_of_traceback(exc)
     return error
 
 
@@ -168,11 +168,8 @@ def _text(value: Any) -> str:
         return "[__unicode__ failed]"  # Nameko's words
 
 
-def _traceback_text(exc: BaseException) -> str:
-    try:
-        raw = "".join(tracebacks.format_exception(exc)).encode(errors="backslashreplace")
-    except BaseException:  # noqa: BLE001
-        return "[traceback cannot be formatted]"
+def _end_of_traceback(exc: BaseException) -> str:
+    raw = traceback_of(exc).encode()
     excess = len(raw) - MAX_TRACEBACK_BYTES
     if excess <= 0:
         return raw.decode()

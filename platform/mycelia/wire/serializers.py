@@ -20,7 +20,12 @@ from typing import Any
 
 import yaml
 
-from mycelia.errors import ConfigError, UndecodableMessage, UnserializableValueError
+from mycelia.errors import (
+    ConfigError,
+    UndecodableMessage,
+    UnknownSerializer,
+    UnserializableValueError,
+)
 from mycelia.wire.bounds import Bounds, bounds_for
 from mycelia.wire.compression import COMPRESSION_HEADER, decompress
 from mycelia.wire.encodings import BINARY, UTF_8, body_text, codec_of, recoded
@@ -251,22 +256,24 @@ class SerializerRegistry:
         """What `decode` reads, besides `application/data` and `application/text`."""
         return tuple(self._accepted)
 
-    def by_name(self, name: str) -> Serializer:
-        """The serializer to *write* with; it need not be accepted for reading.
+    def by_name(self, name: str | None) -> Serializer:
+        """The serializer to *write* with; it need not be accepted for reading. `None` is the default one.
 
         Raises:
-            ConfigError: there is none of this name.
+            UnknownSerializer: there is none of this name.
         """
+        if name is None:
+            return self.default
         try:
             return self._by_name[name]
         except (KeyError, TypeError):
             pass
         if name == "pickle":
-            raise ConfigError(
+            raise UnknownSerializer(
                 "pickle is switched off, because reading it runs the sender's code. If you trust everyone who can "
                 "publish to this broker, name it in ACCEPT."
             )
-        raise ConfigError(
+        raise UnknownSerializer(
             f'no serializer "{name}"; there are: {", ".join(self._by_name)}. '
             "Correct the name, or describe it under SERIALIZERS."
         )
