@@ -83,20 +83,24 @@ def worth_showing(spans: Iterable[ReceivedSpan]) -> list[ReceivedSpan]:
         traces.setdefault(span.trace_id, []).append(span)
 
     def merit(trace: list[ReceivedSpan]) -> tuple[bool, bool, bool, int]:
-        services = {span.service for span in trace}
-        failed = any(span.error is not None and span.kind == "CONSUMER" for span in trace)
         called = any(span.kind == "SERVER" for span in trace)
-        return failed and "delays" in services, called, failed, -len(trace)
+        return _came_through(trace), called, _has_failed(trace), -len(trace)
 
     return max(traces.values(), key=merit, default=[])
 
 
 def has_whole_trace(spans: Iterable[ReceivedSpan]) -> bool:
     """Whether there is a trace that failed and came through."""
-    trace = worth_showing(spans)
-    return any(span.error is not None for span in trace) and any(
-        span.service == "delays" for span in trace
-    )
+    return _came_through(worth_showing(spans))
+
+
+def _has_failed(trace: list[ReceivedSpan]) -> bool:
+    return any(span.error is not None and span.kind == "CONSUMER" for span in trace)
+
+
+def _came_through(trace: list[ReceivedSpan]) -> bool:
+    """Failed, and got as far as the last of the services all the same."""
+    return _has_failed(trace) and any(span.service == "delays" for span in trace)
 
 
 def tree_of(spans: Iterable[ReceivedSpan]) -> list[str]:

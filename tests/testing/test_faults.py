@@ -311,6 +311,11 @@ def test_wrong_rule_stops_the_start_and_is_named() -> None:
         Runner(with_faults({"fail": "registry.get", "rate": 20}), [Registry])
 
 
+def test_option_that_there_is_none_of_is_named_at_once() -> None:
+    with pytest.raises(TypeError, match="unknown option rte; did you mean rate"):
+        faults.delay("registry.get", by="1s", rte=0.5)  # type: ignore[call-arg]
+
+
 async def test_faults_do_not_touch_what_a_mock_answers() -> None:
     """A replaced proxy calls nobody, so nothing leaves that a fault could meet."""
 

@@ -56,20 +56,28 @@ exit codes: 0 the broker has it, or nobody wanted it, which is told on stderr; 1
 """
 
 
-def add_connection_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the broker is, and how long to wait for it."""
+def add_connection_arguments(
+    parser: argparse.ArgumentParser,
+    *,
+    taken: str = "the broker and serializer",
+    timeout: float = 30.0,
+) -> None:
+    """Where the broker is, and how long to wait for it.
+
+    Args:
+        taken: what the command takes from the configuration.
+        timeout: seconds, where none are given.
+    """
     parser.add_argument(
         "--broker", metavar="URI", help="the broker's URI (default: $AMQP_URI, or localhost)"
     )
-    parser.add_argument(
-        "--config", metavar="FILE", help="take the broker and serializer from a YAML file"
-    )
+    parser.add_argument("--config", metavar="FILE", help=f"take {taken} from a YAML file")
     parser.add_argument(
         "--timeout",
         type=_seconds,
-        default=30.0,
+        default=timeout,
         metavar="SECONDS",
-        help="give up after this (default: 30)",
+        help=f"give up after this (default: {timeout:g})",
     )
 
 

@@ -23,6 +23,7 @@ from mycelia.amqp import (
     Queue,
     connect,
 )
+from mycelia.cli.call_and_publish import add_connection_arguments
 from mycelia.cli.run import event_loop_factory, read_config
 from mycelia.cli.top_view import Screen, plain_text
 from mycelia.errors import BrokerUnavailable, ConfigError, LinkError, MyceliaError, TopologyError
@@ -58,10 +59,6 @@ def add_top_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     parser.add_argument(
-        "--broker", metavar="URI", help="the broker's URI (default: $AMQP_URI, or localhost)"
-    )
-    parser.add_argument("--config", metavar="FILE", help="take the broker from a YAML file")
-    parser.add_argument(
         "--interval",
         type=_interval,
         default=2.0,
@@ -70,13 +67,7 @@ def add_top_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--once", action="store_true", help="look once, print, and end")
     parser.add_argument("--json", action="store_true", help="print JSON, a line for each look")
-    parser.add_argument(
-        "--timeout",
-        type=_interval,
-        default=10.0,
-        metavar="SECONDS",
-        help="give the broker up after this (default: 10)",
-    )
+    add_connection_arguments(parser, taken="the broker", timeout=10.0)
 
 
 def _interval(text: str) -> float:

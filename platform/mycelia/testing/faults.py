@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from mycelia.amqp import Link
 from mycelia.amqp.memory.link import MemoryLink
 from mycelia.amqp.rabbit.link import RabbitLink
-from mycelia.call import Direction, Middleware, Target
+from mycelia.call import Direction, Middleware, Target, unknown_option
 from mycelia.clients import Client
 from mycelia.durations import Duration
 from mycelia.errors import ConfigError
@@ -30,6 +30,18 @@ from mycelia.runtime import Container, Runner
 from mycelia.testing.services import ServiceBed
 
 __all__ = ["clear", "delay", "disconnect", "drop", "fail", "middleware"]
+
+
+class FaultArguments(TypedDict, total=False):
+    """Which calls of a target a fault meets, as keyword arguments of `fail()`, `delay()` and `drop()`; what they mean stands at `fail()`."""
+
+    rate: float
+    nth: int | Iterable[int] | None
+    times: int | None
+    direction: Direction | str
+    seed: int
+    may_miss: bool
+
 
 _source = FaultSource()
 _seen: set[str] = set()
@@ -48,12 +60,7 @@ def fail(
     *,
     message: str | None = None,
     after: bool = False,
-    rate: float = 1.0,
-    nth: int | Iterable[int] | None = None,
-    times: int | None = None,
-    direction: Direction | str = Direction.INBOUND,
-    seed: int = 0,
-    may_miss: bool = False,
+    **options: Unpack[FaultArguments],
 ) -> Any:
     """While the block lasts, calls of `target` fail: their methods do not run.
 
@@ -62,12 +69,10 @@ def fail(
             events the service and type of the event, for messages exchange and routing key.
         error: what they fail with; a class is called with `message`. `InjectedFault` by default.
         after: the method runs, and its result is lost.
-        rate: how often, from 0 to 1.
-        nth: which of the calls, counted from 1 when the block begins.
-        times: after how many faults it is over.
-        direction: "inbound", as the call arrives at the service, or "outbound", as it leaves its caller.
-        seed: of the randomness: the same seed and the same order of calls give the same faults.
-        may_miss: the block may end without the fault having met a call.
+        options: which of the calls are meant: `rate`, how often, from 0 to 1; `nth`, which of them, counted from 1 when the block
+            begins; `times`, after how many faults it is over; `direction`, "inbound", as the call arrives at the service, or
+            "outbound", as it leaves its caller; `seed` of the randomness: the same seed and the same order of calls give the
+            same faults; `may_miss`, whether the block may end without the fault having met a call.
 
     Returns:
         A context manager that gives an `ArmedFault`: `met` and `hit` count.
@@ -76,46 +81,28 @@ def fail(
         ValueError, TypeError: an option cannot be so.
         AssertionError: at the end of the block: no call of `target` came by.
     """
-    rule = make_rule(
-        "fail", target, error=error, message=message, after=after,
-        rate=rate, nth=nth, times=times, direction=direction,
-    )  # fmt: skip
-    return _armed(rule, seed, may_miss)
+    return _fault("fail", target, options, error=error, message=message, after=after)
 
 
 def delay(
     target: str,
     by: Duration | tuple[Duration, Duration],
-    *,
-    rate: float = 1.0,
-    nth: int | Iterable[int] | None = None,
-    times: int | None = None,
-    direction: Direction | str = Direction.INBOUND,
-    seed: int = 0,
-    may_miss: bool = False,
+    **options: Unpack[FaultArguments],
 ) -> Any:
     """While the block lasts, calls of `target` begin later; as they arrive, each holds its worker meanwhile.
 
     Args:
-        target: as in `fail()`, and the other options too.
+        target, options: as in `fail()`.
         by: a duration (`"200ms"`, seconds), or the least and the most of it.
     """
-    rule = make_rule(
-        "delay", target, by=by, rate=rate, nth=nth, times=times, direction=direction
-    )  # fmt: skip
-    return _armed(rule, seed, may_miss)
+    return _fault("delay", target, options, by=by)
 
 
 def drop(
     target: str,
     *,
     lost: Literal["reply", "request"] = "reply",
-    rate: float = 1.0,
-    nth: int | Iterable[int] | None = None,
-    times: int | None = None,
-    direction: Direction | str = Direction.INBOUND,
-    seed: int = 0,
-    may_miss: bool = False,
+    **options: Unpack[FaultArguments],
 ) -> Any:
     """While the block lasts, calls of `target` vanish.
 
@@ -124,13 +111,19 @@ def drop(
     nothing. An HTTP request cannot vanish: it fails.
 
     Args:
-        target: as in `fail()`, and the other options too.
+        target, options: as in `fail()`.
         lost: what of an RPC.
     """
-    rule = make_rule(
-        "drop", target, lost=lost, rate=rate, nth=nth, times=times, direction=direction
-    )  # fmt: skip
-    return _armed(rule, seed, may_miss)
+    return _fault("drop", target, options, lost=lost)
+
+
+def _fault(action: str, target: str, options: FaultArguments, **own: Any) -> Any:
+    for name in options:
+        if name not in FaultArguments.__annotations__:
+            raise TypeError(unknown_option(name, [*own, *FaultArguments.__annotations__]))
+    which: dict[str, Any] = dict(options)
+    seed, may_miss = which.pop("seed", 0), which.pop("may_miss", False)
+    return _armed(make_rule(action, target, **own, **which), seed, may_miss)
 
 
 @contextmanager
