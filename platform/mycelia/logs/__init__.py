@@ -8,6 +8,6 @@ sequences       which entries are repetitions
 """
 
 from mycelia.logs.partitioning import partition_of
-from mycelia.logs.record import FaultyRecord, Headers, Key, Record
+from mycelia.logs.record import FaultyRecord, Record, RecordHeaders, RecordKey
 
-__all__ = ["FaultyRecord", "Headers", "Key", "Record", "partition_of"]
+__all__ = ["FaultyRecord", "Record", "RecordHeaders", "RecordKey", "partition_of"]

@@ -21,7 +21,7 @@ import msgspec
 
 from mycelia.amqp import STREAM_OFFSET, Properties
 from mycelia.errors import UndecodableMessage
-from mycelia.logs.record import FaultyRecord, Headers, Key, Record
+from mycelia.logs.record import FaultyRecord, Record, RecordHeaders, RecordKey
 from mycelia.logs.value_codec import ValueCodec, array_header
 from mycelia.wire import COMPRESSION_HEADER
 from mycelia.wire.bounds import bounds_for, check_json
@@ -40,7 +40,7 @@ __all__ = [
     "TIME_HEADER",
     "DecodedEntry",
     "decode_entry",
-    "encode_body",
+    "encode_columns",
     "entry_properties",
     "producer_of",
 ]
@@ -86,10 +86,10 @@ _encode = msgspec.msgpack.Encoder().encode
 # --- writing ---------------------------------------------------------------------------------------
 
 
-def encode_body(
-    keys: Sequence[Key],
+def encode_columns(
+    keys: Sequence[RecordKey],
     times: Sequence[int | None],
-    headers: Sequence[Headers] | None,
+    headers: Sequence[RecordHeaders] | None,
     values: Sequence[bytes],
 ) -> bytes:
     """The body of a batch, not compressed.
@@ -266,7 +266,7 @@ def _check_form(
     headers: Mapping[str, Any],
     keys: list[Any] | None,
     times: list[int | None] | None,
-    own: list[Headers] | None,
+    own: list[RecordHeaders] | None,
     values: Sequence[Any],
 ) -> int:
     """How many records there are.

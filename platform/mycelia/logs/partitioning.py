@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from zlib import crc32
 
 from mycelia.errors import ContractError
-from mycelia.logs.record import Key
+from mycelia.logs.record import RecordKey
 
 __all__ = ["MAX_PARTITIONS", "key_bytes", "partition_of", "partitions_of"]
 
@@ -52,7 +52,9 @@ def partition_of(key: str | bytes | int, partitions: int) -> int:
     return crc32(key_bytes(key)) % partitions
 
 
-def partitions_of(keys: Sequence[Key], partitions: int, keyless: Callable[[], int]) -> list[int]:
+def partitions_of(
+    keys: Sequence[RecordKey], partitions: int, keyless: Callable[[], int]
+) -> list[int]:
     """The partition of each key.
 
     Args:

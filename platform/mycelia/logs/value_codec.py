@@ -13,14 +13,14 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from mycelia.errors import ConfigError, UnserializableValueError
-from mycelia.logs.record import Headers
+from mycelia.logs.record import RecordHeaders
 from mycelia.wire.plain import plain_value
 
 __all__ = ["Columns", "ValueCodec", "array_header", "array_items"]
 
 T = TypeVar("T")
 
-Columns = tuple[list[Any] | None, list[int | None] | None, list[Headers] | None, list[Any]]
+Columns = tuple[list[Any] | None, list[int | None] | None, list[RecordHeaders] | None, list[Any]]
 """Keys, times, headers and values of a batch; one of the first three is `None` where no record has any."""
 
 _FIXED = 0x90

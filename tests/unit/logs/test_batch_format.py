@@ -21,11 +21,11 @@ from mycelia.logs.batch_format import (
     MAX_ENTRY_BYTES,
     DecodedEntry,
     decode_entry,
-    encode_body,
+    encode_columns,
     entry_properties,
     producer_of,
 )
-from mycelia.logs.record import Headers, Key, Record
+from mycelia.logs.record import Record, RecordHeaders, RecordKey
 from mycelia.logs.value_codec import ValueCodec
 
 
@@ -54,13 +54,13 @@ TYPED = ValueCodec[Departed](Departed, 'log "departed"')
 
 def batch(
     values: list[Any],
-    keys: list[Key] | None = None,
+    keys: list[RecordKey] | None = None,
     times: list[int | None] | None = None,
-    headers: list[Headers] | None = None,
+    headers: list[RecordHeaders] | None = None,
     codec: ValueCodec[Any] = ANY,
 ) -> bytes:
     nothing: list[Any] = [None] * len(values)
-    return encode_body(keys or nothing, times or nothing, headers, [codec.encode(values)])
+    return encode_columns(keys or nothing, times or nothing, headers, [codec.encode(values)])
 
 
 def read(

@@ -14,7 +14,7 @@ from tests.tools import not_run
 
 from mycelia.amqp import Properties
 from mycelia.errors import ConfigError
-from mycelia.logs.batch_format import decode_entry, encode_body, entry_properties
+from mycelia.logs.batch_format import decode_entry, encode_columns, entry_properties
 from mycelia.logs.partitioning import key_bytes, partition_of
 from mycelia.logs.value_codec import ValueCodec
 from mycelia.wire import compressor_of
@@ -73,7 +73,7 @@ def test_entries_are_written_so(vector: dict[str, Any]) -> None:
         headers.get("compression"),
     )
     own = [record["headers"] for record in records]
-    body = encode_body(
+    body = encode_columns(
         [record["key"] for record in records],
         [record["time"] for record in records],
         own if any(own) else None,
@@ -113,7 +113,7 @@ def test_captured_bytes_in_the_document_are_an_entry_of_the_vectors() -> None:
     (block,) = [
         block for block in blocks_of(FOLDER / "README.md", "text") if "array of 4" in block.text
     ]
-    shown = "".join(line[:48] for line in block.text.splitlines())  # what they mean stands behind
+    shown = "".join(line[:54] for line in block.text.splitlines())  # what they mean stands behind
     (three,) = [v for v in VECTORS["entries"] if v["about"].startswith("three records")]
 
     assert bytes.fromhex(shown) == base64.b64decode(three["body"])
