@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from tests.tools import NOT_RUN, fresh_vhost, not_run, version_tuple
 
@@ -32,6 +33,13 @@ _TEST_CONFIG = ("collect_statistics_interval = 250",)
 
 # RabbitMQ 4.3 keeps what a quorum queue has given to a consumer on a dead node for it, for 60 s unless told otherwise.
 _CLUSTER_CONFIG_4_3 = ("consumer_disconnected_timeout = 2000",)
+
+# How long one example takes, or how long they take to be made, tells of the machine and who else is on it: an example that took
+# longer once and not again even fails as "flaky". Every test has a time limit anyway.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 # A broker takes 3 to 10 s to start, and longer on a busy machine; the test that waits for it must not be blamed.
 _RABBIT_TIMEOUT = 120

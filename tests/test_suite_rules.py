@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Each test starts another pytest, which takes a second on an idle machine and many on a busy one.
@@ -159,3 +160,8 @@ def test_release_that_cannot_be_had_is_told_as_not_run() -> None:
     assert "ran\n" not in done.stdout
     assert "NOT RUN: the tests on RabbitMQ 3.9" in done.stdout
     assert "no Debian is known that has it" in done.stderr
+
+
+def test_property_tests_are_not_judged_by_the_clock() -> None:
+    """A busy machine is no finding; `conftest` says so once for all of them."""
+    assert hypothesis.settings().deadline is None

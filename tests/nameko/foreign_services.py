@@ -184,12 +184,15 @@ class Full:
 class Stubborn(Loop):
     """Hears that the service stops, as Nameko's own consumers do, to give its message back."""
 
+    given_back = threading.Event()
+
     def run(self) -> None:
         for number in range(2):
             try:
                 self.container.spawn_worker(self, (number,), {})
             except ContainerBeingKilled:
                 say(f"{number} is given back")
+                self.given_back.set()
 
     def stop(self) -> None: ...
 
@@ -200,7 +203,9 @@ class Stopping:
     @Stubborn.decorator
     def handle(self, number: int) -> None:
         say(f"{number} begins")
-        threading.Event().wait(1.0)
+        Stubborn.given_back.wait(
+            10.0
+        )  # it has the only place until then, however long the stop takes to come
         say(f"{number} ends")
 
 

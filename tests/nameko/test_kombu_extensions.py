@@ -37,7 +37,7 @@ def runs(module_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         handed_over=True,
     )
     with stock.start(), ours.start():
-        stock.await_queues("rpc-reaching_stock", "again-stock")
+        stock.await_queues("rpc-reaching_stock", "again-stock", _event_queue("stock"))
         ours.await_output("ready")
         yield [stock, ours]
 

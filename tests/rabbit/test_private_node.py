@@ -9,13 +9,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pika
 import pytest
 
 from mycelia.broker import find_or_start_broker
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
-from mycelia.broker.node import PrivateNode, probe_amqp
+from mycelia.broker.node import PrivateNode, RabbitInstallation, probe_amqp
 from mycelia.broker.private_files import private_directory, write_private
 from mycelia.errors import BrokerUnavailable, ConfigError
 
@@ -167,6 +168,31 @@ def test_rabbitmqctl_reaches_the_node(rabbit_node: PrivateNode, rabbit_vhost: st
 def test_taken_port_is_refused_in_words(rabbit_node: PrivateNode, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"port {rabbit_node.port} on 127.0.0.1 is taken"):
         PrivateNode(tmp_path, port=rabbit_node.port).start()
+
+
+@pytest.mark.parametrize("which", ["management_port", "distribution_port"])
+def test_port_that_is_taken_after_its_choice_is_followed_by_another(
+    rabbit_node: PrivateNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    node = PrivateNode(tmp_path)
+    launch, stolen = node._launch, list[int]()
+    with socket.socket() as thief:
+
+        def launch_too_late(installation: RabbitInstallation, identity: Any) -> None:
+            if not stolen:
+                stolen.append(getattr(identity, which))
+                thief.bind(("127.0.0.1", stolen[0]))
+                thief.listen()
+            launch(installation, identity)
+
+        monkeypatch.setattr(node, "_launch", launch_too_late)
+        try:
+            node.start(leash=True)
+
+            assert getattr(node._known_identity(), which) != stolen[0]
+            assert probe_amqp("127.0.0.1", node.port)
+        finally:
+            node.remove()
 
 
 def test_node_that_cannot_start_shows_the_end_of_its_log_and_leaves_nothing_running(

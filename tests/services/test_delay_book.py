@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from services.flights.dataset import Tables, read_slice
 from services.flights.delay_book import Books, DelayBook, Tally, visibility_band
@@ -48,7 +48,7 @@ def test_every_figure_of_the_fortnight_is_the_batch_query_s() -> None:
     assert result.figures > 100_000
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(count=st.integers(1, 60), seed=st.integers(0, 2**32))
 def test_neither_order_nor_redelivery_changes_a_figure(count: int, seed: int) -> None:
     rng = Random(seed)
@@ -65,7 +65,7 @@ def test_neither_order_nor_redelivery_changes_a_figure(count: int, seed: int) ->
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_missing_event_shows(seed: int) -> None:
     """The comparison can fail: leave one event out, and it does."""
     rng = Random(seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mycelia.amqp import connect
@@ -162,7 +162,6 @@ awkward = st.text(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(before=awkward, after=awkward, form=st.sampled_from([f for f in BAD_URIS if f != "{}"]))
 def test_whatever_stands_around_it_a_password_is_not_shown(
     before: str, after: str, form: str

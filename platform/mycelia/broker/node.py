@@ -52,6 +52,10 @@ __all__ = [
 # Below the range from which systems take ports for outgoing connections (Linux 32768, macOS 49152), so that a
 # remembered port is still free at the next start.
 PORT_RANGE = (20_000, 29_999)
+PORT_SHARES = 50
+"""Parts of the range, of which each process chooses from one."""
+PORT_TRIES = 3
+"""Starts, when somebody else takes a port between its choice and the node's use of it."""
 
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 _LOOPBACK = "{127,0,0,1}"  # as Erlang writes it
@@ -229,6 +233,21 @@ class PrivateNode:
             ConfigError: RabbitMQ is not installed, or the wanted port is taken.
             BrokerUnavailable: The node ended or did not answer in time; the message has the log's last lines.
         """
+        for tries_left in reversed(range(PORT_TRIES)):
+            try:
+                self._start(timeout, leash)
+            except _PortTaken:
+                if not tries_left:
+                    raise
+            else:
+                return
+
+    def _start(self, timeout: float, leash: bool) -> None:
+        """Start once.
+
+        Raises:
+            _PortTaken: Somebody else has taken one of its ports since it was chosen. The next start chooses another.
+        """
         installation = installed_rabbitmq()
         private_directory(self.directory)
         with self._locked():
@@ -246,9 +265,11 @@ class PrivateNode:
                 self._processes.tie()
         try:
             self._wait_until_answering(timeout)
-        except BaseException:
+        except BaseException as exc:
             if launched:
                 self.kill()
+                if isinstance(exc, BrokerUnavailable) and self._has_lost_a_port(identity):
+                    raise _PortTaken(str(exc)) from None
             raise
 
     def stop(self, timeout: float = 30.0) -> None:
@@ -293,6 +314,13 @@ class PrivateNode:
             directory=self.directory,
             log_file=self.log_file,
         )
+
+    def _has_lost_a_port(self, identity: _Identity) -> bool:
+        """Whether somebody else is on one of the ports, now that the node is gone."""
+        ports = [identity.port, identity.management_port, identity.distribution_port]
+        if self._cluster is None:
+            ports.append(identity.epmd_port)
+        return not all(_becomes_free(port) for port in ports)
 
     # --- its places ------------------------------------------------------------------------------
 
@@ -389,14 +417,15 @@ class PrivateNode:
         # Nodes of a cluster start together: each has every third port to choose from, so that no two choose the same.
         names = self._cluster.names if self._cluster else (self.name,)
         place, places = names.index(self.name), len(names)
+        # And so have processes that start nodes beside each other: their ids are near to each other.
+        choice = range(*PORT_RANGE)[os.getpid() % PORT_SHARES :: PORT_SHARES][place::places]
 
         def settle(remembered: int | None) -> int:
             port = remembered
-            if remembered is not None:  # a node killed a moment ago may still be letting go of it
-                with contextlib.suppress(TimeoutError):
-                    wait_for(lambda: is_free(remembered), PORT_RELEASE_S)
+            if remembered is not None:
+                _becomes_free(remembered)
             while port is None or port in taken or not is_free(port):
-                port = random.choice(range(*PORT_RANGE)[place::places])
+                port = random.choice(choice)
             taken.add(port)
             return port
 
@@ -587,6 +616,19 @@ def _telling(log: list[str], count: int) -> list[str]:
             start = max(number - count // 2, 0)
             return log[start : start + count]
     return log[-count:]
+
+
+class _PortTaken(BrokerUnavailable):
+    """A port that was free when it was chosen is somebody else's."""
+
+
+def _becomes_free(port: int) -> bool:
+    """Whether it is free, now or soon: a node killed a moment ago may still be letting go of it."""
+    try:
+        wait_for(lambda: is_free(port), PORT_RELEASE_S)
+    except TimeoutError:
+        return False
+    return True
 
 
 def is_free(port: int) -> bool:

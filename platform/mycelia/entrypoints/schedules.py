@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
+from heapq import heappop, heappush
 from typing import Any, Protocol
 
 __all__ = ["CronSchedule", "Grid", "Schedule"]
@@ -133,18 +134,32 @@ class CronSchedule:
         return counted
 
     def _from(self, time: float, *, reverse: bool) -> Iterator[float]:
-        """The ticks around `time` and on from there; the first may lie on the other side of it."""
+        """The ticks around `time` and on from there; the first ones may lie on the other side of it."""
         here = datetime.fromtimestamp(math.floor(time), self._zone)
-        if not self._is_time_of_day:
-            # It does not tick at its start, so that lies a second beyond.
-            start = here + timedelta(seconds=1) if reverse else here
-            for moment in self._ticks(start, reverse):
-                yield moment.timestamp()
-            return
-        # In the second of two doubled hours, what the clock has shown the first time lies ahead of it again.
-        beyond = AROUND if reverse else -AROUND
-        for shown in self._ticks(here.replace(tzinfo=None, fold=0) + beyond, reverse):
-            yield _moment(shown, self._zone).timestamp()
+        # Where the clocks are set back, what they have shown the first time lies ahead of them again.
+        beyond = AROUND if self._is_time_of_day else _shift_around(here)
+        # The row does not tick at its start, so that lies a second beyond.
+        beyond = beyond + timedelta(seconds=1) if reverse else -beyond
+        shown = self._ticks(here.replace(tzinfo=None, fold=0) + beyond, reverse)
+        if self._is_time_of_day:
+            return (_moment(one, self._zone).timestamp() for one in shown)
+        return self._all_moments(shown, reverse)
+
+    def _all_moments(self, shown: Iterator[datetime], reverse: bool) -> Iterator[float]:
+        """Whenever a clock shows these, in the order of time.
+
+        cronsim's own way with zones is to go on in UTC: where clocks are set back by half an hour, it loses a tick.
+        """
+        direction = -1 if reverse else 1
+        waiting: list[float] = []
+        for one in shown:
+            moments = _moments(one, self._zone)
+            for moment in moments:
+                heappush(waiting, direction * moment)
+            if moments:  # no later one shows a moment on this side of its first
+                edge = moments[-1] if reverse else moments[0]
+                while waiting and waiting[0] <= direction * edge:
+                    yield direction * heappop(waiting)
 
     def _ticks(self, start: datetime, reverse: bool) -> Iterator[datetime]:
         ticks: Any = self._make(self._expression, start, reverse=reverse)
@@ -160,6 +175,26 @@ AROUND = timedelta(hours=2)
 
 class _NeverComes(Exception):
     """No tick within 50 years."""
+
+
+def _shift_around(here: datetime) -> timedelta:
+    """By how much the clocks are changed around then, if they are."""
+    before, after = (here - AROUND).utcoffset(), (here + AROUND).utcoffset()
+    assert before is not None
+    assert after is not None
+    return abs(after - before)
+
+
+def _moments(shown: datetime, zone: tzinfo) -> list[float]:
+    """When a clock in `zone` shows this: nearly always once, twice where it is set back, and never in a gap."""
+    first = shown.replace(tzinfo=zone)
+    second = first.replace(fold=1)
+    before, after = first.utcoffset(), second.utcoffset()
+    if before == after:
+        return [first.timestamp()]
+    assert before is not None
+    assert after is not None
+    return [first.timestamp(), second.timestamp()] if before > after else []
 
 
 def _moment(shown: datetime, zone: tzinfo) -> datetime:

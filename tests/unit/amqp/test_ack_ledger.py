@@ -82,7 +82,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.unsettled == sum(self._is_unsettled(n) for n in range(1, self.last + 1))
 
 
-LedgerMachine.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=40)
+LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestLedgerAgainstBroker = LedgerMachine.TestCase
 
 

@@ -89,7 +89,7 @@ def test_reset_gives_back_the_unconfirmed_in_order_and_starts_numbering_anew() -
     assert window.add("again", 10) == 1
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.one_of(st.none(), st.tuples(st.integers(1, 30), st.booleans())), max_size=60))
 def test_every_message_leaves_exactly_once(steps: list[tuple[int, bool] | None]) -> None:
     window: ConfirmWindow[int] = ConfirmWindow(1000, 1000)

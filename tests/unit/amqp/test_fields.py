@@ -25,7 +25,7 @@ from mycelia.amqp.fields import (
 from mycelia.amqp.model import Properties
 from mycelia.errors import ProtocolError
 
-examples = settings(deadline=None, max_examples=60)  # a busy machine is no finding
+examples = settings(max_examples=60)
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 short_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=63)  # at most 252 octets
@@ -232,7 +232,7 @@ _any_field = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(_any_field, st.integers(0, 70), st.booleans())
 def test_whatever_is_read_can_be_written(field: bytes, depth: int, in_lists: bool) -> None:
     """Every type, every value, any nesting: who has taken a message can keep it and send it on."""

@@ -89,4 +89,4 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(deadline=None, max_examples=60)
+TestLedger.settings = settings(max_examples=60)

@@ -16,7 +16,7 @@ from mycelia.amqp.rabbit.frames import FrameReader
 from mycelia.amqp.salvage import salvage_properties
 from mycelia.errors import ProtocolError
 
-examples = settings(deadline=None, max_examples=200)
+examples = settings(max_examples=200)
 
 
 def table(entries: bytes) -> bytes:

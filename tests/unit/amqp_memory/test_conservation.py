@@ -158,5 +158,5 @@ class QueueMachine(RuleBasedStateMachine):
         assert not ready or not any(one.has_room for one in consuming)
 
 
-QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+QueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestQueue = QueueMachine.TestCase

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mycelia.amqp import Delivery, Properties
@@ -266,7 +266,6 @@ def test_number_of_what_is_remembered_is_bounded_and_the_oldest_goes_first(old: 
     assert remembered.claim(again, 1.0) == again[:7]
 
 
-@settings(deadline=None)
 @given(
     running=st.lists(st.sampled_from("ab"), max_size=6),
     waiting=st.lists(st.sampled_from("ab"), max_size=6),

@@ -87,7 +87,7 @@ tables = st.lists(st.tuples(names, values).map(b"".join), max_size=12).map(b"".j
 texts = st.binary(max_size=255).map(lambda raw: bytes((len(raw),)) + raw)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(table=tables, text=texts, error=st.sampled_from(sorted(HOSTILE_ERRORS)))
 def test_whatever_decodes_is_buried_and_put_back_within_the_room_there_is(
     table: bytes, text: bytes, error: str

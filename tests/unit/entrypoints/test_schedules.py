@@ -110,6 +110,14 @@ def test_skipped_and_doubled_hour(expression: str, since: str, expected: list[st
     assert ticks(schedule, since, len(expected)) == expected
 
 
+def test_clocks_that_are_set_back_by_half_an_hour_lose_no_tick() -> None:
+    """Lord Howe Island, 2006-04-02: 02:00 becomes 01:30 at 15:00 UTC."""
+    schedule = CronSchedule("0 */5 * * *", ZoneInfo("Australia/Lord_Howe"))
+
+    expected = ["04-01 13:00", "04-01 18:30", "04-01 23:30", "04-02 04:30"]
+    assert ticks(schedule, "2006-04-01T09:00Z", 4) == expected
+
+
 def test_a_day_that_is_skipped_as_a_whole() -> None:
     """Samoa went from 29 December to 31 December 2011."""
     schedule = CronSchedule("0 6 * * *", ZoneInfo("Pacific/Apia"))
@@ -134,7 +142,8 @@ def test_ticks_are_one_row_from_whichever_side_it_is_looked_at(
     expression: str, zone: str, moment: datetime, is_near_a_change: bool
 ) -> None:
     if is_near_a_change:  # clocks go forward in March and April, back in October and November
-        moment = moment.replace(hour=moment.hour % 4, month=(3, 4, 10, 11)[moment.month % 4])
+        month, day = (3, 4, 10, 11)[moment.month % 4], min(moment.day, 30)
+        moment = moment.replace(hour=moment.hour % 4, month=month, day=day)
     now = moment.replace(tzinfo=UTC).timestamp()
     schedule = CronSchedule(expression, ZoneInfo(zone))
 
