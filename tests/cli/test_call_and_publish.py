@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import json
 import shlex
 import socket
@@ -139,6 +140,7 @@ def test_broker_may_come_from_a_flag_or_a_configuration_file(
         (["call", "greeter.never", "--timeout", "0.2"], 1, "no reply within 0.2 s"),
         (["publish", "tower"], 2, "required"),
         (["publish", "tower", "closed", "{"], 2, "is not JSON"),
+        (["publish", "tower", "unheard", "--mandatory", "--after", "2s"], 2, "--mandatory"),
         (["publish", "tower", "unheard", "--mandatory"], 1, "Unroutable: no queue is bound"),
         (["no-such-command"], 2, "invalid choice"),
         ([], 2, "required"),
@@ -216,9 +218,28 @@ async def test_published_event_reaches_its_handler(
 
     def arrived() -> bool:
         lines = file.read_text().splitlines() if file.exists() else []
-        return sorted(lines) == sorted(["{'runway': '31L'}", "[1]", "None"])
+        return sorted(line for line in lines if line != "'later'") == sorted(
+            ["{'runway': '31L'}", "[1]", "None"]
+        )
 
     await eventually(arrived, 15)
+
+
+async def test_event_published_for_later_reaches_its_handler_then(
+    talk: Talk, project: Path, fleet: Process
+) -> None:
+    file = project / "events.txt"
+    began = time.monotonic()
+    done = await asyncio.to_thread(talk, "publish", "--after", "2s", "tower", "closed", '"later"')
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    def has_arrived() -> bool:
+        return file.exists() and "'later'" in file.read_text().splitlines()
+
+    assert not has_arrived()
+    await eventually(has_arrived, 20)
+
+    assert time.monotonic() - began >= 2.0
 
 
 def test_event_that_nobody_has_subscribed_to_is_told(talk: Talk) -> None:

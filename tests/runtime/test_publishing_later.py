@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from mycelia import EventDispatcher, Publisher, Queue, consume, event_handler, get_current_call, rpc
+from mycelia.broker.node import PrivateNode
 from mycelia.errors import ConfigError
 from mycelia.testing import eventually, run_services
 
@@ -81,6 +83,40 @@ async def test_what_is_published_for_later_arrives_then_with_its_context(
         least = {"client": 0.75, "thread": 1.25, "thread message": 1.25}.get(what, 1.0)
         assert at - began >= least - 0.01
         assert context.get("user_id") == (None if what == "client" else 7)
+
+
+@pytest.mark.timeout(180)
+async def test_what_is_published_for_later_outlives_a_restart_of_the_broker(
+    own_rabbit_node: PrivateNode,
+) -> None:
+    """The broker stops in order, and comes back before the time is up."""
+    heard.clear()
+    after, began = 20.0, time.monotonic()
+    everything = (
+        "async",
+        "async message",
+        "thread",
+        "thread message",
+        "at",
+        "at message",
+        "client",
+    )
+    async with run_services(Shop, broker=own_rabbit_node.uri(), timeout=20) as bed:
+        shop = await bed.client.service("shop", context={"user_id": 7})
+        await shop.remind(after)
+        await shop.remind_in_thread(after)
+        await shop.remind_at(after)
+        await bed.client.publish("shop", "reminder", "client", after=after)
+        await asyncio.to_thread(own_rabbit_node.stop)
+        await asyncio.to_thread(own_rabbit_node.start, leash=True)
+        assert time.monotonic() - began < after, "the machine is too slow: the time was up before"
+        assert heard == []
+        await eventually(lambda: soon(*everything), 60)
+
+    assert sorted(what for what, _, _ in heard) == sorted(everything)
+    assert all(at - began >= after - 0.1 for _, at, _ in heard)
+    users = {what: context.get("user_id") for what, _, context in heard}
+    assert users == {what: None if what == "client" else 7 for what in everything}
 
 
 async def test_moments_that_have_passed_are_now(broker: str | None) -> None:

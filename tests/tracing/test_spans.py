@@ -23,8 +23,11 @@ from mycelia import (
     EventDispatcher,
     Next,
     Outcome,
+    Publisher,
+    Queue,
     RpcProxy,
     Tracer,
+    consume,
     context,
     event_handler,
     rpc,
@@ -258,6 +261,58 @@ async def test_each_attempt_is_a_span_of_the_same_trace(
     assert [span.attributes.get("mycelia.attempt") for span in handled] == [None, 2, 3]
     assert [span.error for span in handled] == ["ConnectionError: not yet"] * 2 + [None]
     assert int(published.trace_id, 16) == program.get_span_context().trace_id
+
+
+async def test_what_is_published_for_later_is_handled_in_its_trace(
+    receiver: SpanReceiver, serve: Serve, rabbit_uri: str
+) -> None:
+    """On a real broker: the headers go through its delay queues and the dead-lettering between them."""
+
+    class Shop:
+        name = "shop"
+        emit = EventDispatcher()
+        publish = Publisher(queue=Queue("orders"))
+        bells = EventDispatcher().blocking
+
+        @rpc
+        async def remind(self) -> None:
+            await self.emit.later("750ms", "reminder", {"n": 1})
+            await self.publish.later("750ms", {"n": 2})
+
+        @rpc
+        def ring(self) -> None:
+            self.bells.later("750ms", "rang", {"n": 3})
+
+        @event_handler("shop", "reminder")
+        async def reminded(self, event: Any) -> None: ...
+
+        @event_handler("shop", "rang")
+        async def rung(self, event: Any) -> None: ...
+
+        @consume(Queue("orders"))
+        async def ordered(self, event: Any) -> None: ...
+
+    await serve(Shop, config={**traced(receiver), "AMQP_URI": rabbit_uri})
+    async with Client(rabbit_uri, timeout=10, middleware=[trace_calls()]) as client:
+        await client.call("shop", "remind")
+        await client.call("shop", "ring")
+        with trace.get_tracer("a program").start_as_current_span("program") as program:
+            await client.publish("shop", "rang", {"n": 4}, after="750ms")
+    await asyncio.to_thread(
+        receiver.wait_for, lambda spans: sum(s.kind == "CONSUMER" for s in spans) == 4
+    )
+
+    by_id = {span.span_id: span for span in receiver.spans}
+    handled = [span for span in receiver.spans if span.kind == "CONSUMER"]
+    published = [by_id[span.parent_id or ""] for span in handled]
+    assert [one.kind for one in published] == ["PRODUCER"] * 4
+    assert [one.trace_id for one in published] == [one.trace_id for one in handled]
+    methods = {by_id[one.parent_id].name for one in published if one.parent_id in by_id}
+    assert {"shop/remind", "shop/ring"} <= methods
+    assert f"{program.get_span_context().trace_id:032x}" in {one.trace_id for one in handled}
+    assert len({span.span_id for span in published}) == 4
+    pauses = [one.start - before.start for one, before in zip(handled, published, strict=True)]
+    assert min(pauses) >= 0.7e9
 
 
 async def test_baggage_of_opentelemetry_and_ours_are_one(

@@ -251,8 +251,8 @@ class PrivateNode:
         installation = installed_rabbitmq()
         private_directory(self.directory)
         with self._locked():
-            launched = self._running_pid() is None
-            if launched:
+            identity = None
+            if self._running_pid() is None:
                 identity = self._settle_identity()
                 self._write_files(identity)
                 self._launch(installation, identity)
@@ -266,7 +266,7 @@ class PrivateNode:
         try:
             self._wait_until_answering(timeout)
         except BaseException as exc:
-            if launched:
+            if identity is not None:
                 self.kill()
                 if isinstance(exc, BrokerUnavailable) and self._has_lost_a_port(identity):
                     raise _PortTaken(str(exc)) from None

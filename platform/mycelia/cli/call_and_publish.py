@@ -157,6 +157,10 @@ def publish_command(args: argparse.Namespace) -> int:
         payload = _read_json(args.payload)
     except ValueError as exc:
         return say_usage(str(exc))
+    if args.after and args.mandatory:
+        return say_usage(
+            "--after and --mandatory exclude each other: who handles the event is known only when its time has come."
+        )
 
     async def publish() -> None:
         async with _traced_client(args) as client:
