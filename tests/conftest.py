@@ -130,6 +130,20 @@ def _one_attempt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(subscription, "DEFAULT_RETRY", None)
 
 
+@pytest.fixture(autouse=True)
+def _nobody_kills_the_broker(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each test has a virtual host of its own, and would wait anew until its delay queues are safe from a broker that is killed.
+
+    Those that kill it meanwhile are marked `settling`.
+    """
+    if request.node.get_closest_marker("settling") is None:
+        from mycelia.amqp.rabbit import link
+
+        monkeypatch.setattr(link, "_SETTLING_S", 0.0)
+
+
 # --- the broker --------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.link.conftest import QUORUM
 from tests.link.inbox import Inbox
 
-from mycelia.amqp import Binding, Delivery, Exchange, Link, Message, Properties, Queue
+from mycelia.amqp import Binding, Delivery, Exchange, Link, Message, Properties, Queue, connect
 from mycelia.amqp.delay_levels import restored
 from mycelia.amqp.delays import ORPHANS, Delays
 from mycelia.errors import ConfigError
@@ -220,3 +220,28 @@ async def test_month_is_taken(link: Link, queue: str) -> None:
 
     assert await link.message_count("mycelia.delay.long.2097152s") == 1
     assert await link.message_count(queue) == 0
+
+
+@pytest.mark.rabbit
+async def test_new_level_is_given_time_to_settle_and_an_old_one_none(
+    rabbit_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mycelia.amqp.rabbit.link._SETTLING_S", 1.0)
+    link = connect(rabbit_uri)
+    await link.open(15)
+    await link.declare(Queue("goal", arguments=QUORUM))
+    delays = Delays(link)
+    await delays.expect("goal", after=0.25)  # does not wait itself
+
+    async def took(delays: Delays, after: float) -> float:
+        begun = time.monotonic()
+        await asyncio.gather(
+            *(delays.publish(Message("", "goal", b"", Properties()), after) for _ in range(9))
+        )
+        return time.monotonic() - begun
+
+    assert await took(delays, 0.25) > 0.8
+    assert await took(delays, 0.25) < 0.8
+    assert await took(delays, 0.75) > 0.9  # two levels, of which one is new
+    assert await took(Delays(link), 0.75) < 0.8  # as another process would
+    await link.aclose()

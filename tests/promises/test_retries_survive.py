@@ -17,6 +17,7 @@ from mycelia.broker.node import PrivateNode
 from mycelia.testing import eventually, run_services
 
 COUNT = 600
+FIRST = -1
 
 
 class Database:
@@ -69,6 +70,7 @@ async def test_all_that_fail_at_once_come_again_and_none_is_lost(rabbit_uri: str
     assert set(Database.done.values()) == {1}
 
 
+@pytest.mark.settling
 @pytest.mark.timeout(240)
 async def test_broker_away_at_the_moment_of_failure_loses_none(
     own_rabbit_node: PrivateNode,
@@ -85,19 +87,61 @@ async def test_broker_away_at_the_moment_of_failure_loses_none(
         )
         async def take(self, number: int) -> None:
             begun[number] += 1
+            if number == FIRST:
+                if begun[number] == 1:
+                    raise ConnectionError
+                return
             await fail.wait()
             if not Database.is_up:
                 raise ConnectionError("the database is down")
             Database.done[number] += 1
 
     async with run_services(Holding, broker=uri, timeout=15):
+        async with Client(uri, timeout=30) as client:
+            await client.publish("source", "came", FIRST)
+        await eventually(lambda: begun[FIRST] == 2, 60)  # so the broker has all queues on its disk
         await publish_all(uri, 50)
-        await eventually(lambda: len(begun) == 50, 60)
+        await eventually(lambda: len(begun) == 51, 60)
         await asyncio.to_thread(own_rabbit_node.kill)
         fail.set()  # all fail now, and nobody takes them
         await asyncio.to_thread(own_rabbit_node.start, leash=True)
         Database.is_up = True
         await eventually(lambda: len(Database.done) == 50, 120)
+
+
+@pytest.mark.settling
+@pytest.mark.timeout(240)
+async def test_pause_that_ends_while_a_killed_broker_is_down_loses_none(
+    own_rabbit_node: PrivateNode,
+) -> None:
+    """On a broker that has never seen a retry: all that fail wait there for the end of one pause, and it is killed meanwhile."""
+    uri = own_rabbit_node.uri()
+
+    class Waiting:
+        name = "waiting"
+
+        @event_handler("source", "came", retry=Retry(attempts=9, backoff=fixed("4s")))
+        async def take(self, number: int) -> None:
+            if not Database.is_up:
+                raise ConnectionError("the database is down")
+            Database.done[number] += 1
+
+    link = connect(uri)
+    await link.open(15)
+
+    async def all_wait() -> bool:
+        return await link.message_count("mycelia.delay.short.4s") == COUNT
+
+    async with run_services(Waiting, broker=uri, timeout=15):
+        await publish_all(uri)
+        await eventually(all_wait, 60, interval=0.02)
+        pause_ends = asyncio.get_running_loop().time() + 4.25
+        await asyncio.to_thread(own_rabbit_node.kill)
+        Database.is_up = True
+        await asyncio.sleep(pause_ends - asyncio.get_running_loop().time())
+        await asyncio.to_thread(own_rabbit_node.start, leash=True)
+        await eventually(lambda: len(Database.done) == COUNT, 120)
+    await link.aclose()
 
 
 SERVICE = """

@@ -102,6 +102,10 @@ class Family:
         """The levels of a delay, in the order of passing."""
         return [level for level in reversed(range(self.levels)) if units >> level & 1]
 
+    def queues(self, units: int) -> list[str]:
+        """The queues of a delay, in the order of passing."""
+        return [self.queue(level) for level in self.path(units)]
+
     def parts(self, level: int) -> Iterator[Part]:
         """One level: its queue, the ways in, and the exchange behind."""
         name = self.queue(level)

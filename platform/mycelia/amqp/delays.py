@@ -27,15 +27,19 @@ exchanges it would have to carry both, within 255 bytes). What the design rests 
   before it is published to, at least every `REFRESH_S`, and lives longer than that and the longest delay together, by a wide margin.
   Short delays (up to 68 minutes) have levels of their own, which go after a day. A broker that is down meanwhile counts
   from its start.
+- A level that was just made is not published to before the broker has it on disk (`Link.settling_time`): killed sooner, it would
+  come back without what it had confirmed, or with a level that has no leader (seen with 3.10.8 and 4.3.6, up to 0.6 s after).
 - Arguments of a name never change, because two versions of this may share a broker: another layout takes other names.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Final
 
 from mycelia.amqp.delay_levels import (
@@ -87,13 +91,21 @@ class Delays:
         self._monotonic = monotonic
         self._declared_at: dict[str, float] = {}
         """When what was last declared: a level by its queue, a goal, and all that every delay needs."""
+        self._settled_at: dict[str, float] = {}
+        """When a level that we made may be published to, by the loop's clock."""
         self._declaring = asyncio.Lock()
         self._expected: set[str] = set()
 
-    async def expect(self, queue: str, *, timeout: float | None = None) -> None:
+    async def expect(
+        self, queue: str, *, after: float | None = None, timeout: float | None = None
+    ) -> None:
         """Make sure that messages on their way to `queue` find it, from now on: also where the queue is a new one.
 
         For whoever consumes from it, once it is declared. The link looks after it, as after all that it has declared.
+
+        Args:
+            after: a delay that is likely: its levels are made too, so that the first such message need not wait for them to settle.
+            timeout: seconds for all of it; `None`: as long as the link reconnects.
 
         Raises:
             TopologyError, AccessRefused: the broker does not let us.
@@ -101,7 +113,9 @@ class Delays:
         """
         self._expected.add(_QUEUE + queue)
         self._declared_at.pop(_QUEUE + queue, None)
-        await self._declare(_QUEUE + queue, [], timeout)
+        units = 0 if after is None else units_of(min(after, MAX_DELAY_S))
+        async with self._bounded(_QUEUE + queue, timeout):
+            await self._declare(_QUEUE + queue, units)
 
     async def publish(
         self,
@@ -140,42 +154,62 @@ class Delays:
             goal, may_vanish = _EXCHANGE + message.exchange, True
         units = units_of(after)
         delayed = on_its_way(message, units, goal, may_vanish=may_vanish, wall=time.time())
-        path = family_of(units).path(units)
-        await self._declare(goal, path, timeout, units)
+        await self._prepare(goal, units, timeout)
         try:
             await self._link.publish(delayed, timeout=max(ends - self._monotonic(), 0.0))
         except (Unroutable, TopologyError):  # somebody has deleted the level, or its exchange
             self._declared_at.clear()
-            await self._declare(goal, path, max(ends - self._monotonic(), 0.0), units)
+            await self._prepare(goal, units, max(ends - self._monotonic(), 0.0))
             await self._link.publish(delayed, timeout=max(ends - self._monotonic(), 0.0))
 
-    async def _declare(
-        self, goal: str, path: list[int], timeout: float | None, units: int = 1
-    ) -> None:
-        """Have all declared that a delay of `units` needs, lately. Callers beside each other share it."""
-        family = family_of(units)
-        needs: dict[str, Callable[[], Iterator[Part]]] = {DELIVER: _foundation}
-        for level in path:
-            needs[family.queue(level)] = lambda level=level: family.parts(level)  # type: ignore[misc]
-        needs[goal] = lambda: _goal_parts(goal)
-        if not self._missing(needs):
-            return
+    async def _prepare(self, goal: str, units: int, timeout: float) -> None:
+        """Have all declared that a delay of `units` needs, and settled."""
+        async with self._bounded(goal, timeout):
+            await self._declare(goal, units)
+            path = family_of(units).queues(units)
+            pause = max(self._settled_at.get(level, 0.0) for level in path) - _loop_time()
+            if pause > 0:
+                await asyncio.sleep(pause)
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self, goal: str, timeout: float | None) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(timeout):
-                async with self._declaring:
-                    missing = self._missing(needs)
-                    began = self._monotonic()
-                    parts = dict.fromkeys(part for name in missing for part in needs[name]())
-                    await self._link.declare(*parts)
-                    self._declared_at.update(dict.fromkeys(missing, began))
-                    if goal not in self._expected:  # it is somebody else's, and may go with him
-                        self._link.forget(*_goal_parts(goal))
+                yield
         except TimeoutError:
             raise BrokerUnavailable(
                 f"delays on the way to {goal}: not declared within {timeout:g} s. Is the broker there?"
             ) from None
+
+    async def _declare(self, goal: str, units: int) -> None:
+        """Have all declared that a delay of `units` needs (0: only its end), lately. Callers beside each other share it."""
+        family = family_of(units)
+        path = {family.queue(level): level for level in family.path(units)}
+        needs: dict[str, Callable[[], Iterator[Part]]] = {DELIVER: _foundation}
+        for name, level in path.items():
+            needs[name] = partial(family.parts, level)
+        needs[goal] = partial(_goal_parts, goal)
+        if not self._missing(needs):
+            return
+        async with self._declaring:
+            missing = self._missing(needs)
+            began = self._monotonic()
+            made = [name for name in missing if name in path and not await self._exists(name)]
+            parts = dict.fromkeys(part for name in missing for part in needs[name]())
+            await self._link.declare(*parts)
+            self._settled_at.update(dict.fromkeys(made, _loop_time() + self._link.settling_time))
+            self._declared_at.update(dict.fromkeys(missing, began))
+            if goal not in self._expected:  # it is somebody else's, and may go with him
+                self._link.forget(*_goal_parts(goal))
         if DELIVER in missing:
             await self._look_at_orphans()
+
+    async def _exists(self, queue: str) -> bool:
+        try:
+            await self._link.message_count(queue)
+        except LinkError:  # for another reason than that it is missing, nobody knows: as if it were
+            return False
+        return True
 
     def _missing(self, names: dict[str, Callable[[], Iterator[Part]]]) -> list[str]:
         old = self._monotonic() - REFRESH_S
@@ -196,6 +230,10 @@ class Delays:
                     detail="their queue was gone when their time had come; x-mycelia-delay-to names it",
                 )
             )
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _foundation() -> Iterator[Part]:

@@ -242,6 +242,11 @@ class Link(Protocol):
         """Whether `publish_nowait()` would be taken: connected, not blocked, write buffer below its bound."""
         ...
 
+    @property
+    def settling_time(self) -> float:
+        """Seconds for which a queue that was just made is not safe: a broker that is killed sooner may lose it, and what it confirmed there."""
+        ...
+
     def statistics(self) -> LinkStatistics: ...
 
     def on_state_change(self, listener: OnStateChange) -> Callable[[], None]:

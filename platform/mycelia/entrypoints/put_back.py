@@ -82,10 +82,14 @@ class PutBack:
         """What is on its way back to the broker."""
         return self._mover.deliveries
 
-    async def expect(self) -> None:
-        """Have the way back to the queue declared, so that what is on it finds the queue, also a new one. Raises nothing."""
+    async def expect(self, after: float | None) -> None:
+        """Have the way back to the queue declared, so that what is on it finds the queue, also a new one. Raises nothing.
+
+        Args:
+            after: the pause that is likely to come first.
+        """
         try:
-            await self._host.delays.expect(self._queue)
+            await self._host.delays.expect(self._queue, after=after)
         except LinkError as exc:
             self._say_held(exc)
 

@@ -150,7 +150,7 @@ class Subscription(Entrypoint, ABC):
         )
         await self._link.declare(*parts)
         if self._policy is not None:
-            await self._put_back.expect()
+            await self._put_back.expect(self._policy.delay(1, self._random))
 
     def _policy_of(self, settings: Settings) -> Retry | None:
         """The file's word for this handler, else the declaration's, else the file's for all, else ours.

@@ -107,6 +107,10 @@ class MemoryLink:
     def writable(self) -> bool:
         return self._status.state is LinkState.CONNECTED
 
+    @property
+    def settling_time(self) -> float:
+        return 0.0
+
     def statistics(self) -> LinkStatistics:
         return replace(
             self._statistics,

@@ -69,6 +69,10 @@ _CHANNELS_TO_ASK: Final = 8
 _REMIND_EVERY_S: Final = 30.0
 """Between two lines about a declaration that waits for a queue's node. Arbitrary."""
 
+_SETTLING_S: Final = 1.5
+"""RabbitMQ confirms the declaration of a quorum queue before it has noted it on disk, which it does every 500 ms. Killed 0.6 s after the
+declaration, 3.10.8 and 4.3.6 came back without what the queue had confirmed; killed after 1 s, with all of it."""
+
 
 class RabbitLink:
     """A `Link` to RabbitMQ 3.10 or later, on the running event loop.
@@ -135,6 +139,10 @@ class RabbitLink:
     @property
     def writable(self) -> bool:
         return self._publisher.writable
+
+    @property
+    def settling_time(self) -> float:
+        return _SETTLING_S
 
     def statistics(self) -> LinkStatistics:
         return replace(
