@@ -217,3 +217,27 @@ async def test_stream_goes_on_behind_what_was_settled(
     await inbox.wait(10, 30)
 
     assert inbox.bodies[6:10] == [b"2", b"3", b"4", b"5"]
+
+
+async def test_what_is_flushed_is_known_to_the_broker_though_the_process_dies_then(
+    link: RabbitLink,
+) -> None:
+    """As a kill does, the connection ends at once, with what it has not sent."""
+    inbox = Inbox()
+    await link.declare(Queue("q", arguments={"x-queue-type": "classic"}))
+    consumer = await link.consume("q", inbox, ConsumeOptions(prefetch=100))
+    for number in range(10):
+        await link.publish(Message("", "q", b"%d" % number, Properties()))
+    await inbox.wait(10)
+
+    for delivery in inbox.deliveries[:9]:
+        delivery.ack()
+    await consumer.flush()
+    connection = inbox.deliveries[9].settler._connection  # type: ignore[attr-defined]
+    connection._transport.abort()
+
+    await inbox.wait(11)
+    assert inbox.bodies[10:] == [b"9"]
+    await link.publish(Message("", "q", b"after", Properties()))
+    await inbox.wait_for(b"after")
+    assert inbox.bodies[10:] == [b"9", b"after"]

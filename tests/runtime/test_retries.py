@@ -98,15 +98,16 @@ async def test_message_that_fails_every_attempt_is_dead_lettered_with_their_numb
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("concurrency", [1, 2, 10])
 async def test_two_hundred_failing_messages_hold_up_a_good_one_for_less_than_a_second(
-    broker: str, bare: Link
+    broker: str, bare: Link, concurrency: int
 ) -> None:
     class Crowd:
         name = "crowd"
         done_at: list[float] = []  # noqa: RUF012
         attempts: Counter[int] = Counter()  # noqa: RUF012
 
-        @consume("crowd", concurrency=10, retry=Retry(2, fixed("30s")))
+        @consume("crowd", concurrency=concurrency, retry=Retry(2, fixed("30s")))
         async def work(self, number: int) -> None:
             self.attempts[number] += 1
             if number:

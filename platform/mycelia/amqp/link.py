@@ -222,6 +222,14 @@ class LinkConsumer(Protocol):
         """Go on after `pause()`; a stream goes on exactly behind what was delivered last. Idempotent."""
         ...
 
+    async def flush(self) -> None:
+        """Return when the broker has all that was settled until now; with its channel gone, at once.
+
+        Raises:
+            LinkError: no answer from the broker.
+        """
+        ...
+
     async def cancel(self) -> None:
         """Stop further deliveries. What was handed out can still be settled. Idempotent; works with the broker down."""
         ...

@@ -46,6 +46,7 @@ class Mover:
         on_failure: Callable[[Exception, float | None], None],
         on_given_up: Callable[[Exception], None] | None = None,
         on_moved: Callable[[], None] | None = None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         """Wait `after` seconds, `publish()`, then acknowledge. Does not wait itself, and never raises.
 
@@ -56,6 +57,7 @@ class Mover:
             on_failure: told each time, with the seconds until the next try, `None` if there will be none.
             on_given_up: what to do with the message then, and why; it goes back to its queue by default.
             on_moved: told when it is there.
+            on_end: told when it is settled, in whichever way; must not raise.
         """
 
         async def run() -> None:
@@ -77,6 +79,8 @@ class Mover:
         task = asyncio.create_task(run(), name=name)
         self._tasks[delivery] = task
         task.add_done_callback(lambda _: self._forget(delivery, task))
+        if on_end is not None:
+            task.add_done_callback(lambda _: on_end())
 
     def _forget(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         if self._tasks.get(delivery) is task:  # another move may have followed the first

@@ -106,6 +106,7 @@ class PutBack:
         expires_at_ms: int | None = None,
         on_given_up: Callable[[], None],
         on_expired: Callable[[DeadlinePassed], None],
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         """Publish `delivery` so that it comes back `after` seconds from now, then acknowledge it. Does not wait; never raises.
 
@@ -119,6 +120,7 @@ class PutBack:
                 can be reached, it goes back.)
             on_expired: settles it when its time to live is over before it could be published; the broker would drop it
                 without a word.
+            on_end: told when it is settled, in whichever way.
         """
         after = min(max(after, 0.0), MAX_DELAY_S)
 
@@ -184,6 +186,7 @@ class PutBack:
             on_failure=on_failure,
             on_given_up=given_up,
             on_moved=on_moved,
+            on_end=on_end,
         )
 
     async def _publish(self, message: Message, after: float) -> None:

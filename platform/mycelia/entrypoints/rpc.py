@@ -41,6 +41,7 @@ from mycelia.call import (
     monotonic_from_wall,
 )
 from mycelia.durations import seconds_of
+from mycelia.entrypoints.counting import Counting
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack
 from mycelia.entrypoints.received import (
@@ -112,6 +113,7 @@ class RpcConsumer(SharedExtension):
         self._methods: dict[str, Rpc] = {}
         """By routing key."""
         self._consumer: LinkConsumer | None = None
+        self._counting = Counting(lambda: self._consumer)
         self.remembered = Remembered(request_key)
         self._stop_watching: Callable[[], None] = lambda: None
         self._window: SharedPrefetch | None = None
@@ -221,6 +223,7 @@ class RpcConsumer(SharedExtension):
         for entrypoint in self._methods.values():
             for call in entrypoint.lane.take_backlog():
                 self._give_back(call, entrypoint.lane)
+        self._counting.stop()
 
     def _give_back(self, call: Call, lane: Lane) -> None:
         """Back to the queue, not begun. Published anew, so that the next instance does not count it as a return."""
@@ -317,6 +320,7 @@ class RpcConsumer(SharedExtension):
         elif is_counted(delivery):
             lane.submit(call)
         else:
+            self._counting.begin(lane)
             self._put_back.later(
                 delivery,
                 self._exchange,
@@ -327,6 +331,7 @@ class RpcConsumer(SharedExtension):
                 expires_at_ms=self._expires_at_ms(call, delivery),
                 on_given_up=lambda: lane.submit(call),  # not counted, but run
                 on_expired=lambda exc: lane.refuse(call, exc),
+                on_end=self._counting.end,
             )
 
     def _expires_at_ms(self, call: Call, delivery: Delivery) -> int | None:

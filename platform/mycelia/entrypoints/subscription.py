@@ -36,6 +36,7 @@ from mycelia.call import (
     Settlement,
 )
 from mycelia.entrypoints.consumption_guard import ConsumptionGuard
+from mycelia.entrypoints.counting import Counting
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack, PutBacks
@@ -122,6 +123,7 @@ class Subscription(Entrypoint, ABC):
         self._prefetch: PrefetchChanges | None = None
         self._put_back: PutBack | None = None
         self._remembered = Remembered(event_key)
+        self._counting = Counting(lambda: self._consumer)
 
     @abstractmethod
     def topology(self) -> tuple[Queue, list[Exchange | Queue | Binding]]:
@@ -245,6 +247,7 @@ class Subscription(Entrypoint, ABC):
         if self._consumer is not None and self._lane is not None:
             await stop_deliveries(self._consumer)
             self._lane.give_back_backlog()
+        self._counting.stop()
 
     # --- a message comes in -------------------------------------------------------------------
 
@@ -277,6 +280,7 @@ class Subscription(Entrypoint, ABC):
     def _count(self, call: Call, delivery: Delivery, lane: Lane, returns: int) -> None:
         """Make a return durable that the queue does not count: publish the message to it anew, with its count."""
         assert self._put_back is not None
+        self._counting.begin(lane)
         self._put_back.later(
             delivery,
             "",
@@ -287,6 +291,7 @@ class Subscription(Entrypoint, ABC):
             expires_at_ms=self._expires_at_ms(call, delivery),
             on_given_up=lambda: lane.submit(call),  # not counted, but handled
             on_expired=lambda exc: lane.refuse(call, exc),
+            on_end=self._counting.end,
         )
 
     def _expires_at_ms(self, call: Call, delivery: Delivery) -> int | None:

@@ -185,6 +185,8 @@ class Lane:
         self._left: set[asyncio.Task[None]] = set()
         """Workers that would not be cancelled: settled, and cancelled once more at the end."""
         self._cancelled = False
+        self._is_still = False
+        """Whether nothing is started: it is held, or cancelled."""
         self._idle: asyncio.Event | None = None
         self._has_middleware = bool(middleware)
         endpoint: Next = run.run if run.is_async else self._run_in_thread
@@ -214,7 +216,12 @@ class Lane:
     @property
     def has_room(self) -> bool:
         """Whether another call would be started at once."""
-        return not self._backlog and self._active < self._limit and self._slots.has_room
+        return (
+            not self._backlog
+            and self._active < self._limit
+            and self._slots.has_room
+            and not self._is_still
+        )
 
     @property
     def running(self) -> KeysView[Call]:
@@ -257,12 +264,23 @@ class Lane:
             not self._backlog
             and self._active < self._limit
             and (slots.limit is None or slots.active < slots.limit)
-            and not self._cancelled
+            and not self._is_still
         ):
             self._start(call)
             return
         self._backlog.append(call)
-        if self._active < self._limit and not self._cancelled:
+        if self._active < self._limit and not self._is_still:
+            self._slots.wait(self)
+            self._slots.pump()
+
+    def hold(self) -> None:
+        """Start nothing until `release()`; what comes waits."""
+        self._is_still = True
+
+    def release(self) -> None:
+        """Go on after `hold()`."""
+        self._is_still = self._cancelled
+        if self._backlog:
             self._slots.wait(self)
             self._slots.pump()
 
@@ -280,7 +298,7 @@ class Lane:
 
     def start_next(self) -> bool:
         """Start the first waiting call, if there is one and a slot for it. Returns whether another could be started."""
-        if self._cancelled or not self._backlog or self._active >= self._limit:
+        if self._is_still or not self._backlog or self._active >= self._limit:
             return False
         self._start(self._backlog.popleft(), waited=True)
         return bool(self._backlog) and self._active < self._limit
@@ -507,7 +525,7 @@ class Lane:
 
         Abandoned and cancelled calls are settled with `GiveBack`. Nothing is started any more.
         """
-        self._cancelled = True
+        self._cancelled = self._is_still = True
         tasks = [task for task in self._running.values() if task is not None]
         tasks += [*self._refusing, *self._left]
         for task in tasks:

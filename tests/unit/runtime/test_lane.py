@@ -143,6 +143,31 @@ async def test_no_more_workers_run_than_the_limit_and_the_rest_start_in_arrival_
     assert lane.active == 0
 
 
+async def test_a_lane_that_is_held_starts_nothing_until_it_is_released() -> None:
+    scene = Scene()
+    lane = scene.lane(limit=2)
+    first, *others = calls(4)
+    lane.submit(first)
+    lane.hold()
+    for call in others:
+        lane.submit(call)
+    scene.open(first)
+    await turns()
+    assert scene.running == [first]
+    assert lane.waiting == 3
+    assert not lane.has_room
+
+    lane.release()
+    await turns()
+    assert scene.running == [first, *others[:2]]
+
+    lane.hold()
+    await lane.cancel()
+    lane.release()
+    await turns()
+    assert scene.running == [first, *others[:2]]
+
+
 async def test_each_call_is_settled_exactly_once() -> None:
     scene = Scene()
     lane = scene.lane(limit=3)

@@ -172,6 +172,9 @@ class MemoryConsumer:
             self.host.broker.cancel(self._channel.subscriber)
         await asyncio.sleep(0)
 
+    async def flush(self) -> None:
+        await asyncio.sleep(0)  # what is settled is settled at once
+
     async def resume(self) -> None:
         if self._is_paused:
             self._is_paused = False

@@ -175,6 +175,11 @@ class RabbitConsumer:
             self._on_deliveries(held)
         await self._settled()
 
+    async def flush(self) -> None:
+        intake = self._intake
+        if intake is not None and intake.channel.is_open:
+            await intake.flush(self._step_timeout)
+
     async def _settled(self) -> None:
         """Wait until the intake does what is wanted now. Without one there is nothing to wait for: the next begins there."""
         self._changed.set()

@@ -171,6 +171,17 @@ class Intake:
         if self._untold:
             self.settle_soon()
 
+    async def flush(self, timeout: float) -> None:
+        """Return when the broker has what is settled. It answers no acknowledgement; but what follows on the channel comes after.
+
+        Raises:
+            As `start()`.
+        """
+        self.settle_soon()
+        self._connection.write_settlements()
+        # For consumers that start from now on, and those set their own. It changes nothing.
+        await self.channel.call("basic_qos", timeout, prefetch_count=self.prefetch)
+
     def write_settlements(self, out: list[bytes]) -> None:
         self._is_dirty = False
         self._untold = 0
