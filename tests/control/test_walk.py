@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 from tests.control.letters import NO_LIMIT, bodies_in, bury
+from tests.link.inbox import cut_until
 
 from mycelia import Queue
 from mycelia.amqp import ConsumeOptions, Link, connect
@@ -175,8 +176,7 @@ async def _look_and_cut(link: Link, name: str, api: ManagementApi, vhost: str) -
             await walk.keep(delivery)
             if walk.seen == 5:
                 cut = partial(asyncio.to_thread, api.close_connections, vhost)
-                await eventually(cut, 20, interval=0.2)
-                await eventually(partial(getattr, delivery, "is_lost"), 10)
+                await cut_until(cut, partial(getattr, delivery, "is_lost"))
 
 
 async def _counts(link: Link, name: str, count: int) -> bool:

@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 from mycelia.amqp import Delivery, LinkConsumer
-from mycelia.amqp.delay_levels import EXPIRES_AT_HEADER, GOAL_HEADER, restored
+from mycelia.amqp.delay_levels import EXPIRES_AT_HEADER, GOAL_HEADER
+from mycelia.entrypoints.origin import ROUTING_KEY_HEADER, restore_origin
 from mycelia.errors import UndecodableMessage
 from mycelia.log_event import event
 from mycelia.wire import (
@@ -95,18 +96,20 @@ def attempt_of(delivery: Delivery, returns: int) -> int:
 def history_of(delivery: Delivery) -> tuple[int, int, bool]:
     """`attempt_of()`, `returns_of()`, and whether its time to live is over, which the broker has not known of.
 
-    A message that comes out of a delay gets all back that it had before.
+    A message that comes out of a delay, or for another attempt, or redriven, gets all back that it was published with.
     """
     headers = delivery.properties.headers
     if not headers or not (
-        ATTEMPT_HEADER in headers or GOAL_HEADER in headers or RETURNS_HEADER in headers
+        ATTEMPT_HEADER in headers
+        or GOAL_HEADER in headers
+        or RETURNS_HEADER in headers
+        or ROUTING_KEY_HEADER in headers
     ):
         if not delivery.redelivered:
             return 1, 0, False  # nearly always
         returns = returns_of(delivery)
         return attempt_of(delivery, returns), returns, False
-    if GOAL_HEADER in headers:
-        restored(delivery)
+    restore_origin(delivery)
     returns = returns_of(delivery)
     return attempt_of(delivery, returns), returns, is_over(delivery, time.time())
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Final
 
 from mycelia.amqp import Delivery
+from mycelia.entrypoints.origin import origin_of
 from mycelia.wire import read_attempt, read_returns
 
 __all__ = ["MAX_REMEMBERED", "REMEMBER_S", "Remembered", "event_key", "request_key"]
@@ -256,4 +257,4 @@ class Remembered:
 
 def _digest(delivery: Delivery) -> tuple[str, int, int]:
     """What must be the same beside the id. The body itself need not be kept for it."""
-    return delivery.routing_key, len(delivery.body), hash(delivery.body)
+    return origin_of(delivery)[1], len(delivery.body), hash(delivery.body)

@@ -26,24 +26,22 @@ from mycelia.amqp import Delivery, Properties
 from mycelia.amqp.delay_levels import EXPIRATION_HEADER, EXPIRES_AT_HEADER, expiration_of
 from mycelia.amqp.fields import encode_properties, encode_table
 from mycelia.amqp.uri import parse_uri
+from mycelia.entrypoints.origin import EXCHANGE_HEADER, ROUTING_KEY_HEADER, origin_of
 from mycelia.entrypoints.received import RETURNS_HEADERS
 from mycelia.errors import ConfigError, class_name_of, text_of, traceback_of
 from mycelia.wire import ATTEMPT_HEADER, RETURNS_HEADER, TRACEPARENT, trace_id_of
 
 __all__ = [
-    "EXCHANGE_HEADER",
     "FIRST_FAILED_HEADER",
     "HEADER_LIMITS",
     "QUEUE_HEADER",
     "REASON_HEADER",
-    "ROUTING_KEY_HEADER",
     "as_it_is",
     "dead_letter",
     "dead_letter_headers",
     "expires_at_ms",
     "for_a_new_life",
     "for_another_attempt",
-    "origin_of",
     "own_user",
 ]
 
@@ -65,8 +63,6 @@ RAW_HEADERS_HEADER: Final = "x-mycelia-raw-headers"
 LEFT_OUT_HEADER: Final = "x-mycelia-left-out"
 REASON_HEADER: Final = "x-mycelia-reason"
 QUEUE_HEADER: Final = "x-mycelia-queue"
-EXCHANGE_HEADER: Final = "x-mycelia-exchange"
-ROUTING_KEY_HEADER: Final = "x-mycelia-routing-key"
 FIRST_FAILED_HEADER: Final = "x-mycelia-first-failed-at-ms"
 """Of an attempt after a failed one, and of a dead letter: when it failed for the first time."""
 TRACE_ID_HEADER: Final = "x-mycelia-trace-id"
@@ -90,15 +86,6 @@ def own_user(uri: str) -> str | None:
     except ConfigError:
         return None
     return users.pop() if len(users) == 1 else None
-
-
-def origin_of(delivery: Delivery) -> tuple[str, str]:
-    """Exchange and routing key that the message was published with; what is published again brings them along."""
-    headers = delivery.properties.headers or {}
-    exchange, key = headers.get(EXCHANGE_HEADER), headers.get(ROUTING_KEY_HEADER)
-    if isinstance(exchange, str) and isinstance(key, str):
-        return exchange, key
-    return delivery.exchange, delivery.routing_key
 
 
 def expires_at_ms(delivery: Delivery, now_ms: int) -> int | None:

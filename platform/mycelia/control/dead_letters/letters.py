@@ -9,14 +9,13 @@ import msgspec
 
 from mycelia.amqp import Delivery, Properties
 from mycelia.entrypoints.dead_letters import SUFFIX
+from mycelia.entrypoints.origin import EXCHANGE_HEADER, ROUTING_KEY_HEADER
 from mycelia.entrypoints.republished import (
     ERROR_HEADER,
-    EXCHANGE_HEADER,
     FIRST_FAILED_HEADER,
     LEFT_OUT_HEADER,
     QUEUE_HEADER,
     REASON_HEADER,
-    ROUTING_KEY_HEADER,
     TRACE_ID_HEADER,
     TRACEBACK_HEADER,
 )
