@@ -29,7 +29,8 @@
     │   └── UndecodableMessage     a body or header that cannot be decoded
     ├── RetryLater                 raised by a handler: once more, after a while
     ├── RuntimeStateError          the runtime is used in a way its state does not allow
-    └── FlowError                  kept for flows, which are not built yet: nothing raises it
+    └── FlowError                  logs and flows: partitions, positions, checkpoints
+        └── OffsetGone             a log does not hold the entry any more that a reader has to go on from
 
 A message says what happened, with the values, where, and what to do. The values are attributes too, so
 nobody parses text. An error knows its class of remedy: `retryable` says whether the same attempt may succeed
@@ -58,6 +59,7 @@ __all__ = [
     "MessageTooLarge",
     "MethodNotFound",
     "MyceliaError",
+    "OffsetGone",
     "Overloaded",
     "ProtocolError",
     "PublishRejected",
@@ -315,7 +317,20 @@ class RuntimeStateError(MyceliaError):
 
 
 class FlowError(MyceliaError):
-    """Kept for flows, which are not built yet: state, checkpoints, partitions. Nothing raises it."""
+    """Of logs and flows: their partitions, positions and checkpoints."""
+
+
+class OffsetGone(FlowError):
+    """A reader has to go on from an entry that its log does not hold: going on elsewhere would pass over records in silence."""
+
+    def __init__(self, stream: str, wanted: int, found: str) -> None:
+        super().__init__(
+            f'stream "{stream}": a reader has to go on from offset {wanted}, but {found}. What lies between is lost to it. '
+            "Begin anew from another offset (first, next, a time), knowing that, or bring the log back from where it is kept; "
+            "and let the log retain more than readers are ever behind."
+        )
+        self.stream = stream
+        self.wanted = wanted
 
 
 def describe(error: BaseException) -> str:

@@ -1,0 +1,120 @@
+"""A batch that is being filled, and what waits for it. Pure but for the futures it settles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from mycelia.logs.batch_format import encode_columns
+from mycelia.logs.record import RecordHeaders, RecordKey
+
+__all__ = ["Appending", "OpenBatch", "Piece"]
+
+
+class Appending:
+    """One append, of one record or many, on its way in one batch or several.
+
+    Args:
+        raises: whether `done` has the error of a batch that failed.
+    """
+
+    __slots__ = ("_error", "_left", "_raises", "done")
+
+    def __init__(
+        self, batches: int, loop: asyncio.AbstractEventLoop, *, raises: bool = True
+    ) -> None:
+        self._raises = raises
+        self.done: asyncio.Future[None] = loop.create_future()
+        self._left = batches
+        self._error: Exception | None = None
+
+    def settle(self, error: Exception | None) -> None:
+        """One of its batches has been confirmed, or never will be."""
+        self._left -= 1
+        if error is not None and self._error is None and self._raises:
+            self._error = error
+        if self._left or self.done.done():
+            return
+        if self._error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(self._error)
+
+
+class Piece:
+    """Records of one partition that go into one batch together."""
+
+    __slots__ = ("headers", "keys", "size", "times", "values")
+
+    def __init__(
+        self,
+        keys: Sequence[RecordKey],
+        times: Sequence[int | None],
+        headers: Sequence[RecordHeaders] | None,
+        values: bytes,
+    ) -> None:
+        self.keys = keys
+        self.times = times
+        self.headers = headers
+        self.values = values
+        # Values, and about what a key and a time take: a bound, not an account.
+        self.size = len(values) + 24 * len(keys)
+        if headers is not None:
+            self.size += sum(len(repr(one)) for one in headers if one)
+
+
+class OpenBatch:
+    """A batch of one partition, filled until it is sent."""
+
+    __slots__ = (
+        "_appendings",
+        "_headers",
+        "_keys",
+        "_times",
+        "_values",
+        "deadline",
+        "ready_at",
+        "size",
+    )
+
+    def __init__(self, ready_at: float) -> None:
+        self.ready_at = ready_at
+        """When it need not wait for more."""
+        self.deadline = 0.0
+        """Until when it is tried: that of its last append."""
+        self.size = 0
+        self._keys: list[RecordKey] = []
+        self._times: list[int | None] = []
+        self._headers: list[RecordHeaders] | None = None
+        self._values: list[bytes] = []
+        self._appendings: list[Appending] = []
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, piece: Piece, appending: Appending, deadline: float) -> None:
+        """Put a piece behind what is there."""
+        if piece.headers is not None or self._headers is not None:
+            if self._headers is None:
+                self._headers = [None] * len(self._keys)
+            self._headers += piece.headers or [None] * len(piece.keys)
+        self._keys += piece.keys
+        self._times += piece.times
+        self._values.append(piece.values)
+        self._appendings.append(appending)
+        self.size += piece.size
+        self.deadline = max(self.deadline, deadline)
+
+    def watch(self, appending: Appending) -> None:
+        """Have `appending` told of this batch's end, too."""
+        self._appendings.append(appending)
+
+    def body(self) -> bytes:
+        """The body of its entry, not compressed."""
+        return encode_columns(self._keys, self._times, self._headers, self._values)
+
+    def settle(self, error: Exception | None) -> None:
+        """Tell those who wait for it."""
+        appendings, self._appendings = self._appendings, []
+        for appending in appendings:
+            appending.settle(error)

@@ -1,0 +1,427 @@
+"""Reads one partition of a log: its entries in their order, each once, from wherever one likes.
+
+What a reader has is `buffer_bytes` at most: the broker delivers as many messages ahead as its credit says, an acknowledgement is credit
+for one more, and given when an entry that was handed out is done with. How many that are goes by how large they are.
+
+When the connection is lost, what is buffered stays good, for a stream does not change; the reader goes on behind the last
+entry that it has got.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Self, TypeVar
+
+import msgspec
+
+from mycelia.amqp import STREAM_OFFSET, ConsumeOptions, Delivery, Link, LinkConsumer
+from mycelia.errors import BrokerUnavailable, ConfigError, LinkError, OffsetGone, RuntimeStateError
+from mycelia.log_event import event
+from mycelia.logs.batch_format import decode_entry, producer_of
+from mycelia.logs.layout import LogLayout, stream_name
+from mycelia.logs.position import LogPosition, StartAt, checked_start
+from mycelia.logs.record import FaultyRecord, Record
+from mycelia.logs.record_shape import RecordShape
+from mycelia.logs.sequences import SeenSequences
+from mycelia.logs.stream_ends import first_offset, last_offset
+
+__all__ = ["LogEntry", "LogReader", "ReadStatistics"]
+
+log = logging.getLogger("mycelia.logs")
+
+T = TypeVar("T")
+
+DEFAULT_BUFFER_BYTES: Final = 8 * 1024 * 1024
+
+_FIRST_CREDIT: Final = 16
+"""Messages ahead, until it is known how large they are: 4 MiB of the batches that writers make by default."""
+_LEAST_CREDIT: Final = 2
+_MOST_CREDIT: Final = 2048
+_TOO_MUCH: Final = 1.5
+_WORTH_A_RAISE: Final = 4
+"""By how much the credit must be wrong before it is changed: for that the stream is left, and entered again."""
+_TRY_AGAIN_S: Final = 0.5
+_LOOK_AFTER_S: Final = 3.0
+"""Of silence after the connection was lost: is the stream still the one that was read?"""
+
+
+@dataclass(slots=True)
+class LogEntry(Generic[T]):
+    """One message of a partition, as it was read."""
+
+    partition: int
+    offset: int
+    """Its place in the partition."""
+    records: list[Record[T]]
+    indexes: Sequence[int]
+    """The place of each of `records` in the entry: with the offset, a record's own place."""
+    faults: list[FaultyRecord]
+    """What could not be read. Whoever handles the entry says what becomes of it."""
+    size: int
+    """Bytes, as it came."""
+
+
+class ReadStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader has done."""
+
+    entries: int
+    records: int
+    faults: int
+    repeated: int
+    """Entries dropped, because they had come before."""
+    buffered: int
+    buffered_bytes: int
+
+
+class LogReader(Generic[T]):
+    """Reads one partition. `async with reader: async for entry in reader: …`
+
+    Handing out the next entry means that those before are done with. Lives on one event loop; one task at a time reads.
+
+    Args:
+        link: an open link, where the log has been declared.
+        start: where to begin: see `StartAt`.
+        buffer_bytes: what may have come and not been done with.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        layout: LogLayout,
+        shape: RecordShape[T],
+        partition: int,
+        start: StartAt = "first",
+        *,
+        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+    ) -> None:
+        if not 0 <= partition < layout.partitions:
+            raise ConfigError(
+                f'log "{layout.name}" has the partitions 0 to {layout.partitions - 1}, and no {partition}.'
+            )
+        self.partition = partition
+        self._link = link
+        self._stream = stream_name(layout.name, partition)
+        self._shape = shape
+        self._start = checked_start(start, f'log "{layout.name}"')
+        self._buffer_bytes = buffer_bytes
+        self._consumer: LinkConsumer | None = None
+        self._buffer: deque[Delivery] = deque()
+        self._handed_out: list[Delivery] = []
+        self._arrived = asyncio.Event()
+        self._received: int | None = None
+        """The offset behind the last message that came."""
+        self._next: int | None = None
+        """The offset behind the last entry that was handed out."""
+        self._seen = SeenSequences()
+        self._has_resumed = False
+        self._is_closed = False
+        self._buffered_bytes = 0
+        self._average_bytes = 0.0
+        self._entries = self._records = self._faults = self._repeated = 0
+
+    @property
+    def position(self) -> LogPosition | None:
+        """Behind the last entry that was handed out; `None`: nothing was, and where it began is not known."""
+        if self._next is None:
+            return None
+        return LogPosition(offset=self._next, seen=self._seen.to_plain())
+
+    def statistics(self) -> ReadStatistics:
+        return ReadStatistics(
+            entries=self._entries,
+            records=self._records,
+            faults=self._faults,
+            repeated=self._repeated,
+            buffered=len(self._buffer),
+            buffered_bytes=self._buffered_bytes,
+        )
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def open(self, timeout: float | None = 30.0) -> None:
+        """Begin to read.
+
+        Raises:
+            OffsetGone: the log does not hold the offset to begin from, any more or yet.
+            TopologyError, AccessRefused: no such stream; not allowed.
+            BrokerUnavailable: not within `timeout` seconds.
+        """
+        if self._consumer is not None:
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                start = await self._resolved_patiently()
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f'stream "{self._stream}": the broker did not say within {timeout} s where it begins and ends.'
+            ) from None
+        self._consumer = await self._link.consume(
+            self._stream,
+            self._on_deliveries,
+            ConsumeOptions(
+                prefetch=_FIRST_CREDIT,
+                arguments={STREAM_OFFSET: start},
+                on_lost=self._on_lost,
+                resume_from=lambda: self._received,
+            ),
+            timeout=timeout,
+        )
+
+    async def _resolved_patiently(self) -> Any:
+        while True:
+            try:
+                return await self._resolved(self._start)
+            except BrokerUnavailable as exc:  # while it restarts; `open()` bounds it
+                log.info(event("log_reader_waiting", stream=self._stream, reason=exc))
+                await asyncio.sleep(_TRY_AGAIN_S)
+
+    async def _resolved(self, start: StartAt) -> Any:
+        """Where to begin, as the broker takes it. An offset wherever one is known: from there a reader can go on after an outage
+        that comes before the first entry."""
+        if isinstance(start, LogPosition):
+            self._seen = SeenSequences.from_plain(start.seen)
+            start = start.offset
+        if isinstance(start, int):
+            await self._check_offset(start)
+            self._received = self._next = start
+        elif start == "first":
+            self._received = await first_offset(self._link, self._stream) or 0
+            self._next = self._received
+        elif start == "next":
+            last = await last_offset(self._link, self._stream)
+            self._received = self._next = 0 if last is None else last + 1
+        else:
+            return start
+        return self._received
+
+    async def aclose(self) -> None:
+        """Read no more. Idempotent; works with the broker down."""
+        self._is_closed = True
+        self._arrived.set()
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.aclose()
+        self._buffer.clear()
+        self._handed_out.clear()
+        self._buffered_bytes = 0
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # --- what comes ------------------------------------------------------------------------------
+
+    def _on_deliveries(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            offset = delivery.offset
+            received = self._received
+            if offset is None or (received is not None and offset < received):
+                delivery.ack()  # of the chunk in which we began, or come twice over a reconnect
+                continue
+            self._received = offset + 1
+            self._buffered_bytes += len(delivery.body)
+            self._buffer.append(delivery)
+        if self._buffer:
+            self._arrived.set()
+
+    def _on_lost(self) -> None:
+        self._has_resumed = True
+
+    async def take(self, timeout: float | None = None) -> LogEntry[T] | None:
+        """The next entry; what was handed out before is done with. `None`: nothing came within `timeout` seconds.
+
+        Raises:
+            OffsetGone: the log does not hold what comes next any more.
+            RuntimeStateError: the reader is closed, or not open.
+        """
+        self._give_credit()
+        if (credit := self._wanted_credit()) is not None:
+            await self._adapt_credit(credit)
+        loop = asyncio.get_running_loop()
+        until = None if timeout is None else loop.time() + timeout
+        while True:
+            while self._buffer:
+                entry = await self._next_entry()
+                if entry is not None:
+                    return entry
+            if self._consumer is None:
+                state = "closed" if self._is_closed else "not open: async with reader:"
+                raise RuntimeStateError(f'the reader of stream "{self._stream}" is {state}.')
+            if not await self._wait(until):
+                return None
+
+    def take_nowait(self) -> list[LogEntry[T]]:
+        """What else is there already, to be handled together with the entry that `take()` gave; often nothing."""
+        entries = []
+        while self._buffer and not self._is_jump(self._buffer[0]):
+            entry = self._decoded(self._popped())
+            if entry is not None:
+                entries.append(entry)
+        return entries
+
+    async def __aiter__(self) -> AsyncIterator[LogEntry[T]]:
+        while (entry := await self.take()) is not None:
+            yield entry
+
+    async def _wait(self, until: float | None) -> bool:
+        """Wait for something to come; whether there is a point in looking."""
+        loop = asyncio.get_running_loop()
+        look_at = loop.time() + _LOOK_AFTER_S if self._has_resumed else None
+        moments = [moment for moment in (until, look_at) if moment is not None]
+        self._arrived.clear()
+        if self._buffer or self._is_closed:
+            return True
+        try:
+            async with asyncio.timeout_at(min(moments, default=None)):
+                await self._arrived.wait()
+        except TimeoutError:
+            if look_at is None or (until is not None and until < look_at):
+                return False
+            await self._look_again()
+        return True
+
+    async def _next_entry(self) -> LogEntry[T] | None:
+        """The next of the buffer; `None` if it had come before."""
+        if self._is_jump(self._buffer[0]):
+            expected, found = self._next, self._buffer[0].offset
+            first = await first_offset(self._link, self._stream)
+            if expected is not None and first is not None and first > expected:
+                raise OffsetGone(self._stream, expected, f"the log begins at {first} now")
+            # Streams skip offsets where a client of their own protocol has stored one.
+            log.debug(
+                event("log_offsets_skipped", stream=self._stream, expected=expected, found=found)
+            )
+        return self._decoded(self._popped())
+
+    def _is_jump(self, delivery: Delivery) -> bool:
+        """Whether entries may have gone between the last one and this."""
+        return self._next is not None and delivery.offset != self._next
+
+    def _popped(self) -> Delivery:
+        delivery = self._buffer.popleft()
+        size = len(delivery.body)
+        self._buffered_bytes -= size
+        self._average_bytes += (size - self._average_bytes) / 8
+        self._has_resumed = False
+        self._handed_out.append(delivery)
+        return delivery
+
+    def _decoded(self, delivery: Delivery) -> LogEntry[T] | None:
+        offset = delivery.offset
+        assert offset is not None
+        self._next = offset + 1
+        if delivery.fault is not None:
+            reason = f"the message's headers cannot be read: {delivery.fault}"
+            faults = [FaultyRecord(None, reason, delivery.body)]
+            self._entries += 1
+            self._faults += 1
+            return LogEntry(self.partition, offset, [], (), faults, len(delivery.body))
+        properties = delivery.properties
+        told = producer_of(properties.headers)
+        if told is not None and not self._seen.is_new(*told):
+            self._repeated += 1
+            log.info(
+                event(
+                    "log_entry_repeated",
+                    stream=self._stream,
+                    offset=offset,
+                    producer=told[0],
+                    sequence=told[1],
+                )
+            )
+            return None
+        shape = self._shape
+        decoded = decode_entry(
+            properties,
+            delivery.body,
+            shape.codec,
+            shape.key_of if shape.has_key else None,
+            shape.time_of if shape.has_time else None,
+        )
+        self._entries += 1
+        self._records += len(decoded.records)
+        self._faults += len(decoded.faults)
+        return LogEntry(
+            self.partition,
+            offset,
+            decoded.records,
+            decoded.indexes,
+            decoded.faults,
+            len(delivery.body),
+        )
+
+    # --- credit ----------------------------------------------------------------------------------
+
+    def _give_credit(self) -> None:
+        for delivery in self._handed_out:
+            delivery.ack()
+        self._handed_out.clear()
+
+    def _wanted_credit(self) -> int | None:
+        """How many messages may be on their way, if that is to change."""
+        if not self._average_bytes or self._consumer is None:
+            return None
+        has = self._consumer.prefetch
+        fitting = int(self._buffer_bytes / self._average_bytes)
+        wanted = min(max(fitting, _LEAST_CREDIT), _MOST_CREDIT)
+        if wanted * _TOO_MUCH < has or wanted > has * _WORTH_A_RAISE:
+            return wanted
+        return None
+
+    async def _adapt_credit(self, credit: int) -> None:
+        consumer = self._consumer
+        if consumer is None or not consumer.is_consuming:
+            return
+        try:
+            await consumer.set_prefetch(credit)
+        except LinkError as exc:  # it goes on with the one before
+            log.debug(event("log_credit_unchanged", stream=self._stream, reason=exc))
+
+    # --- whether it is still the same stream -----------------------------------------------------
+
+    async def _check_offset(self, offset: int) -> None:
+        """
+        Raises:
+            OffsetGone: the stream does not hold `offset`, and the next one will not have it.
+        """
+        if not offset:
+            first = await first_offset(self._link, self._stream)
+            if first:
+                raise OffsetGone(self._stream, offset, f"the log begins at {first} now")
+            return
+        last = await last_offset(self._link, self._stream)
+        if last is None or last < offset - 1:
+            end = "is empty" if last is None else f"ends at {last}"
+            raise OffsetGone(
+                self._stream, offset, f"the log {end}: it has been deleted and made anew"
+            )
+        first = await first_offset(self._link, self._stream)
+        if first is not None and first > offset:
+            raise OffsetGone(self._stream, offset, f"the log begins at {first} now")
+
+    async def _look_again(self) -> None:
+        """Nothing has come since the connection was lost: perhaps there is nothing, perhaps the stream is another.
+
+        Raises:
+            OffsetGone: it is.
+        """
+        self._has_resumed = False
+        if self._received is None:
+            return
+        try:
+            last = await last_offset(self._link, self._stream)
+        except LinkError:
+            self._has_resumed = True
+            return
+        if self._received and (last is None or last < self._received - 1):
+            end = "is empty" if last is None else f"ends at {last}"
+            raise OffsetGone(
+                self._stream, self._received, f"the log {end}: it has been deleted and made anew"
+            )

@@ -1,0 +1,138 @@
+"""What the records of a log are made of: the type of their values, and where in a value its key and time stand. Pure."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from operator import attrgetter, itemgetter
+from typing import Any, Generic, TypeVar, is_typeddict
+
+from mycelia.errors import ConfigError, ContractError
+from mycelia.logs.partitioning import checked_key
+from mycelia.logs.record import RecordKey
+from mycelia.logs.value_codec import ValueCodec
+
+__all__ = ["Extractor", "RecordShape", "time_ms_of"]
+
+T = TypeVar("T")
+
+Extractor = str | Callable[[Any], Any]
+"""A field's name, or a function of the value."""
+
+
+def time_ms_of(time: object) -> int | None:
+    """A time as milliseconds since the epoch: of a datetime in a time zone, of whole milliseconds, of nothing.
+
+    Raises:
+        ContractError: it is something else.
+    """
+    if time is None:
+        return None
+    if type(time) is int and -(2**63) <= time < 2**63:
+        return time
+    if isinstance(time, datetime) and time.utcoffset() is not None:
+        return round(time.timestamp() * 1000)
+    raise ContractError(
+        f"time {time!r:.60} is no moment: expected a datetime in a time zone, or whole milliseconds since the epoch."
+    )
+
+
+class RecordShape(Generic[T]):
+    """How a value becomes a record.
+
+    Args:
+        what: whose it is, for error texts: `log "flights.departed"`.
+        of: the type of the values; `None`: any.
+        key: where a value's key stands; `None`: records have none unless it is named.
+        time: where its time stands.
+
+    Raises:
+        ConfigError: no type that can be read, or no such field.
+    """
+
+    def __init__(self, what: str, of: Any, key: Extractor | None, time: Extractor | None) -> None:
+        self.what = what
+        self.codec: ValueCodec[T] = ValueCodec(of, what)
+        self._key = _getter(what, of, "key", key)
+        self._time = _getter(what, of, "time", time)
+
+    @property
+    def has_key(self) -> bool:
+        """Whether a value tells its key."""
+        return self._key is not None
+
+    @property
+    def has_time(self) -> bool:
+        """Whether a value tells its time."""
+        return self._time is not None
+
+    def key_of(self, value: T) -> RecordKey:
+        """The key that a value tells.
+
+        Raises:
+            ContractError: it cannot be had, or is none.
+        """
+        if self._key is None:
+            return None
+        try:
+            return checked_key(self._asked("key", self._key, value))
+        except ContractError as exc:
+            raise ContractError(f"{self.what}: {type(value).__name__}: {exc}") from exc
+
+    def time_of(self, value: T) -> int | None:
+        """The time that a value tells, in milliseconds since the epoch.
+
+        Raises:
+            ContractError: it cannot be had, or is no moment.
+        """
+        if self._time is None:
+            return None
+        return time_ms_of(self._asked("time", self._time, value))
+
+    def _asked(self, what: str, get: Callable[[Any], Any], value: Any) -> Any:
+        try:
+            return get(value)
+        except Exception as exc:
+            raise ContractError(
+                f"{self.what}: a {type(value).__name__} has no {what}: {type(exc).__name__}: {exc}."
+            ) from exc
+
+
+def _getter(what: str, of: Any, option: str, where: Any) -> Callable[[Any], Any] | None:
+    if where is None:
+        return None
+    if callable(where):
+        function: Callable[[Any], Any] = where
+        return function
+    if not isinstance(where, str) or not where:
+        raise ConfigError(f"{what}: {option}={where!r}; expected a field's name or a function.")
+    fields = getattr(of, "__annotations__", None) if isinstance(of, type) else None
+    if is_typeddict(of) or of is dict:
+        get: Callable[[Any], Any] = itemgetter(where)
+    elif fields is None:
+        get = _either_getter(where)
+    else:
+        get = attrgetter(where)
+    known = _known_fields(of)
+    if known is not None and where not in known:
+        raise ConfigError(
+            f"{what}: {option}={where!r}: {of.__name__} has no such field; it has {', '.join(known)}."
+        )
+    return get
+
+
+def _known_fields(of: Any) -> list[str] | None:
+    """The fields of a record type; `None` where it has none that are known."""
+    if not isinstance(of, type) or of in (dict, object):
+        return None
+    bases = [of] if is_typeddict(of) else reversed(of.__mro__)
+    names = [name for cls in bases for name in inspect.get_annotations(cls)]
+    return list(dict.fromkeys(names)) or None
+
+
+def _either_getter(name: str) -> Callable[[Any], Any]:
+    def get(value: Any) -> Any:
+        return value[name] if isinstance(value, Mapping) else getattr(value, name)
+
+    return get

@@ -1,0 +1,71 @@
+"""Where a stream begins and ends: looked up by reading there, for AMQP 0-9-1 has no other way to ask."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from mycelia.amqp import STREAM_OFFSET, ConsumeOptions, Delivery, Link
+
+__all__ = ["first_offset", "last_offset"]
+
+_SILENCE_S: Final = 0.2
+"""The last chunk's messages come together; when nothing has come for as long, there are no more."""
+_EMPTY_S: Final = 0.5
+"""Of silence from a stream of which the broker counts no message. Its count may be some seconds old."""
+_FIRST_S: Final = 10.0
+"""For the first message of a stream that has some."""
+
+
+async def first_offset(link: Link, stream: str) -> int | None:
+    """The offset of the first message that the stream still holds; `None`: it has none.
+
+    Raises:
+        LinkError: no such stream, or the broker does not answer.
+    """
+    offsets = await _offsets(link, stream, "first", prefetch=1)
+    return offsets[0] if offsets else None
+
+
+async def last_offset(link: Link, stream: str) -> int | None:
+    """The offset of the last message of the stream; `None`: it has none.
+
+    Raises:
+        LinkError: no such stream, or the broker does not answer.
+    """
+    offsets = await _offsets(link, stream, "last", prefetch=10_000)
+    return offsets[-1] if offsets else None
+
+
+async def _offsets(link: Link, stream: str, start: str, prefetch: int) -> list[int]:
+    offsets: list[int] = []
+    arrived = asyncio.Event()
+
+    def take(deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            if delivery.offset is not None:
+                offsets.append(delivery.offset)
+            delivery.ack()
+        arrived.set()
+
+    count = await link.message_count(stream)
+    consumer = await link.consume(
+        stream,
+        take,
+        ConsumeOptions(prefetch=prefetch, arguments={STREAM_OFFSET: start}),
+        timeout=_FIRST_S,
+    )
+    try:
+        silence = _FIRST_S if count else _EMPTY_S
+        while True:
+            try:
+                async with asyncio.timeout(silence):
+                    await arrived.wait()
+            except TimeoutError:
+                return offsets
+            if start == "first" and offsets:
+                return offsets
+            arrived.clear()
+            silence = _SILENCE_S
+    finally:
+        await consumer.aclose()

@@ -1,0 +1,610 @@
+"""Appends to a log: gathered into batches, one batch of a partition on its way at a time, each append confirmed by its batch's confirm.
+
+**Order.** The next batch of a partition leaves when the one before is confirmed or given up, so the order of a key holds whatever
+happens to a connection, a channel or a leader; the link sends what was not confirmed again, with the same producer and sequence, by
+which readers know it. What waits meanwhile makes the next batch larger; other partitions go on.
+
+**Memory.** What is not confirmed yet is bounded (`buffer_bytes`); an append beyond it waits for room, in its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time as clock
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from random import randrange
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from mycelia.amqp import Link, Message
+from mycelia.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    LinkError,
+    MyceliaError,
+    RuntimeStateError,
+    Unroutable,
+    UnserializableValueError,
+    describe,
+)
+from mycelia.log_event import event
+from mycelia.logs.batch_format import MAX_ENTRY_BYTES, entry_properties
+from mycelia.logs.layout import LogLayout, declare_log
+from mycelia.logs.open_batch import Appending, OpenBatch, Piece
+from mycelia.logs.partitioning import checked_key, partition_of, partitions_of
+from mycelia.logs.record import RecordHeaders, RecordKey
+from mycelia.logs.record_shape import RecordShape, time_ms_of
+from mycelia.wire import OFF_LOOP_BYTES, compressor_of
+
+__all__ = ["APPEND_DEFAULTS", "AppendOptions", "AppendStatistics", "LogWriter"]
+
+log = logging.getLogger("mycelia.logs")
+
+T = TypeVar("T")
+
+
+class _Unset:
+    """No key is named, which is not the same as the key `None`."""
+
+
+UNSET: Final = _Unset()
+
+
+@dataclass(frozen=True, slots=True)
+class AppendOptions:
+    """How appends are gathered and sent."""
+
+    linger: float = 0.005
+    """Seconds that a record may wait for others; 0: until the end of the loop's turn."""
+    batch_bytes: int = 256 * 1024
+    """A batch that has as many bytes leaves at once. A reader holds some dozens of them."""
+    buffer_bytes: int = 32 * 1024 * 1024
+    """Not confirmed yet, in all partitions; appends beyond it wait."""
+    timeout: float = 30.0
+    """Seconds that an append is tried. One behind others that are given up may take as long once more."""
+    compression: str | None = "auto"
+    """A name such as `zstd` or `zlib`; `auto`: zstd where it is installed (the extra `logs`); `None`: not at all."""
+    compress_from_bytes: int = 4096
+    """Smaller bodies go as they are."""
+
+
+APPEND_DEFAULTS: Final = AppendOptions()
+
+_MAX_RECORDS: Final = 10_000
+"""Of a batch. More gain nothing, and whoever reads handles a batch at a time."""
+
+
+class AppendStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a writer has done, and has under way."""
+
+    records: int
+    """Confirmed."""
+    batches: int
+    """Confirmed."""
+    bytes: int
+    """Of the bodies confirmed, as they were sent."""
+    failed: int
+    """Records given up: their appends have raised."""
+    unconfirmed_bytes: int
+    waiting: int
+    """Appends that wait for room."""
+
+
+class _Lane:
+    """One partition of the log, as its writer sees it."""
+
+    __slots__ = ("open", "partition", "ready", "sending", "sequence", "task", "timer")
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.sequence = 0
+        self.open: OpenBatch | None = None
+        self.ready: deque[OpenBatch] = deque()
+        self.sending: OpenBatch | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class LogWriter(Generic[T]):
+    """Appends records to a log. Lives on one event loop; share it among tasks.
+
+    Args:
+        link: an open link.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        layout: LogLayout,
+        shape: RecordShape[T],
+        options: AppendOptions = APPEND_DEFAULTS,
+    ) -> None:
+        self._link = link
+        self._layout = layout
+        self._shape = shape
+        self._options = options
+        self._what = f'log "{layout.name}"'
+        self._compressor = _compressor(options.compression, self._what)
+        self._loop = asyncio.get_running_loop()
+        self._lanes = [_Lane(partition) for partition in range(layout.partitions)]
+        self._producer = uuid.uuid4().hex
+        first = randrange(
+            layout.partitions
+        )  # so that many short-lived writers do not all begin with partition 0
+        self._turns = cycle([*range(first, layout.partitions), *range(first)])
+        self._unconfirmed_bytes = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._is_closed = False
+        self._records = self._batches = self._bytes = self._failed = 0
+
+    @property
+    def producer(self) -> str:
+        """Its id in the entries that it writes, new for each writer."""
+        return self._producer
+
+    def statistics(self) -> AppendStatistics:
+        return AppendStatistics(
+            records=self._records,
+            batches=self._batches,
+            bytes=self._bytes,
+            failed=self._failed,
+            unconfirmed_bytes=self._unconfirmed_bytes,
+            waiting=len(self._waiting),
+        )
+
+    # --- appending -------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        value: T,
+        *,
+        key: RecordKey | _Unset = UNSET,
+        time: Any = None,
+        headers: RecordHeaders = None,
+    ) -> None:
+        """Append one record; returns when the broker has it.
+
+        Cancelling the wait does not take the record back.
+
+        Args:
+            key: in place of the one that the log takes from the value. Records with the key `None` go to the partitions in turn.
+            time: a datetime in a time zone or milliseconds since the epoch; without it, what the log takes from the value, else now.
+            headers: of the record: text, numbers and what else msgpack can carry.
+
+        Raises:
+            UnserializableValueError: the value, or a header, is not what the log is of; nothing was appended.
+            ContractError: the key or the time is none; nothing was appended.
+            BrokerUnavailable, BrokerBlocked: not confirmed in time; it may or may not be in the log.
+            PublishRejected: the broker refused it for longer than it is patient.
+        """
+        shape = self._shape
+        of_value = shape.key_of(value) if isinstance(key, _Unset) else checked_key(key)
+        at = self._times([value], None if time is None else [time])
+        partition = (
+            next(self._turns)
+            if of_value is None
+            else partition_of(of_value, self._layout.partitions)
+        )
+        piece = Piece(
+            (of_value,), at, None if headers is None else (headers,), shape.codec.encode([value])
+        )
+        await self._append([(partition, self._checked(piece))])
+
+    async def append_many(
+        self,
+        values: Sequence[T],
+        *,
+        keys: Sequence[RecordKey] | None = None,
+        times: Sequence[Any] | None = None,
+        headers: Sequence[RecordHeaders] | None = None,
+    ) -> None:
+        """Append records, in their order; returns when the broker has them all.
+
+        Those of one partition are together in a batch, or follow each other in several; other appends may come between. When
+        it raises for the broker's sake, some of them may be in the log and others not.
+
+        Args:
+            keys, times, headers: of each record, in place of what `append()` would take.
+
+        Raises:
+            As `append()`.
+        """
+        count = len(values)
+        for name, column in (("keys", keys), ("times", times), ("headers", headers)):
+            if column is not None and len(column) != count:
+                raise ValueError(f"append_many() of {count} values with {len(column)} {name}")
+        if not count:
+            return
+        if keys is None:
+            key_of = self._shape.key_of
+            keys = [key_of(value) for value in values] if self._shape.has_key else [None] * count
+        elif set(map(type, keys)) != {str}:
+            keys = [checked_key(key) for key in keys]
+        at = self._times(values, times)
+        pieces: list[tuple[int, Piece]] = []
+        for partition, chosen in self._by_partition(keys).items():
+            if len(chosen) == count:
+                self._cut(pieces, partition, values, keys, at, headers)
+            else:
+                own = None if headers is None else [headers[index] for index in chosen]
+                self._cut(
+                    pieces,
+                    partition,
+                    [values[index] for index in chosen],
+                    [keys[index] for index in chosen],
+                    [at[index] for index in chosen],
+                    own,
+                )
+        await self._append(pieces)
+
+    def _by_partition(self, keys: Sequence[RecordKey]) -> dict[int, Sequence[int]]:
+        """Which records go to which partition, in their order."""
+        partitions = self._layout.partitions
+        turn = next(
+            self._turns
+        )  # of all without a key: one batch rather than one for each partition
+        if partitions == 1 or keys.count(keys[0]) == len(keys):
+            first = turn if keys[0] is None else partition_of(keys[0], partitions)
+            return {first: range(len(keys))}
+        chosen: dict[int, list[int]] = {}
+        for index, partition in enumerate(partitions_of(keys, partitions, lambda: turn)):
+            if partition in chosen:
+                chosen[partition].append(index)
+            else:
+                chosen[partition] = [index]
+        return dict(chosen)
+
+    def _times(self, values: Sequence[T], times: Sequence[Any] | None) -> Sequence[int | None]:
+        if times is not None:
+            return [time_ms_of(time) for time in times]
+        if self._shape.has_time:
+            time_of = self._shape.time_of
+            return [time_of(value) for value in values]
+        return [int(clock.time() * 1000)] * len(values)
+
+    def _cut(
+        self,
+        pieces: list[tuple[int, Piece]],
+        partition: int,
+        values: Sequence[T],
+        keys: Sequence[RecordKey],
+        times: Sequence[int | None],
+        headers: Sequence[RecordHeaders] | None,
+    ) -> None:
+        """Encode records of one partition, in pieces that fit into a batch."""
+        count = len(values)
+        if count <= _MAX_RECORDS:
+            piece = Piece(keys, times, headers, self._shape.codec.encode(values))
+            if piece.size <= self._options.batch_bytes or count == 1:
+                pieces.append((partition, self._checked(piece)))
+                return
+            parts = min(count, piece.size // self._options.batch_bytes + 1)
+        else:
+            parts = count // _MAX_RECORDS + 1
+        step = -(-count // parts)
+        for begin in range(0, count, step):
+            span = slice(begin, begin + step)
+            own = None if headers is None else headers[span]
+            self._cut(pieces, partition, values[span], keys[span], times[span], own)
+
+    def _checked(self, piece: Piece) -> Piece:
+        """Refuse what no reader would take.
+
+        Raises:
+            UnserializableValueError: too large, or headers that msgpack cannot carry.
+        """
+        if piece.size > MAX_ENTRY_BYTES // 2:
+            raise UnserializableValueError(
+                f"{self._what}: a record of {piece.size} bytes, and one may have {MAX_ENTRY_BYTES // 2}. Nothing was appended."
+            )
+        if piece.headers is not None:
+            for headers in piece.headers:
+                _check_headers(headers, self._what)
+        return piece
+
+    async def _append(self, pieces: list[tuple[int, Piece]]) -> None:
+        loop = self._loop
+        deadline = loop.time() + self._options.timeout
+        appending = Appending(len(pieces), loop)
+        try:
+            for partition, piece in pieces:
+                if not self._reserve_nowait(piece.size):
+                    await self._reserve(piece.size, deadline)
+                self._add(self._lanes[partition], piece, appending, deadline)
+        except BaseException:
+            appending.done.cancel()  # of a part of it nobody will ask any more
+            raise
+        await appending.done
+
+    # --- room ------------------------------------------------------------------------------------
+
+    def _reserve_nowait(self, size: int) -> bool:
+        """Take room for `size` bytes, if there is and nobody waits for it. One thing larger than all the room goes alone."""
+        taken = self._unconfirmed_bytes
+        if self._waiting or (taken and taken + size > self._options.buffer_bytes):
+            return False
+        self._unconfirmed_bytes += size
+        return True
+
+    async def _reserve(self, size: int, deadline: float) -> None:
+        """Take room for `size` bytes, behind those who wait already.
+
+        Raises:
+            BrokerUnavailable: there was none by `deadline`.
+            RuntimeStateError: the writer was closed meanwhile.
+        """
+        if self._is_closed:
+            raise self._closed()
+        turn: asyncio.Future[None] = self._loop.create_future()
+        entry = (size, turn)
+        self._waiting.append(entry)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await turn
+        except BaseException as exc:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._release(size)  # it had just been given
+            elif entry in self._waiting:
+                self._waiting.remove(entry)
+                self._let_in()
+            if not isinstance(exc, TimeoutError):
+                raise
+            raise BrokerUnavailable(
+                f"{self._what}: nothing was appended: {self._unconfirmed_bytes} bytes have been waiting for the broker's confirm "
+                f"for {self._options.timeout:g} s. The broker is away, or slower than what is appended."
+            ) from None
+
+    def _release(self, size: int) -> None:
+        self._unconfirmed_bytes -= size
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Give room to those who wait for it, in their order, as far as there is some."""
+        waiting = self._waiting
+        while waiting:
+            size, turn = waiting[0]
+            taken = self._unconfirmed_bytes
+            if taken and taken + size > self._options.buffer_bytes:
+                return
+            waiting.popleft()
+            if not turn.done():
+                self._unconfirmed_bytes += size
+                turn.set_result(None)
+
+    # --- batches ---------------------------------------------------------------------------------
+
+    def _add(self, lane: _Lane, piece: Piece, appending: Appending, deadline: float) -> None:
+        if self._is_closed:
+            self._release(piece.size)
+            raise self._closed()
+        options = self._options
+        batch = lane.open
+        if batch is not None and (
+            batch.size + piece.size > options.batch_bytes
+            or len(batch) + len(piece.keys) > _MAX_RECORDS
+        ):
+            lane.ready.append(batch)
+            batch = None
+        if batch is None:
+            batch = lane.open = OpenBatch(self._loop.time() + options.linger)
+        batch.add(piece, appending, deadline)
+        if batch.size >= options.batch_bytes:
+            lane.ready.append(batch)
+            lane.open = None
+        if lane.task is None:
+            self._rouse(lane)
+
+    def _rouse(self, lane: _Lane) -> None:
+        """Have a lane that is at rest send what it has, now or when it has waited long enough."""
+        if lane.ready:
+            self._start(lane)
+        elif lane.open is not None and lane.timer is None:
+            lane.timer = self._loop.call_at(lane.open.ready_at, self._start, lane)
+
+    def _start(self, lane: _Lane) -> None:
+        if lane.timer is not None:
+            lane.timer.cancel()
+            lane.timer = None
+        if lane.task is None:
+            name = f"mycelia:append:{self._layout.name}-{lane.partition}"
+            lane.task = self._loop.create_task(self._run(lane, is_due=True), name=name)
+
+    async def _run(self, lane: _Lane, is_due: bool) -> None:
+        """Send what is ready, one batch after the other.
+
+        Args:
+            is_due: what is open has waited long enough, as far as the timer is concerned: it may fire a tick early.
+        """
+        try:
+            while (batch := self._next(lane, is_due)) is not None:
+                is_due = False
+                lane.sending = batch
+                error: Exception | None = BrokerUnavailable(
+                    f"{self._what}: the writer was stopped before the broker confirmed; it may or may not be in the log."
+                )
+                try:
+                    error = await self._send(lane, batch)
+                finally:
+                    self._settle(batch, error)
+        finally:
+            lane.task = lane.sending = None
+            self._rouse(lane)
+
+    def _next(self, lane: _Lane, is_due: bool) -> OpenBatch | None:
+        if lane.ready:
+            return lane.ready.popleft()
+        batch = lane.open
+        if batch is None or not (is_due or self._is_closed or self._loop.time() >= batch.ready_at):
+            return None
+        lane.open = None
+        return batch
+
+    def _settle(self, batch: OpenBatch, error: Exception | None) -> None:
+        if error is None:
+            self._records += len(batch)
+            self._batches += 1
+        else:
+            self._failed += len(batch)
+        batch.settle(error)
+        self._release(batch.size)
+
+    async def _send(self, lane: _Lane, batch: OpenBatch) -> Exception | None:
+        """Publish a batch, and say what became of it. Never raises but for a cancellation."""
+        try:
+            body, compression = await self._packed(batch.body())
+            properties = entry_properties(len(batch), self._producer, lane.sequence, compression)
+            lane.sequence += 1
+            message = Message(
+                self._layout.name, str(lane.partition), body, properties, mandatory=True
+            )
+            try:
+                await self._publish(message, batch.deadline)
+            except Unroutable:
+                # The stream was deleted, or unbound. The link makes it anew.
+                log.warning(
+                    event("log_partition_missing", log=self._layout.name, partition=lane.partition)
+                )
+                await declare_log(self._link, self._layout, self._left(batch.deadline))
+                await self._publish(message, batch.deadline)
+        except MyceliaError as exc:
+            return exc
+        except Exception as exc:
+            log.exception(event("log_batch_failed", log=self._layout.name, error=describe(exc)))
+            return exc
+        self._bytes += len(body)
+        return None
+
+    async def _publish(self, message: Message, deadline: float) -> None:
+        try:
+            await self._link.publish(message, timeout=self._left(deadline))
+        except LinkError as exc:
+            if isinstance(exc, BrokerUnavailable) and self._left(deadline) <= 0:
+                log.warning(
+                    event(
+                        "log_append_given_up",
+                        log=self._layout.name,
+                        partition=message.routing_key,
+                        reason=exc,
+                    )
+                )
+            raise
+
+    def _left(self, deadline: float) -> float:
+        return max(deadline - self._loop.time(), 0.0)
+
+    async def _packed(self, body: bytes) -> tuple[bytes, str | None]:
+        """A body as it is sent, and what it is compressed with."""
+        if self._compressor is None or len(body) < self._options.compress_from_bytes:
+            return body, None
+        method, compress = self._compressor
+        packed = (
+            compress(body)
+            if len(body) <= OFF_LOOP_BYTES
+            else await asyncio.to_thread(compress, body)
+        )
+        return (packed, method) if len(packed) < len(body) else (body, None)
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """Wait until all that has been appended so far is confirmed or given up. Bounded by the appends' own time."""
+        batches = [
+            batch
+            for lane in self._lanes
+            for batch in (lane.sending, *lane.ready, lane.open)
+            if batch is not None
+        ]
+        if not batches:
+            return
+        watch = Appending(len(batches), self._loop, raises=False)
+        for batch in batches:
+            batch.watch(watch)
+        for lane in self._lanes:
+            if lane.task is None and lane.open is not None:
+                self._start(lane)
+        await watch.done
+
+    async def aclose(self, timeout: float = 10.0) -> None:
+        """Take no more, send what is there, and give up what is not confirmed within `timeout` seconds. Idempotent.
+
+        What is given up raises `BrokerUnavailable` where it was appended.
+        """
+        self._is_closed = True
+        while self._waiting:
+            _, turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(self._closed())
+        try:
+            async with asyncio.timeout(timeout):
+                await self.flush()
+        except TimeoutError:
+            log.warning(
+                event(
+                    "log_unconfirmed_at_close",
+                    log=self._layout.name,
+                    bytes=self._unconfirmed_bytes,
+                    waited_s=timeout,
+                )
+            )
+        finally:
+            await self._give_up()
+
+    async def _give_up(self) -> None:
+        tasks = [lane.task for lane in self._lanes if lane.task is not None]
+        for lane in self._lanes:
+            if lane.timer is not None:
+                lane.timer.cancel()
+                lane.timer = None
+            left = [*lane.ready, *([lane.open] if lane.open is not None else [])]
+            lane.ready.clear()
+            lane.open = None
+            for batch in left:
+                self._settle(batch, self._closed())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _closed(self) -> RuntimeStateError:
+        return RuntimeStateError(f"{self._what}: nothing was appended: its writer is closed.")
+
+
+_encode_headers = msgspec.msgpack.Encoder().encode
+
+
+def _check_headers(headers: object, what: str) -> None:
+    if headers is None:
+        return
+    try:
+        _encode_headers(headers)
+        is_good = type(headers) is dict and {str}.issuperset(map(type, headers))
+        problem = "" if is_good else "expected a dict whose keys are text"
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
+        problem = str(exc)
+    if problem:
+        raise UnserializableValueError(
+            f"{what}: the headers {headers!r:.80} cannot be appended: {problem}. Nothing was appended."
+        )
+
+
+def _compressor(name: str | None, what: str) -> tuple[str, Callable[[bytes], bytes]] | None:
+    """The method of that name, if it is there; `auto` takes what is.
+
+    Raises:
+        ConfigError: no such method here.
+    """
+    if name is None:
+        return None
+    try:
+        return compressor_of("zstd" if name == "auto" else name)
+    except ConfigError as exc:
+        if name == "auto":
+            return None
+        hint = ' It is installed with pip install "mycelia[logs]".' if name == "zstd" else ""
+        raise ConfigError(f"{what}: compression={name!r}: {exc}{hint}") from exc

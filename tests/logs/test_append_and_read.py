@@ -1,0 +1,327 @@
+"""What is appended to a log is read from it: in order, once, from where one likes, and what does not fit is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from tests.logs.shapes import Departed, layout, read, records_of, shape, writing
+
+from mycelia.amqp import Link, Message, Properties
+from mycelia.errors import (
+    ConfigError,
+    ContractError,
+    OffsetGone,
+    RuntimeStateError,
+    TopologyError,
+    UnserializableValueError,
+)
+from mycelia.logs import partition_of
+from mycelia.logs.batch_format import encode_columns, entry_properties
+from mycelia.logs.layout import declare_log, log_layout
+from mycelia.logs.position import LogPosition
+from mycelia.logs.reader import LogReader
+from mycelia.logs.stream_ends import first_offset
+
+LinkFactory = Callable[[], Awaitable[Link]]
+
+ONE = layout(1)
+
+
+def entry_of(*numbers: int, producer: str = "p", sequence: int) -> tuple[bytes, Properties]:
+    values = [Departed("JFK", number) for number in numbers]
+    columns = (["JFK"] * len(values), [1] * len(values), None, [shape().codec.encode(values)])
+    return encode_columns(*columns), entry_properties(len(values), producer, sequence)
+
+
+async def publish(link: Link, body: bytes, properties: Properties) -> None:
+    await link.publish(Message("flights.departed", "0", body, properties, mandatory=True))
+
+
+async def numbers_read(link: Link, count: int, start: Any = "first") -> list[int]:
+    return [record.value.number for record in records_of(await read(link, ONE, 0, count, start))]
+
+
+async def test_records_are_read_with_all_they_had(link: Link) -> None:
+    async with writing(link, ONE) as writer:
+        await writer.append(Departed("JFK", 1, 5), headers={"trace": "4bf9"})
+        await writer.append(Departed("LGA", 2), key=17, time=datetime(2026, 11, 26, tzinfo=UTC))
+        await writer.append(Departed("LGA", 3), key=None)
+
+    records = records_of(await read(link, ONE, 0, 3))
+
+    assert [(one.key, one.time, one.headers, one.value.number) for one in records] == [
+        ("JFK", 5, {"trace": "4bf9"}, 1),
+        (17, 1795651200000, None, 2),
+        (None, 0, None, 3),
+    ]
+
+
+async def test_records_of_a_key_are_in_its_partition_in_order(link: Link) -> None:
+    of = layout(4)
+    flights = [Departed(f"K{number % 13}", number) for number in range(500)]
+    async with writing(link, of, linger=0.001) as writer:
+        await writer.append_many(flights[:200])
+        await asyncio.gather(*(writer.append(flight) for flight in flights[200:300]))
+        for begin in range(300, 500, 50):
+            await writer.append_many(flights[begin : begin + 50])
+
+    for partition in range(4):
+        expected = [one for one in flights if partition_of(one.origin, 4) == partition]
+        read_back = records_of(await read(link, of, partition, len(expected)))
+        by_key: dict[Any, list[int]] = {}
+        for record in read_back:
+            by_key.setdefault(record.key, []).append(record.value.number)
+        assert sorted(one.value.number for one in read_back) == [one.number for one in expected]
+        assert all(numbers == sorted(numbers) for numbers in by_key.values())
+
+
+async def test_appends_of_a_moment_share_a_message(link: Link) -> None:
+    async with writing(link, ONE) as writer:
+        await asyncio.gather(*(writer.append(Departed("JFK", number)) for number in range(100)))
+
+        assert writer.statistics().batches == 1
+        assert writer.statistics().records == 100
+
+    (entry,) = await read(link, ONE, 0, 100)
+    assert [record.value.number for record in entry.records] == list(range(100))
+    assert list(entry.indexes) == list(range(100))
+
+
+async def test_batches_are_no_larger_than_asked(link: Link) -> None:
+    async with writing(link, ONE, batch_bytes=1000, compression=None) as writer:
+        await writer.append_many([Departed("JFK", number) for number in range(200)])
+
+    entries = await read(link, ONE, 0, 200)
+
+    assert len(entries) > 10
+    assert max(entry.size for entry in entries) < 1500
+    assert [one.value.number for one in records_of(entries)] == list(range(200))
+
+
+async def test_large_batches_are_compressed_and_read(link: Link) -> None:
+    async with writing(link, ONE, compression="zlib") as writer:
+        await writer.append_many([Departed("JFK", number) for number in range(2000)])
+
+    entries = await read(link, ONE, 0, 2000)
+
+    assert sum(entry.size for entry in entries) < 30_000
+    assert [one.value.number for one in records_of(entries)] == list(range(2000))
+
+
+@pytest.mark.parametrize(
+    ("value", "changes", "error"),
+    [
+        (Departed("JFK", "x"), {}, UnserializableValueError),  # type: ignore[arg-type]
+        ({"number": 1}, {"key": "k"}, ContractError),
+        (Departed("JFK", 1), {"key": True}, ContractError),
+        (Departed("JFK", 1), {"key": 2**64}, ContractError),
+        (Departed("JFK", 1), {"time": "now"}, ContractError),
+        (Departed("JFK", 1), {"time": 2**70}, ContractError),
+        (Departed("JFK", 1), {"headers": {"x": object()}}, UnserializableValueError),
+        (Departed("JFK", 1), {"headers": {1: "x"}}, UnserializableValueError),
+        (Departed("\ud800", 1), {}, (UnserializableValueError, ContractError)),
+        (Departed("x" * 9_000_000, 1), {}, UnserializableValueError),
+        (7, {}, ContractError),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_what_cannot_be_appended_is_told_and_harms_nobody_else(
+    link: Link, value: Any, changes: dict[str, Any], error: Any
+) -> None:
+    async with writing(link, ONE) as writer:
+        before, bad, after = await asyncio.gather(
+            writer.append(Departed("JFK", 1)),
+            writer.append(value, **changes),
+            writer.append(Departed("JFK", 2)),
+            return_exceptions=True,
+        )
+        many = {f"{name.removesuffix('s')}s": [None, one] for name, one in changes.items()}
+        with pytest.raises(error):
+            await writer.append_many([Departed("JFK", 9), value], **many)
+
+    assert (before, after) == (None, None)
+    assert isinstance(bad, error), bad
+    assert await numbers_read(link, 2) == [1, 2]
+
+
+async def test_repeated_batch_is_read_once_also_behind_later_ones(link: Link) -> None:
+    await declare_log(link, ONE)
+    for numbers, sequence in [((1, 2), 0), ((3,), 1), ((1, 2), 0), ((5,), 3), ((4,), 2), ((3,), 1)]:
+        await publish(link, *entry_of(*numbers, sequence=sequence))
+    await publish(link, *entry_of(6, producer="q", sequence=0))
+
+    async with LogReader(link, ONE, shape(), 0) as reader:
+        entries = [await reader.take(10) for _ in range(5)]
+
+        assert [one.value.number for one in records_of(entries)] == [1, 2, 3, 5, 4, 6]  # type: ignore[arg-type]
+        assert reader.statistics().repeated == 2
+
+
+async def test_position_remembers_what_came_before_it(link: Link) -> None:
+    await declare_log(link, ONE)
+    await publish(link, *entry_of(1, sequence=0))
+    async with LogReader(link, ONE, shape(), 0) as reader:
+        await reader.take(10)
+        position = msgspec.json.decode(msgspec.json.encode(reader.position), type=LogPosition)
+    await publish(link, *entry_of(1, sequence=0))
+    await publish(link, *entry_of(2, sequence=1))
+
+    assert position.offset == 1
+    assert await numbers_read(link, 1, position) == [2]
+
+
+async def test_position_of_a_reader_is_behind_what_it_has_handed_out(link: Link) -> None:
+    async with writing(link, ONE, linger=0) as writer:
+        for number in range(10):
+            await writer.append(Departed("JFK", number))
+    async with LogReader(link, ONE, shape(), 0) as reader:
+        for _ in range(4):
+            await reader.take(10)
+
+        assert reader.position is not None
+        assert reader.position.offset == 4
+        assert await numbers_read(link, 6, reader.position) == [4, 5, 6, 7, 8, 9]
+
+
+async def test_reading_begins_where_one_likes(link: Link) -> None:
+    async with writing(link, ONE, linger=0) as writer:
+        for number in range(5):
+            await writer.append(Departed("JFK", number))
+
+        assert await numbers_read(link, 5, "first") == [0, 1, 2, 3, 4]
+        assert await numbers_read(link, 2, 3) == [3, 4]
+        assert await numbers_read(link, 5, datetime(2001, 1, 1, tzinfo=UTC)) == [0, 1, 2, 3, 4]
+        last = await numbers_read(link, 1, "last")
+        assert last[0] in range(5)
+        async with (
+            LogReader(link, ONE, shape(), 0, "next") as following,
+            LogReader(link, ONE, shape(), 0, 5) as beyond,
+        ):
+            await writer.append(Departed("JFK", 5))
+
+            for reader in (following, beyond):
+                entry = await reader.take(10)
+                assert entry is not None
+                assert entry.offset == 5
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["begin", -1, True, 1.5, datetime(2026, 1, 1), None],  # noqa: DTZ001  no time zone is the mistake
+)
+async def test_start_that_is_none_is_refused(link: Link, start: Any) -> None:
+    with pytest.raises(ConfigError, match="start="):
+        LogReader(link, ONE, shape(), 0, start)
+
+
+async def test_reader_of_an_offset_that_the_log_has_not_come_to_is_told(link: Link) -> None:
+    async with writing(link, ONE) as writer:
+        await writer.append(Departed("JFK", 1))
+
+    with pytest.raises(OffsetGone, match=r"offset 7, but the log ends at 0: .* made anew"):
+        await LogReader(link, ONE, shape(), 0, 7).open()
+
+
+async def test_reader_of_an_offset_that_retention_has_passed_is_told(rabbit_uri: str) -> None:
+    """Never a silent jump to what is left."""
+    from mycelia.amqp import connect
+    from mycelia.testing import eventually
+
+    link = connect(rabbit_uri)
+    await link.open(15)
+    of = log_layout("flights.departed", 1, None, 20_000, 10_000)
+    async with writing(link, of, compression=None) as writer:
+        for number in range(40):
+            await writer.append(Departed("J" * 4000, number))
+
+        async def is_gone() -> bool:
+            await writer.append(Departed("J" * 4000, 99))
+            return await first_offset(link, "flights.departed-0") != 0
+
+        await eventually(is_gone, 60, what="the first segments are deleted", interval=0.3)
+    with pytest.raises(OffsetGone, match=r"go on from offset 0, but the log begins at \d+ now"):
+        await LogReader(link, of, shape(), 0, LogPosition(offset=0)).open()
+    assert len(await read(link, of, 0, 1, "first")) == 1
+    await link.aclose()
+
+
+async def test_plain_message_of_any_client_is_a_record(link: Link) -> None:
+    await declare_log(link, ONE)
+    body = b'{"origin": "JFK", "number": 7, "at_ms": 3}'
+    await publish(link, body, Properties(content_type="application/json", headers={"x": "y"}))
+
+    (record,) = records_of(await read(link, ONE, 0, 1))
+
+    assert (record.key, record.time, record.headers) == ("JFK", 3, {"x": "y"})
+    assert record.value == Departed("JFK", 7, 3)
+
+
+async def test_what_cannot_be_read_is_told_with_its_place_and_the_rest_is_read(link: Link) -> None:
+    await declare_log(link, ONE)
+    await publish(link, *entry_of(1, sequence=0))
+    await publish(link, b"\x93garbage", entry_properties(3, "p", 1))
+    await publish(link, b"no json", Properties(content_type="application/json"))
+    await publish(link, *entry_of(2, sequence=2))
+
+    entries = await read(link, ONE, 0, 4)
+
+    assert [(e.offset, len(e.records), len(e.faults)) for e in entries] == [
+        *((0, 1, 0), (1, 0, 1)),
+        *((2, 0, 1), (3, 1, 0)),
+    ]
+    assert entries[1].faults[0].body == b"\x93garbage"
+
+
+async def test_what_waits_for_a_slow_reader_is_bounded(link: Link) -> None:
+    await declare_log(link, ONE)
+    for sequence in range(100):
+        values = [Departed("x" * 1000, number) for number in range(100)]
+        body = encode_columns(["x"] * 100, [1] * 100, None, [shape().codec.encode(values)])
+        await publish(link, body, entry_properties(100, "p", sequence))
+    most = 0
+    count = 0
+    async with LogReader(link, ONE, shape(), 0, buffer_bytes=500_000) as reader:
+        while count < 100:
+            assert await reader.take(10)
+            count += 1
+            if count > 50:
+                most = max(most, reader.statistics().buffered_bytes)
+                await asyncio.sleep(0.005)
+
+    assert most <= 700_000
+
+
+async def test_closed_writer_and_reader_say_so(link: Link) -> None:
+    async with writing(link, ONE) as writer:
+        pass
+    reader = LogReader(link, ONE, shape(), 0)
+
+    with pytest.raises(RuntimeStateError, match="nothing was appended: its writer is closed"):
+        await writer.append(Departed("JFK", 1))
+    with pytest.raises(RuntimeStateError, match="not open"):
+        await reader.take()
+    async with reader:
+        taking = asyncio.ensure_future(reader.take())
+        await asyncio.sleep(0)
+    with pytest.raises(RuntimeStateError, match="is closed"):
+        await taking
+
+
+async def test_reading_what_was_never_declared_is_an_error(link: Link) -> None:
+    with pytest.raises(TopologyError):
+        await LogReader(link, ONE, shape(), 0, "last").open()
+
+
+async def test_deleted_partition_is_made_anew_for_the_next_append(link: Link) -> None:
+    async with writing(link, ONE) as writer:
+        await writer.append(Departed("JFK", 1))
+        await link.delete_queue("flights.departed-0")
+
+        await writer.append(Departed("JFK", 2))
+
+    assert await numbers_read(link, 1) == [2]
