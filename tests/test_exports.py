@@ -29,6 +29,7 @@ ERRORS = {
         "RetryLater",
         "RuntimeStateError",
         "FlowError",
+        "OffsetGone",
     ),
     *("LinkError", "BrokerUnavailable", "BrokerBlocked", "AccessRefused", "PublishRejected"),
     "MessageTooLarge",
