@@ -30,6 +30,8 @@ ERRORS = {
         "RuntimeStateError",
         "FlowError",
         "OffsetGone",
+        "FlowFunctionError",
+        "StateIncompatible",
     ),
     *("LinkError", "BrokerUnavailable", "BrokerBlocked", "AccessRefused", "PublishRejected"),
     "MessageTooLarge",

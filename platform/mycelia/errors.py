@@ -30,6 +30,8 @@
     ├── RetryLater                 raised by a handler: once more, after a while
     ├── RuntimeStateError          the runtime is used in a way its state does not allow
     └── FlowError                  logs and flows: partitions, positions, checkpoints
+        ├── FlowFunctionError      a user's function in a flow raised
+        ├── StateIncompatible      the state of a flow is not what its code can read
         └── OffsetGone             a log does not hold the entry any more that a reader has to go on from
 
 A message says what happened, with the values, where, and what to do. The values are attributes too, so
@@ -52,6 +54,7 @@ __all__ = [
     "ContractError",
     "DeadlinePassed",
     "FlowError",
+    "FlowFunctionError",
     "HandlerTimeout",
     "IncorrectSignature",
     "LinkError",
@@ -67,6 +70,7 @@ __all__ = [
     "RetryLater",
     "RpcTimeout",
     "RuntimeStateError",
+    "StateIncompatible",
     "TooManyDeliveries",
     "TopologyError",
     "UndecodableMessage",
@@ -331,6 +335,29 @@ class OffsetGone(FlowError):
         )
         self.stream = stream
         self.wanted = wanted
+
+
+class FlowFunctionError(FlowError):
+    """A user's function in a flow raised; the cause is `__cause__`.
+
+    The engine that raises it has taken part of a batch. It is given up, and another starts from the last checkpoint.
+    """
+
+    def __init__(
+        self, operator: str, cause: BaseException, position: int | None, key: object
+    ) -> None:
+        where = "" if position is None else f", record {position} of the batch"
+        if key is not None:
+            where += f", key {key!r:.80}"
+        super().__init__(f'operator "{operator}"{where}: {describe(cause)}')
+        self.operator = operator
+        self.position = position
+        """Which record of the batch that the engine was given, from 0; None where it was no single one of them."""
+        self.key = key
+
+
+class StateIncompatible(FlowError):
+    """State that this code cannot read, or that belongs to another flow than this one has become."""
 
 
 def describe(error: BaseException) -> str:

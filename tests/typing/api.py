@@ -1,5 +1,6 @@
 """What type checkers see of the public names. Checked, not run: `mypy tests/typing`."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Unpack, assert_type
 
@@ -28,6 +29,21 @@ from mycelia.clients import (
     Dispatch,
     Publish,
     ServiceProxy,
+)
+from mycelia.flow import (
+    KeyedStream,
+    LateRecord,
+    Stream,
+    WindowedResults,
+    WindowedStream,
+    count,
+    every,
+    max_of,
+    mean,
+    quantile,
+    source,
+    top,
+    tumbling,
 )
 from mycelia.runtime import EntrypointArguments
 from mycelia.testing import eventually, make_worker
@@ -159,3 +175,46 @@ async def conditions() -> None:
 
     assert_type(await eventually(lambda: "there"), str)
     assert_type(await eventually(counted), int)
+
+
+@dataclass
+class Departed:
+    origin: str
+    delay: int
+    departed_at: datetime
+
+
+def flows(departed: Stream[Departed], keyed: KeyedStream[str, Departed]) -> None:
+    """What is known of a record after each step of a flow."""
+    assert_type(source("flights.departed", Departed), Stream[Departed])
+    assert_type(departed.map(lambda f: f.delay), Stream[int])
+    assert_type(departed.flat_map(lambda f: [f.origin]), Stream[str])
+    assert_type(departed.filter(lambda f: f.delay > 60), Stream[Departed])
+    assert_type(departed.branch(lambda f: f.delay > 60), tuple[Stream[Departed], Stream[Departed]])
+    assert_type(departed.merge(departed.map(lambda f: f.delay)), Stream[Departed | int])
+    assert_type(departed.event_time(lambda f: f.departed_at, disorder="30m"), Stream[Departed])
+    assert_type(departed.event_time(lambda f: f.delay, unit="ms", idle=5), Stream[Departed])
+    assert_type(
+        departed.key_by(lambda f: (f.origin, f.delay)), KeyedStream[tuple[str, int], Departed]
+    )
+    assert_type(keyed.map(lambda f: f.delay), KeyedStream[str, int])
+    assert_type(keyed.filter(lambda f: f.delay), KeyedStream[str, Departed])
+    hourly = keyed.window(tumbling("1h"), lateness="2h", emit=every("1m"), mode="retract")
+    assert_type(hourly, WindowedStream[str, Departed])
+    assert_type(hourly.aggregate(count()), WindowedResults[str, Departed, int])
+    delays = hourly.aggregate(
+        count(),
+        mean("delay"),
+        max_of(lambda f: f.delay),
+        quantile(lambda f: f.delay, 0.99),
+        top(3, by=lambda f: f.delay),
+    )
+    assert_type(
+        delays, WindowedResults[str, Departed, tuple[int, float, int, float, list[Departed]]]
+    )
+    assert_type(
+        delays.map(lambda w: (w.key, w.start, w.value[0])),
+        KeyedStream[str, tuple[str, datetime, int]],
+    )
+    assert_type(delays.late, KeyedStream[str, LateRecord[str, Departed]])
+    assert_type(delays.late.map(lambda one: one.value.origin), KeyedStream[str, str])

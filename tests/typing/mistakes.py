@@ -16,6 +16,7 @@ from mycelia import (
     rpc,
     timer,
 )
+from mycelia.flow import Stream, count, max_of, mean, tumbling
 
 
 class Options:
@@ -137,3 +138,31 @@ async def clients() -> None:
     client.call("stock", "take")
     # error: Unexpected keyword argument "mandatroy" for "publish" of "Client"; did you mean "mandatory"? [call-arg]
     await client.publish("shop", "sold", mandatroy=True)
+
+
+class Departed:
+    origin: str
+    delay: int
+
+
+def flows(departed: Stream[Departed]) -> None:
+    # error: "Stream[Departed]" has no attribute "window" [attr-defined]
+    departed.window(tumbling("1h"))
+    # error: "Departed" has no attribute "dely"; maybe "delay"? [attr-defined]
+    departed.map(lambda f: f.dely)
+    keyed = departed.key_by(lambda f: f.origin)
+    # error: Argument "emit" to "window" of "KeyedStream" has incompatible type "Literal['closing']"; expected "Literal['close', 'update'] | EveryPeriod | AfterRecords" [arg-type]
+    keyed.window(tumbling("1h"), emit="closing")
+    windows = keyed.window(tumbling("1h"))
+    # error: "WindowedStream[str, Departed]" has no attribute "map" [attr-defined]
+    windows.map(lambda w: w)
+    # error: No overload variant of "aggregate" of "WindowedStream" matches argument type "Callable[[], Aggregation[object, int]]" [call-overload]
+    windows.aggregate(count)
+    # error: "Departed" has no attribute "dely"; maybe "delay"? [attr-defined]
+    windows.aggregate(count(), max_of(lambda f: f.dely))
+    # error: Argument 1 to "mean" has incompatible type "Callable[[Departed], str]"; expected "Callable[[Departed], float]" [arg-type]
+    # error: Incompatible return value type (got "str", expected "float") [return-value]
+    windows.aggregate(count(), mean(lambda f: f.origin))
+    # error: Argument 1 to "event_time" of "Stream" has incompatible type "Callable[[Departed], int]"; expected "Callable[[Departed], datetime]" [arg-type]
+    # error: Incompatible return value type (got "int", expected "datetime") [return-value]
+    departed.event_time(lambda f: f.delay)

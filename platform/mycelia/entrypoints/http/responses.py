@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from mycelia.call import GiveBack, Outcome
 from mycelia.entrypoints.http.server_sent_events import HEARTBEAT, ServerSentEvents, encode_event
-from mycelia.entrypoints.http.streams import Stream
+from mycelia.entrypoints.http.streams import ResponseStream
 from mycelia.errors import (
     BrokerBlocked,
     BrokerUnavailable,
@@ -91,7 +91,7 @@ def response_of(value: Any, body: bytes | None, stopping: asyncio.Event) -> Resp
     status, headers, payload = _taken_apart(value) if type(value) is tuple else (200, None, value)
     response: Response
     if isinstance(payload, ServerSentEvents):
-        response = Stream(
+        response = ResponseStream(
             payload.events,
             status,
             EVENTS,
@@ -103,7 +103,7 @@ def response_of(value: Any, body: bytes | None, stopping: asyncio.Event) -> Resp
         response.headers.update(EVENT_STREAM_HEADERS)
         _set_headers(response, payload.headers)
     elif isinstance(payload, AsyncIterable):
-        response = Stream(payload, status, BYTES, encode=_as_bytes)
+        response = ResponseStream(payload, status, BYTES, encode=_as_bytes)
     elif isinstance(payload, Iterator):
         response = StreamingResponse(payload, status, media_type=BYTES)
     elif status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):

@@ -10,10 +10,10 @@ from typing import Any
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-__all__ = ["Stream", "aclose"]
+__all__ = ["ResponseStream", "aclose"]
 
 
-class Stream(StreamingResponse):
+class ResponseStream(StreamingResponse):
     """Starlette's, for iterators that hold something.
 
     Starlette leaves an iterator that it does not finish to the garbage collector, and what it ends it cancels by anyio, again

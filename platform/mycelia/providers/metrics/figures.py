@@ -15,7 +15,7 @@ __all__ = [
     "MethodFigures",
     "QueueFigures",
     "figures_of",
-    "quantile",
+    "histogram_quantile",
 ]
 
 
@@ -205,8 +205,8 @@ def _figures(service: str, name: str, method: _Method) -> MethodFigures:
         calls_per_s=round(method.ended, 2) if is_measured else None,
         errors_per_s=round(method.failed, 2) if is_measured else None,
         retries_per_s=round(method.retried, 2) if is_measured else None,
-        p50_s=quantile(0.5, method.bounds, method.counts),
-        p99_s=quantile(0.99, method.bounds, method.counts),
+        p50_s=histogram_quantile(0.5, method.bounds, method.counts),
+        p99_s=histogram_quantile(0.99, method.bounds, method.counts),
         in_flight=int(method.in_flight),
         waiting=int(method.waiting),
         calls=int(method.calls),
@@ -214,7 +214,9 @@ def _figures(service: str, name: str, method: _Method) -> MethodFigures:
     )
 
 
-def quantile(share: float, bounds: tuple[float, ...], counts: list[float]) -> float | None:
+def histogram_quantile(
+    share: float, bounds: tuple[float, ...], counts: list[float]
+) -> float | None:
     """The time that `share` of the observations do not pass: as Prometheus' `histogram_quantile` has it, even within a bucket.
 
     Args:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mycelia.providers.metrics.answers import ProcessAnswer
 from mycelia.providers.metrics.cells import Reading, Series
-from mycelia.providers.metrics.figures import figures_of, quantile
+from mycelia.providers.metrics.figures import figures_of, histogram_quantile
 from mycelia.providers.metrics.health import Health
 
 BOUNDS = (0.1, 1.0)
@@ -71,7 +71,7 @@ def test_nothing_is_nothing() -> None:
 
 @given(st.lists(st.integers(0, 50), min_size=3, max_size=3), st.floats(0.01, 1.0))
 def test_quantile_lies_in_the_bucket_that_holds_it(counts: list[int], share: float) -> None:
-    found = quantile(share, BOUNDS, [float(count) for count in counts])
+    found = histogram_quantile(share, BOUNDS, [float(count) for count in counts])
     total = sum(counts)
 
     if not total:

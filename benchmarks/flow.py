@@ -1,0 +1,161 @@
+"""What the core of flows does a second, on one core, in memory: records that are Python objects, to results.
+
+    python -m benchmarks.flow --rounds 3 --json build/flow.json
+
+Each shape runs at several sizes of batches, in rounds, and the best of each size is told: what batches are for is the caller's to
+choose. A peer that is installed (`pip install bytewax`) runs in the same rounds over the same records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "platform"))
+
+from mycelia.flow import Engine, FlowPlan, Stream, count, hopping, session, source, tumbling
+
+BATCHES = (500, 5_000, 20_000)
+BASE_MS = 1_700_000_000_000
+PER_MS = 50
+"""Records for each millisecond of event time: a window of ten seconds holds 500,000."""
+
+
+class Event(NamedTuple):
+    at_ms: int
+    key: str
+    value: int
+
+
+def events(number: int, keys: int) -> list[Event]:
+    """Records a little out of order, the same in each run."""
+    chance = random.Random(1)
+    return [
+        Event(
+            BASE_MS + index // PER_MS + chance.randrange(100), f"k{chance.randrange(keys)}", index
+        )
+        for index in range(number)
+    ]
+
+
+def mapped(stream: Stream[Event]) -> Stream[Any]:
+    return stream.map(lambda event: event.value + 1)
+
+
+def windowed(kind: Any) -> Callable[[Stream[Event]], Stream[Any]]:
+    def build(stream: Stream[Event]) -> Stream[Any]:
+        keyed = stream.event_time(lambda event: event.at_ms, unit="ms", disorder=1).key_by(
+            lambda event: event.key
+        )
+        return keyed.window(kind).aggregate(count())
+
+    return build
+
+
+SHAPES: dict[str, Callable[[Stream[Event]], Stream[Any]]] = {
+    "map": mapped,
+    "tumbling 10s": windowed(tumbling("10s")),
+    "hopping 10s every 2s": windowed(hopping("10s", every="2s")),
+    "session 1s": windowed(session("1s")),
+}
+
+
+def ours(build: Callable[[Stream[Event]], Stream[Any]], records: list[Event], batch: int) -> int:
+    """Run it; returns how many results there were."""
+    plan = FlowPlan({"out": build(source("in", Event)).port})
+    engine = Engine(plan, {"in": [0]})
+    results = 0
+    for at in range(0, len(records), batch):
+        values = records[at : at + batch]
+        results += sum(map(len, engine.feed("in", 0, values, [0] * len(values))))
+    return results + sum(map(len, engine.end("in", 0)))
+
+
+def bytewaxs(shape: str, records: list[Event], batch: int) -> int:
+    """The same in Bytewax, with its own operators and test source."""
+    import bytewax.operators as op
+    import bytewax.operators.windowing as windows
+    from bytewax.dataflow import Dataflow
+    from bytewax.testing import TestingSink, TestingSource, run_main
+
+    out: list[Any] = []
+    flow = Dataflow("bench")
+    stream = op.input("in", flow, TestingSource(records, batch_size=batch))
+    if shape == "map":
+        stream = op.map("map", stream, lambda event: event.value + 1)
+    else:
+        clock = windows.EventClock(
+            lambda event: datetime.fromtimestamp(event.at_ms / 1000, UTC), timedelta(seconds=1)
+        )
+        base = datetime.fromtimestamp(BASE_MS / 1000, UTC)
+        ten, two = timedelta(seconds=10), timedelta(seconds=2)
+        kind: Any = windows.TumblingWindower(align_to=base, length=ten)
+        if shape.startswith("hopping"):
+            kind = windows.SlidingWindower(align_to=base, length=ten, offset=two)
+        elif shape.startswith("session"):
+            kind = windows.SessionWindower(gap=timedelta(seconds=1))
+        stream = windows.count_window("count", stream, clock, kind, lambda event: event.key).down
+    op.output("out", stream, TestingSink(out))
+    run_main(flow)
+    return len(out)
+
+
+def measured(run: Callable[[], int], number: int) -> float:
+    """Records per second. The collector is told that the records are here to stay, as it would have in a service that runs."""
+    gc.collect()
+    gc.freeze()
+    began = perf_counter()
+    run()
+    took = perf_counter() - began
+    gc.unfreeze()
+    return number / took
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=500_000)
+    parser.add_argument(
+        "--peer-records", type=int, default=50_000, help="how many a slower peer gets"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    try:
+        import bytewax.dataflow  # noqa: F401
+
+        has_peer = True
+    except ImportError:
+        has_peer = False
+        print("NOT RUN: bytewax is not installed")
+    best: dict[str, dict[str, float]] = {}
+    for keys in (10, 1_000):
+        records = events(given.records, keys)
+        fewer = records[: given.peer_records]
+        for shape, build in SHAPES.items():
+            row = best.setdefault(f"{shape}, {keys} keys", {})
+            for _ in range(given.rounds):
+                for batch in BATCHES:
+                    rate = measured(lambda: ours(build, records, batch), len(records))  # noqa: B023  # called at once
+                    row["mycelia"] = max(row.get("mycelia", 0.0), rate)
+                    if has_peer:
+                        rate = measured(lambda: bytewaxs(shape, fewer, batch), len(fewer))  # noqa: B023
+                        row["bytewax"] = max(row.get("bytewax", 0.0), rate)
+    for name, row in best.items():
+        peer = row.get("bytewax")
+        beside = f"{peer:>12,.0f} {row['mycelia'] / peer:>7.1f}x" if peer else ""
+        print(f"{name:<34} {row['mycelia']:>12,.0f} {beside}")
+    if given.json is not None:
+        given.json.write_text(json.dumps({"python": sys.version, "records_per_s": best}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Flows: typed pipelines over event time, with windows, state and joins. Its core, without I/O, clock or broker.
+
+A flow is described with `source()` and the methods of `Stream`, checked and drawn as a `FlowPlan`, and run by an `Engine` on
+whole batches of records.
+"""
+
+from mycelia.flow.aggregations import (
+    Aggregation,
+    aggregation,
+    collect,
+    count,
+    distinct,
+    first,
+    last,
+    max_of,
+    mean,
+    min_of,
+    quantile,
+    sum_of,
+    top,
+)
+from mycelia.flow.emission import after, every
+from mycelia.flow.engine import Engine, Given
+from mycelia.flow.graph import FlowPlan
+from mycelia.flow.results import LateRecord, WindowResult, WindowSpan
+from mycelia.flow.state import Changes, MemoryStore, StateStore, StoreReader
+from mycelia.flow.stream import KeyedStream, Stream, WindowedResults, WindowedStream, source
+from mycelia.flow.windows import counting, hopping, session, sliding, tumbling
+
+__all__ = [
+    "Aggregation",
+    "Changes",
+    "Engine",
+    "FlowPlan",
+    "Given",
+    "KeyedStream",
+    "LateRecord",
+    "MemoryStore",
+    "StateStore",
+    "StoreReader",
+    "Stream",
+    "WindowResult",
+    "WindowSpan",
+    "WindowedResults",
+    "WindowedStream",
+    "after",
+    "aggregation",
+    "collect",
+    "count",
+    "counting",
+    "distinct",
+    "every",
+    "first",
+    "hopping",
+    "last",
+    "max_of",
+    "mean",
+    "min_of",
+    "quantile",
+    "session",
+    "sliding",
+    "source",
+    "sum_of",
+    "top",
+    "tumbling",
+]

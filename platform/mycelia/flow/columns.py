@@ -1,0 +1,89 @@
+"""A batch of records, as the columns that operators work on. Pure.
+
+Columns and not records: what one step needs of a batch is mostly one column, and Python walks a list of it at the speed of C.
+Three lists cost nothing where a step leaves two of them as they are (docs/decisions/0020).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Any, Final
+
+__all__ = ["BEGINNING_OF_TIME", "END_OF_TIME", "Columns", "Selection", "Spread"]
+
+BEGINNING_OF_TIME: Final = -(2**62)
+"""The watermark of an input that has said nothing yet, in milliseconds."""
+
+END_OF_TIME: Final = 2**62
+"""The watermark of an input that has ended."""
+
+
+class Selection:
+    """A step that kept those records whose entry in `kept` is true."""
+
+    __slots__ = ("kept",)
+
+    def __init__(self, kept: list[Any]) -> None:
+        self.kept = kept
+
+    def before(self, position: int) -> int:
+        """Where a record stood, before the step."""
+        return [index for index, kept in enumerate(self.kept) if kept][position]
+
+
+class Spread:
+    """A step that made `counts[i]` records of the i-th."""
+
+    __slots__ = ("counts",)
+
+    def __init__(self, counts: list[int]) -> None:
+        self.counts = counts
+
+    def before(self, position: int) -> int:
+        return bisect_right(list(accumulate(self.counts)), position)
+
+
+class Columns:
+    """Records side by side: `keys[i]`, `times[i]` and `values[i]` are one record's.
+
+    Who is given columns does not change them: the same lists may be on their way to another operator.
+
+    Args:
+        times: event times, milliseconds since 1970.
+        values: what the records say.
+        keys: what they are about; None as long as nothing has been said of keys.
+        channel: the source's partition that they came from, by its number in the engine.
+        trail: the steps that changed which records these are, since the batch that the engine was given; None if these are
+            no records of that batch, but results. It is asked for the position of a record that makes trouble.
+    """
+
+    __slots__ = ("channel", "keys", "times", "trail", "values")
+
+    def __init__(
+        self,
+        times: list[int],
+        values: list[Any],
+        keys: list[Any] | None = None,
+        channel: int = 0,
+        trail: tuple[Selection | Spread, ...] | None = None,
+    ) -> None:
+        self.times = times
+        self.values = values
+        self.keys = keys
+        self.channel = channel
+        self.trail = trail
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        return f"Columns({self.times!r:.80}, {self.values!r:.80}, {self.keys!r:.80})"
+
+    def origin(self, position: int) -> int | None:
+        """Which record of the engine's batch the one at `position` is, or was made of; None if it is a result."""
+        if self.trail is None:
+            return None
+        for step in reversed(self.trail):
+            position = step.before(position)
+        return position

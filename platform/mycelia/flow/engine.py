@@ -1,0 +1,349 @@
+"""A flow that runs: batches go in, results come out, and what changed is there to be written. No I/O, no clock.
+
+    engine = Engine(plan, {"flights.departed": [0, 1, 2]}, store=store)
+    given = engine.feed("flights.departed", 0, values, times, now_ms=…)
+    store.write(engine.take_changes() | the offsets, and what was given)     in one transaction
+
+Each call is a turn: the batch passes through the operators in the order of the plan, and each is told the watermark once it has
+taken what came to it. The same batches in the same order give the same results with the same ids, whatever was written and
+begun again between them (as far as no processing time is asked for).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, Final
+
+from mycelia.errors import ConfigError, RuntimeStateError, StateIncompatible
+from mycelia.flow.columns import BEGINNING_OF_TIME, END_OF_TIME, Columns
+from mycelia.flow.graph import Building, FlowNode, FlowPlan
+from mycelia.flow.operators import Operator
+from mycelia.flow.state import Changes, StoreReader
+from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.flow.stateless import FlowStep, Fused, Watching
+
+__all__ = ["Engine", "Given"]
+
+SPACE: Final = "~engine"
+"""Where the engine keeps what is not an operator's."""
+
+
+class Given:
+    """What left a flow by one of its outputs in one turn.
+
+    Attributes:
+        output: its name.
+        first_number: of the first of these, counted from 0 since the flow began.
+    """
+
+    __slots__ = ("first_number", "flow", "keys", "output", "times", "values")
+
+    def __init__(self, flow: str, output: str, first_number: int, columns: Columns) -> None:
+        self.flow = flow
+        self.output = output
+        self.first_number = first_number
+        self.times = columns.times
+        self.values = columns.values
+        self.keys: list[Any] = (
+            [None] * len(columns.values) if columns.keys is None else columns.keys
+        )
+
+    def ids(self) -> list[str]:
+        """Of each record its id: the same if it is given again after a crash, and no other's."""
+        first = self.first_number
+        prefix = f"{self.flow}/{self.output}/"
+        return [f"{prefix}{number}" for number in range(first, first + len(self.values))]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        return f"Given({self.output!r}, {self.values!r:.200})"
+
+
+class _Cell:
+    """An operator in its place: what waits for it, who feeds it, and who is fed."""
+
+    __slots__ = ("inbox", "inputs", "operator", "outputs", "to", "watermark")
+
+    def __init__(self, operator: Operator) -> None:
+        self.operator = operator
+        self.inbox: list[tuple[int, Columns]] = []
+        self.inputs: list[_Cell] = []
+        self.to: dict[int, list[tuple[_Cell, int]]] = {}
+        """By port: the cells that are fed, with their ports."""
+        self.outputs: dict[int, list[str]] = {}
+        """By port: the names of outputs of the flow."""
+        self.watermark = BEGINNING_OF_TIME
+        """As those who are fed see it."""
+
+
+class Engine:
+    """Runs a plan over the partitions of its sources.
+
+    Args:
+        plan: what is run.
+        partitions: of each source by its name, its partitions: numbers or names.
+        store: where the state is; None to begin with nothing and keep it in memory.
+        flow: the first part of the ids of what is given. Another for each engine that runs the same plan on other partitions.
+
+    Raises:
+        ConfigError: the plan has a source without partitions, or there are partitions of another.
+        StateIncompatible: the store holds state of another plan than this.
+    """
+
+    def __init__(
+        self,
+        plan: FlowPlan,
+        partitions: Mapping[str, Iterable[Hashable]],
+        *,
+        store: StoreReader | None = None,
+        flow: str = "flow",
+    ) -> None:
+        self._plan = plan
+        self._flow = flow
+        self._channels = _channels_of(plan, partitions)
+        self._cells: list[_Cell] = []
+        self._watching: list[Watching] = []
+        self._sources: dict[str, _Cell] = {}
+        self._numbers = dict.fromkeys(plan.outputs, 0)
+        self._now_ms = 0
+        self._is_spent = False
+        self._saved: bytes | None = None
+        saved = self._read(store)
+        self._build(store, saved.get("watermarks", {}))
+        self._numbers.update(saved.get("numbers", {}))
+
+    # --- made once -----------------------------------------------------------------------------------
+
+    def _read(self, store: StoreReader | None) -> dict[str, Any]:
+        if store is None:
+            return {}
+        (self._saved,) = store.read(SPACE, [b"state"])
+        if self._saved is None:
+            return {}
+        saved: dict[str, Any] = decode_state(self._saved)
+        now = self._plan.signatures()
+        for name, signature in saved["signatures"].items():
+            if name not in now:
+                raise StateIncompatible(
+                    f'flow "{self._flow}": its state has a step "{name}" ({signature}), which is gone. Name a step so (.named("{name}")), '
+                    "or reset the flow."
+                )
+            if now[name] != signature:
+                raise StateIncompatible(
+                    f'flow "{self._flow}": the state of step "{name}" is of {signature}, and the step is now {now[name]}. '
+                    "Give the new step another name (.named(…)) and reset the flow, or change it back."
+                )
+        return saved
+
+    def _build(self, store: StoreReader | None, watermarks: dict[str, int]) -> None:
+        plan = self._plan
+        consumers = plan.consumers()
+        leaving = list(plan.outputs.values())
+        cells: dict[FlowNode, _Cell] = {}
+        fused: dict[FlowNode, list[FlowStep]] = {}
+        for node in plan.nodes:
+            if node.step is not None:
+                steps = [*self._fused_before(node, fused, consumers, leaving), node.step]
+                fused[node] = steps
+                if self._ends_chain(node, consumers, leaving):
+                    first = node
+                    for _ in steps[1:]:
+                        first = first.inputs[0][0]
+                    self._place(cells, node, Fused(steps), first.inputs)
+                continue
+            name = plan.names[node]
+            channels = self._channels_before(node)
+            if node.kind == "source":
+                operator: Operator = Watching(f"{name}~source", channels, 0, None, store)
+            else:
+                assert node.make is not None
+                operator = node.make(Building(name, channels, store))
+            operator.watermark = watermarks.get(operator.name, BEGINNING_OF_TIME)
+            self._place(cells, node, operator, node.inputs)
+            if isinstance(operator, Watching):
+                self._watching.append(operator)
+            if node.kind == "source":
+                self._sources[name] = cells[node]
+        for name, (node, port) in plan.outputs.items():
+            cells[node].outputs.setdefault(port, []).append(name)
+
+    def _place(
+        self,
+        cells: dict[FlowNode, _Cell],
+        node: FlowNode,
+        operator: Operator,
+        inputs: tuple[tuple[FlowNode, int], ...],
+    ) -> None:
+        cell = cells[node] = _Cell(operator)
+        for number, (feeding, port) in enumerate(inputs):
+            cells[feeding].to.setdefault(port, []).append((cell, number))
+            cell.inputs.append(cells[feeding])
+        self._cells.append(cell)
+
+    def _fused_before(
+        self, node: FlowNode, fused: dict[FlowNode, list[FlowStep]], consumers: Any, leaving: Any
+    ) -> list[FlowStep]:
+        """The steps of the chain that `node` goes on, if what is before it is one that ends with it."""
+        (before, _) = node.inputs[0]
+        if before in fused and not self._ends_chain(before, consumers, leaving):
+            return fused[before]
+        return []
+
+    def _ends_chain(self, node: FlowNode, consumers: Any, leaving: Any) -> bool:
+        """Whether others than a single further step want what this step gives."""
+        next_ones = consumers.get((node, 0), [])
+        return (node, 0) in leaving or len(next_ones) != 1 or next_ones[0][0].step is None
+
+    def _channels_before(self, node: FlowNode) -> list[int]:
+        """The channels of all sources whose records may come to a node."""
+        names = {one.name for one in [node, *self._plan.upstream(node)] if one.kind == "source"}
+        return [number for (name, _), number in self._channels.items() if name in names]
+
+    # --- turns ---------------------------------------------------------------------------------------
+
+    def feed(
+        self,
+        source: str,
+        partition: Hashable,
+        values: list[Any],
+        times: list[int],
+        keys: list[Any] | None = None,
+        *,
+        now_ms: int = 0,
+    ) -> list[Given]:
+        """Take a batch from a partition of a source; returns what leaves the flow because of it.
+
+        Args:
+            values: the records. The lists are the engine's from now on.
+            times: their event times, milliseconds since 1970.
+            keys: their keys, if they have any.
+            now_ms: the time on the wall.
+
+        Raises:
+            FlowFunctionError: a function of the flow raised. The engine is spent: another starts from the last checkpoint.
+        """
+        channel = self._channel(source, partition)
+        if values:
+            cell = self._sources[source]
+            cell.inbox.append((0, Columns(times, values, keys, channel, ())))
+        return self._turn(now_ms)
+
+    def tick(self, now_ms: int) -> list[Given]:
+        """Let time on the wall come by: for timers that ask for it, and for partitions that have fallen silent."""
+        return self._turn(now_ms)
+
+    def end(self, source: str, partition: Hashable, *, now_ms: int | None = None) -> list[Given]:
+        """Nothing more will come from a partition. With the last of them, all windows close."""
+        channel = self._channel(source, partition)
+        for operator in self._watching:
+            if channel in operator.channels:
+                operator.end(channel)
+        return self._turn(self._now_ms if now_ms is None else now_ms)
+
+    def _channel(self, source: str, partition: Hashable) -> int:
+        if self._is_spent:
+            raise RuntimeStateError(
+                f'flow "{self._flow}": this engine has failed in the middle of a batch. Start another from the last checkpoint.'
+            )
+        found = self._channels.get((source, partition))
+        if found is None:
+            raise ConfigError(
+                f'flow "{self._flow}": there is no partition {partition!r:.60} of "{source}" in this engine.'
+            )
+        return found
+
+    def _turn(self, now_ms: int) -> list[Given]:
+        self._now_ms = now_ms
+        given: list[Given] = []
+        try:
+            for cell in self._cells:
+                self._pass(cell, now_ms, given)
+        except BaseException:
+            self._is_spent = True
+            raise
+        return given
+
+    def _pass(self, cell: _Cell, now_ms: int, given: list[Given]) -> None:
+        """One operator's part of a turn."""
+        operator = cell.operator
+        operator.tick(now_ms)
+        if cell.inbox:
+            inbox, cell.inbox = cell.inbox, []
+            for port, batch in inbox:
+                operator.process(port, batch)
+        if isinstance(operator, Watching):
+            cell.watermark = operator.watch()
+        else:
+            watermark = min([one.watermark for one in cell.inputs])
+            if watermark > operator.watermark:
+                operator.advance(watermark)
+            cell.watermark = operator.watermark
+        if operator.out:
+            out, operator.out = operator.out, []
+            for port, columns in out:
+                for fed, number in cell.to.get(port, ()):
+                    fed.inbox.append((number, columns))
+                for name in cell.outputs.get(port, ()):
+                    given.append(Given(self._flow, name, self._numbers[name], columns))
+                    self._numbers[name] += len(columns)
+
+    # --- around it -----------------------------------------------------------------------------------
+
+    def take_changes(self) -> Changes:
+        """What changed since the last time, to be written in one transaction with the offsets and with what was given.
+
+        Whoever cannot write it gives the engine up, and starts another from what is written.
+        """
+        changes: Changes = {}
+        for cell in self._cells:
+            cell.operator.take_changes(changes)
+        saved = encode_state(
+            {
+                "signatures": self._plan.signatures(),
+                "numbers": self._numbers,
+                "watermarks": {
+                    cell.operator.name: cell.operator.watermark
+                    for cell in self._cells
+                    if cell.operator.watermark > BEGINNING_OF_TIME
+                    and not isinstance(cell.operator, Fused)
+                },
+            }
+        )
+        if saved != self._saved:
+            self._saved = saved
+            changes[SPACE] = {b"state": saved}
+        return {space: items for space, items in changes.items() if items}
+
+    def watermarks(self) -> dict[str, int]:
+        """How far event time has come for each step, milliseconds since 1970; without those that have seen nothing, and the ended."""
+        return {
+            cell.operator.name: cell.watermark
+            for cell in self._cells
+            if BEGINNING_OF_TIME < cell.watermark < END_OF_TIME
+        }
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Of each step what it counted since this engine began: late records, repeated ones."""
+        return {
+            cell.operator.name: found for cell in self._cells if (found := cell.operator.counts())
+        }
+
+
+def _channels_of(
+    plan: FlowPlan, partitions: Mapping[str, Iterable[Hashable]]
+) -> dict[tuple[str, Hashable], int]:
+    """A number for each partition of each source."""
+    channels: dict[tuple[str, Hashable], int] = {}
+    for name in plan.sources:
+        for partition in partitions.get(name, ()):
+            channels[name, partition] = len(channels)
+        if not any(one == name for one, _ in channels):
+            raise ConfigError(f'the flow reads "{name}", and no partition of it was given.')
+    for name in partitions:
+        if name not in plan.sources:
+            raise ConfigError(
+                f'the flow does not read "{name}"; its sources: {", ".join(plan.sources)}.'
+            )
+    return channels

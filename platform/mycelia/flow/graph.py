@@ -1,0 +1,225 @@
+"""A flow as it is described: nodes, and what is checked and drawn of them before anything runs. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from mycelia.errors import ConfigError
+from mycelia.flow.operators import Operator
+from mycelia.flow.state import StoreReader
+from mycelia.flow.stateless import FlowStep
+
+__all__ = ["Building", "FlowNode", "FlowPlan", "NodePort", "described"]
+
+
+class Building:
+    """What a node is given to make its operator.
+
+    Attributes:
+        name: the operator's.
+        channels: the numbers of the partitions whose records may come to it.
+        store: where its state is, if it has been before.
+    """
+
+    __slots__ = ("channels", "name", "store")
+
+    def __init__(self, name: str, channels: list[int], store: StoreReader | None) -> None:
+        self.name = name
+        self.channels = channels
+        self.store = store
+
+
+class FlowNode:
+    """One step of a description.
+
+    Args:
+        kind: what it is: "map", "window". Its name, unless it was given one, is that and a number.
+        label: as it is drawn: `map(enrich)`.
+        inputs: whose records come to it, in the order of its ports.
+        make: makes the operator. None for sources, and for steps that are fused.
+        step: of a step without state, its function.
+        signature: what must stay as it is for its state to be read again; empty for one without state.
+    """
+
+    __slots__ = ("inputs", "kind", "label", "make", "name", "signature", "step")
+
+    def __init__(
+        self,
+        kind: str,
+        label: str,
+        inputs: tuple[NodePort, ...],
+        *,
+        make: Callable[[Building], Operator] | None = None,
+        step: FlowStep | None = None,
+        signature: str = "",
+        name: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self.label = label
+        self.inputs = inputs
+        self.make = make
+        self.step = step
+        self.signature = signature
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name or self.label
+
+
+NodePort = tuple[FlowNode, int]
+"""A node, and which of its ports."""
+
+
+def described(function: Any) -> str:
+    """A function, as a person finds it again: its name, and where a lambda stands."""
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    code = getattr(function, "__code__", None)
+    if name.endswith("<lambda>") and code is not None:
+        file = code.co_filename.rpartition("/")[2]
+        return f"lambda {file}:{code.co_firstlineno}"
+    return str(name).rpartition("<locals>.")[2]
+
+
+class FlowPlan:
+    """A whole flow, checked: what its outputs are made of, in the order in which a batch passes through.
+
+    Args:
+        outputs: the streams that leave it, by their names; see `Stream.port`.
+
+    Raises:
+        ConfigError: something in it cannot be; the text names the step and says what to do.
+    """
+
+    def __init__(self, outputs: Mapping[str, NodePort]) -> None:
+        if not outputs:
+            raise ConfigError(
+                "a flow without outputs does nothing. Give it a stream that leaves it."
+            )
+        self.outputs = dict(outputs)
+        self.nodes: list[FlowNode] = []
+        seen: set[FlowNode] = set()
+        for node, _ in self.outputs.values():
+            self._visit(node, seen)
+        self.sources = [node.name or "" for node in self.nodes if node.kind == "source"]
+        self.names = self._named()
+        self._check_event_times()
+
+    def _visit(self, node: FlowNode, seen: set[FlowNode]) -> None:
+        """Depth first, inputs before those that they go to. Without recursion: a chain of steps may be long."""
+        path: list[tuple[FlowNode, Iterator[NodePort]]] = [(node, iter(node.inputs))]
+        while path:
+            current, inputs = path[-1]
+            if current in seen:
+                path.pop()
+                continue
+            for feeding, _ in inputs:
+                if feeding not in seen:
+                    path.append((feeding, iter(feeding.inputs)))
+                    break
+            else:
+                seen.add(current)
+                self.nodes.append(current)
+                path.pop()
+
+    def _named(self) -> dict[FlowNode, str]:
+        numbers: Counter[str] = Counter()
+        names: dict[FlowNode, str] = {}
+        for node in self.nodes:
+            if node.name is None:
+                numbers[node.kind] += 1
+                names[node] = f"{node.kind}-{numbers[node.kind]}"
+            else:
+                names[node] = node.name
+        taken = Counter(names.values())
+        for node, name in names.items():
+            if taken[name] > 1:
+                what = "source" if node.kind == "source" else "step"
+                hint = (
+                    "Use the same stream for both"
+                    if node.kind == "source"
+                    else "Give one of them another, .named(…)"
+                )
+                raise ConfigError(f'more than one {what} of the flow is called "{name}". {hint}.')
+            if "~" in name or not name:
+                raise ConfigError(f'a step cannot be called "{name}": "~" and nothing are kept.')
+        return names
+
+    def _check_event_times(self) -> None:
+        """The watermark is one of the source's partitions, which only steps without state leave to be told apart."""
+        for node in self.nodes:
+            if node.kind == "event_time":
+                for feeding in self.upstream(node):
+                    if feeding.signature and feeding.kind != "event_time":
+                        raise ConfigError(
+                            f'"{self.names[node]}" ({node.label}) comes after "{self.names[feeding]}" ({feeding.label}), whose '
+                            "results have their event times already. Put event_time() before it."
+                        )
+
+    def upstream(self, node: FlowNode) -> list[FlowNode]:
+        """All that records of `node` may have come through."""
+        found: dict[FlowNode, None] = {}
+        waiting = [feeding for feeding, _ in node.inputs]
+        while waiting:
+            one = waiting.pop()
+            if one not in found:
+                found[one] = None
+                waiting += [feeding for feeding, _ in one.inputs]
+        return list(found)
+
+    def consumers(self) -> dict[NodePort, list[tuple[FlowNode, int]]]:
+        """Where the records of each port go: nodes, with the number of their own port."""
+        found: dict[NodePort, list[tuple[FlowNode, int]]] = {}
+        for node in self.nodes:
+            for port, source in enumerate(node.inputs):
+                found.setdefault(source, []).append((node, port))
+        return found
+
+    def signatures(self) -> dict[str, str]:
+        """Of each step with state, by its name, what must stay as it is."""
+        return {self.names[node]: node.signature for node in self.nodes if node.signature}
+
+    def draw(self) -> str:
+        """The flow as a tree of text, from its sources; a step with several inputs stands below the first of them.
+
+        `→ name` is an output, `↪ name` a step that is drawn elsewhere, `beside:` what leaves by the other port.
+        """
+        consumers = self.consumers()
+        leaving: dict[NodePort, list[str]] = {}
+        for name, port in self.outputs.items():
+            leaving.setdefault(port, []).append(name)
+        lines: list[str] = []
+        drawn: set[FlowNode] = set()
+
+        def below(node: FlowNode) -> list[tuple[str, FlowNode | None]]:
+            children: list[tuple[str, FlowNode | None]] = []
+            for port in (0, 1):
+                mark = "beside: " if port else ""
+                for consumer, _ in consumers.get((node, port), ()):
+                    children.append((mark, consumer))
+                children += [(f"{mark}→ {name}", None) for name in leaving.get((node, port), ())]
+            return children
+
+        def walk(node: FlowNode, indent: str) -> None:
+            children = below(node)
+            for number, (mark, child) in enumerate(children):
+                is_last = number == len(children) - 1
+                branch, deeper = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
+                if child is None:
+                    lines.append(f"{indent}{branch}{mark}")
+                elif child in drawn:
+                    lines.append(f"{indent}{branch}{mark}↪ {self.names[child]}")
+                else:
+                    drawn.add(child)
+                    lines.append(f"{indent}{branch}{mark}{self._drawn(child)}")
+                    walk(child, indent + deeper)
+
+        for node in self.nodes:
+            if node.kind == "source":
+                lines.append(self.names[node])
+                walk(node, "")
+        return "\n".join(lines)
+
+    def _drawn(self, node: FlowNode) -> str:
+        return f"{self.names[node]}: {node.label}"

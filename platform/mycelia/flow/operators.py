@@ -1,0 +1,82 @@
+"""What the engine asks of an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mycelia.errors import FlowFunctionError
+from mycelia.flow.columns import BEGINNING_OF_TIME, Columns
+from mycelia.flow.state import Changes
+
+__all__ = ["MAIN", "SIDE", "Operator"]
+
+MAIN = 0
+"""The port of what an operator is for."""
+
+SIDE = 1
+"""The port of what is beside it: late records, what a branch does not take."""
+
+
+class Operator:
+    """A step of a flow, as a function of whole batches.
+
+    The engine calls, from one thread: `process()` with each batch that comes in, then `advance()` if the watermark of its inputs has
+    moved, and `tick()` with the time on the wall. What it gives is left in `out`, with the port's number, for the engine to take.
+
+    Attributes:
+        name: unique in its flow; its state is kept under it.
+        watermark: what `advance()` was last given; what an operator gives next is not earlier, but for late results.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.out: list[tuple[int, Columns]] = []
+        self.watermark = BEGINNING_OF_TIME
+
+    def process(self, port: int, batch: Columns) -> None:
+        """Take a batch, not empty, that came in by `port`."""
+        raise NotImplementedError
+
+    def advance(self, watermark: int) -> None:
+        """Event time has come to `watermark`, which is later than it was."""
+        self.watermark = watermark
+
+    def tick(self, now_ms: int) -> None:
+        """It is `now_ms`. Called at least once a turn, before the batches."""
+
+    def take_changes(self, changes: Changes) -> None:
+        """Put what changed since the last time into `changes`."""
+
+    def counts(self) -> dict[str, int]:
+        """What was counted since the start: `late`, `repeated`. For metrics; not part of the state."""
+        return {}
+
+    def fail(
+        self, cause: Exception, batch: Columns | None, position: int | None, key: object = None
+    ) -> FlowFunctionError:
+        """The error that names this operator and the record at `position` of `batch`."""
+        origin = None
+        if batch is not None and position is not None:
+            origin = batch.origin(position)
+            if key is None and batch.keys is not None and position < len(batch.keys):
+                key = batch.keys[position]
+        return FlowFunctionError(self.name, cause, origin, key)
+
+    def fail_group(
+        self,
+        cause: Exception,
+        batch: Columns,
+        key: object,
+        records: list[Any],
+        function: Callable[[list[Any]], object],
+    ) -> FlowFunctionError:
+        """The error of a function of several records of a key. Names the first with which it fails alone, if there is one."""
+        for record in records:
+            try:
+                function([record])
+            except Exception:  # noqa: BLE001  # that it fails is all that is asked here
+                for position, value in enumerate(batch.values):
+                    if value is record and batch.keys is not None and batch.keys[position] == key:
+                        return self.fail(cause, batch, position, key)
+        return self.fail(cause, batch, None, key)

@@ -1,0 +1,128 @@
+"""What a window of one key holds, and how it becomes results. Shared by all kinds of windows. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mycelia.flow.aggregations import Aggregation
+from mycelia.flow.columns import Columns
+from mycelia.flow.emission import Emission
+from mycelia.flow.results import LateRecord, Timing, WindowResult, WindowSpan
+
+__all__ = ["NOTHING", "LateRecords", "Pane", "Results"]
+
+NOTHING: Final = object()
+"""The accumulator of a window that has given its records away (`mode="discard"`)."""
+
+
+class Pane:
+    """The state of a window of one key.
+
+    Attributes:
+        accumulator: of its records; `NOTHING` after they were given in `mode="discard"`.
+        fresh: records since the last result.
+        index: of the next result.
+        is_closed: the result "on time" was given.
+        told: results that are to be taken back before the next (`mode="retract"`): start, end, index and value of each.
+    """
+
+    __slots__ = ("accumulator", "fresh", "index", "is_closed", "told")
+
+    def __init__(
+        self,
+        accumulator: Any,
+        fresh: int,
+        index: int = 0,
+        is_closed: bool = False,
+        told: list[tuple[int, int, int, Any]] | None = None,
+    ) -> None:
+        self.accumulator = accumulator
+        self.fresh = fresh
+        self.index = index
+        self.is_closed = is_closed
+        self.told = [] if told is None else told
+
+    def plain(self) -> list[Any]:
+        held = [] if self.accumulator is NOTHING else [self.accumulator]
+        return [held, self.fresh, self.index, self.is_closed, self.told]
+
+    @classmethod
+    def restored(cls, plain: list[Any]) -> Pane:
+        held, *others = plain
+        return cls(held[0] if held else NOTHING, *others)
+
+
+class Results:
+    """Collects the results of one turn, as columns."""
+
+    def __init__(self, aggregation: Aggregation[Any, Any], emission: Emission) -> None:
+        self._aggregation = aggregation
+        self._mode = emission.mode
+        self._keys: list[Any] = []
+        self._times: list[int] = []
+        self._values: list[WindowResult[Any, Any]] = []
+
+    def tell(
+        self, key: Any, start: int, end: int, pane: Pane, timing: Timing, is_final: bool
+    ) -> None:
+        """Give the pane's result. One that holds nothing says so only if its aggregation has a word for nothing."""
+        accumulator = pane.accumulator
+        if accumulator is NOTHING:
+            empty = self._aggregation.empty
+            if empty is None:
+                pane.fresh = 0
+                return
+            accumulator = empty()
+        value = self._aggregation.result(accumulator)
+        if pane.told:
+            self._take_back(key, pane, timing)
+        self._give(WindowResult(key, start, end, value, timing, pane.index, is_final))
+        if self._mode == "discard":
+            pane.accumulator = NOTHING
+        elif self._mode == "retract":
+            pane.told.append((start, end, pane.index, value))
+        pane.index += 1
+        pane.fresh = 0
+
+    def _take_back(self, key: Any, pane: Pane, timing: Timing) -> None:
+        for start, end, index, value in pane.told:
+            self._give(WindowResult(key, start, end, value, timing, index, False, True))
+        pane.told.clear()
+
+    def _give(self, result: WindowResult[Any, Any]) -> None:
+        self._keys.append(result.key)
+        self._times.append(result.end_ms - 1)
+        self._values.append(result)
+
+    def take(self) -> Columns | None:
+        """What was collected, if anything."""
+        if not self._values:
+            return None
+        taken = Columns(self._times, self._values, self._keys)
+        self._keys, self._times, self._values = [], [], []
+        return taken
+
+
+class LateRecords:
+    """Collects the records that came too late, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._keys: list[Any] = []
+        self._times: list[int] = []
+        self._values: list[LateRecord[Any, Any]] = []
+
+    def add(
+        self, key: Any, value: Any, time: int, watermark: int, missed: tuple[WindowSpan, ...] = ()
+    ) -> None:
+        self.count += 1
+        self._keys.append(key)
+        self._times.append(time)
+        self._values.append(LateRecord(key, value, time, watermark, missed))
+
+    def take(self) -> Columns | None:
+        if not self._values:
+            return None
+        taken = Columns(self._times, self._values, self._keys)
+        self._keys, self._times, self._values = [], [], []
+        return taken

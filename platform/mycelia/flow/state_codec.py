@@ -1,0 +1,188 @@
+"""State as bytes: msgpack, and what msgpack does not know as its extensions. Pure.
+
+| extension | is | its bytes |
+|---|---|---|
+| 1 | `tuple` | the items, as a msgpack array |
+| 2, 3 | `set`, `frozenset` | the items, each encoded, in the order of their bytes |
+| 4 | `datetime` | text, ISO 8601 |
+| 5 | `int` beyond 64 bits | its decimal digits |
+| 6 | `Decimal` | its text |
+| 7 | `UUID` | its 16 bytes |
+| 8 | `msgspec.Struct`, dataclass, named tuple | an array: `module:qualified name`, then the fields by name |
+| 9 | `Enum` | an array: `module:qualified name`, the value |
+| 10, 11 | `date`, `timedelta` | text, ISO 8601; days, seconds and microseconds |
+
+The same value has the same bytes in every process: sets are ordered by them, and mappings keep their own order. What is read comes
+back as the type it was. A class is found again under the name it had, and only a class of the kinds above is ever called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import lru_cache
+from typing import Any, Final
+from uuid import UUID
+
+import msgpack  # type: ignore[import-untyped]
+import msgspec
+
+from mycelia.errors import StateIncompatible
+
+__all__ = ["decode_state", "encode_state"]
+
+_TUPLE: Final = 1
+_SET: Final = 2
+_FROZENSET: Final = 3
+_DATETIME: Final = 4
+_LARGE_INT: Final = 5
+_DECIMAL: Final = 6
+_UUID: Final = 7
+_RECORD: Final = 8
+_ENUM: Final = 9
+_DATE: Final = 10
+_TIMEDELTA: Final = 11
+
+
+def encode_state(value: Any) -> bytes:
+    """The bytes of a value.
+
+    Raises:
+        StateIncompatible: it, or something in it, is of a type that has no bytes here.
+    """
+    packed: bytes = msgpack.packb(value, default=_extended, strict_types=True)
+    return packed
+
+
+def decode_state(data: bytes) -> Any:
+    """The value of such bytes.
+
+    Raises:
+        StateIncompatible: they name a class that is not there any more, or has other fields; or they are no such bytes.
+    """
+    try:
+        return msgpack.unpackb(data, ext_hook=_restored, strict_map_key=False, use_list=True)
+    except StateIncompatible:
+        raise
+    except (ValueError, TypeError, msgpack.UnpackException) as exc:
+        raise StateIncompatible(
+            f"{len(data)} bytes of state cannot be read ({exc}). Start from a savepoint, or reset the flow."
+        ) from exc
+
+
+def _extended(value: Any) -> msgpack.ExtType:
+    """What msgpack does not know. Asked first for the exact types, as the fields of a subclass would be lost."""
+    kind = type(value)
+    if kind is tuple:
+        return msgpack.ExtType(_TUPLE, encode_state(list(value)))
+    if kind is int:  # beyond what msgpack has a place for
+        return msgpack.ExtType(_LARGE_INT, str(value).encode())
+    if kind is set or kind is frozenset:
+        items = sorted(encode_state(item) for item in value)
+        return msgpack.ExtType(_SET if kind is set else _FROZENSET, encode_state(items))
+    if isinstance(value, Enum):
+        return msgpack.ExtType(_ENUM, encode_state([_name_of(kind), value.value]))
+    if kind is datetime:
+        return msgpack.ExtType(_DATETIME, value.isoformat().encode())
+    if kind is date:
+        return msgpack.ExtType(_DATE, value.isoformat().encode())
+    if kind is timedelta:
+        parts = [value.days, value.seconds, value.microseconds]
+        return msgpack.ExtType(_TIMEDELTA, encode_state(parts))
+    if kind is Decimal:
+        return msgpack.ExtType(_DECIMAL, str(value).encode())
+    if kind is UUID:
+        return msgpack.ExtType(_UUID, value.bytes)
+    fields = _fields_of(kind)  # type: ignore[arg-type]  # classes are hashable; mypy reads `Any` of `type(value)` otherwise
+    if fields is None:
+        raise StateIncompatible(
+            f"{value!r:.60} is a {kind.__module__}.{kind.__qualname__}, which cannot be kept as state. Keep plain values, "
+            "a msgspec.Struct or a dataclass."
+        )
+    content = {name: getattr(value, name) for name in fields}
+    return msgpack.ExtType(_RECORD, encode_state([_name_of(kind), content]))
+
+
+def _restored(code: int, data: bytes) -> Any:
+    if code == _TUPLE:
+        return tuple(decode_state(data))
+    if code == _SET:
+        return {decode_state(item) for item in decode_state(data)}
+    if code == _FROZENSET:
+        return frozenset(decode_state(item) for item in decode_state(data))
+    if code == _RECORD:
+        name, content = decode_state(data)
+        return _record_of(name, content)
+    if code == _ENUM:
+        name, value = decode_state(data)
+        return _class_of(name)(value)
+    reader = _READERS.get(code)
+    if reader is None:
+        raise StateIncompatible(f"state holds an extension {code}, which this version cannot read.")
+    return reader(data)
+
+
+_READERS: Final[dict[int, Callable[[bytes], Any]]] = {
+    _DATETIME: lambda data: datetime.fromisoformat(data.decode()),
+    _DATE: lambda data: date.fromisoformat(data.decode()),
+    _TIMEDELTA: lambda data: timedelta(*decode_state(data)),
+    _LARGE_INT: lambda data: int(data),
+    _DECIMAL: lambda data: Decimal(data.decode()),
+    _UUID: lambda data: UUID(bytes=data),
+}
+
+
+def _name_of(kind: type) -> str:
+    if "<locals>" in kind.__qualname__:
+        raise StateIncompatible(
+            f"{kind.__module__}.{kind.__qualname__} is a class inside a function, which nothing finds again after a restart. "
+            "Move it to its module."
+        )
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+@lru_cache(maxsize=1024)
+def _class_of(name: str) -> Any:
+    module, _, qualname = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as exc:
+        raise StateIncompatible(
+            f"state holds a {qualname} of {module}, and there is none ({exc}). Give it its name back, migrate, or reset the flow."
+        ) from exc
+    is_record = isinstance(found, type) and (
+        _fields_of(found) is not None or issubclass(found, Enum)
+    )
+    if not is_record:
+        raise StateIncompatible(f"state holds a {qualname} of {module}, which is no record.")
+    return found
+
+
+def _record_of(name: str, content: dict[str, Any]) -> Any:
+    kind = _class_of(name)
+    try:
+        return kind(**content)
+    except TypeError as exc:
+        raise StateIncompatible(
+            f"state holds a {name.partition(':')[2]} with the fields {', '.join(content)}, which it does not take any more "
+            f"({exc}). Give new fields a default, migrate, or reset the flow."
+        ) from exc
+
+
+@lru_cache(maxsize=1024)
+def _fields_of(kind: Any) -> tuple[str, ...] | None:
+    """The fields that a class is made from; None if it is none of the kinds that are kept."""
+    if issubclass(kind, msgspec.Struct):
+        names: tuple[str, ...] = kind.__struct_fields__
+        return names
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind) if field.init)
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return tuple(kind._fields)
+    return None

@@ -1,0 +1,205 @@
+"""Steps without state, fused into one operator; where streams meet and part; where event time comes from. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from itertools import chain, compress, repeat
+from typing import Any
+
+from mycelia.flow.columns import Columns, Selection, Spread
+from mycelia.flow.operators import MAIN, SIDE, Operator
+from mycelia.flow.state import Changes, StoreReader
+from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.flow.watermarks import PartitionWatermarks
+
+__all__ = ["Branching", "FlowStep", "Fused", "Merging", "Stamping", "Watching"]
+
+
+class FlowStep:
+    """One of the steps that are fused: what kind it is, its name, and its function of a record. That of a `flat_map` gives a list."""
+
+    __slots__ = ("function", "kind", "name")
+
+    def __init__(self, kind: str, name: str, function: Callable[[Any], Any]) -> None:
+        self.kind = kind
+        self.name = name
+        self.function = function
+
+
+class Fused(Operator):
+    """Steps without state, one after the other over the whole batch: `map`, `filter`, `flat_map`, `key_by`.
+
+    Each is a loop in C over one column. `list.extend` keeps what came before a function raised, so how much it kept is where.
+    """
+
+    def __init__(self, steps: list[FlowStep]) -> None:
+        super().__init__(" → ".join(step.name for step in steps))
+        self._steps = steps
+
+    def process(self, port: int, batch: Columns) -> None:
+        times, values, keys, trail = batch.times, batch.values, batch.keys, batch.trail
+        for step in self._steps:
+            made: list[Any] = []
+            try:
+                made.extend(map(step.function, values))
+                if step.kind == "map":
+                    values = made
+                elif step.kind == "key_by":
+                    keys = made
+                    set(
+                        made
+                    )  # a key that cannot be one is found here, by name, and not in a window
+                elif step.kind == "filter":
+                    trail = None if trail is None else (*trail, Selection(made))
+                    times, values = list(compress(times, made)), list(compress(values, made))
+                    keys = None if keys is None else list(compress(keys, made))
+                else:
+                    counts = list(map(len, made))
+                    trail = None if trail is None else (*trail, Spread(counts))
+                    values = list(chain.from_iterable(made))
+                    times = list(chain.from_iterable(map(repeat, times, counts)))
+                    keys = (
+                        None
+                        if keys is None
+                        else list(chain.from_iterable(map(repeat, keys, counts)))
+                    )
+            except Exception as exc:
+                self.name = step.name
+                at = len(made) if len(made) < len(values) else _first_unhashable(made)
+                raise self.fail(exc, Columns(times, values, keys, 0, trail), at) from exc
+            if not values:
+                return
+        self.out.append((MAIN, Columns(times, values, keys, batch.channel, trail)))
+
+
+def _first_unhashable(values: list[Any]) -> int | None:
+    for position, value in enumerate(values):
+        try:
+            hash(value)
+        except TypeError:
+            return position
+    return None
+
+
+class Merging(Operator):
+    """Several streams as one; the engine's turn gives them in order of their ports."""
+
+    def process(self, port: int, batch: Columns) -> None:
+        self.out.append((MAIN, batch))
+
+
+class Branching(Operator):
+    """Those that a function is true of, and by the other port the rest."""
+
+    def __init__(self, name: str, function: Callable[[Any], Any]) -> None:
+        super().__init__(name)
+        self._function = function
+
+    def process(self, port: int, batch: Columns) -> None:
+        taken: list[Any] = []
+        try:
+            taken.extend(map(bool, map(self._function, batch.values)))
+        except Exception as exc:
+            raise self.fail(exc, batch, len(taken)) from exc
+        for to, kept in ((MAIN, taken), (SIDE, [not one for one in taken])):
+            if any(kept):
+                keys = None if batch.keys is None else list(compress(batch.keys, kept))
+                trail = None if batch.trail is None else (*batch.trail, Selection(kept))
+                times, values = compress(batch.times, kept), compress(batch.values, kept)
+                self.out.append(
+                    (to, Columns(list(times), list(values), keys, batch.channel, trail))
+                )
+
+
+class Watching(Operator):
+    """Takes the event times as they are, and tells from them how far event time has come in each partition."""
+
+    def __init__(
+        self,
+        name: str,
+        channels: list[int],
+        disorder_ms: int,
+        idle_ms: int | None,
+        store: StoreReader | None = None,
+    ) -> None:
+        super().__init__(name)
+        self.channels = channels
+        self._partitions = PartitionWatermarks(channels, disorder_ms, idle_ms)
+        self._saved: bytes | None = None
+        self._now_ms = 0
+        if store is not None:
+            (self._saved,) = store.read(name, [b""])
+            if self._saved is not None:
+                self._partitions.restore(decode_state(self._saved))
+
+    def tick(self, now_ms: int) -> None:
+        self._now_ms = now_ms
+
+    def process(self, port: int, batch: Columns) -> None:
+        self._partitions.heard(batch.channel, max(batch.times), self._now_ms)
+        self.out.append((MAIN, batch))
+
+    def end(self, channel: int) -> None:
+        """Nothing more will come from a partition."""
+        self._partitions.ended(channel)
+
+    def watch(self) -> int:
+        """The watermark that goes to what comes after."""
+        return self._partitions.advance(self._now_ms)
+
+    def take_changes(self, changes: Changes) -> None:
+        saved = encode_state(self._partitions.plain())
+        if saved != self._saved:
+            self._saved = saved
+            changes.setdefault(self.name, {})[b""] = saved
+
+
+class Stamping(Watching):
+    """Takes the event time of each record from what it says, and watches it.
+
+    Args:
+        function: gives a moment in a time zone, or, with `unit_ms`, a number.
+        unit_ms: milliseconds in a unit of those numbers: 1000 for seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Any], Any],
+        unit_ms: int,
+        channels: list[int],
+        disorder_ms: int,
+        idle_ms: int | None,
+        store: StoreReader | None = None,
+    ) -> None:
+        super().__init__(name, channels, disorder_ms, idle_ms, store)
+        self._function = function
+        self._unit_ms = unit_ms
+
+    def process(self, port: int, batch: Columns) -> None:
+        said: list[Any] = []
+        times: list[int] = []
+        try:
+            said.extend(map(self._function, batch.values))
+            if self._unit_ms == 1 and set(map(type, said)) == {int}:
+                times = said
+            else:
+                times.extend(map(self._milliseconds, said))
+        except Exception as exc:
+            position = len(said) if len(said) < len(batch.values) else len(times)
+            raise self.fail(exc, batch, position) from exc
+        super().process(port, Columns(times, batch.values, batch.keys, batch.channel, batch.trail))
+
+    def _milliseconds(self, said: Any) -> int:
+        if isinstance(said, datetime):
+            if said.utcoffset() is None:
+                raise ValueError(
+                    f"{said!r} is no moment: it is in no time zone. Give it one, or numbers since 1970."
+                )
+            return round(said.timestamp() * 1000)
+        if isinstance(said, int | float) and not isinstance(said, bool):
+            return round(said * self._unit_ms)
+        raise TypeError(
+            f"{said!r:.60} is no event time. Expected a datetime in a time zone, or a number since 1970."
+        )

@@ -1,0 +1,376 @@
+"""Flows as they are written, checked, drawn and run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mycelia.errors import ConfigError, FlowFunctionError, RuntimeStateError, StateIncompatible
+from mycelia.flow import (
+    Engine,
+    FlowPlan,
+    MemoryStore,
+    Stream,
+    after,
+    collect,
+    count,
+    counting,
+    every,
+    hopping,
+    max_of,
+    mean,
+    session,
+    sliding,
+    source,
+    tumbling,
+)
+
+
+@dataclass
+class Departed:
+    origin: str
+    delay: int
+    at: int = 0
+
+
+def departures() -> Stream[Departed]:
+    return source("departed", Departed)
+
+
+def plan(**outputs: Stream[Any]) -> FlowPlan:
+    return FlowPlan({name: stream.port for name, stream in outputs.items()})
+
+
+def fed(
+    engine: Engine, values: list[Any], times: list[int] | None = None, **more: Any
+) -> dict[str, list[Any]]:
+    """What an engine gives for a batch, by output."""
+    found: dict[str, list[Any]] = {}
+    for one in engine.feed("departed", 0, values, times or [0] * len(values), **more):
+        found.setdefault(one.output, []).extend(one.values)
+    return found
+
+
+# --- steps without state --------------------------------------------------------------------------
+
+
+def test_steps_without_state_are_one_operator_and_do_what_python_does() -> None:
+    numbers = source("departed", int)
+    stream = (
+        numbers.map(lambda n: n + 1)
+        .filter(lambda n: n % 2)
+        .flat_map(lambda n: [n] * (n % 3))
+        .map(str)
+    )
+    engine = Engine(plan(out=stream), {"departed": [0]})
+
+    values = list(range(50))
+    wanted = [str(n + 1) for n in values if (n + 1) % 2 for _ in range((n + 1) % 3)]
+    assert fed(engine, values) == {"out": wanted}
+    assert len(engine._cells) == 2
+
+
+def test_event_times_and_keys_stay_with_their_records() -> None:
+    stream = (
+        source("departed", int)
+        .key_by(lambda n: n % 3)
+        .filter(lambda n: n > 2)
+        .flat_map(lambda n: [n, -n])
+    )
+    engine = Engine(plan(out=stream), {"departed": [0]})
+    (gave,) = engine.feed("departed", 0, [1, 3, 5], [10, 30, 50])
+
+    assert (gave.values, gave.times, gave.keys) == (
+        [3, -3, 5, -5],
+        [30, 30, 50, 50],
+        [0, 0, 2, 2],
+    )
+    assert gave.ids() == ["flow/out/0", "flow/out/1", "flow/out/2", "flow/out/3"]
+
+
+def test_branches_part_and_merge() -> None:
+    long, short = departures().branch(lambda flight: flight.delay > 60)
+    both = long.map(lambda flight: f"long {flight.origin}").merge(
+        short.map(lambda flight: flight.delay)
+    )
+    engine = Engine(plan(out=both, short=short), {"departed": [0]})
+
+    assert fed(engine, [Departed("JFK", 90), Departed("EWR", 5), Departed("LGA", 61)]) == {
+        "short": [Departed("EWR", 5)],
+        "out": ["long JFK", "long LGA", 5],
+    }
+
+
+def test_a_stream_is_used_any_number_of_times() -> None:
+    doubled = source("departed", int).map(lambda n: n * 2)
+    engine = Engine(
+        plan(a=doubled, b=doubled.map(str), c=doubled.filter(lambda n: n > 2)), {"departed": [0]}
+    )
+
+    assert fed(engine, [1, 2]) == {"a": [2, 4], "b": ["2", "4"], "c": [4]}
+
+
+CALLS: list[tuple[Any, int, Any, str]] = [
+    (lambda s: s.map(lambda n: 1 // n), 2, None, "map-1"),
+    (lambda s: s.filter(lambda n: 1 // n), 2, None, "filter-1"),
+    (lambda s: s.branch(lambda n: 1 // n)[0], 2, None, "branch-1"),
+    (lambda s: s.flat_map(lambda n: (1 // one for one in [3, n])), 2, None, "flat_map-1"),
+    (lambda s: s.filter(lambda n: n != 5).map(lambda n: 1 // n), 2, None, "map-1"),
+    (lambda s: s.flat_map(lambda n: [n] * 3 if n else [1, 0]).map(lambda n: 1 // n), 2, None, "map-1"),
+    (lambda s: s.filter(lambda n: n != 5).key_by(lambda n: "k").map(lambda n: 1 // n), 2, "k", "map-1"),
+    (lambda s: s.key_by(lambda n: [n] if n == 0 else n), 2, [0], "key_by-1"),
+    (lambda s: s.event_time(lambda n: 1 // n, unit="ms"), 2, None, "event_time-1"),
+    (lambda s: s.event_time(lambda n: datetime(2013, 1, 1) if n == 0 else 5, unit="s"), 2, None, "event_time-1"),  # noqa: DTZ001
+    (lambda s: s.event_time(lambda n: n or "noon", unit="s"), 2, None, "event_time-1"),
+    (
+        lambda s: s.filter(lambda n: n != 5).key_by(lambda n: "k").window(tumbling(1)).aggregate(mean(lambda n: 1 // n)),
+        2, "k", "window-1",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "position", "key", "operator"), CALLS)
+def test_error_of_a_function_names_the_step_and_the_record(
+    make: Any, position: int, key: Any, operator: str
+) -> None:
+    engine = Engine(plan(out=make(source("departed", int))), {"departed": [0]})
+
+    with pytest.raises(FlowFunctionError) as caught:
+        fed(engine, [1, 5, 0, 7])
+
+    assert (caught.value.position, caught.value.key) == (position, key)
+    assert operator.split("-")[0] in caught.value.operator
+    assert caught.value.__cause__ is not None
+    with pytest.raises(RuntimeStateError, match="Start another from the last checkpoint"):
+        fed(engine, [1])
+
+
+@given(st.lists(st.integers(0, 5), min_size=1), st.data())
+def test_position_of_a_failing_record_is_that_in_the_batch_whatever_steps_came_before(
+    values: list[int], data: st.DataObject
+) -> None:
+    at = data.draw(st.integers(0, len(values) - 1))
+    records = [(index, value) for index, value in enumerate(values)]
+
+    def fails(record: tuple[int, int]) -> int:
+        if record[0] == at:
+            raise ValueError("this one")
+        return record[0]
+
+    stream = (
+        source("departed", tuple)
+        .filter(lambda record: record[0] == at or record[1] % 2)
+        .flat_map(lambda record: [record] * (record[1] if record[0] != at else 1))
+        .filter(lambda record: record[0] == at or record[1] != 3)
+        .map(fails)
+    )
+    with pytest.raises(FlowFunctionError) as caught:
+        fed(Engine(plan(out=stream), {"departed": [0]}), records)
+    assert caught.value.position == at
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+
+def test_event_time_is_what_the_function_says() -> None:
+    moments = source("departed", Departed).event_time(
+        lambda flight: datetime.fromtimestamp(flight.at, UTC)
+    )
+    seconds = source("departed", Departed).event_time(lambda flight: flight.at + 0.5, unit="s")
+    for stream, wanted in ((moments, [7000]), (seconds, [7500])):
+        (gave,) = Engine(plan(out=stream), {"departed": [0]}).feed(
+            "departed", 0, [Departed("JFK", 1, 7)], [0]
+        )
+        assert gave.times == wanted
+
+
+def hourly(**options: Any) -> FlowPlan:
+    windows = (
+        departures()
+        .event_time(lambda flight: flight.at, unit="ms", disorder=0.005, **options)
+        .key_by("origin")
+        .window(tumbling(0.01))
+        .aggregate(count(), max_of(lambda flight: flight.delay))
+    )
+    return plan(windows=windows, late=windows.late)
+
+
+def test_watermark_is_the_lowest_of_the_partitions_and_moves_once_a_batch() -> None:
+    engine = Engine(hourly(), {"departed": [0, 1]})
+    assert fed(engine, [Departed("JFK", 1, 50), Departed("JFK", 2, 3)]) == {}
+    (gave,) = engine.feed("departed", 1, [Departed("EWR", 3, 16)], [0])
+
+    assert [(one.key, one.value) for one in gave.values] == [("JFK", (1, 2))]
+    assert engine.watermarks()["event_time-1"] == 11
+    assert engine.counts() == {"window-1": {"late": 0}}
+
+
+def test_partition_that_falls_silent_is_left_out() -> None:
+    engine = Engine(hourly(idle="1s"), {"departed": [0, 1]})
+    fed(engine, [Departed("JFK", 1, 50), Departed("JFK", 2, 3)], now_ms=0)
+    assert engine.tick(999) == []
+    (gave,) = engine.feed("departed", 0, [Departed("JFK", 1, 51)], [0], now_ms=1000)
+    assert [one.value for one in gave.values] == [(1, 2)]
+
+
+def test_end_of_all_partitions_closes_all_windows() -> None:
+    engine = Engine(hourly(), {"departed": [0, 1]})
+    fed(engine, [Departed("JFK", 1, 50)])
+    assert engine.end("departed", 0) == []
+    (gave,) = engine.end("departed", 1)
+    assert [one.value for one in gave.values] == [(1, 1)]
+
+
+def test_windows_follow_windows() -> None:
+    by_airport = (
+        departures()
+        .event_time(lambda f: f.at, unit="ms")
+        .key_by("origin")
+        .window(tumbling(0.01))
+        .aggregate(count())
+    )
+    busiest = (
+        by_airport.key_by(lambda result: "all")
+        .window(tumbling(0.02))
+        .aggregate(max_of("value"), collect())
+    )
+    engine = Engine(plan(out=busiest), {"departed": [0]})
+    fed(engine, [Departed("JFK", 1, 1), Departed("JFK", 1, 2), Departed("EWR", 1, 11)])
+    found = fed(engine, [Departed("JFK", 1, 20)])["out"]
+
+    assert [(one.start_ms, one.value[0], len(one.value[1])) for one in found] == [(0, 2, 2)]
+
+
+# --- state ----------------------------------------------------------------------------------------
+
+
+def test_engine_goes_on_from_what_was_written() -> None:
+    store = MemoryStore()
+    engine = Engine(hourly(), {"departed": [0]}, store=store, flow="delays")
+    fed(engine, [Departed("JFK", 1, 1), Departed("JFK", 9, 16)])
+    store.write(engine.take_changes())
+
+    engine = Engine(hourly(), {"departed": [0]}, store=store, flow="delays")
+    assert engine.take_changes() == {}
+    (late,) = engine.feed("departed", 0, [Departed("JFK", 5, 2)], [0])
+    assert late.output == "late"
+    (gave,) = engine.end("departed", 0)
+    assert [one.value for one in gave.values] == [(1, 9)]
+    assert gave.ids() == ["delays/windows/1"]
+
+
+def test_state_of_another_flow_is_refused_and_what_to_do_is_said() -> None:
+    def counted(step: str, aggregation: Any) -> FlowPlan:
+        return plan(
+            out=departures().key_by("origin").window(tumbling(1)).aggregate(aggregation).named(step)
+        )
+
+    store = MemoryStore()
+    engine = Engine(counted("a", count()), {"departed": [0]}, store=store)
+    fed(engine, [Departed("JFK", 1)])
+    store.write(engine.take_changes())
+
+    with pytest.raises(StateIncompatible, match=r'has a step "a" .* which is gone'):
+        Engine(counted("b", count()), {"departed": [0]}, store=store)
+    with pytest.raises(
+        StateIncompatible, match=r'step "a" is of window .*count\(\), and the step is now .*max_of'
+    ):
+        Engine(counted("a", max_of("delay")), {"departed": [0]}, store=store)
+
+
+# --- what is checked and drawn --------------------------------------------------------------------
+
+
+def test_flow_is_drawn_as_a_tree() -> None:
+    flights = departures().event_time(lambda flight: flight.at, unit="ms", disorder="30m")
+    long, short = flights.branch(is_long)
+    windows = (
+        long.merge(short.filter(is_long))
+        .key_by("origin")
+        .window(hopping("1h", every="10m"), lateness="2h", emit="update")
+        .aggregate(count(), mean("delay"))
+        .named("hourly")
+    )
+    text = plan(hourly=windows, late=windows.late).draw()
+
+    line = test_flow_is_drawn_as_a_tree.__code__.co_firstlineno + 1
+    assert (
+        text
+        == f"""\
+departed
+└─ event_time-1: event_time(lambda test_flows.py:{line}, disorder=30m)
+   └─ branch-1: branch(is_long)
+      ├─ merge-1: merge()
+      │  └─ key_by-1: key_by(origin)
+      │     └─ hourly: hopping(1h, every=10m), lateness=2h, emit=update: count(), mean(delay)
+      │        ├─ → hourly
+      │        └─ beside: → late
+      └─ beside: filter-1: filter(is_long)
+         └─ ↪ merge-1"""
+    )
+
+
+def is_long(flight: Departed) -> bool:
+    return flight.delay > 60
+
+
+def keyed() -> Any:
+    return departures().key_by("origin")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: source("", int), "expected a name"),
+        (lambda: departures().map("delay"), "map('delay'): expected a function"),
+        (lambda: departures().key_by(7), "key_by(): expected a function of a record, or the name of a field"),
+        (lambda: departures().event_time(is_long, unit="m"), 'expected "s" or "ms"'),
+        (lambda: departures().event_time(is_long, unit="s", disorder="soon"), "event_time(disorder=): 'soon' is no duration"),
+        (lambda: departures().named("x"), 'the source "departed" has its name already'),
+        (lambda: keyed().window("1h"), "window('1h'): expected tumbling"),
+        (lambda: keyed().window(tumbling("1h"), lateness="-1h"), "window(tumbling(1h)): lateness="),
+        (lambda: keyed().window(counting(3), emit="update"), "gives one result, as it is full"),
+        (lambda: keyed().window(sliding("1h"), mode="discard"), "sliding windows share their records"),
+        (lambda: keyed().window(sliding("1h"), emit=every("1m")), "sliding windows share their records"),
+        (lambda: keyed().window(session("1h")).aggregate(), "aggregate(): of what?"),
+        (lambda: FlowPlan({}), "a flow without outputs does nothing"),
+        (lambda: plan(a=keyed().map(str).named("x"), b=keyed().map(str).named("x")), 'called "departed"'),
+        (lambda: plan(a=(flights := keyed()).map(str).named("x").merge(flights.map(int).named("x"))), 'more than one step of the flow is called "x"'),
+        (lambda: plan(a=keyed().named("x~y")), 'cannot be called "x~y"'),
+        (
+            lambda: plan(a=keyed().window(tumbling(1), emit=after(3)).aggregate(count()).event_time(is_long, unit="s")),
+            '"event_time-1" (event_time(is_long, disorder=0s)) comes after "window-1"',
+        ),
+        (lambda: Engine(plan(a=departures()), {}), 'the flow reads "departed", and no partition'),
+        (lambda: Engine(plan(a=departures()), {"departed": [0], "x": [0]}), 'does not read "x"; its sources: departed'),
+        (lambda: Engine(plan(a=departures()), {"departed": [0]}).end("departed", 1), "no partition 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_with_what_to_do(make: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert said in str(caught.value)
+
+
+def test_long_chains_are_no_matter() -> None:
+    stream = source("departed", int)
+    for _ in range(3000):
+        stream = stream.map(lambda n: n + 1)
+    flow = plan(out=stream)
+    assert fed(Engine(flow, {"departed": [0]}), [0]) == {"out": [3000]}
+
+
+def numbers_of(one: int) -> Iterator[int]:
+    yield from range(one)
+
+
+def test_generators_are_functions_for_flat_map() -> None:
+    assert fed(
+        Engine(plan(out=source("departed", int).flat_map(numbers_of)), {"departed": [0]}), [2, 0, 3]
+    ) == {"out": [0, 1, 0, 1, 2]}
