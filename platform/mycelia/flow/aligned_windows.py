@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mycelia.flow.aggregations import Aggregation
-from mycelia.flow.columns import Columns
+from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results
@@ -76,7 +76,7 @@ class AlignedWindows(Operator):
 
     # --- records come --------------------------------------------------------------------------------
 
-    def process(self, port: int, batch: Columns) -> None:
+    def process(self, port: int, batch: ColumnBatch) -> None:
         assert batch.keys is not None
         size = self._kind.size_ms
         gone = (
@@ -122,7 +122,7 @@ class AlignedWindows(Operator):
             self._tell_counts(stirred)
         self._flush()
 
-    def _grouped(self, batch: Columns) -> dict[int, dict[Any, list[Any]]]:
+    def _grouped(self, batch: ColumnBatch) -> dict[int, dict[Any, list[Any]]]:
         """The records by slice and key, each list in order of arrival. Hot: the only loop over records."""
         times, keys = batch.times, batch.keys
         assert keys is not None
@@ -148,7 +148,7 @@ class AlignedWindows(Operator):
             end if end > self.watermark else end + self._lateness_ms, (CLOSING, key, start)
         )
 
-    def _note_late(self, batch: Columns, slice_start: int, gone: list[int]) -> None:
+    def _note_late(self, batch: ColumnBatch, slice_start: int, gone: list[int]) -> None:
         assert batch.keys is not None
         missed = tuple(WindowSpan(start, start + self._kind.size_ms) for start in gone)
         slice_end = slice_start + self._slice_ms

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from mycelia.flow.aggregations import Aggregation
-from mycelia.flow.columns import Columns
+from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.operators import MAIN, Operator
 from mycelia.flow.results import WindowResult
 from mycelia.flow.state import Changes, KeyedState, StoreReader
@@ -61,7 +61,7 @@ class FillingWindows(Operator):
         self._aggregation = aggregation
         self._state: KeyedState[_Filling] = KeyedState(name, store, _Filling.plain, _restored)
 
-    def process(self, port: int, batch: Columns) -> None:
+    def process(self, port: int, batch: ColumnBatch) -> None:
         assert batch.keys is not None
         by_key: dict[Any, tuple[list[int], list[Any]]] = defaultdict(lambda: ([], []))
         for key, time, value in zip(batch.keys, batch.times, batch.values, strict=True):
@@ -88,7 +88,7 @@ class FillingWindows(Operator):
         self._state.touch(by_key)
         if results:
             ends = [one.end_ms - 1 for one in results]
-            self.out.append((MAIN, Columns(ends, results, [one.key for one in results])))
+            self.out.append((MAIN, ColumnBatch(ends, results, [one.key for one in results])))
 
     def _fill(self, filling: _Filling, times: list[int], values: list[Any]) -> None:
         part = self._aggregation.of(values)

@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Final
 
 from mycelia.errors import ConfigError, RuntimeStateError, StateIncompatible
-from mycelia.flow.columns import BEGINNING_OF_TIME, END_OF_TIME, Columns
+from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME, ColumnBatch
 from mycelia.flow.graph import Building, FlowNode, FlowPlan
 from mycelia.flow.operators import Operator
 from mycelia.flow.state import Changes, StoreReader
@@ -38,7 +38,7 @@ class Given:
 
     __slots__ = ("first_number", "flow", "keys", "output", "times", "values")
 
-    def __init__(self, flow: str, output: str, first_number: int, columns: Columns) -> None:
+    def __init__(self, flow: str, output: str, first_number: int, columns: ColumnBatch) -> None:
         self.flow = flow
         self.output = output
         self.first_number = first_number
@@ -68,7 +68,7 @@ class _Cell:
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
-        self.inbox: list[tuple[int, Columns]] = []
+        self.inbox: list[tuple[int, ColumnBatch]] = []
         self.inputs: list[_Cell] = []
         self.to: dict[int, list[tuple[_Cell, int]]] = {}
         """By port: the cells that are fed, with their ports."""
@@ -227,7 +227,7 @@ class Engine:
         channel = self._channel(source, partition)
         if values:
             cell = self._sources[source]
-            cell.inbox.append((0, Columns(times, values, keys, channel, ())))
+            cell.inbox.append((0, ColumnBatch(times, values, keys, channel, ())))
         return self._turn(now_ms)
 
     def tick(self, now_ms: int) -> list[Given]:

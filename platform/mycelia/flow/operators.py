@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mycelia.errors import FlowFunctionError
-from mycelia.flow.columns import BEGINNING_OF_TIME, Columns
+from mycelia.flow.column_batch import BEGINNING_OF_TIME, ColumnBatch
 from mycelia.flow.state import Changes
 
 __all__ = ["MAIN", "SIDE", "Operator"]
@@ -31,10 +31,10 @@ class Operator:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.out: list[tuple[int, Columns]] = []
+        self.out: list[tuple[int, ColumnBatch]] = []
         self.watermark = BEGINNING_OF_TIME
 
-    def process(self, port: int, batch: Columns) -> None:
+    def process(self, port: int, batch: ColumnBatch) -> None:
         """Take a batch, not empty, that came in by `port`."""
         raise NotImplementedError
 
@@ -53,7 +53,7 @@ class Operator:
         return {}
 
     def fail(
-        self, cause: Exception, batch: Columns | None, position: int | None, key: object = None
+        self, cause: Exception, batch: ColumnBatch | None, position: int | None, key: object = None
     ) -> FlowFunctionError:
         """The error that names this operator and the record at `position` of `batch`."""
         origin = None
@@ -66,7 +66,7 @@ class Operator:
     def fail_group(
         self,
         cause: Exception,
-        batch: Columns,
+        batch: ColumnBatch,
         key: object,
         records: list[Any],
         function: Callable[[list[Any]], object],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mycelia.flow.aggregations import Aggregation
-from mycelia.flow.columns import Columns
+from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import Emission
 from mycelia.flow.results import LateRecord, Timing, WindowResult, WindowSpan
 
@@ -94,11 +94,11 @@ class Results:
         self._times.append(result.end_ms - 1)
         self._values.append(result)
 
-    def take(self) -> Columns | None:
+    def take(self) -> ColumnBatch | None:
         """What was collected, if anything."""
         if not self._values:
             return None
-        taken = Columns(self._times, self._values, self._keys)
+        taken = ColumnBatch(self._times, self._values, self._keys)
         self._keys, self._times, self._values = [], [], []
         return taken
 
@@ -120,9 +120,9 @@ class LateRecords:
         self._times.append(time)
         self._values.append(LateRecord(key, value, time, watermark, missed))
 
-    def take(self) -> Columns | None:
+    def take(self) -> ColumnBatch | None:
         if not self._values:
             return None
-        taken = Columns(self._times, self._values, self._keys)
+        taken = ColumnBatch(self._times, self._values, self._keys)
         self._keys, self._times, self._values = [], [], []
         return taken

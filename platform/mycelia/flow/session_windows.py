@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any
 
 from mycelia.flow.aggregations import Aggregation
-from mycelia.flow.columns import Columns
+from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results
@@ -77,7 +77,7 @@ class MergingWindows(Operator):
 
     # --- records come --------------------------------------------------------------------------------
 
-    def process(self, port: int, batch: Columns) -> None:
+    def process(self, port: int, batch: ColumnBatch) -> None:
         assert batch.keys is not None
         by_key: dict[Any, list[tuple[int, Any]]] = defaultdict(list)
         for key, time, value in zip(batch.keys, batch.times, batch.values, strict=True):

@@ -10,7 +10,7 @@ from collections import defaultdict
 from typing import Any
 
 from mycelia.flow.aggregations import Aggregation
-from mycelia.flow.columns import Columns
+from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import AfterRecords, Emission
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results
@@ -85,7 +85,7 @@ class TrailingWindows(Operator):
         self._results = Results(aggregation, emission)
         self._late = LateRecords()
 
-    def process(self, port: int, batch: Columns) -> None:
+    def process(self, port: int, batch: ColumnBatch) -> None:
         assert batch.keys is not None
         by_key: dict[Any, dict[int, list[Any]]] = defaultdict(lambda: defaultdict(list))
         for key, time, value in zip(batch.keys, batch.times, batch.values, strict=True):

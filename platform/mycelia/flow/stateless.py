@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import chain, compress, repeat
 from typing import Any
 
-from mycelia.flow.columns import Columns, Selection, Spread
+from mycelia.flow.column_batch import ColumnBatch, Selection, Spread
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.state import Changes, StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
@@ -37,7 +37,7 @@ class Fused(Operator):
         super().__init__(" → ".join(step.name for step in steps))
         self._steps = steps
 
-    def process(self, port: int, batch: Columns) -> None:
+    def process(self, port: int, batch: ColumnBatch) -> None:
         times, values, keys, trail = batch.times, batch.values, batch.keys, batch.trail
         for step in self._steps:
             made: list[Any] = []
@@ -67,10 +67,10 @@ class Fused(Operator):
             except Exception as exc:
                 self.name = step.name
                 at = len(made) if len(made) < len(values) else _first_unhashable(made)
-                raise self.fail(exc, Columns(times, values, keys, 0, trail), at) from exc
+                raise self.fail(exc, ColumnBatch(times, values, keys, 0, trail), at) from exc
             if not values:
                 return
-        self.out.append((MAIN, Columns(times, values, keys, batch.channel, trail)))
+        self.out.append((MAIN, ColumnBatch(times, values, keys, batch.channel, trail)))
 
 
 def _first_unhashable(values: list[Any]) -> int | None:
@@ -85,7 +85,7 @@ def _first_unhashable(values: list[Any]) -> int | None:
 class Merging(Operator):
     """Several streams as one; the engine's turn gives them in order of their ports."""
 
-    def process(self, port: int, batch: Columns) -> None:
+    def process(self, port: int, batch: ColumnBatch) -> None:
         self.out.append((MAIN, batch))
 
 
@@ -96,7 +96,7 @@ class Branching(Operator):
         super().__init__(name)
         self._function = function
 
-    def process(self, port: int, batch: Columns) -> None:
+    def process(self, port: int, batch: ColumnBatch) -> None:
         taken: list[Any] = []
         try:
             taken.extend(map(bool, map(self._function, batch.values)))
@@ -108,7 +108,7 @@ class Branching(Operator):
                 trail = None if batch.trail is None else (*batch.trail, Selection(kept))
                 times, values = compress(batch.times, kept), compress(batch.values, kept)
                 self.out.append(
-                    (to, Columns(list(times), list(values), keys, batch.channel, trail))
+                    (to, ColumnBatch(list(times), list(values), keys, batch.channel, trail))
                 )
 
 
@@ -136,7 +136,7 @@ class Watching(Operator):
     def tick(self, now_ms: int) -> None:
         self._now_ms = now_ms
 
-    def process(self, port: int, batch: Columns) -> None:
+    def process(self, port: int, batch: ColumnBatch) -> None:
         self._partitions.heard(batch.channel, max(batch.times), self._now_ms)
         self.out.append((MAIN, batch))
 
@@ -177,7 +177,7 @@ class Stamping(Watching):
         self._function = function
         self._unit_ms = unit_ms
 
-    def process(self, port: int, batch: Columns) -> None:
+    def process(self, port: int, batch: ColumnBatch) -> None:
         said: list[Any] = []
         times: list[int] = []
         try:
@@ -189,7 +189,9 @@ class Stamping(Watching):
         except Exception as exc:
             position = len(said) if len(said) < len(batch.values) else len(times)
             raise self.fail(exc, batch, position) from exc
-        super().process(port, Columns(times, batch.values, batch.keys, batch.channel, batch.trail))
+        super().process(
+            port, ColumnBatch(times, batch.values, batch.keys, batch.channel, batch.trail)
+        )
 
     def _milliseconds(self, said: Any) -> int:
         if isinstance(said, datetime):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mycelia.flow.columns import BEGINNING_OF_TIME, END_OF_TIME
+from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME
 
 __all__ = ["PartitionWatermarks"]
 

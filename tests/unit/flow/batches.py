@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mycelia.flow import Changes, MemoryStore
-from mycelia.flow.columns import Columns
+from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.operators import Operator
 from mycelia.flow.results import WindowResult
 
@@ -13,9 +13,9 @@ Records = list[tuple[Any, int, Any]]
 """Key, event time and value of each."""
 
 
-def columns(records: Records) -> Columns:
+def columns(records: Records) -> ColumnBatch:
     keys, times, values = (list(column) for column in zip(*records, strict=True))
-    return Columns(times, values, keys, 0, ())
+    return ColumnBatch(times, values, keys, 0, ())
 
 
 def taken(one: Operator, port: int = 0) -> list[Any]:

@@ -14,7 +14,7 @@ from tests.unit.flow.slow_windows import SlowWindows
 from mycelia.errors import FlowFunctionError
 from mycelia.flow import MemoryStore, after, collect, count, every, hopping, sum_of, tumbling
 from mycelia.flow.aligned_windows import AlignedWindows
-from mycelia.flow.columns import END_OF_TIME
+from mycelia.flow.column_batch import END_OF_TIME
 from mycelia.flow.emission import Emission, emission_of
 from mycelia.flow.results import LateRecord, WindowResult
 from mycelia.flow.windows import HoppingWindows

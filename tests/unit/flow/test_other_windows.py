@@ -24,7 +24,7 @@ from mycelia.flow import (
     sum_of,
     tumbling,
 )
-from mycelia.flow.columns import END_OF_TIME
+from mycelia.flow.column_batch import END_OF_TIME
 from mycelia.flow.count_windows import FillingWindows
 from mycelia.flow.emission import Emission, emission_of
 from mycelia.flow.sliding_windows import TrailingWindows

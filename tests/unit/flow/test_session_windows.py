@@ -12,7 +12,7 @@ from tests.unit.flow.batches import Records, brief, columns, save, taken
 
 from mycelia.errors import FlowFunctionError
 from mycelia.flow import MemoryStore, after, collect, every, max_of, session
-from mycelia.flow.columns import END_OF_TIME
+from mycelia.flow.column_batch import END_OF_TIME
 from mycelia.flow.emission import Emission, emission_of
 from mycelia.flow.session_windows import MergingWindows
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mycelia.errors import StateIncompatible
 from mycelia.flow import MemoryStore
-from mycelia.flow.columns import BEGINNING_OF_TIME, END_OF_TIME
+from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME
 from mycelia.flow.state import KeyedState
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.timer_queue import TimerQueue

@@ -1,6 +1,6 @@
 """A batch of records, as the columns that operators work on. Pure.
 
-Columns and not records: what one step needs of a batch is mostly one column, and Python walks a list of it at the speed of C.
+ColumnBatch and not records: what one step needs of a batch is mostly one column, and Python walks a list of it at the speed of C.
 Three lists cost nothing where a step leaves two of them as they are (docs/decisions/0020).
 """
 
@@ -10,7 +10,7 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import Any, Final
 
-__all__ = ["BEGINNING_OF_TIME", "END_OF_TIME", "Columns", "Selection", "Spread"]
+__all__ = ["BEGINNING_OF_TIME", "END_OF_TIME", "ColumnBatch", "Selection", "Spread"]
 
 BEGINNING_OF_TIME: Final = -(2**62)
 """The watermark of an input that has said nothing yet, in milliseconds."""
@@ -44,7 +44,7 @@ class Spread:
         return bisect_right(list(accumulate(self.counts)), position)
 
 
-class Columns:
+class ColumnBatch:
     """Records side by side: `keys[i]`, `times[i]` and `values[i]` are one record's.
 
     Who is given columns does not change them: the same lists may be on their way to another operator.
@@ -78,7 +78,7 @@ class Columns:
         return len(self.values)
 
     def __repr__(self) -> str:
-        return f"Columns({self.times!r:.80}, {self.values!r:.80}, {self.keys!r:.80})"
+        return f"ColumnBatch({self.times!r:.80}, {self.values!r:.80}, {self.keys!r:.80})"
 
     def origin(self, position: int) -> int | None:
         """Which record of the engine's batch the one at `position` is, or was made of; None if it is a result."""
