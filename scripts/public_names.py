@@ -18,6 +18,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
                 "Logger",
                 "Tracer",
                 "trace_calls",
+                "links_of",
                 "Metrics",
                 "MetricFactory",
             ),

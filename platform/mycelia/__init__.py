@@ -80,6 +80,7 @@ from mycelia.providers import (
     Metrics,
     Tracer,
     configure_logging,
+    links_of,
     trace_calls,
 )
 from mycelia.runtime import (
@@ -154,6 +155,7 @@ __all__ = [
     "get_current_call",
     "http",
     "linear",
+    "links_of",
     "mount",
     "redacted_arguments",
     "register_remote_error",

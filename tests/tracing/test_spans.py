@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +15,7 @@ from opentelemetry import context as otel_context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from tests.runtime.conftest import Invoke, Serve
+from tests.runtime.dead_letter_box import read_dead_letters
 
 from mycelia import (
     Call,
@@ -25,18 +26,23 @@ from mycelia import (
     Outcome,
     Publisher,
     Queue,
+    Retry,
     RpcProxy,
     Tracer,
     consume,
     context,
     event_handler,
+    fixed,
+    get_current_call,
+    links_of,
     rpc,
     timer,
     trace_calls,
 )
+from mycelia.amqp import Message, Properties
 from mycelia.call import Direction, Target, compose
 from mycelia.errors import RemoteError
-from mycelia.providers.tracing.layer import links_of, span_layer
+from mycelia.providers.tracing.layer import span_layer
 from mycelia.testing import ReceivedSpan, SpanReceiver
 
 Spans = dict[str, ReceivedSpan]
@@ -315,6 +321,92 @@ async def test_what_is_published_for_later_is_handled_in_its_trace(
     assert min(pauses) >= 0.7e9
 
 
+@pytest.mark.parametrize(
+    ("retry", "expiration", "said"),
+    [
+        (None, None, ["handler_error", 1]),
+        (Retry(attempts=2, backoff=fixed(0.25)), None, ["too_many_attempts", 2]),
+        (Retry(attempts=9, backoff=fixed("1h")), 60.0, ["expired", 1]),
+    ],
+    ids=["no retry", "last attempt", "would be too late"],
+)
+async def test_span_of_the_attempt_says_why_its_message_is_a_dead_letter(
+    receiver: SpanReceiver,
+    serve: Serve,
+    uri: str,
+    retry: Retry | None,
+    expiration: float | None,
+    said: list[Any],
+) -> None:
+    class Doomed:
+        name = "doomed"
+
+        @event_handler("feed", "came", retry=retry)
+        async def take(self, event: Any) -> None:
+            raise ConnectionError("never")
+
+    await serve(Doomed, config=traced(receiver))
+    async with Client(uri) as client:
+        await client.publish("feed", "came", {"n": 1}, expiration=expiration)
+
+    await wait_for(receiver, lambda spans: len(spans) == said[1])
+    *before, last = sorted(receiver.spans, key=lambda span: span.start)
+    assert [span.attributes["mycelia.settlement"] for span in before] == ["redeliver"] * len(before)
+    assert [span for span in before if "mycelia.dead_letter.reason" in span.attributes] == []
+    assert last.attributes["mycelia.settlement"] == "deadletter"
+    assert last.attributes["error.type"] == "ConnectionError"
+    told = [last.attributes[f"mycelia.dead_letter.{name}"] for name in ("reason", "attempts")]
+    assert told == said
+
+
+async def test_span_of_what_cannot_be_read_says_that_it_is_a_dead_letter(
+    receiver: SpanReceiver, serve: Serve
+) -> None:
+    class Reader:
+        name = "reader"
+
+        @event_handler("feed", "came")
+        async def take(self, event: Any) -> None: ...
+
+    runner = await serve(Reader, config=traced(receiver))
+    broken = Properties(content_type="application/json", content_encoding="utf-8")
+    await runner.host.link.publish(Message("feed.events", "came", b"{", broken))
+
+    await wait_for(receiver, lambda spans: len(spans) == 1)
+    [span] = receiver.spans
+    assert span.attributes["mycelia.refused"] is True
+    assert span.attributes["mycelia.dead_letter.reason"] == "undecodable"
+
+
+async def test_worker_that_is_given_up_has_a_span_that_ends(
+    receiver: SpanReceiver, serve: Serve, uri: str
+) -> None:
+    """Settled before it ends: it will not be cancelled."""
+    stuck = asyncio.Event()
+
+    class Stuck:
+        name = "stuck"
+
+        @event_handler("feed", "came", retry=None, timeout=0.05)
+        async def take(self, event: Any) -> None:
+            while not stuck.is_set():
+                try:
+                    await stuck.wait()
+                except asyncio.CancelledError:
+                    continue
+
+    runner = await serve(Stuck, config=traced(receiver))
+    async with Client(uri) as client:
+        await client.publish("feed", "came", 1)
+    await read_dead_letters(runner.host.link, "evt-feed-came--stuck.take", 1)
+    assert receiver.spans == []
+    stuck.set()
+
+    await wait_for(receiver, lambda spans: len(spans) == 1)
+    [span] = receiver.spans
+    assert span.attributes["mycelia.dead_letter.reason"] == "handler_error"
+
+
 async def test_baggage_of_opentelemetry_and_ours_are_one(
     receiver: SpanReceiver, serve: Serve, invoke: Invoke
 ) -> None:
@@ -542,6 +634,34 @@ def test_whatever_the_headers_hold_the_call_goes_on(
 
 async def _of(outcome: Awaitable[Outcome]) -> Outcome:
     return await outcome
+
+
+async def test_span_of_a_batch_links_to_the_spans_of_its_calls(
+    receiver: SpanReceiver, serve: Serve, uri: str
+) -> None:
+    class Ledger:
+        name = "ledger"
+        tracer = Tracer()
+        waiting: ClassVar[list[Call | None]] = []
+
+        @event_handler("orders", "placed", concurrency=1)
+        async def placed(self, order: Any) -> None:
+            self.waiting.append(get_current_call())
+            if len(self.waiting) == 3:
+                calls = [call for call in self.waiting if call is not None]
+                with self.tracer.start_as_current_span("book", links=links_of(calls)):
+                    pass
+
+    await serve(Ledger, config=traced(receiver))
+    async with Client(uri) as client:
+        for number in range(3):
+            await client.publish("orders", "placed", number)
+
+    await wait_for(receiver, lambda spans: len(spans) == 4)
+    [book] = [span for span in receiver.spans if span.name == "book"]
+    handled = [span for span in receiver.spans if span.kind == "CONSUMER"]
+    assert len({span.trace_id for span in handled}) == 3
+    assert sorted(book.links) == sorted((span.trace_id, span.span_id) for span in handled)
 
 
 def test_batch_links_to_the_traces_that_its_calls_came_with() -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from mycelia.amqp import Delivery
 from mycelia.call.options import CallOptions, PublishOptions
+from mycelia.call.outcome import Settlement
 from mycelia.call.target import CallKind, Target
 from mycelia.log_event import event
 from mycelia.wire import (
@@ -75,6 +76,10 @@ class Call(msgspec.Struct, eq=False):
     """Why its method is not going to run (it came too late, fits no method, …); `None` for a call that is."""
     interruption: BaseException | None = None
     """Why its worker has been cancelled (it ran too long); `None` while nobody has."""
+    settlement: Settlement | None = None
+    """Of one that arrived: how it was settled, where it has failed or a middleware decided; `None` before, and for all else."""
+    on_settled: Callable[[Call], None] | None = None
+    """Told on the event loop when it has been settled, with `settlement` there; `when_settled()` sets it."""
     given_context: dict[str, Any] | None = None
     """Context data that is not in the headers: `context` once somebody has asked for it, or whoever made the call gave it."""
     reply_context: dict[str, Any] | None = None
@@ -82,6 +87,13 @@ class Call(msgspec.Struct, eq=False):
     it); of one that leaves, what has come with the answer. One hop: who wants it to go further sets it again."""
     _context_names: tuple[str, ...] = ()
     _call_id: str | None = None
+
+    def when_settled(self, told: Callable[[Call], None]) -> None:
+        """Have `told` called when this call has been settled; at once, if it has failed and been settled. One for each call."""
+        if self.settlement is None:
+            self.on_settled = told
+        else:
+            told(self)
 
     @property
     def kind(self) -> CallKind:

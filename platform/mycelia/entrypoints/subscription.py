@@ -395,6 +395,7 @@ class Subscription(Entrypoint, ABC):
     def _bury(
         self, call: Call, delivery: Delivery, reason: str, error: BaseException | None
     ) -> None:
+        call.settlement = DeadLetter(reason)
         self.dead_letters.bury(
             delivery,
             queue=self._queue.name,

@@ -5,7 +5,7 @@ from mycelia.providers.config import Config, ConfigView
 from mycelia.providers.logger import Logger
 from mycelia.providers.logging_setup import configure_logging, follow_log_level
 from mycelia.providers.metrics import MetricFactory, Metrics
-from mycelia.providers.tracing import Tracer, trace_calls
+from mycelia.providers.tracing import Tracer, links_of, trace_calls
 
 __all__ = [
     "CallFields",
@@ -17,5 +17,6 @@ __all__ = [
     "Tracer",
     "configure_logging",
     "follow_log_level",
+    "links_of",
     "trace_calls",
 ]

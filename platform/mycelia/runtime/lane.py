@@ -431,13 +431,18 @@ class Lane:
                 settlement = settler.settlement_of(call, outcome)
             if outcome.error is not None and type(settlement) is not GiveBack:
                 self._log_error(call, outcome)
+            call.settlement = settlement
             settler.settle(call, outcome, settlement)
         except Exception:
             # A bug of ours: settlers contain their own errors. The slot must come back all the same, and the message
             # must not hang: it goes back, and is counted. (Where it was settled after all, that does nothing.)
             log.exception(event("settle_failed", call=call.target.name))
+            call.settlement = GiveBack()
             with suppress(Exception):
-                settler.settle(call, outcome, GiveBack())
+                settler.settle(call, outcome, call.settlement)
+        finally:
+            if call.on_settled is not None:
+                _tell_settled(call, call.on_settled)
 
     # --- a worker takes too long --------------------------------------------------------------
 
@@ -540,6 +545,14 @@ class Lane:
             self._settle(call, Outcome(error=asyncio.CancelledError(), settlement=GiveBack()))
         if self._idle is not None:
             self._idle.set()
+
+
+def _tell_settled(call: Call, told: Callable[[Call], None]) -> None:
+    call.on_settled = None
+    try:
+        told(call)
+    except Exception:
+        log.exception(event("settle_failed", call=call.target.name))
 
 
 def _expired(call: Call) -> DeadlinePassed:

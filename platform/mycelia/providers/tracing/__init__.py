@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from mycelia.call import Direction, Middleware, MiddlewareSource, Target
+from mycelia.call import Call, Direction, Middleware, MiddlewareSource, Target
 from mycelia.extras import install_command, is_installed, require_extra
 from mycelia.log_event import event
 from mycelia.providers.tracing.provider import Tracer
@@ -17,9 +17,11 @@ from mycelia.runtime import Settings, register_process_part
 from mycelia.runtime.settings import USED_BY_SOME
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Link as SpanLink
+
     from mycelia.providers.tracing.part import TracingPart
 
-__all__ = ["Tracer", "trace_calls", "traces_of_program"]
+__all__ = ["Tracer", "links_of", "trace_calls", "traces_of_program"]
 
 log = logging.getLogger("mycelia.tracing")
 
@@ -69,6 +71,24 @@ def trace_calls() -> MiddlewareSource:
     """
     require_extra("tracing", "trace_calls()")
     return _CallsOfProgram()
+
+
+def links_of(calls: Iterable[Call]) -> list[SpanLink]:
+    """Links to the spans of `calls`, for the span of a batch, which cannot have them all as its parent.
+
+        with self.tracer.start_as_current_span("book", links=links_of(calls)):
+
+    A call that brought no trace has no link. Calls of a process that is not traced link to whatever they came with.
+
+    Raises:
+        ConfigError: OpenTelemetry is not installed.
+    """
+    require_extra("tracing", "links_of()")
+    from opentelemetry.trace import Link
+
+    from mycelia.providers.tracing.layer import contexts_of
+
+    return [Link(context) for context in contexts_of(calls)]
 
 
 @asynccontextmanager

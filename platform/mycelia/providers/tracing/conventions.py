@@ -13,6 +13,8 @@ from mycelia.amqp import Delivery
 from mycelia.call import Call, CallKind, Direction, Target
 
 __all__ = [
+    "DEAD_LETTER_ATTEMPTS",
+    "DEAD_LETTER_REASON",
     "ERROR_TYPE",
     "EXCEPTION_EVENT",
     "EXCEPTION_MESSAGE",
@@ -40,7 +42,10 @@ HTTP_STATUS: Final = "http.response.status_code"
 REFUSED: Final = "mycelia.refused"
 """True where the method has not run: too late, not readable, no such method."""
 SETTLEMENT: Final = "mycelia.settlement"
-"""What a middleware has decided about the message, in lower case; absent where the entrypoint's own rule holds."""
+"""What became of the message of a call that failed, in lower case (`redeliver`, `deadletter`, …); of an answered one, nothing."""
+DEAD_LETTER_REASON: Final = "mycelia.dead_letter.reason"
+DEAD_LETTER_ATTEMPTS: Final = "mycelia.dead_letter.attempts"
+"""How often it was tried, this time included."""
 
 _ATTEMPT: Final = "mycelia.attempt"
 _CALL_ID: Final = "mycelia.call_id"

@@ -80,13 +80,32 @@ def _grpc_exporter(endpoint: str | None) -> SpanExporter:
     return exporter
 
 
-class _Quiet(SpanExporter):
-    """An exporter whose failures are one line a minute."""
+class _Losses:
+    """What is said of spans that could not be exported: one line a minute, whoever says it. Safe in threads."""
 
-    def __init__(self, inner: SpanExporter) -> None:
-        self._inner = inner
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._lost = 0
         self._said_at = -SAID_EVERY_S
+
+    def tell(self, spans: int, detail: str) -> None:
+        """Count `spans`, 0 where nobody knows how many they are; and say it, if a line is due."""
+        with self._lock:
+            self._lost += spans
+            now = time.monotonic()
+            if now - self._said_at < SAID_EVERY_S:
+                return
+            lost, self._lost, self._said_at = self._lost, 0, now
+        known = {"spans": lost} if lost else {}
+        log.warning(event("spans_not_exported", **known, detail=detail))
+
+
+class _Quiet(SpanExporter):
+    """An exporter that says of its failures what `losses` lets through."""
+
+    def __init__(self, inner: SpanExporter, losses: _Losses) -> None:
+        self._inner = inner
+        self._losses = losses
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         error = ""
@@ -95,17 +114,9 @@ class _Quiet(SpanExporter):
         except Exception as exc:  # noqa: BLE001  a thread of its own, and nobody there who could do anything
             result, error = SpanExportResult.FAILURE, describe(exc)
         if result is SpanExportResult.FAILURE:
-            self._lost += len(spans)
-            now = time.monotonic()
-            if now - self._said_at >= SAID_EVERY_S:
-                log.warning(
-                    event(
-                        "spans_not_exported",
-                        spans=self._lost,
-                        detail=error or "the collector did not take them; calls go on as ever",
-                    )
-                )
-                self._said_at, self._lost = now, 0
+            self._losses.tell(
+                len(spans), error or "the collector did not take them; calls go on as ever"
+            )
         return result
 
     def shutdown(self) -> None:
@@ -126,21 +137,22 @@ class SpanSink:
             logger = logging.getLogger(name)
             if logger.level == logging.NOTSET:
                 logger.setLevel(logging.CRITICAL)
+        self._losses = losses = _Losses()
         self.processor: SpanProcessor | None = (
-            None if exporter is None else BatchSpanProcessor(_Quiet(exporter))
+            None if exporter is None else BatchSpanProcessor(_Quiet(exporter, losses))
         )
 
     async def aclose(self) -> None:
         """Let what is there leave, for `FLUSH_S` at most."""
         if self.processor is None:
             return
-        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        loop, done, losses = asyncio.get_running_loop(), asyncio.Event(), self._losses
 
         def close(processor: SpanProcessor) -> None:
             try:
                 processor.shutdown()
             except Exception as exc:  # noqa: BLE001  the exporter's affair; the process stops all the same
-                log.warning(event("spans_not_exported", detail=describe(exc)))
+                losses.tell(0, describe(exc))
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(done.set)
 
@@ -152,12 +164,7 @@ class SpanSink:
             async with asyncio.timeout(FLUSH_S):
                 await done.wait()
         except TimeoutError:
-            log.warning(
-                event(
-                    "spans_not_exported",
-                    detail=f"the collector took more than {FLUSH_S:g} s to stop",
-                )
-            )
+            losses.tell(0, f"the collector took more than {FLUSH_S:g} s for the last ones")
 
 
 class ServiceTracers(trace.TracerProvider):

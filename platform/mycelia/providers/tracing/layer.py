@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from opentelemetry import baggage as otel_baggage
@@ -11,7 +13,6 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.trace import (
-    Link,
     Span,
     SpanContext,
     SpanKind,
@@ -22,7 +23,17 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from mycelia.call import Call, CallKind, Direction, Middleware, Next, Outcome, Target
+from mycelia.call import (
+    Call,
+    CallKind,
+    DeadLetter,
+    Direction,
+    Middleware,
+    Next,
+    Outcome,
+    Reply,
+    Target,
+)
 from mycelia.errors import (
     ContractError,
     DeadlinePassed,
@@ -38,7 +49,7 @@ from mycelia.log_event import event
 from mycelia.providers.tracing import conventions as said
 from mycelia.wire import BAGGAGE, TRACEPARENT, TRACESTATE, format_baggage, parse_baggage
 
-__all__ = ["links_of", "span_layer"]
+__all__ = ["contexts_of", "span_layer"]
 
 log = logging.getLogger("mycelia.tracing")
 
@@ -72,6 +83,7 @@ def span_layer(tracer_of: TracerOf, target: Target) -> Middleware:
     """
     kind = _KINDS.get((target.direction, target.kind), SpanKind.INTERNAL)
     fixed = said.attributes_of_target(target)
+    is_settled = target.direction is Direction.INBOUND and target.kind is not CallKind.HTTP
     parent_of = _arrived_with if target.direction is Direction.INBOUND else _leaves_from
 
     async def traced(call: Call, next: Next) -> Outcome:
@@ -97,8 +109,10 @@ def span_layer(tracer_of: TracerOf, target: Target) -> Middleware:
         inside = set_span_in_context(span, parent)
         _write(call, span.get_span_context(), inside)
         token = otel_context.attach(inside)
+        has_failed = True
         try:
             outcome = await next(call)
+            has_failed = outcome.error is not None or outcome.settlement is not None
         except BaseException as exc:  # cancellation, which goes through
             _tell_error(span, call.reason_for(exc), target, with_stack=False)
             raise
@@ -108,15 +122,18 @@ def span_layer(tracer_of: TracerOf, target: Target) -> Middleware:
             return outcome
         finally:
             otel_context.detach(token)
-            span.end()
+            if is_settled and (has_failed or call.settlement is not None):
+                call.when_settled(partial(_end_settled, span, time.time_ns()))
+            else:
+                span.end()
 
     return traced
 
 
-def links_of(calls: Iterable[Call]) -> list[Link]:
-    """Links to the traces that `calls` came with: for the span of a batch, which cannot have them all as its parent."""
+def contexts_of(calls: Iterable[Call]) -> list[SpanContext]:
+    """The spans of `calls`, where they have one: their own here, or what they came with where they are not traced."""
     contexts = (_context_in(call) for call in calls)
-    return [Link(context) for context in contexts if context.is_valid]
+    return [context for context in contexts if context.is_valid]
 
 
 def _context_in(call: Call) -> SpanContext:
@@ -174,14 +191,23 @@ def _write(call: Call, own: SpanContext, inside: otel_context.Context) -> None:
 def _tell(span: Span, call: Call, outcome: Outcome, target: Target) -> None:
     if outcome.is_refused:
         span.set_attribute(said.REFUSED, True)
-    if outcome.settlement is not None:
-        span.set_attribute(said.SETTLEMENT, type(outcome.settlement).__name__.lower())
     status = _http_status(call, outcome) if target.kind is CallKind.HTTP else None
     if status is not None:
         span.set_attribute(said.HTTP_STATUS, status)
     if outcome.error is not None:
         is_fine = status is not None and status < 500
         _tell_error(span, outcome.error, target, is_fine=is_fine)
+
+
+def _end_settled(span: Span, ended_at_ns: int, call: Call) -> None:
+    """What became of the message is known after the method's time is over."""
+    settlement = call.settlement
+    if settlement is not None and not isinstance(settlement, Reply):
+        span.set_attribute(said.SETTLEMENT, type(settlement).__name__.lower())
+    if isinstance(settlement, DeadLetter):
+        span.set_attribute(said.DEAD_LETTER_REASON, said.clean(settlement.reason))
+        span.set_attribute(said.DEAD_LETTER_ATTEMPTS, call.attempt)
+    span.end(ended_at_ns)
 
 
 def _tell_error(
