@@ -304,7 +304,7 @@ def test_collector_that_is_down_or_hangs_costs_one_line_and_two_seconds_at_the_s
             OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
             **{**QUICK, "OTEL_BSP_MAX_QUEUE_SIZE": "512"},
             # Seconds for each batch; ten by default, and the line comes after them.
-            **({"OTEL_EXPORTER_OTLP_TIMEOUT": "1"} if when == "while it runs" else {}),
+            **({"OTEL_EXPORTER_OTLP_TIMEOUT": "4"} if when == "while it runs" else {}),
         ) as process,
     ):
         process.wait_until_ready()
