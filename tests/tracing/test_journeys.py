@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pika
 import pytest
 import yaml
 from tests.cli.commands import MYCELIA, NAMEKO
@@ -189,8 +188,12 @@ def test_existing_nameko_services_are_traced_by_one_line_of_configuration(
     assert ("SERVER old", "PRODUCER old", "CONSUMER older") in ways
 
 
+@pytest.mark.parametrize("is_traced", [True, False], ids=["traced command", "untraced command"])
+@pytest.mark.parametrize(
+    "how", [["redrive"], ["edit", "--set", "number=2"]], ids=lambda how: how[0]
+)
 def test_dead_letter_keeps_its_trace_and_so_does_its_redrive(
-    receiver: SpanReceiver, rabbit_uri: str, tmp_path: Path
+    how: list[str], is_traced: bool, receiver: SpanReceiver, rabbit_uri: str, tmp_path: Path
 ) -> None:
     config = config_in(tmp_path, rabbit_uri)
     trace_id = "e" * 32
@@ -217,14 +220,10 @@ def test_dead_letter_keeps_its_trace_and_so_does_its_redrive(
         [failed] = receiver.wait_for(bool)
         process.wait_for("delivery_dead_lettered")
         (tmp_path / "blessed").touch()
-        connection = pika.BlockingConnection(pika.URLParameters(rabbit_uri))
-        channel = connection.channel()
-        method, properties, body = channel.basic_get(queue + ".dead")
-        assert method is not None
-        assert properties.headers["x-mycelia-trace-id"] == trace_id
-        channel.basic_publish("", queue, body, properties)
-        channel.basic_ack(method.delivery_tag)
-        connection.close()
+        dead = run([*MYCELIA, "dlq", "show", queue, "--json"], tmp_path, AMQP_URI=rabbit_uri)
+        told = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint} if is_traced else {}
+        sent = run([*MYCELIA, "dlq", *how, queue], tmp_path, AMQP_URI=rabbit_uri, **told)
+        assert (sent.returncode, sent.stderr) == (0, ""), sent.stderr
         spans = receiver.wait_for(
             lambda spans: (
                 sum(s.kind == "CONSUMER" for s in spans) == 2
@@ -232,10 +231,18 @@ def test_dead_letter_keeps_its_trace_and_so_does_its_redrive(
             )
         )
         process.stop()
+    assert trace_id in dead.stdout
     assert {span.trace_id for span in spans} == {trace_id}
     assert failed.error == "ValueError: cursed"
     again = next(s for s in spans if s.kind == "CONSUMER" and s.error is None)
     assert again.parent_id == failed.parent_id == "f" * 16
+    commands = [span for span in spans if span.service == "mycelia-cli"]
+    assert [f"{span.kind} {span.name}" for span in commands] == [
+        f"PRODUCER redrive {queue}.dead"
+    ] * is_traced
+    for span in commands:
+        assert span.parent_id == "f" * 16
+        assert span.attributes["messaging.destination.name"] == f":{queue}"
 
 
 def test_spans_of_libraries_nest_in_tasks_and_threads(

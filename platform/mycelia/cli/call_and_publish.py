@@ -23,6 +23,7 @@ from mycelia.runtime.settings import DEFAULT_BROKER
 from mycelia.wire import JSON
 
 __all__ = [
+    "PROGRAM",
     "add_call_arguments",
     "add_connection_arguments",
     "add_publish_arguments",
@@ -31,6 +32,9 @@ __all__ = [
     "publish_command",
     "say_usage",
 ]
+
+PROGRAM = "mycelia-cli"
+"""The service of the spans of commands."""
 
 CALL_EXAMPLES = """\
 examples:
@@ -252,7 +256,7 @@ async def _traced_client(args: argparse.Namespace) -> AsyncIterator[Client]:
     """As `client_of()`, open; with a trace where OpenTelemetry's variables or the configuration ask for it."""
     config = read_config(args.config, args.broker)
     async with (
-        traces_of_program("mycelia-cli", config) as middleware,
+        traces_of_program(PROGRAM, config) as middleware,
         client_of(args, middleware) as client,
     ):
         yield client

@@ -20,7 +20,12 @@ import msgspec
 from mycelia.amqp import Link
 from mycelia.amqp.uri import parse_uri
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
-from mycelia.cli.call_and_publish import add_connection_arguments, client_of, say_usage
+from mycelia.cli.call_and_publish import (
+    PROGRAM,
+    add_connection_arguments,
+    client_of,
+    say_usage,
+)
 from mycelia.cli.dlq_output import (
     Progress,
     as_json,
@@ -34,6 +39,7 @@ from mycelia.cli.dlq_output import (
 )
 from mycelia.cli.run import event_loop_factory, read_config
 from mycelia.control.dead_letters import (
+    AroundSending,
     DeadLetterQueue,
     Letter,
     LetterFilter,
@@ -55,6 +61,7 @@ from mycelia.control.dead_letters import (
 from mycelia.durations import seconds_of
 from mycelia.entrypoints.republished import own_user
 from mycelia.errors import ConfigError, MyceliaError, TopologyError
+from mycelia.providers.tracing import traces_of_program
 from mycelia.runtime.settings import DEFAULT_BROKER
 
 __all__ = ["add_dlq_commands"]
@@ -249,8 +256,17 @@ def _is_no_adoption(record: logging.LogRecord) -> bool:
 class _Broker:
     """The broker in both of its ways: an open link, and the management API if it answers."""
 
-    def __init__(self, link: Link, uri: str, management: str | None, timeout: float) -> None:
+    def __init__(
+        self,
+        link: Link,
+        uri: str,
+        management: str | None,
+        timeout: float,
+        around: AroundSending | None,
+    ) -> None:
         self.link = link
+        self.traced: dict[str, AroundSending] = {} if around is None else {"around": around}
+        """For what sends messages."""
         self.timeout = timeout
         self.user = own_user(uri)
         self._uri = uri
@@ -263,8 +279,13 @@ class _Broker:
         uri = config.get("AMQP_URI", DEFAULT_BROKER)
         if args.management is not None:
             management_of(uri, args.management)  # a wrong address is said at once
-        async with client_of(args) as client:
-            yield cls(client.link, uri, args.management, args.timeout)
+        async with traces_of_program(PROGRAM, config) as traces, client_of(args) as client:
+            around: AroundSending | None = None
+            if traces:
+                from mycelia.providers.tracing.resends import span_of_resend
+
+                around = span_of_resend
+            yield cls(client.link, uri, args.management, args.timeout, around)
 
     async def all_queues(self) -> list[DeadLetterQueue]:
         """All dead-letter queues of the virtual host.
@@ -462,7 +483,14 @@ async def _edit(args: argparse.Namespace, broker: _Broker) -> int:
             return 1
     body, properties = changed_payload(text, letter.properties)
     await send_changed(
-        broker.link, letter, route, body, properties, user=broker.user, timeout=broker.timeout
+        broker.link,
+        letter,
+        route,
+        body,
+        properties,
+        user=broker.user,
+        timeout=broker.timeout,
+        **broker.traced,
     )
     if args.json:
         print(as_json({"sent_to": str(route), "message_id": letter.message_id}))
@@ -534,6 +562,7 @@ async def _redrive(args: argparse.Namespace, broker: _Broker) -> int:
                 user=broker.user,
                 timeout=broker.timeout,
                 on_progress=progress.tell,
+                **broker.traced,
             )
         reports.append(report)
         if not args.json:

@@ -19,6 +19,7 @@ from mycelia.control.dead_letters.listing import (
 from mycelia.control.dead_letters.payloads import Payload, changed_payload, with_changes
 from mycelia.control.dead_letters.redrive import (
     IN_FLIGHT,
+    AroundSending,
     RedriveReport,
     purge,
     redrive,
@@ -29,6 +30,7 @@ from mycelia.control.dead_letters.walk import Walk, WalkInterrupted
 
 __all__ = [
     "IN_FLIGHT",
+    "AroundSending",
     "DeadLetterQueue",
     "Destination",
     "Letter",

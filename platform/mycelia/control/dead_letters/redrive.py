@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import msgspec
@@ -32,7 +33,7 @@ from mycelia.errors import (
     describe,
 )
 
-__all__ = ["IN_FLIGHT", "RedriveReport", "purge", "redrive", "send_changed"]
+__all__ = ["IN_FLIGHT", "AroundSending", "RedriveReport", "purge", "redrive", "send_changed"]
 
 IN_FLIGHT: Final = 64
 """Messages that are published and not yet removed. A compromise: of a killed run so many may be in two places."""
@@ -74,6 +75,13 @@ class RedriveReport(msgspec.Struct, kw_only=True):
 
 OnProgress = Callable[[RedriveReport], None]
 
+AroundSending = Callable[[Delivery, str, str], AbstractContextManager[None]]
+"""What stands around the sending of a message: given that, as it lies there, and the exchange and the routing key that it goes to."""
+
+
+def _nothing(delivery: Delivery, exchange: str, routing_key: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
 
 async def redrive(
     link: Link,
@@ -87,6 +95,7 @@ async def redrive(
     user: str | None = None,
     timeout: float = 30.0,
     on_progress: OnProgress | None = None,
+    around: AroundSending = _nothing,
 ) -> RedriveReport:
     """Send the dead letters of `queue` that are `chosen` again, each on its way.
 
@@ -100,11 +109,14 @@ async def redrive(
         user: who publishes on the link.
         timeout: seconds for the broker to take a message.
         on_progress: told after each message that was looked at; must not wait.
+        around: what stands around the sending of each message: a span, for instance.
 
     Raises:
         TopologyError: no such queue, or somebody else is at work on it.
     """
-    run = _Run(link, queue, router, chosen, limit, rate, dry_run, user, timeout, on_progress)
+    run = _Run(
+        link, queue, router, chosen, limit, rate, dry_run, user, timeout, on_progress, around
+    )
     await run.run()
     return run.report
 
@@ -160,6 +172,7 @@ async def send_changed(
     *,
     user: str | None = None,
     timeout: float = 30.0,
+    around: AroundSending = _nothing,
 ) -> None:
     """Send `letter` with another body and other properties, then remove it from its queue.
 
@@ -174,7 +187,8 @@ async def send_changed(
         async for delivery in walk:
             if letter.is_same(Letter.of(delivery, queue, walk.seen)):
                 changed = msgspec.structs.replace(delivery, properties=properties, body=body)
-                await _publish(link, changed, route, user, timeout)
+                with around(changed, route.exchange, route.routing_key):
+                    await _publish(link, changed, route, user, timeout)
                 walk.take(delivery)
                 return
             await walk.keep(delivery)
@@ -217,6 +231,7 @@ class _Run:
         user: str | None,
         timeout: float,
         on_progress: OnProgress | None,
+        around: AroundSending,
     ) -> None:
         self.report = RedriveReport(dead_letter_queue=queue)
         self._link = link
@@ -230,6 +245,7 @@ class _Run:
         self._user = user
         self._timeout = timeout
         self._on_progress = on_progress
+        self._around = around
         self._in_flight: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(IN_FLIGHT)
         self._failure: MyceliaError | None = None
@@ -336,7 +352,8 @@ class _Run:
     async def _send(self, walk: Walk, delivery: Delivery, route: Destination) -> None:
         report = self.report
         try:
-            await _publish(self._link, delivery, route, self._user, self._timeout)
+            with self._around(delivery, route.exchange, route.routing_key):
+                await _publish(self._link, delivery, route, self._user, self._timeout)
         except Unroutable:
             report.stranded[self._router.note_gone(route)] += 1
             await self._keep(walk, delivery)

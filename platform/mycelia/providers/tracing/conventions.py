@@ -25,8 +25,10 @@ __all__ = [
     "SCHEMA_URL",
     "SETTLEMENT",
     "attributes_of_call",
+    "attributes_of_resend",
     "attributes_of_target",
     "clean",
+    "resend_name",
     "span_name",
 ]
 
@@ -108,6 +110,24 @@ def attributes_of_call(call: Call) -> dict[str, Any]:
         exchange = call.service if call.kind is CallKind.MESSAGE else f"{call.service}.events"
         found["messaging.destination.name"] = clean(f"{exchange}:{call.method}")
         found["messaging.rabbitmq.destination.routing_key"] = clean(call.method)
+    return found
+
+
+def resend_name(delivery: Delivery) -> str:
+    """Of the span of a dead letter that is sent again: after the queue that it lay in."""
+    return f"redrive {clean(delivery.routing_key)}"
+
+
+def attributes_of_resend(delivery: Delivery, exchange: str, routing_key: str) -> dict[str, Any]:
+    """Where a dead letter is sent."""
+    found = {
+        "messaging.system": "rabbitmq",
+        "messaging.operation.name": "redrive",
+        "messaging.operation.type": "send",
+    }
+    _add_delivery(found, delivery)
+    found["messaging.destination.name"] = clean(f"{exchange}:{routing_key}")
+    found["messaging.rabbitmq.destination.routing_key"] = clean(routing_key)
     return found
 
 
