@@ -98,6 +98,13 @@ class Agenda:
         self.last = due
         return left_out
 
+    def may_try_again(self, at: float) -> bool:
+        """Whether the last tick, which has failed, may be tried again at `at`.
+
+        With `all`, in any case: the others wait for it. Else only as long as none is due by then: it stands for the one that failed.
+        """
+        return self.missed == "all" or self.schedule.after(self.last) > at
+
     def _count(self, due: float) -> int:
         return self.schedule.count(self.last, due)
 

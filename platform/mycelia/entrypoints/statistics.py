@@ -40,8 +40,10 @@ class DeadLetterStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 class TimerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     ticks: int
-    """Workers started."""
+    """Ticks begun."""
     skipped: int
     """Ticks that came due while a worker ran, or nobody was there, and were left out."""
+    retried: int = 0
+    """Workers started because a tick had failed."""
     holds_lease: bool | None = None
     """Whether this instance runs the ticks of its fleet; `None`: every instance does."""

@@ -35,6 +35,7 @@ from mycelia.call import (
     Requeue,
     Settlement,
 )
+from mycelia.entrypoints.after_errors import pause_after, policy_after
 from mycelia.entrypoints.consumption_guard import ConsumptionGuard
 from mycelia.entrypoints.counting import Counting
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
@@ -50,8 +51,7 @@ from mycelia.entrypoints.received import (
 from mycelia.entrypoints.remembered import Remembered, event_key
 from mycelia.entrypoints.republished import expires_at_ms, own_user
 from mycelia.entrypoints.statistics import ConsumerStatistics
-from mycelia.errors import ConfigError, DeadlinePassed, RetryLater, TooManyDeliveries, describe
-from mycelia.log_event import event
+from mycelia.errors import ConfigError, DeadlinePassed, TooManyDeliveries
 from mycelia.policies.kill_switch import KillSwitch, kill_switch_of
 from mycelia.policies.retry import DEFAULT_RETRY, Retry, exponential, retry_of
 from mycelia.runtime import Container, Entrypoint, EntrypointArguments, Lane, Settings
@@ -334,16 +334,11 @@ class Subscription(Entrypoint, ABC):
 
     def _after_error(self, error: BaseException, attempt: int) -> Settlement:
         """What the policy makes of a method's error."""
-        policy = self._policy
-        if policy is None and isinstance(error, RetryLater):
-            policy = Retry(self.container.settings.mycelia.requeue_attempts)
-        if policy is None or not policy.wants(error):
+        limit = self.container.settings.mycelia.requeue_attempts
+        policy = policy_after(self._policy, error, limit)
+        if policy is None:
             return DeadLetter("handler_error")
-        try:
-            after = policy.delay_after(error, attempt, self._random)
-        except ConfigError as exc:  # of a RetryLater: its message must not pay for it
-            log.error(event("retry_later_unreadable", call=self.target.name, error=describe(exc)))
-            after = policy.delay(attempt, self._random)
+        after = pause_after(policy, error, attempt, self._random, call=self.target.name)
         if after is not None:
             return Redeliver(after)
         return DeadLetter("too_many_attempts" if policy.attempts > 1 else "handler_error")

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from random import uniform
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -165,8 +165,12 @@ class TickLease:
         )
         self._remind()
 
-    async def claim(self, tick: float) -> bool:
-        """Whether this instance may begin `tick` now. Bounded; false as well if that cannot be known."""
+    async def claim(self, tick: float, *, again: bool = False) -> bool:
+        """Whether this instance may begin `tick` now. Bounded; false as well if that cannot be known.
+
+        Args:
+            again: it has begun it before, and it has failed.
+        """
         if not self.is_held:
             return False
         claim = self._claim = uuid.uuid4().hex
@@ -174,7 +178,8 @@ class TickLease:
         claimed: asyncio.Future[bool] = self._loop.create_future()
         self._claimed = claimed
         try:
-            if not self._say(TickEntry(kind="claim", tick_ms=round(tick * 1000), claim=claim)):
+            kind: Literal["claim", "again"] = "again" if again else "claim"
+            if not self._say(TickEntry(kind=kind, tick_ms=round(tick * 1000), claim=claim)):
                 return False
             async with asyncio.timeout(CLAIM_TIMEOUT):
                 return await claimed
@@ -211,7 +216,7 @@ class TickLease:
             verdict = self._register.read(
                 entry, redelivered=delivery.redelivered, now_ms=int(self._now() * 1000)
             )
-            if verdict is Verdict.DROP:
+            if verdict in (Verdict.DROP, Verdict.RUN_AGAIN):
                 delivery.ack()
             else:
                 kept, self._kept = self._kept, delivery
@@ -220,7 +225,7 @@ class TickLease:
                 inherited = delivery.redelivered and verdict is Verdict.KEEP
             claimed = self._claimed
             if claimed is not None and entry.claim == self._claim and not claimed.done():
-                claimed.set_result(verdict is Verdict.RUN)
+                claimed.set_result(verdict in (Verdict.RUN, Verdict.RUN_AGAIN))
         if self._register.is_holder:
             self._holds(was_held, inherited)
         elif self._register.since_ms is not None and self._settling is None:

@@ -5,6 +5,7 @@ The queue has a single active consumer: the **holder** of the timer. All others 
     since   from `tick` on there is something to do. What a new timer begins with, and who waits repeats
     claim   the writer wants to run `tick`
     done    `tick` has been run, or has begun
+    again   the writer, who has begun `tick`, wants to try it once more
 
 Whoever is given entries keeps the greatest tick unacknowledged, and acknowledges the rest. So it comes to the next holder,
 when the broker takes it back from this one: its connection was cut, its process killed, its heartbeat has been missed.
@@ -14,6 +15,9 @@ to whoever holds the timer *then*: someone who was paused, and does not know tha
 again. The new holder, who finds it, acknowledges it: its writer has not begun. A claim that comes with the mark
 of redelivery has been somebody's before, and may have begun: it counts as done. The queue is in order, what was redelivered
 comes first, and one consumer sees it all; so no tick begins twice.
+
+A tick that failed is **tried again** by who began it, and each time only when an `again` of its has come back like a claim,
+and no other tick has begun since. It is never kept: what is done stays as it is.
 """
 
 from __future__ import annotations
@@ -32,10 +36,10 @@ TOO_FAR_AHEAD_MS = 3 * 3600 * 1000
 class TickEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One message of the queue, as JSON; times in milliseconds since the epoch."""
 
-    kind: Literal["since", "claim", "done"]
+    kind: Literal["since", "claim", "done", "again"]
     tick_ms: int
     claim: str = ""
-    """Of a claim: an id that no other has."""
+    """Of a claim, and of an `again`: an id that no other has."""
 
 
 def read_tick_entry(body: bytes) -> TickEntry | None:
@@ -55,6 +59,8 @@ class Verdict(Enum):
     """Keep it unacknowledged, and acknowledge what was kept before."""
     RUN = "run"
     """As `KEEP`, and its tick begins."""
+    RUN_AGAIN = "run again"
+    """As `DROP`, and its tick is tried again."""
 
 
 class TickRegister:
@@ -86,8 +92,10 @@ class TickRegister:
         if entry.kind == "since":
             return self._read_since(entry)
         last = self.last_ms
+        if entry.kind == "again":
+            return self._read_again(entry, redelivered)
         if entry.kind == "claim" and not redelivered:
-            if not (self.is_holder and self._claim and entry.claim == self._claim):
+            if not self._is_own(entry):
                 return Verdict.DROP
             self._claim = ""
             if last is not None and entry.tick_ms <= last:
@@ -99,6 +107,16 @@ class TickRegister:
         self.last_ms = entry.tick_ms if last is None else max(last, entry.tick_ms)
         self.is_holder = True
         return Verdict.KEEP
+
+    def _is_own(self, entry: TickEntry) -> bool:
+        """Whether it is the claim that is waited for, by one who holds the timer."""
+        return self.is_holder and bool(self._claim) and entry.claim == self._claim
+
+    def _read_again(self, entry: TickEntry, redelivered: bool) -> Verdict:
+        if redelivered or not self._is_own(entry):
+            return Verdict.DROP
+        self._claim = ""
+        return Verdict.RUN_AGAIN if entry.tick_ms == self.last_ms else Verdict.DROP
 
     def _read_since(self, entry: TickEntry) -> Verdict:
         if self.is_holder or self.since_ms is not None:

@@ -10,6 +10,9 @@ method takes; a fleet's lies on the wall clock, at multiples of the interval sin
 
 Workers of one timer never overlap in one instance. Nameko's timer (nameko/timer.py:16-97) makes up for late ticks in a burst.
 
+**A tick that fails** and is to be tried again (`retry=`, `RetryLater`) waits here, in the timer's own task, without a worker. It does
+not outlive the process, and goes no further than the next tick, unless each one is to be run (`Agenda.may_try_again`).
+
 **The wall clock** is looked at again every `LOOK_AGAIN` seconds, because it may be set, and stands still for a sleeping machine's
 timers. Where it goes back, ticks that have run do not run again.
 """
@@ -22,19 +25,32 @@ import logging
 import math
 import time
 from datetime import UTC, datetime
+from random import Random
 from typing import Any, Unpack
 from zoneinfo import ZoneInfo
 
 import msgspec
 
-from mycelia.call import Arguments, Call, CallKind, Outcome, Settlement
+from mycelia.call import (
+    Ack,
+    Arguments,
+    Call,
+    CallKind,
+    Outcome,
+    Redeliver,
+    Requeue,
+    Settlement,
+)
+from mycelia.entrypoints.after_errors import pause_after, policy_after
 from mycelia.entrypoints.agenda import MISSED, ON_TIME, Agenda, Missed
+from mycelia.entrypoints.received import requeue_delay
 from mycelia.entrypoints.schedules import CronSchedule, Grid, Schedule
 from mycelia.entrypoints.statistics import TimerStatistics
 from mycelia.entrypoints.tick_lease import LeaseLink, TickLease
 from mycelia.errors import ConfigError, LinkError
 from mycelia.extras import is_installed, require_extra
 from mycelia.log_event import event
+from mycelia.policies.retry import Retry
 from mycelia.runtime import Container, Entrypoint, EntrypointArguments, Lane, decorator_of
 
 __all__ = ["Tick", "Timer", "TimerCall", "timer"]
@@ -43,6 +59,8 @@ log = logging.getLogger("mycelia.entrypoints")
 
 LOOK_AGAIN = 10.0
 """Seconds. A tick is as late at most after the clock was set forward, or the machine has slept."""
+
+ACK = Ack()
 
 PAUSE = 1.0
 """Seconds before another try, where the broker did not answer or something of ours failed."""
@@ -67,8 +85,8 @@ class TimerCall(Call, eq=False, kw_only=True):
     """A call that is due to time."""
 
     tick: Tick
-    ended: asyncio.Future[Outcome]
-    """Who waits for the outcome."""
+    ended: asyncio.Future[float | None]
+    """Who waits for its end; and for the seconds until it is tried again, if it is to be."""
 
 
 class Timer(Entrypoint):
@@ -83,6 +101,8 @@ class Timer(Entrypoint):
         once_per_fleet: whether each tick runs in one instance of the service only, of all that are at this broker.
         missed: what becomes of ticks that come due while the method runs, or while nobody is there: `skip` leaves them out,
             `once` runs one for all of them, `all` runs each, the newest 100 at most.
+        retry: when a tick whose method raises is tried again, in this instance; `None` for never. The next tick ends that, except
+            with `missed="all"`, which lets it wait. A `RetryLater` is heeded in any case.
         options: those of every entrypoint (`Entrypoint`).
 
     Raises:
@@ -90,6 +110,7 @@ class Timer(Entrypoint):
     """
 
     kind = CallKind.TIMER
+    settlements = frozenset({Ack, Requeue, Redeliver})
     container: Container
 
     def __init__(
@@ -101,6 +122,7 @@ class Timer(Entrypoint):
         timezone: str | None = None,
         once_per_fleet: bool = False,
         missed: Missed = "skip",
+        retry: Retry | None = None,
         **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(**options)
@@ -110,8 +132,11 @@ class Timer(Entrypoint):
         self.timezone = timezone
         self.once_per_fleet = once_per_fleet
         self.missed = missed
+        self.retry = retry
         self.ticks = 0
-        """Workers started so far."""
+        """Ticks begun so far."""
+        self.retried = 0
+        """Workers started because a tick had failed."""
         self.skipped = 0
         """Ticks that came due while a worker ran, or nobody was there, and were left out."""
         self._check()
@@ -129,6 +154,7 @@ class Timer(Entrypoint):
         self._changed = asyncio.Event()
         """The lease has been gained or lost."""
         self._takes_tick = False
+        self._random = Random()
         self._task: asyncio.Task[None] | None = None
 
     def _check(self) -> None:
@@ -138,6 +164,8 @@ class Timer(Entrypoint):
             raise ValueError("timezone= says where the hours of cron= are; an interval has none.")
         if self.missed not in MISSED:
             raise ValueError(f"missed={self.missed!r}: expected one of {', '.join(MISSED)}.")
+        if not (self.retry is None or isinstance(self.retry, Retry)):
+            raise ValueError(f"retry={self.retry!r:.60}: expected Retry(…), or None for never.")
         if not self.once_per_fleet:
             return
         if self.eager:
@@ -206,6 +234,7 @@ class Timer(Entrypoint):
         return TimerStatistics(
             ticks=self.ticks,
             skipped=self.skipped,
+            retried=self.retried,
             holds_lease=lease is not None and lease.is_held if self.once_per_fleet else None,
         )
 
@@ -242,17 +271,15 @@ class Timer(Entrypoint):
                 await asyncio.sleep(PAUSE)
 
     async def _tick(self) -> None:
-        if self.eager and not self.ticks:
-            await self._work(self._started)
-        while self.interval == 0:
-            await self._work(self._now())
-            await asyncio.sleep(0)
-        if self._agenda is None:
+        if self._agenda is None and self.interval != 0:
             on_time = ON_TIME if self._is_on_wall_clock else math.inf
             self._agenda = Agenda(self._schedule(), self.missed, self._started, on_time=on_time)
+        if self.eager and not self.ticks:
+            await self._work(self._started)
+        while self._agenda is None:
+            await self._work(self._now())
+            await asyncio.sleep(0)
         agenda = self._agenda
-        if self.eager:
-            self._leave_out(agenda.worker_ended(self._now()))
         if self.once_per_fleet:
             await self._take_place()
         while True:
@@ -270,7 +297,6 @@ class Timer(Entrypoint):
                 agenda.done(due.tick)
                 self._leave_out(due.left_out)
                 await self._work(due.tick)
-                self._leave_out(agenda.worker_ended(self._now()))
             else:
                 await self._wait(self._now() + PAUSE)
 
@@ -309,32 +335,101 @@ class Timer(Entrypoint):
     # --- work -------------------------------------------------------------------------------------
 
     async def _work(self, due: float) -> None:
-        """Run the method for a tick, and wait for its end."""
-        assert self._lane is not None
+        """Run the method for a tick, as often as it takes, and wait for its end."""
         scheduled = self._moment(due)
         written = scheduled.isoformat().replace("+00:00", "Z")
         tick = Tick(scheduled, f"{self.target.name}@{written}")
         self.ticks += 1
-        ended: asyncio.Future[Outcome] = self.container.loop.create_future()
+        attempt = 1
+        while True:
+            after = await self._attempt(tick, attempt)
+            if self._agenda is not None:
+                self._leave_out(self._agenda.worker_ended(self._now()))
+            if after is None:
+                return
+            ended_by = await self._pause(due, after, tick, attempt)
+            if ended_by is not None:
+                log.warning(
+                    event(
+                        "tick_given_up",
+                        call=self.target.name,
+                        tick=tick.key,
+                        attempts=attempt,
+                        reason=ended_by,
+                    )
+                )
+                return
+            attempt += 1
+            self.retried += 1
+
+    async def _pause(self, due: float, after: float, tick: Tick, attempt: int) -> str | None:
+        """Wait until the next attempt. Returns why there is none."""
+        agenda, lease = self._agenda, self._lease
+        if agenda is not None and not agenda.may_try_again(self._now() + after):
+            return "the next tick comes first"
+        log.info(
+            event(
+                "tick_tried_again",
+                call=self.target.name,
+                tick=tick.key,
+                attempt=attempt,
+                after=round(after, 3),
+            )
+        )
+        await asyncio.sleep(after)
+        if agenda is not None and not agenda.may_try_again(self._now()):
+            return "the next tick comes first"  # the clock was set
+        if lease is not None and not await lease.claim(due, again=True):
+            return "the lease was lost"
+        return None
+
+    async def _attempt(self, tick: Tick, attempt: int) -> float | None:
+        """Run the method once. Returns the seconds until it is to be run again, if so."""
+        assert self._lane is not None
+        ended: asyncio.Future[float | None] = self.container.loop.create_future()
         self._lane.submit(
             TimerCall(
                 self.target,
                 read=self._arguments,
                 parent_calls_tracked=self.container.settings.parent_calls_tracked,
+                attempt=attempt,
                 tick=tick,
                 ended=ended,
             )
         )
-        await ended
+        return await ended
 
     def _arguments(self, call: Call) -> Arguments:
         assert isinstance(call, TimerCall)
         return ((call.tick,) if self._takes_tick else ()), {}
 
+    def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
+        error = outcome.error
+        assert error is not None
+        policy = policy_after(self.retry, error, self._limit)
+        after = None
+        if policy is not None:
+            after = pause_after(policy, error, call.attempt, self._random, call=self.target.name)
+        return ACK if after is None else Redeliver(after)
+
+    @property
+    def _limit(self) -> int:
+        """Attempts, where no policy says how many."""
+        return self.container.settings.mycelia.requeue_attempts
+
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
         assert isinstance(call, TimerCall)
+        after: float | None = None
+        match settlement:
+            case Redeliver(seconds):
+                after = seconds
+            case Requeue():
+                after = requeue_delay(call.attempt)
+        limit = max(self._limit, 0 if self.retry is None else self.retry.attempts)
+        if call.attempt >= limit:
+            after = None
         if not call.ended.done():
-            call.ended.set_result(outcome)
+            call.ended.set_result(after)
 
 
 def _seconds(interval: Any) -> float:
