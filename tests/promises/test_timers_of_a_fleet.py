@@ -38,6 +38,22 @@ class Reports:
             book.write(f"{{os.getpid()}} {{tick.key}} {{time.time()}}\\n")
 """
 
+FAILING = """
+import os
+
+from mycelia import Retry, fixed, get_current_call, timer
+
+
+class Reports:
+    name = "reports"
+
+    @timer(2, once_per_fleet=True, missed="all", retry=Retry(attempts=3, backoff=fixed("3s")))
+    def report(self, tick):
+        with open("book.txt", "a") as book:
+            book.write(f"{os.getpid()} {tick.key} {get_current_call().attempt}\\n")
+        raise ConnectionError("no printer")
+"""
+
 MOVED_WITHIN = 20.0
 """Seconds from the last tick of a holder that stands still to the first of another: three heartbeats, and a busy machine."""
 
@@ -129,6 +145,29 @@ async def test_holder_that_stands_still_is_followed_and_does_not_tick_when_it_wa
     os.kill(second, signal.SIGKILL)  # and who was left behind is fit to follow
     assert await fleet.ticks_on(without=second) == first
     fleet.assert_none_ran_twice()
+
+
+@pytest.mark.timeout(240)
+async def test_holder_that_stands_still_in_a_pause_tries_nothing_again_when_it_wakes(
+    fleet: Fleet,
+) -> None:
+    """By then another has run the ticks that followed."""
+    (fleet.folder / "reports.py").write_text(FAILING)
+    for _ in range(2):
+        await fleet.start()
+    await eventually(lambda: len(fleet.book()) >= 4, 60, interval=0.02)
+    assert [attempt for _, _, attempt in fleet.book()[:4]] == [1, 2, 3, 1]
+    first, key, _ = fleet.book()[3]
+    os.kill(first, signal.SIGSTOP)  # its next attempt is three seconds away
+    try:
+        await fleet.ticks_on(without=first)
+    finally:
+        os.kill(first, signal.SIGCONT)
+    await asyncio.to_thread(fleet.by_pid[first].wait_for, "the lease was lost")
+    await fleet.ticks_on(without=first)
+
+    assert [attempt for pid, tick, attempt in fleet.book() if (pid, tick) == (first, key)] == [1]
+    assert len({pid for pid, _, _ in fleet.book()[-4:]}) == 1
 
 
 @pytest.mark.timeout(180)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mycelia import Runner, Tick, TimerCall, get_current_call, timer
+from mycelia import Retry, Runner, Tick, TimerCall, fixed, get_current_call, timer
 from mycelia.amqp import Link, Message, Properties, connect
 from mycelia.entrypoints import tick_lease
 from mycelia.entrypoints.timer import Timer
@@ -214,6 +215,47 @@ async def test_a_failing_tick_is_followed_by_the_next(
 
     assert "worker_failed call=service.tick " in caplog.text
     assert_none_ran_twice(fleet)
+
+
+async def test_a_failed_tick_is_tried_again_by_the_instance_that_began_it(fleet: Fleet) -> None:
+    attempts: list[tuple[int, int]] = []
+
+    async def work(number: int) -> None:
+        call = get_current_call()
+        assert call is not None
+        attempts.append((number, call.attempt))
+        if call.attempt < 3:
+            raise ValueError("no")
+
+    fleet.work = work
+    fleet.options |= {"interval": 1, "retry": Retry(attempts=3, backoff=fixed(0.05))}
+    for number in range(3):
+        await fleet.start(number)
+    await eventually(lambda: len(attempts) >= 6, 10)
+
+    assert [attempt for _, attempt in attempts[:6]] == [1, 2, 3] * 2
+    assert len({number for number, _ in attempts[:3]}) == 1
+    assert set(Counter(tick.key for _, tick in fleet.ran[:6]).values()) == {3}
+
+
+async def test_a_failed_tick_is_given_up_with_the_lease(
+    fleet: Fleet, link: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(_: int) -> None:
+        raise ValueError("no")
+
+    caplog.set_level(logging.INFO)
+    fleet.work = work
+    fleet.options |= {"missed": "all", "retry": Retry(attempts=3, backoff=fixed(1))}
+    await fleet.start(1)
+    await eventually(lambda: "tick_tried_again" in caplog.text)
+    await fleet.start(2)
+    await fleet.runners[1].host.link.aclose()  # the lease moves
+    await eventually(lambda: fleet.holders == [2], 10)
+
+    await eventually(lambda: "the lease was lost" in caplog.text, 10)
+    first = fleet.ran[0][1].key
+    assert [number for number, tick in fleet.ran if tick.key == first] == [1]
 
 
 # --- what the method and middleware are given ---------------------------------------------------------

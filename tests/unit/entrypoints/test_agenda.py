@@ -132,3 +132,28 @@ def test_every_tick_is_run_or_counted_and_none_twice(
 
     assert ran == sorted(set(ran))
     assert len(ran) + left_out == grid.count(100.0, agenda.last) + 1
+
+
+@pytest.mark.parametrize("missed", ["skip", "once", "all"])
+def test_a_failed_tick_is_tried_again_until_the_next_one_or_before_it(missed: Any) -> None:
+    agenda = Agenda(Grid(0.0, 60.0), missed, 0.0)
+    agenda.done(60.0)
+    agenda.worker_ended(61.0)
+
+    assert agenda.may_try_again(119.9)
+    assert agenda.may_try_again(120.0) == (missed == "all")
+
+
+@pytest.mark.parametrize(
+    ("missed", "expected"),
+    [("skip", [True, False]), ("once", [False, False]), ("all", [True, True])],
+)
+def test_a_tick_that_came_due_meanwhile_stands_for_the_failed_one_where_one_is_run_for_all(
+    missed: Any, expected: list[bool]
+) -> None:
+    """With `skip` it has been left out."""
+    agenda = Agenda(Grid(0.0, 60.0), missed, 0.0)
+    agenda.done(60.0)
+    agenda.worker_ended(125.0)
+
+    assert [agenda.may_try_again(130.0), agenda.may_try_again(180.0)] == expected

@@ -33,6 +33,39 @@ def test_a_claim_that_comes_back_to_its_writer_begins(holder: TickRegister) -> N
     assert read(holder, "claim", 200, "mine") is Verdict.DROP  # published twice
 
 
+def test_a_failed_tick_is_tried_again_by_its_holder_and_stays_done(holder: TickRegister) -> None:
+    holder.claim("first")
+    assert read(holder, "claim", 200, "first") is Verdict.RUN
+
+    for claim in ("second", "third"):
+        holder.claim(claim)
+        assert read(holder, "again", 200, claim) is Verdict.RUN_AGAIN
+        assert read(holder, "again", 200, claim) is Verdict.DROP  # published twice
+    assert holder.last_ms == 200
+
+
+@pytest.mark.parametrize(
+    ("tick", "claim", "redelivered"),
+    [(100, "another's", False), (100, "mine", True), (90, "mine", False), (200, "mine", False)],
+    ids=["of another", "somebody had it", "a tick before the last", "not begun"],
+)
+def test_a_failed_tick_is_not_tried_again(
+    holder: TickRegister, tick: int, claim: str, redelivered: bool
+) -> None:
+    holder.claim("mine")
+
+    assert read(holder, "again", tick, claim, redelivered=redelivered) is Verdict.DROP
+    assert holder.last_ms == 100
+
+
+def test_who_has_lost_the_timer_tries_nothing_again(holder: TickRegister) -> None:
+    holder.claim("mine")
+    holder.lost()
+    holder.claim("mine")
+
+    assert read(holder, "again", 100, "mine") is Verdict.DROP
+
+
 def test_a_claim_of_another_that_nobody_had_says_nothing(holder: TickRegister) -> None:
     holder.claim("mine")
 
@@ -111,14 +144,19 @@ class Model:
         self.unacked: list[TickEntry] = []
         self.kept: list[TickEntry | None] = [None] * instances
         self.ran: list[int] = []
+        self.begun: list[set[int]] = [set() for _ in range(instances)]
+        self.tried_again = 0
         self.claims = 0
 
     def claim(self, who: int, tick: int) -> None:
-        """Also by one who has been cut off and has not noticed."""
+        """Also by one who has been cut off and has not noticed; of a tick that it has begun, to try it again."""
         self.claims += 1
         name = f"{who}-{self.claims}"
         self.registers[who].claim(name)
-        self.queue.append((TickEntry(kind="claim", tick_ms=tick, claim=name), False))
+        entry = TickEntry(
+            kind="again" if tick in self.begun[who] else "claim", tick_ms=tick, claim=name
+        )
+        self.queue.append((entry, False))
 
     def deliver(self) -> None:
         if not self.queue:
@@ -127,7 +165,11 @@ class Model:
         who, register = self.active, self.registers[self.active]
         self.unacked.append(entry)
         verdict = register.read(entry, redelivered=redelivered, now_ms=NOW)
-        if verdict is Verdict.DROP:
+        if verdict is Verdict.RUN_AGAIN:
+            assert entry.tick_ms == self.ran[-1]  # no other has begun since
+            assert entry.tick_ms in self.begun[who]
+            self.tried_again += 1
+        if verdict in (Verdict.DROP, Verdict.RUN_AGAIN):
             self.unacked.remove(entry)
             return
         kept, self.kept[who] = self.kept[who], entry
@@ -135,6 +177,7 @@ class Model:
             self.unacked.remove(kept)
         if verdict is Verdict.RUN:
             self.ran.append(entry.tick_ms)
+            self.begun[who].add(entry.tick_ms)
 
     def cut(self, following: int) -> None:
         """The broker gives up the active consumer; it may learn of it later, when it is active again."""

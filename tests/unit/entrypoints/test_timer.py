@@ -10,7 +10,19 @@ from typing import Any
 
 import pytest
 
-from mycelia import Runner, timer
+from mycelia import (
+    Call,
+    Next,
+    Outcome,
+    Redeliver,
+    Retry,
+    RetryLater,
+    Runner,
+    TimerCall,
+    fixed,
+    get_current_call,
+    timer,
+)
 from mycelia.entrypoints.timer import Timer
 from mycelia.errors import ConfigError
 from mycelia.testing import eventually
@@ -53,12 +65,12 @@ class DrivenLoop(asyncio.SelectorEventLoop):
         return self.now
 
 
-def run_driven(service: type, until: float) -> tuple[Timer, float]:
+def run_driven(service: type, until: float, **options: Any) -> tuple[Timer, float]:
     """Run `service` for `until` driven seconds. Gives its timer and when it started."""
 
     async def run() -> tuple[Timer, float]:
         loop = asyncio.get_running_loop()
-        async with Runner(CONFIG, [service]) as runner:
+        async with Runner(CONFIG, [service], **options) as runner:
             started = loop.time()
             await asyncio.sleep(until)
             return timer_of(runner), started
@@ -287,3 +299,177 @@ async def test_without_an_interval_it_runs_again_when_it_has_ended() -> None:
         await eventually(lambda: runs > 20)
 
     assert most == 1
+
+
+# --- a tick that fails ----------------------------------------------------------------------------------
+
+
+class Tries:
+    """A service whose ticks do what they are told, and what came: seconds since the start, the tick's number, the attempt."""
+
+    def __init__(self, work: Any, interval: float = 60, **options: Any) -> None:
+        tries = self
+        self.seen: list[tuple[float, int, int]] = []
+        self.begun = self.running = 0
+
+        class Service:
+            name = "service"
+
+            @timer(interval, **options)
+            async def tick(self) -> None:
+                call = get_current_call()
+                assert isinstance(call, TimerCall)
+                assert tries.running == 0
+                tries.running += 1
+                try:
+                    tries.begun += call.attempt == 1
+                    now = asyncio.get_running_loop().time()
+                    tries.seen.append((now, tries.begun, call.attempt))
+                    await work(call.attempt)
+                finally:
+                    tries.running -= 1
+
+        self.service = Service
+
+    def run(self, until: float, **options: Any) -> list[tuple[float, int, int]]:
+        async def run() -> None:
+            async with Runner(CONFIG, [self.service], **options) as runner:
+                self.timer = timer_of(runner)
+                await asyncio.sleep(until)
+
+        with asyncio.Runner(loop_factory=DrivenLoop) as driver:
+            driver.run(run())
+        return [
+            (round(at - self.timer._started, 3), tick, attempt) for at, tick, attempt in self.seen
+        ]
+
+
+async def fail(attempt: int) -> None:
+    raise ConnectionError("no net")
+
+
+def test_a_tick_that_fails_is_tried_again_as_its_policy_says() -> None:
+    tries = Tries(fail, retry=Retry(attempts=4, backoff=fixed(1, 5, 30)))
+
+    assert tries.run(190) == [
+        *((60, 1, 1), (61, 1, 2), (66, 1, 3), (96, 1, 4)),
+        *((120, 2, 1), (121, 2, 2), (126, 2, 3), (156, 2, 4)),
+        *((180, 3, 1), (181, 3, 2), (186, 3, 3)),
+    ]
+    assert (tries.timer.ticks, tries.timer.retried, tries.timer.skipped) == (3, 8, 0)
+
+
+def test_a_tick_that_succeeds_at_last_is_done() -> None:
+    async def work(attempt: int) -> None:
+        if attempt < 3:
+            raise ConnectionError("no net")
+
+    assert Tries(work, retry=Retry(backoff=fixed(1))).run(119) == [
+        *((60, 1, 1), (61, 1, 2), (62, 1, 3)),
+    ]
+
+
+@pytest.mark.parametrize("missed", ["skip", "once"])
+def test_the_next_tick_ends_the_attempts_of_the_one_before(
+    missed: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = Tries(fail, retry=Retry(attempts=9, backoff=fixed(25)), missed=missed)
+
+    assert tries.run(130) == [(60, 1, 1), (85, 1, 2), (110, 1, 3), (120, 2, 1)]
+    assert "tick_given_up" in caplog.text
+    assert "attempts=3" in caplog.text
+
+
+def test_ticks_that_are_all_run_wait_for_the_attempts_of_the_one_before() -> None:
+    tries = Tries(fail, retry=Retry(attempts=4, backoff=fixed(25)), missed="all")
+
+    assert tries.run(200) == [
+        *((60, 1, 1), (85, 1, 2), (110, 1, 3), (135, 1, 4)),
+        *((135, 2, 1), (160, 2, 2), (185, 2, 3)),
+    ]
+    assert tries.timer.skipped == 0
+
+
+@pytest.mark.parametrize(
+    ("missed", "expected"),
+    [
+        ("skip", [(60, 1, 1), (130, 1, 2), (180, 2, 1)]),  # the tick of 120 is left out
+        ("once", [(60, 1, 1), (125, 2, 1), (190, 3, 1)]),
+        ("all", [(60, 1, 1), (130, 1, 2), (130, 2, 1)]),
+    ],
+)
+def test_an_attempt_that_outlasts_the_next_tick(missed: Any, expected: Any) -> None:
+    async def work(attempt: int) -> None:
+        await asyncio.sleep(65 if attempt == 1 else 0)
+        if attempt == 1:
+            raise ConnectionError("no net")
+
+    tries = Tries(work, retry=Retry(backoff=fixed(5)), missed=missed)
+
+    assert tries.run(194.9) == expected
+
+
+def test_without_a_policy_a_tick_that_fails_is_followed_by_the_next() -> None:
+    assert Tries(fail).run(130) == [(60, 1, 1), (120, 2, 1)]
+
+
+def test_a_method_says_itself_when_it_is_tried_again() -> None:
+    async def work(attempt: int) -> None:
+        if attempt < 3:
+            raise RetryLater("10s")
+
+    assert Tries(work).run(119) == [(60, 1, 1), (70, 1, 2), (80, 1, 3)]
+
+
+def test_errors_that_are_not_meant_are_not_tried_again() -> None:
+    tries = Tries(fail, retry=Retry(backoff=fixed(1), give_up_on=OSError))
+
+    assert tries.run(119) == [(60, 1, 1)]
+
+
+def test_a_middleware_may_have_a_tick_tried_again() -> None:
+    async def again(call: Call, next: Next) -> Outcome:
+        outcome = await next(call)
+        return outcome.replace(settlement=Redeliver(3)) if call.attempt == 1 else outcome
+
+    async def work(attempt: int) -> None: ...
+
+    assert Tries(work).run(119, inbound=(again,)) == [(60, 1, 1), (63, 1, 2)]
+
+
+def test_what_is_run_without_a_pause_is_tried_again_after_one() -> None:
+    async def work(attempt: int) -> None:
+        await asyncio.sleep(1)
+        if attempt == 1:
+            raise ConnectionError("no net")
+
+    tries = Tries(work, interval=0, retry=Retry(attempts=2, backoff=fixed(5)))
+
+    assert tries.run(13.5) == [(0, 1, 1), (6, 1, 2), (7, 2, 1), (13, 2, 2)]
+
+
+def test_an_eager_tick_is_tried_again_until_the_next_one() -> None:
+    tries = Tries(fail, eager=True, retry=Retry(attempts=9, backoff=fixed(25)))
+
+    assert tries.run(61) == [(0, 1, 1), (25, 1, 2), (50, 1, 3), (60, 2, 1)]
+
+
+async def test_a_stop_does_not_wait_for_another_attempt() -> None:
+    began = asyncio.Event()
+
+    class Service:
+        name = "service"
+
+        @timer(0.05, missed="all", retry=Retry(backoff=fixed("1h")))
+        async def tick(self) -> None:
+            began.set()
+            raise ConnectionError("no net")
+
+    async with asyncio.timeout(10):
+        async with Runner(CONFIG, [Service]):
+            await began.wait()
+
+
+def test_a_retry_that_is_none_is_refused_where_it_is_written() -> None:
+    with pytest.raises(ConfigError, match=r"@timer.*retry=3: expected Retry"):
+        timer(60, retry=3)(lambda self: None)  # type: ignore[arg-type]
