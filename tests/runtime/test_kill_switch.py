@@ -9,9 +9,11 @@ import pytest
 from tests.control.letters import AT_ONCE
 
 from mycelia import KillSwitch, Queue, consume, event_handler
-from mycelia.amqp import Message, Properties
+from mycelia.amqp import Delivery, Message, Properties
 from mycelia.broker.management_api import ManagementApi
-from mycelia.errors import ConfigError
+from mycelia.entrypoints.consumption_guard import ConsumptionGuard
+from mycelia.errors import ConfigError, TopologyError
+from mycelia.policies.kill_switch import ConsumptionState
 from mycelia.testing import ServiceBed, eventually, run_services
 
 QUICK = KillSwitch(failure_rate=0.5, minimum=5, pause=0.3)
@@ -290,3 +292,96 @@ async def test_configuration_turns_it_on_for_all_that_say_nothing() -> None:
             pass
     with pytest.raises(ConfigError, match="kill_switch='yes'"):
         event_handler("source", "x", kill_switch="yes")(lambda self, x: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("last", ["2", "{"], ids=["handled", "unreadable"])
+async def test_probe_that_decides_nothing_is_followed_by_another(broker: str, last: str) -> None:
+    """Of a queue that is not left while it stands still: the one message that waits here is not enough, or tells nothing."""
+    World.reset()
+    switch = KillSwitch(failure_rate=0.5, minimum=2, pause=0.3, probes=2)
+    all_are_here = asyncio.Event()
+
+    class Worker:
+        name = "shaky"
+
+        @consume(Queue("work", auto_delete=True), kill_switch=switch, concurrency=1, prefetch=8)
+        async def happened(self, number: int) -> None:
+            await all_are_here.wait()
+            World.handle(number)
+
+    async with run_services(Worker, broker=broker, timeout=30, config=AT_ONCE) as bed:
+        link = bed.container(Worker).host.link
+
+        async def send(*bodies: str) -> None:
+            for body in bodies:
+                properties = Properties("application/json", "utf-8")
+                await link.publish(Message("", "work", body.encode(), properties, mandatory=True))
+
+        await send("0", "1", last)
+        consumer = bed.container(Worker).entrypoints[0]._consumer
+        await eventually(lambda: consumer.unsettled == 3, 20)
+        all_are_here.set()
+        await eventually(lambda: state(bed, Worker)[0] == "stopped", 20)
+        World.is_down = False
+        await eventually(lambda: state(bed, Worker)[0] == "probing", 20)
+        await asyncio.sleep(0.1)  # what waits here is tried meanwhile
+        await send("3", "4")
+
+        await eventually(lambda: state(bed, Worker) == ("consuming", 1), 20)
+        await eventually(lambda: {3, 4} <= set(World.handled), 20)
+
+
+async def test_broker_that_refuses_the_change_for_a_while_is_asked_again(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    World.reset()
+    service = shaky(QUICK)
+    monkeypatch.setattr("mycelia.entrypoints.consumption_guard.ASK_AGAIN_S", 0.05)
+    async with run_services(service, broker=broker, timeout=30, config=AT_ONCE) as bed:
+        consumer = bed.container(service).entrypoints[0]._consumer
+        refused: list[str] = []
+
+        def refuse_twice(name: str) -> None:
+            real = getattr(consumer, name)
+
+            async def step(*arguments: Any) -> None:
+                if refused.count(name) < 2:
+                    refused.append(name)
+                    raise TopologyError("the node of its queue is down")
+                await real(*arguments)
+
+            monkeypatch.setattr(consumer, name, step)
+
+        for name in ("set_prefetch", "pause", "resume"):
+            refuse_twice(name)
+        await publish(bed, *range(20))
+        await eventually(lambda: state(bed, service)[1] == 1, 20)
+        World.is_down = False
+
+        await eventually(lambda: state(bed, service) == ("consuming", 1), 20)
+        failed = set(World.tried) - set(World.handled)
+        await eventually(lambda: set(World.handled) | failed == set(range(20)), 20)
+        await eventually(lambda: consumer.prefetch > 1, 20)
+
+
+def test_what_comes_after_the_stop_goes_back() -> None:
+    """Between the stop and the broker's word that it sends no more."""
+
+    class Settler:
+        is_lost = False
+        returned: list[int] = []  # noqa: RUF012
+
+        def ack(self, delivery_tag: int) -> None: ...
+
+        def nack(self, delivery_tag: int, requeue: bool) -> None:
+            self.returned.append(delivery_tag)
+
+    settler = Settler()
+    guard = ConsumptionGuard(
+        QUICK, lambda _: None, call="a.b", queue="q", expected=(), keeps=False, prefetch=lambda: 1
+    )
+    guard._consumption.state = ConsumptionState.PROBING
+    guard.stop()
+    guard.on_deliveries([Delivery(settler, "c", 7, False, "", "q", Properties(), b"")])
+
+    assert settler.returned == [7]

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from mycelia.amqp import Delivery, LinkConsumer, OnDeliveries
 from mycelia.call import Call, GiveBack, Outcome, Settlement
@@ -24,6 +25,11 @@ from mycelia.runtime import Lane
 __all__ = ["ConsumptionGuard"]
 
 log = logging.getLogger("mycelia.entrypoints")
+
+LOOK_S: Final = 1.0
+"""Between two looks, while it probes, at whether anything is being tried. Arbitrary; nearly always the outcome of one brings the next."""
+ASK_AGAIN_S = 2.0
+"""Before the broker is asked again for what it has refused: the node of the queue may be down. Arbitrary."""
 
 
 class ConsumptionGuard:
@@ -83,21 +89,30 @@ class ConsumptionGuard:
 
     def on_deliveries(self, deliveries: list[Delivery]) -> None:
         """Takes what the consumer hands out."""
-        if self.state is ConsumptionState.CONSUMING:
+        if self._is_over:
+            for delivery in deliveries:
+                delivery.nack(requeue=True)
+        elif self.state is ConsumptionState.CONSUMING:
             self._deliver(deliveries)
         else:
             self._held.extend(deliveries)
             if self.state is ConsumptionState.PROBING:
                 self._try_one()
 
-    def _try_one(self) -> bool:
-        """Let the first that is held begin, if there is one."""
-        while self._held and not self._is_over:
+    def _try_one(self) -> None:
+        """Let the first that is held begin, if there is one and none is being tried."""
+        while self._held and not self._is_over and not self._is_trying:
             delivery = self._held.popleft()
             if not delivery.is_lost:
                 self._deliver([delivery])
-                return True
-        return False
+                return
+
+    @property
+    def _is_trying(self) -> bool:
+        """Whether a probe runs, or waits for a worker. What began before does not count."""
+        lane, since = self._lane, self._consumption.probing_since
+        assert lane is not None
+        return lane.waiting > 0 or any(call.started_at >= since for call in lane.running)
 
     # --- in: outcomes -------------------------------------------------------------------------
 
@@ -174,12 +189,20 @@ class ConsumptionGuard:
             if before is not None:
                 before.cancel()
                 await asyncio.wait([before])
-            try:
-                await step()
-            except MyceliaError as exc:
-                log.warning(event("kill_switch_unanswered", queue=self._queue, error=describe(exc)))
+            await step()
 
         self._task = asyncio.create_task(run(), name=f"mycelia:kill-switch:{self._queue}")
+
+    async def _ask(self, change: Callable[..., Awaitable[None]], *arguments: int) -> None:
+        """Have the broker do it, however often that takes."""
+        while True:
+            try:
+                await change(*arguments)
+            except MyceliaError as exc:
+                log.warning(event("kill_switch_unanswered", queue=self._queue, error=describe(exc)))
+                await asyncio.sleep(ASK_AGAIN_S)
+            else:
+                return
 
     async def _stand_still(self) -> None:
         consumer = self._consumer
@@ -187,21 +210,30 @@ class ConsumptionGuard:
         pause_s = self._consumption.switch.pause_s
         over_at = time.monotonic() + pause_s
         # A paused consumer keeps what is on its way. So first it is to take one at a time: then what was on its way comes here.
-        await consumer.set_prefetch(1)
-        await consumer.pause()
+        await self._ask(consumer.set_prefetch, 1)
+        await self._ask(consumer.pause)
         if not self._keeps:
             self._give_back()
         await asyncio.sleep(max(0.0, over_at - time.monotonic()))
         self._consumption.probe(time.monotonic())
         log.info(event("kill_switch_probing", call=self._call, queue=self._queue))
-        if not self._try_one():
-            await consumer.resume()
+        await self._probe()
+
+    async def _probe(self) -> None:
+        """See to it that something is tried until it is decided."""
+        assert self._consumer is not None
+        self._try_one()
+        await self._ask(self._consumer.resume)
+        # A probe may end without an outcome: its channel is lost, or its return is counted first.
+        while self.state is ConsumptionState.PROBING:
+            await asyncio.sleep(LOOK_S)
+            self._try_next()
 
     async def _consume(self) -> None:
         assert self._consumer is not None
         assert self._changes is not None
-        await self._consumer.set_prefetch(self._prefetch_of())
-        await self._consumer.resume()
+        await self._ask(self._consumer.resume)
+        await self._ask(self._consumer.set_prefetch, self._prefetch_of())
         self._changes.ask_for(self._prefetch_of())  # it may have changed meanwhile
 
     def _give_back(self) -> None:

@@ -163,7 +163,8 @@ class Consumption:
         self.window = FailureWindow(switch.window_s)
         self.stops = 0
         """How often it has stopped, failed probes not counted."""
-        self._probing_since = 0.0
+        self.probing_since = 0.0
+        """When it began to probe last."""
         self._succeeded = 0
 
     def outcome(self, is_failure: bool, *, began_at: float, now: float) -> bool:
@@ -181,7 +182,7 @@ class Consumption:
             self.stops += 1
             self.state = ConsumptionState.STOPPED
             return True
-        if self.state is ConsumptionState.STOPPED or began_at < self._probing_since:
+        if self.state is ConsumptionState.STOPPED or began_at < self.probing_since:
             return False
         if is_failure:
             self.state = ConsumptionState.STOPPED
@@ -201,6 +202,6 @@ class Consumption:
         """
         if self.state is not ConsumptionState.STOPPED:
             raise ValueError(f"{self.state.value}, not stopped")
-        self._probing_since = now
+        self.probing_since = now
         self._succeeded = 0
         self.state = ConsumptionState.PROBING
