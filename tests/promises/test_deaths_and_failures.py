@@ -72,7 +72,8 @@ def book(folder: Path) -> list[str]:
 
 
 async def publish(link: Link, queue: str, payload: str, returns: int = 0) -> None:
-    headers = {"x-mycelia-returns": returns} if returns else None
+    # The count is one of a former queue: a quorum queue writes its own, a classic queue leaves it as it came.
+    headers = {"x-delivery-count": 0, **({"x-mycelia-returns": returns} if returns else {})}
     properties = Properties("application/json", headers=headers, delivery_mode=2)
     body = f'"{payload}"'.encode()
     await link.publish(Message("", QUEUES[queue], body, properties, mandatory=True))

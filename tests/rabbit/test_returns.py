@@ -29,7 +29,7 @@ async def test_nacked_message_counts_its_returns(link: RabbitLink) -> None:
         (await inbox.wait(at + 1))[at].nack(requeue=True)
 
     await inbox.wait(5)
-    assert [returns_of(delivery) for delivery in inbox.deliveries] == [0, 1, 2, 3, 4]
+    assert [returns_of(delivery, True) for delivery in inbox.deliveries] == [0, 1, 2, 3, 4]
 
 
 async def test_message_that_outlives_its_consumers_counts_its_returns(link: RabbitLink) -> None:
@@ -40,4 +40,4 @@ async def test_message_that_outlives_its_consumers_counts_its_returns(link: Rabb
         await inbox.wait(at + 1)
         await consumer.aclose()
 
-    assert [returns_of(delivery) for delivery in inbox.deliveries] == [0, 1, 2]
+    assert [returns_of(delivery, True) for delivery in inbox.deliveries] == [0, 1, 2]

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Any
 
-from mycelia.amqp import Delivery, LinkConsumer
+from mycelia.amqp import Delivery, Link, LinkConsumer, Queue
 from mycelia.amqp.delay_levels import EXPIRES_AT_HEADER, GOAL_HEADER
 from mycelia.entrypoints.origin import ROUTING_KEY_HEADER, restore_origin
 from mycelia.errors import UndecodableMessage
@@ -24,6 +24,7 @@ from mycelia.wire import (
 __all__ = [
     "RETURNS_HEADERS",
     "attempt_of",
+    "counts_returns",
     "decode_body",
     "history_of",
     "is_counted",
@@ -61,31 +62,42 @@ def decode_body(delivery: Delivery, serializers: SerializerRegistry) -> Any:
     )
 
 
-def returns_of(delivery: Delivery) -> int:
+def counts_returns(queue: Queue, link: Link) -> bool:
+    """Whether `queue`, as it was declared on `link`, counts in a header how often a message has come back.
+
+    Where it was found with other arguments it may be of another type, and the header what somebody has published: then we count.
+    """
+    return queue.arguments.get("x-queue-type") == "quorum" and not link.is_adopted(queue)
+
+
+def returns_of(delivery: Delivery, queue_counts: bool) -> int:
     """How often this message has come back without an outcome.
 
     Quorum queues count in a header; it is true only of a redelivery: a first delivery has it as its publisher sent it
     (RabbitMQ 3.10 writes it from the second on), so a dead letter that somebody put back would bring the count of its
     former life. A classic queue says no more than that a message has come back; earlier returns are in a header of ours,
     once the entrypoint has counted them there (`is_counted()`).
+
+    Args:
+        queue_counts: see `counts_returns()`.
     """
     headers = delivery.properties.headers
     returns = read_returns(headers) if headers else 0
     if not delivery.redelivered:
         return returns
-    for header in RETURNS_HEADERS if headers else ():
+    for header in RETURNS_HEADERS if headers and queue_counts else ():
         count = headers.get(header)  # type: ignore[union-attr]  # there are headers
         if type(count) is int:
             return max(count, 1) + returns
     return returns + 1
 
 
-def is_counted(delivery: Delivery) -> bool:
+def is_counted(delivery: Delivery, queue_counts: bool) -> bool:
     """Whether whoever gets this message next will know how often it has come back: nothing to count, or its queue does."""
     if not delivery.redelivered:
         return True
     headers = delivery.properties.headers or {}
-    return any(type(headers.get(header)) is int for header in RETURNS_HEADERS)
+    return queue_counts and any(type(headers.get(header)) is int for header in RETURNS_HEADERS)
 
 
 def attempt_of(delivery: Delivery, returns: int) -> int:
@@ -93,7 +105,7 @@ def attempt_of(delivery: Delivery, returns: int) -> int:
     return min(read_attempt(delivery.properties.headers) + returns, MAX_ATTEMPT)
 
 
-def history_of(delivery: Delivery) -> tuple[int, int, bool]:
+def history_of(delivery: Delivery, queue_counts: bool) -> tuple[int, int, bool]:
     """`attempt_of()`, `returns_of()`, and whether its time to live is over, which the broker has not known of.
 
     A message that comes out of a delay, or for another attempt, or redriven, gets all back that it was published with.
@@ -107,10 +119,10 @@ def history_of(delivery: Delivery) -> tuple[int, int, bool]:
     ):
         if not delivery.redelivered:
             return 1, 0, False  # nearly always
-        returns = returns_of(delivery)
+        returns = returns_of(delivery, queue_counts)
         return attempt_of(delivery, returns), returns, False
     restore_origin(delivery)
-    returns = returns_of(delivery)
+    returns = returns_of(delivery, queue_counts)
     return attempt_of(delivery, returns), returns, is_over(delivery, time.time())
 
 

@@ -45,6 +45,7 @@ from mycelia.entrypoints.counting import Counting
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack
 from mycelia.entrypoints.received import (
+    counts_returns,
     decode_body,
     history_of,
     is_counted,
@@ -146,13 +147,15 @@ class RpcConsumer(SharedExtension):
             queue=self.queue,
             tracebacks=settings.error_tracebacks,
         )
+        self._declared = Queue(
+            self.queue, arguments=_queue_arguments(container.settings.mycelia.rpc_queue_type)
+        )
         await self._link.declare(
             Exchange(self._exchange),
-            Queue(
-                self.queue, arguments=_queue_arguments(container.settings.mycelia.rpc_queue_type)
-            ),
+            self._declared,
             Binding(self.queue, self._exchange, service_binding_key(self._service)),
         )
+        self._queue_counts = counts_returns(self._declared, self._link)
 
     async def start(self) -> None:
         container = self.container
@@ -242,7 +245,7 @@ class RpcConsumer(SharedExtension):
             for_another_attempt(
                 delivery,
                 attempt=read_attempt(call.headers),
-                returns=returns_of(delivery),
+                returns=returns_of(delivery, self._queue_counts),
                 expires_at_ms=expires_at,
                 now_ms=now_ms,
                 user=self._user,
@@ -274,7 +277,7 @@ class RpcConsumer(SharedExtension):
             headers = properties.headers
             entrypoint = self._methods.get(delivery.routing_key)
             deadline_ms = read_deadline_ms(headers)
-            attempt, returns, is_over = history_of(delivery)
+            attempt, returns, is_over = history_of(delivery, self._queue_counts)
             call = Call(
                 self._stray_target(delivery) if entrypoint is None else entrypoint.target,
                 None,
@@ -317,7 +320,7 @@ class RpcConsumer(SharedExtension):
         """
         if returns >= self.container.settings.mycelia.rpc_max_runs:
             lane.refuse(call, TooManyDeliveries(self.queue, returns))
-        elif is_counted(delivery):
+        elif is_counted(delivery, self._queue_counts):
             lane.submit(call)
         else:
             self._counting.begin(lane)
@@ -350,6 +353,7 @@ class RpcConsumer(SharedExtension):
     def _on_lost(self) -> None:
         """The channel is gone, and the broker delivers again what we had: some of it to us."""
         now = time.monotonic()
+        self._queue_counts = counts_returns(self._declared, self._link)
         if self._consumer is not None:
             self.remembered.expect(self._consumer.prefetch, now)
         lanes = [self._stray_lane, *(entrypoint.lane for entrypoint in self._methods.values())]

@@ -42,6 +42,7 @@ from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack, PutBacks
 from mycelia.entrypoints.received import (
+    counts_returns,
     decode_body,
     history_of,
     is_counted,
@@ -151,6 +152,7 @@ class Subscription(Entrypoint, ABC):
             )
         )
         await self._link.declare(*parts)
+        self._queue_counts = counts_returns(self._queue, self._link)
         if self._policy is not None:
             await self._put_back.expect(self._policy.delay(1, self._random))
 
@@ -258,7 +260,7 @@ class Subscription(Entrypoint, ABC):
         if self._remembered:
             deliveries = self._remembered.claim(deliveries, arrived_at)
         for delivery in deliveries:
-            attempt, returns, is_over = history_of(delivery)
+            attempt, returns, is_over = history_of(delivery, self._queue_counts)
             call = Call(
                 self.target,
                 headers=delivery.properties.headers,
@@ -272,7 +274,7 @@ class Subscription(Entrypoint, ABC):
                 lane.refuse(call, TooManyDeliveries(self._queue.name, returns))
             elif is_over:
                 lane.refuse(call, DeadlinePassed(f"{self.target.name}: its time to live is over."))
-            elif returns and not is_counted(delivery):
+            elif returns and not is_counted(delivery, self._queue_counts):
                 self._count(call, delivery, lane, returns)
             else:
                 lane.submit(call)
@@ -303,6 +305,7 @@ class Subscription(Entrypoint, ABC):
         lane, put_back = self._lane, self._put_back
         assert lane is not None
         assert put_back is not None
+        self._queue_counts = counts_returns(self._queue, self._link)
         now = time.monotonic()
         running = [call.message for call in lane.running if call.message is not None]
         on_their_way = [*put_back.deliveries, *self.dead_letters.under_way(self._queue.name)]

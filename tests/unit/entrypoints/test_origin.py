@@ -42,7 +42,7 @@ def message(exchange: str, headers: dict[str, Any], tag: int = 1, **more: Any) -
 
 
 def way_of(delivery: Delivery) -> tuple[str, str]:
-    history_of(delivery)
+    history_of(delivery, True)
     return delivery.exchange, delivery.routing_key
 
 
@@ -72,7 +72,7 @@ def test_lost_attempt_is_known_again_though_its_key_was_given_back() -> None:
     """The one that is worked on has its own key, the one that comes again that of the queue."""
     remembered = Remembered(event_key)
     running = message("", {**ORIGIN, **ATTEMPT}, message_id="m")
-    history_of(running)
+    history_of(running, True)
     running.settler.is_lost = True  # type: ignore[misc]
     remembered.keep([running], 0.0)
     again = message("", {**ORIGIN, **ATTEMPT}, 2, message_id="m", redelivered=True)

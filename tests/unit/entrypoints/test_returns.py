@@ -36,23 +36,32 @@ def delivery_with(headers: dict[str, Any] | None, *, redelivered: bool = True) -
 def test_returns_are_read_from_the_header_that_counts_them_all(
     headers: dict[str, Any] | None, returns: int
 ) -> None:
-    assert returns_of(delivery_with(headers, redelivered=True)) == returns
-    assert returns_of(delivery_with(headers, redelivered=False)) == 0
+    assert returns_of(delivery_with(headers, redelivered=True), True) == returns
+    assert returns_of(delivery_with(headers, redelivered=False), True) == 0
 
 
 def test_returns_that_we_have_counted_are_added() -> None:
     ours = {"x-mycelia-returns": 3}
 
-    assert returns_of(delivery_with(ours, redelivered=False)) == 3
-    assert returns_of(delivery_with(ours, redelivered=True)) == 4
-    assert returns_of(delivery_with(ours | {"x-delivery-count": 2}, redelivered=True)) == 5
+    assert returns_of(delivery_with(ours, redelivered=False), True) == 3
+    assert returns_of(delivery_with(ours, redelivered=True), True) == 4
+    assert returns_of(delivery_with(ours | {"x-delivery-count": 2}, redelivered=True), True) == 5
 
 
 def test_return_is_counted_by_its_queue_or_has_yet_to_be() -> None:
-    assert is_counted(delivery_with({"x-delivery-count": 1}))
-    assert is_counted(delivery_with(None, redelivered=False))
-    assert not is_counted(delivery_with(None))
-    assert not is_counted(delivery_with({"x-delivery-count": "1"}))
+    assert is_counted(delivery_with({"x-delivery-count": 1}), True)
+    assert is_counted(delivery_with(None, redelivered=False), True)
+    assert not is_counted(delivery_with(None), True)
+    assert not is_counted(delivery_with({"x-delivery-count": "1"}), True)
+
+
+def test_a_count_is_the_publisher_s_word_where_the_queue_counts_nothing() -> None:
+    """A message that a shovel has brought from a quorum queue, or that somebody made so, could never reach its limit."""
+    brought = delivery_with({"x-delivery-count": 1})
+
+    assert not is_counted(brought, False)
+    assert returns_of(brought, False) == 1
+    assert returns_of(delivery_with({"x-delivery-count": 19}), False) == 1
 
 
 def test_counts_of_one_queue_are_not_taken_to_another() -> None:
