@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from random import Random
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from tests.control.letters import AT_ONCE, HANDLER_QUEUE, bodies_in, bury, fate
@@ -19,10 +20,12 @@ from mycelia.control.dead_letters import (
     IN_FLIGHT,
     LetterFilter,
     Router,
+    WalkInterrupted,
     purge,
     redrive,
 )
-from mycelia.errors import TopologyError
+from mycelia.control.dead_letters.redrive import _Run
+from mycelia.errors import BrokerUnavailable, TopologyError
 from mycelia.testing import eventually, run_services
 
 ALL = LetterFilter()
@@ -142,6 +145,48 @@ async def test_they_can_go_to_another_queue_or_the_exchange_they_came_from(link:
 
     assert report.sent == 2
     assert await bodies_in(link, "elsewhere") == ["1", "2"]
+
+
+async def test_run_that_cannot_go_on_after_a_cut_reports_what_it_has_done(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker does not come back in time, or somebody else is at work on the queue by then."""
+    await link.declare(QUORUM)
+    dead = await bury(link, *range(10))
+    real_walk, walks = _Run._walk, list[int | None]()
+
+    async def walk(run: _Run, count: int | None) -> None:
+        walks.append(count)
+        if len(walks) > 1:
+            raise TopologyError("somebody else consumes from it")
+        await real_walk(run, count)
+        raise WalkInterrupted("the connection was lost")
+
+    monkeypatch.setattr(_Run, "_walk", walk)
+    report = await redrive(link, dead, Router(link, unattended=True), ALL)
+    assert (report.sent, report.error) == (10, "TopologyError: somebody else consumes from it")
+
+    await bury(link, *range(10))
+    walks.clear()
+    gone = BrokerUnavailable("no connection within 30 s")
+    monkeypatch.setattr(type(link), "ready", AsyncMock(side_effect=gone))
+    report = await redrive(link, dead, Router(link, unattended=True), ALL)
+    assert (report.sent, report.error) == (10, str(gone))
+
+
+async def test_letter_that_cannot_be_sent_for_a_reason_nobody_thought_of_stays(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await link.declare(QUORUM)
+    dead = await bury(link, *range(3))
+    module = sys.modules[_Run.__module__]
+    monkeypatch.setattr(module, "for_a_new_life", Mock(side_effect=KeyError("x")))
+
+    report = await redrive(link, dead, Router(link, unattended=True), ALL)
+
+    assert report.sent == 0
+    assert "KeyError" in (report.error or "")
+    assert await bodies_in(link, dead) == ["0", "1", "2"]
 
 
 async def test_what_is_no_dead_letter_is_left_alone(link: Link) -> None:

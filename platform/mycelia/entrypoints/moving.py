@@ -61,12 +61,8 @@ class Mover:
         """
 
         async def run() -> None:
-            try:
-                await asyncio.sleep(after)
-                failure = await _try(delivery, publish, pauses, on_failure)
-            except asyncio.CancelledError:
-                delivery.nack(requeue=True)
-                raise
+            await asyncio.sleep(after)
+            failure = await _try(delivery, publish, pauses, on_failure)
             if failure is None:
                 delivery.ack()
                 if on_moved is not None:
@@ -83,6 +79,8 @@ class Mover:
             task.add_done_callback(lambda _: on_end())
 
     def _forget(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        if task.cancelled():  # perhaps before it had begun
+            delivery.nack(requeue=True)
         if self._tasks.get(delivery) is task:  # another move may have followed the first
             del self._tasks[delivery]
 

@@ -49,6 +49,9 @@ HEADER_LIMITS: Final = (128 * 1024 - 1024, 32 * 1024, 4096 - 128)
 """Bytes of properties and headers to try, one after the other. They travel in one frame: of 128 KiB where nobody sets
 `frame_max`, of 4 KiB at the very least (AMQP 0-9-1 §4.2.3)."""
 
+MAX_EXPIRATION_MS: Final = 2**32 - 1
+"""More than 49 days. RabbitMQ closes the channel over a longer time to live."""
+
 MAX_ERROR_BYTES = 4 * 1024
 MAX_TRACEBACK_BYTES = 16 * 1024
 MAX_RAW_HEADERS_BYTES = 16 * 1024
@@ -138,7 +141,8 @@ def for_another_attempt(
         ours[FIRST_FAILED_HEADER] = first_failed_at_ms
     expiration = None
     if expires_at_ms is not None:
-        expiration = str(max(expires_at_ms - now_ms, 0))
+        left_ms = max(expires_at_ms - now_ms, 0)
+        expiration = str(left_ms) if left_ms <= MAX_EXPIRATION_MS else None
         ours[EXPIRES_AT_HEADER] = expires_at_ms
     return _properties(delivery, ours, expiration, user, limit)
 

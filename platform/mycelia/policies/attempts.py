@@ -19,6 +19,9 @@ __all__ = ["Attempt", "AwaitedAttempts", "BlockingAttempts"]
 log = logging.getLogger("mycelia.policies")
 
 
+_NEVER_KEPT_BACK = asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit
+
+
 class Decides(Protocol):
     """What attempts ask of a policy. `Retry` is one."""
 
@@ -32,7 +35,7 @@ class Attempt:
 
     An error after which the policy wants another attempt is kept back, and the loop goes on after its pause. Any other leaves the
     block, and so does one whose pause would outlast the deadline of the call being handled. A `RetryLater` always leaves it: it is
-    for whoever runs the handler.
+    for whoever runs the handler. So does what ends the task or the process, also with `on=BaseException`.
     """
 
     def __init__(self, policy: Decides, number: int, random: Random) -> None:
@@ -54,7 +57,7 @@ class Attempt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if error is None or isinstance(error, RetryLater):
+        if error is None or isinstance(error, RetryLater | _NEVER_KEPT_BACK):
             return False
         pause = self._policy.delay_after(error, self.number, self._random)
         call = get_current_call()

@@ -165,6 +165,20 @@ def test_stop_does_not_wait_for_the_next_step(at: float) -> None:
     run(steps)
 
 
+def test_move_that_is_called_off_before_it_has_begun_gives_its_message_back() -> None:
+    async def steps(loop: JumpingLoop) -> None:
+        mover, settler = Mover(), Settler(loop)
+        target = Target(loop, 0, KeyError(1))
+        move(mover, settler.delivery(), target)
+        mover.give_back()
+        await asyncio.sleep(1)
+
+        assert (target.tries, settler.settled) == ([], [("requeue", 0.0)])
+        assert not len(mover)
+
+    run(steps)
+
+
 def test_each_of_many_has_its_own_steps() -> None:
     async def steps(loop: JumpingLoop) -> None:
         mover = Mover()

@@ -231,6 +231,26 @@ def test_another_attempt_keeps_every_property_and_the_rest_of_its_life() -> None
     assert expires_at_ms(delivery_with(again), 1_050_000) == 1_060_000
 
 
+@pytest.mark.parametrize("left_ms", [2**32 - 1, 2**32, 2**62])
+def test_time_to_live_that_the_broker_would_close_the_channel_over_is_not_said(
+    left_ms: int,
+) -> None:
+    """The header can hold any number; RabbitMQ takes no more than 2^32 - 1 milliseconds."""
+    delivery = delivery_with(Properties(headers={"x-mycelia-expires-at-ms": 1000 + left_ms}))
+
+    again = for_another_attempt(
+        delivery,
+        attempt=2,
+        returns=0,
+        expires_at_ms=expires_at_ms(delivery, 0),
+        now_ms=1000,
+        user=None,
+    )
+
+    assert again.expiration == (str(left_ms) if left_ms < 2**32 else None)
+    assert (again.headers or {})["x-mycelia-expires-at-ms"] == 1000 + left_ms
+
+
 def test_user_that_publishes_keeps_its_name() -> None:
     delivery = full()
 

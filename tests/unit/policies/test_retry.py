@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from random import Random
 from typing import Any
@@ -214,3 +215,23 @@ def test_policy_can_be_written_in_the_configuration(written: object, policy: Ret
 def test_mistake_in_the_configuration_is_told_by_its_key(written: object) -> None:
     with pytest.raises(ConfigError, match=r'^configuration key "mycelia\.retry": .*\.$'):
         retry_of(written, "mycelia.retry")
+
+
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit]
+)
+def test_what_ends_the_task_or_the_process_is_never_kept_back(
+    error: type[BaseException],
+) -> None:
+    """A service that is stopped would else go on trying."""
+    tries = 0
+
+    def fail() -> None:
+        nonlocal tries
+        tries += 1
+        raise error
+
+    with pytest.raises(error):
+        Retry(5, fixed(0), on=BaseException).call(fail)
+
+    assert tries == 1

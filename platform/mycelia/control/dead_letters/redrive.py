@@ -26,7 +26,6 @@ from mycelia.entrypoints.republished import HEADER_LIMITS, for_a_new_life
 from mycelia.errors import (
     BrokerUnavailable,
     LinkError,
-    MyceliaError,
     ProtocolError,
     TopologyError,
     Unroutable,
@@ -248,7 +247,7 @@ class _Run:
         self._around = around
         self._in_flight: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(IN_FLIGHT)
-        self._failure: MyceliaError | None = None
+        self._failure: Exception | None = None
 
     async def run(self) -> None:
         report = self.report
@@ -269,7 +268,16 @@ class _Run:
                     left = report.there - self._gone + IN_FLIGHT
                 report.chosen, report.foreign = self._gone, 0
                 report.stranded.clear()
-                await self._link.ready(self._timeout)
+                try:
+                    await self._link.ready(self._timeout)
+                except LinkError as gone:
+                    report.error = str(gone)
+                    return
+            except LinkError as exc:
+                if left is None:  # nothing has been done
+                    raise
+                report.error = describe(exc)
+                return
             else:
                 if self._failure is not None:
                     report.error = describe(self._failure)
@@ -282,6 +290,7 @@ class _Run:
 
     async def _walk(self, count: int | None) -> None:
         report = self.report
+        gone_before = self._gone
         async with Walk(
             self._link,
             self._queue,
@@ -293,7 +302,7 @@ class _Run:
                 report.there = walk.total
             try:
                 async for delivery in walk:
-                    report.looked_at = walk.seen + (report.there - (count or report.there))
+                    report.looked_at = min(gone_before + walk.seen, report.there)
                     if self._failure is not None or self._is_enough:
                         break
                     await self._look_at(walk, delivery)
@@ -357,9 +366,8 @@ class _Run:
         except Unroutable:
             report.stranded[self._router.note_gone(route)] += 1
             await self._keep(walk, delivery)
-        except LinkError as exc:
-            if self._failure is None:
-                self._failure = exc
+        except Exception as exc:  # noqa: BLE001  whatever it is: the letter stays, and the run says why it ends
+            self._failure = self._failure or exc
             await self._keep(walk, delivery)
         else:
             report.sent += 1
