@@ -76,10 +76,10 @@ class Packaged:
     log = StructlogDependency()
 
     @rpc
-    def third_time(self) -> int:
-        if tried("rpc") < 3:
+    def third_time(self, what: str = "rpc") -> int:
+        if tried(what) < 3:
             raise Soon
-        return tries["rpc"]
+        return tries[what]
 
     @rpc
     def never(self) -> None:

@@ -78,7 +78,7 @@ class Client:
         timeout: seconds for each call and publishing that says nothing else.
         name: the program's name in call ids and in the reply queue's name.
         config: Nameko's configuration keys that matter here: `serializer`, `SERIALIZERS`, `ACCEPT`,
-            `rpc_exchange`, `AMQP_SSL`, `HEARTBEAT`, and in `mycelia` `connect_timeout` and `peer_timeout`.
+            `rpc_exchange`, `AMQP_SSL`, `HEARTBEAT`, and in `mycelia` `connect_timeout`, `peer_timeout` and `requests_expire`.
         middleware: around every call and event that leaves, outermost first: an `async def (call, next)` each, or an
             object with a method `middleware(direction, target)`.
         context: context data (`{"user_id": 7}`) of every call and event that leaves. For a single one there is the option of
@@ -251,7 +251,13 @@ class Client:
         async with self._opening:
             if self._caller is None:
                 router = ReplyRouter(
-                    self.link, self._serializers, caller=self.name, exchange=self._exchange
+                    self.link,
+                    self._serializers,
+                    caller=self.name,
+                    exchange=self._exchange,
+                    requests_expire=(self._config.get("mycelia") or {}).get(
+                        "requests_expire", True
+                    ),
                 )
                 await router.start(self.timeout)
                 self._router = router

@@ -125,12 +125,20 @@ class ReplyRouter:
         serializers: what requests are written with and replies read with.
         caller: the caller's name, part of the reply queue's name.
         exchange: the RPC exchange.
+        requests_expire: whether the broker drops a request at its deadline (`mycelia.requests_expire`).
     """
 
     def __init__(
-        self, link: Link, serializers: SerializerRegistry, *, caller: str, exchange: str
+        self,
+        link: Link,
+        serializers: SerializerRegistry,
+        *,
+        caller: str,
+        exchange: str,
+        requests_expire: bool = True,
     ) -> None:
         self._link = link
+        self._requests_expire = requests_expire
         self._serializers = serializers
         self._exchange = exchange
         self._caller = caller
@@ -315,7 +323,7 @@ class ReplyRouter:
             route.priority,
             correlation_id,
             self._routing_key,
-            str(int(remaining * 1000)),
+            str(int(remaining * 1000)) if self._requests_expire else None,
         )
         try:
             if self._looking is not None:
@@ -347,8 +355,9 @@ class ReplyRouter:
             if self._looking is not None:  # which reply queue it will be
                 await asyncio.wait((self._looking,), timeout=deadline - time.monotonic())
                 properties.reply_to = self._routing_key
-            remaining_ms = int((deadline - time.monotonic()) * 1000)
-            properties.expiration = str(max(remaining_ms, 1))
+            if self._requests_expire:
+                remaining_ms = int((deadline - time.monotonic()) * 1000)
+                properties.expiration = str(max(remaining_ms, 1))
             try:
                 self._link.publish_nowait(
                     Message(self._exchange, routing_key, body, properties, mandatory=True)
@@ -413,7 +422,7 @@ class ReplyRouter:
         """With the time that its caller has left."""
         properties = returned.properties
         deadline_ms = read_deadline_ms(properties.headers)
-        if deadline_ms is not None:
+        if deadline_ms is not None and self._requests_expire:
             properties.expiration = str(max(deadline_ms - int(time.time() * 1000), 1))
         self._link.publish_nowait(
             Message(

@@ -253,6 +253,7 @@ class ReplyListener(SharedExtension):
             host.serializers,
             caller=container.service_name,
             exchange=container.settings.rpc_exchange,
+            requests_expire=container.settings.mycelia.requests_expire,
         )
         self.caller = Caller(
             self.router,

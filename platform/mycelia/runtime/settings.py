@@ -153,6 +153,9 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     rpc_timeout: float = DEFAULT_TIMEOUT
     """How long an RPC may take where the proxy or the call says nothing."""
+    requests_expire: bool = True
+    """Whether the broker drops a request that nobody has taken by its deadline, by the property `expiration`. `False` for
+    callers of stock services that publish a request again with an expiration of their own (nameko-amqp-retry)."""
     rpc_max_runs: int = 2
     """How often a request may be begun whose process dies over it, where the method is not `idempotent`; then it is answered
     with an error. 2, so that one crash for another reason costs nothing, and one deadly request not the whole fleet."""
