@@ -56,7 +56,8 @@ examples:
   mycelia publish --after 5m tower all_clear       arrives in five minutes
   echo '{"runway": "31L"}' | mycelia publish tower runway_closed -
 
-exit codes: 0 the broker has it, or nobody wanted it, which is told on stderr; 1 an error, told on stderr; 2 the command is wrong
+exit codes: 0 the broker has it, or nobody wanted it, which is told on stderr (with --mandatory: 1); 1 an error, told on stderr;
+2 the command is wrong
 """
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,20 +39,24 @@ class SignatureCheck:
         try:
             self._signature.bind(None, *args, **kwargs)
         except TypeError as exc:
-            raise IncorrectSignature(str(exc), explanation=self._explain(str(exc))) from None
+            explanation = self._explain(str(exc), kwargs)
+            raise IncorrectSignature(str(exc), explanation=explanation) from None
 
-    def _explain(self, problem: str) -> str:
-        """Python's word on it, the name that was meant, and what the method takes."""
+    def _explain(self, problem: str, kwargs: dict[str, Any]) -> str:
+        """Python's word on it, the name that was meant, and what the method takes.
+
+        Of a misspelt name Python says that the right one is missing; here it is the misspelt one that is told.
+        """
         parameters = list(self._signature.parameters.values())[1:]
-        hint = ""
-        unknown = UNKNOWN.search(problem)
-        if unknown is not None:
-            meant = nearest(unknown[1], [p.name for p in parameters])
-            hint = f"; did you mean '{meant}'?" if meant else ""
-        return f"{problem}{hint or '.'} It takes {_shown(parameters)}."
-
-
-UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
+        by_name = {
+            p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        }
+        unknown = [name for name in kwargs if name not in by_name]
+        if any(p.kind is p.VAR_KEYWORD for p in parameters) or not unknown:
+            return f"{problem}. It takes {_shown(parameters)}."
+        meant = nearest(unknown[0], by_name - set(kwargs))
+        hint = f"; did you mean '{meant}'?" if meant else "."
+        return f"got an unexpected keyword argument '{unknown[0]}'{hint} It takes {_shown(parameters)}."
 
 MAX_SHOWN = 300
 """Characters of a signature in an error. Arbitrary."""

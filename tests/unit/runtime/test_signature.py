@@ -44,3 +44,22 @@ def test_it_refuses_exactly_what_python_refuses(
     else:
         with pytest.raises(IncorrectSignature):
             SignatureCheck(method).check(args, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "said"),
+    [
+        ((), {"a": 1, "bb": 2}, "got an unexpected keyword argument 'bb'; did you mean 'b'? "),
+        ((1,), {"bb": 2}, "got an unexpected keyword argument 'bb'; did you mean 'b'? "),
+        ((), {"a": 1, "other": 2}, "got an unexpected keyword argument 'other'. "),
+        ((), {"a": 1}, "missing a required argument: 'b'. "),
+        ((1, 2), {"a": 1}, "multiple values for argument 'a'. "),
+    ],
+)
+def test_a_misspelt_name_is_told_before_the_one_that_is_missing(
+    args: tuple[int, ...], kwargs: dict[str, int], said: str
+) -> None:
+    with pytest.raises(IncorrectSignature) as error:
+        SignatureCheck(Service.plain).check(args, kwargs)
+
+    assert str(error.value) == f"{said}It takes (a: int, b: int)."
