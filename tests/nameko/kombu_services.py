@@ -34,6 +34,8 @@ class CountingRpc(Rpc):
     def handle_result(self, message: Any, worker_ctx: Any, result: Any, exc_info: Any) -> Any:
         if exc_info is None:
             result = [result, worker_ctx.data.get("seen_by"), message.delivery_info["routing_key"]]
+        else:
+            result = "beside the error"
         return super().handle_result(message, worker_ctx, result, exc_info)
 
 
@@ -123,7 +125,16 @@ class Binder(DependencyProvider):
         return self.proxy.get_dependency(worker_ctx)
 
 
+class Results(DependencyProvider):
+    """Puts down what it is told of `fail()`."""
+
+    def worker_result(self, worker_ctx: Any, result: Any = None, exc_info: Any = None) -> None:
+        if worker_ctx.entrypoint.method_name == "fail":
+            HEARD.append([result, exc_info and exc_info[0].__name__])
+
+
 class _Reaching:
+    results = Results()
     loud: Any
     deaf = LoudProxy("deaf")
     bound = Binder()

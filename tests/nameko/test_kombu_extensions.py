@@ -54,7 +54,7 @@ def ask(runs: list[NamekoRun], module_uri: str) -> Iterator[Ask]:
         yield ask
 
 
-def heard(ask: Ask, side: str, word: str, count: int) -> list[Any]:
+def heard(ask: Ask, side: str, word: Any, count: int) -> list[Any]:
     """What the service's handlers have heard of `word`; what other tests sent stays for them."""
     return taken(lambda: ask(side, "take_heard", word), count)
 
@@ -74,6 +74,17 @@ def test_rpc_subclass_has_its_own_handle_message_and_handle_result(ask: Ask, sid
     assert ask(side, "count", 5) == [5, "CountingRpc", f"reaching_{side}.count"]
     with pytest.raises(RemoteError, match="ValueError no"):
         ask(side, "fail")
+
+
+@both_sides
+def test_providers_hear_the_result_that_handle_result_gives_beside_an_error(
+    ask: Ask, side: str
+) -> None:
+    with pytest.raises(RemoteError, match="ValueError no"):
+        ask(side, "fail")
+
+    told = ["beside the error", "ValueError"]
+    assert heard(ask, side, told, 1)[0] == told
 
 
 @both_sides

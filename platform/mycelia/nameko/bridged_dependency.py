@@ -14,6 +14,7 @@ from mycelia.errors import ConfigError
 from mycelia.nameko.bridge import BridgedExtension, use_thread_events
 from mycelia.nameko.face import ContainerFace
 from mycelia.nameko.recognise import is_a
+from mycelia.nameko.spawned_call import SpawnedCall
 from mycelia.nameko.sub_extensions import adopt_sub_extensions
 from mycelia.runtime import DependencyProvider, WorkerContext
 
@@ -96,6 +97,9 @@ class BridgedDependency(BridgedExtension, DependencyProvider):
     def worker_result(
         self, worker_ctx: WorkerContext, result: Any = None, exc_info: Any = None
     ) -> Any:
+        call = worker_ctx.call
+        if exc_info is not None and isinstance(call, SpawnedCall):
+            result = call.result
         return self.foreign.worker_result(self.face.context_of(worker_ctx), result, exc_info)
 
     def worker_teardown(self, worker_ctx: WorkerContext) -> Any:

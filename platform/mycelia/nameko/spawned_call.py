@@ -47,6 +47,8 @@ class SpawnedCall(Call, eq=False, kw_only=True):
     is_refused: bool = False
     """The worker will not run: the service stops."""
     is_handled: bool = False
+    result: Any = None
+    """What `handle_result` made of the result. It may be there beside an error, and providers are told both."""
     _lock: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     def refuse(self) -> None:
@@ -63,6 +65,7 @@ class SpawnedCall(Call, eq=False, kw_only=True):
             except Exception as exc:
                 bury_unhandled(self.handle_result, exc)
                 raise
+            self.result = value
             if exc_info is None:
                 error = None
             elif not isinstance(exc_info[1], WorkerAborted):
