@@ -42,11 +42,12 @@ NOT_FOUND: Final = 404
 NOT_POSSIBLE: Final = (502, 503, 530, 540)
 """Reply codes that cost the whole connection, for what this broker or queue cannot do."""
 
-_TOO_LARGE: Final = re.compile(r"message size (\d+) is larger than (?:configured )?max size (\d+)")
-_TOPIC: Final = re.compile(r"access to topic '(.*?)' in exchange '(.*?)' in vhost")
-_EXCHANGE: Final = re.compile(r"exchange '(.*?)' in vhost")
-_EXPIRATION: Final = re.compile(r"invalid expiration '(.*?)'")
-_USER_ID: Final = re.compile(r"user_id property set to '(.*?)'")
+# Compiled when first needed, by `re` itself: most processes never are refused anything.
+_TOO_LARGE: Final = r"message size (\d+) is larger than (?:configured )?max size (\d+)"
+_TOPIC: Final = r"access to topic '(.*?)' in exchange '(.*?)' in vhost"
+_EXCHANGE: Final = r"exchange '(.*?)' in vhost"
+_EXPIRATION: Final = r"invalid expiration '(.*?)'"
+_USER_ID: Final = r"user_id property set to '(.*?)'"
 _UNREADABLE: Final = frozenset((501, 502, 503, 504, 505, 530, 540, 541))
 """Codes that say something we sent was at fault. 541 (INTERNAL_ERROR) is what RabbitMQ answers to headers that it cannot
 read; 320 (CONNECTION_FORCED), 506 (out of resources) and no code at all are the broker's or the network's own affair."""
@@ -65,16 +66,16 @@ def could_mean(code: int, text: str) -> Callable[[Message], bool] | None:
     if (sizes := max_message_bytes(text)) is not None:
         size, _ = sizes
         return lambda message: len(message.body) == size
-    if (found := _TOPIC.search(text)) is not None:
+    if (found := re.search(_TOPIC, text)) is not None:
         routing_key, exchange = found.groups()
         return lambda message: (message.exchange, message.routing_key) == (exchange, routing_key)
-    if (found := _EXCHANGE.search(text)) is not None:
+    if (found := re.search(_EXCHANGE, text)) is not None:
         exchange = found[1]
         return lambda message: message.exchange == exchange
-    if (found := _EXPIRATION.search(text)) is not None:
+    if (found := re.search(_EXPIRATION, text)) is not None:
         expiration = found[1]
         return lambda message: message.properties.expiration == expiration
-    if (found := _USER_ID.search(text)) is not None:
+    if (found := re.search(_USER_ID, text)) is not None:
         user = found[1]
         return lambda message: message.properties.user_id == user
     return None
@@ -90,7 +91,7 @@ def find_culprit(messages: Iterable[Message], code: int, text: str) -> int | Non
 
 def max_message_bytes(text: str) -> tuple[int, int] | None:
     """The refused size and the most that the broker takes, where `text` names them."""
-    found = _TOO_LARGE.search(text)
+    found = re.search(_TOO_LARGE, text)
     return None if found is None else (int(found[1]), int(found[2]))
 
 

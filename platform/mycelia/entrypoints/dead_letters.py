@@ -26,7 +26,6 @@ then the message goes back to its queue, so that even a broker that takes nothin
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +69,8 @@ def dead_letter_queue_name(queue: str) -> str:
     raw = queue.encode("utf-8", "surrogateescape")
     if len(raw) + len(SUFFIX) <= 255:
         return queue + SUFFIX
+    import hashlib  # not at every start: few names are that long
+
     mark = "~" + hashlib.sha256(raw).hexdigest()[:16] + SUFFIX
     return raw[: 255 - len(mark)].decode("utf-8", "ignore") + mark
 

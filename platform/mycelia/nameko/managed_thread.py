@@ -6,7 +6,6 @@ Daemon threads, never the loop's executor: a hook or a loop that does not come b
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import threading
 from collections.abc import Callable
@@ -83,6 +82,8 @@ class ManagedThread:
         with self._lock:
             if self._ended.is_set() or ident is None:
                 return
+            import ctypes  # not at every start
+
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(ident), ctypes.py_object(ManagedThreadKilled)
             )

@@ -58,6 +58,7 @@ class SignatureCheck:
         hint = f"; did you mean '{meant}'?" if meant else "."
         return f"got an unexpected keyword argument '{unknown[0]}'{hint} It takes {_shown(parameters)}."
 
+
 MAX_SHOWN = 300
 """Characters of a signature in an error. Arbitrary."""
 

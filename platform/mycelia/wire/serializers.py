@@ -13,7 +13,6 @@ unpacking stops at `max_body_bytes` (`compression.py`), and so does what a body 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -167,13 +166,21 @@ MSGPACK = Serializer(
 )
 _YAML = _guarded("yaml", "application/x-yaml", "utf-8", yaml.safe_dump, yaml.safe_load)
 _RAW = Serializer("raw", _NO_CONTENT_TYPE, "binary", _encode_raw, bytes)
-_PICKLE = _guarded(
-    "pickle",
-    "application/x-python-serialize",
-    "binary",
-    lambda value: pickle.dumps(value, protocol=4),  # kombu's protocol
-    pickle.loads,
-)
+
+
+def _dump_pickle(value: Any) -> bytes:
+    import pickle  # not at every start: hardly anybody asks for it
+
+    return pickle.dumps(value, protocol=4)  # kombu's protocol
+
+
+def _load_pickle(body: bytes) -> Any:
+    import pickle
+
+    return pickle.loads(body)
+
+
+_PICKLE = _guarded("pickle", "application/x-python-serialize", "binary", _dump_pickle, _load_pickle)
 
 
 class SerializerRegistry:
