@@ -48,6 +48,7 @@ _NON_FINITE = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 _QUOTED_TAG_MARK = b'"' + TAG_MARK + b'"'
 
 _LEAVES = frozenset({str, int, float, bool, type(None)})
+_TAGGED_AS_THEY_ARE = frozenset({datetime, date, time, Decimal, UUID})
 _TAGGED = (bytes, bytearray, memoryview, datetime, date, time, Decimal, UUID)
 
 
@@ -60,8 +61,12 @@ def encode_json(value: Any) -> bytes:
     try:
         body = _encode(value)
         # msgspec writes NaN and the infinities as `null`; a body without that word holds none.
-        if (body.find(b"null") >= 0 and _may_hold_non_finite(value)) or _needs_tags(value):
+        if body.find(b"null") >= 0 and _may_hold_non_finite(value):
             body = _encode_slowly(value)
+        elif _needs_tags(value):
+            body = _encode(lowered := _lowered(value))
+            if body.find(b"null") >= 0 and _may_hold_non_finite(lowered):  # of a `__json__()`
+                body = _encode_slowly(lowered)
     except Exception:  # noqa: BLE001  # the application's hooks may raise anything
         try:
             return _encode_slowly(value)
@@ -109,6 +114,18 @@ def _encode_slowly(value: Any) -> bytes:
 
 def _lowered(value: Any) -> Any:
     """`value` in the types that Python's `json` knows."""
+    kind = type(value)
+    if kind is dict:
+        return {
+            key if type(key) is str else _key(key): part
+            if type(part) in _LEAVES
+            else _lowered(part)
+            for key, part in value.items()
+        }
+    if kind is list or kind is tuple:
+        return [part if type(part) in _LEAVES else _lowered(part) for part in value]
+    if kind in _TAGGED_AS_THEY_ARE:
+        return tag_value(value)
     if isinstance(value, Enum):
         return _lowered(value.value)
     if value is None or isinstance(value, (str, int, float)):

@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict, deque
 from datetime import date, datetime
 from decimal import Decimal
+from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
@@ -146,6 +147,35 @@ def test_json_keys_are_written_alike_on_both_of_its_paths() -> None:
 
     assert JSON.decode(JSON.encode(value)) == form
     assert JSON.decode(JSON.encode({**value, "b": b""})) == {**form, "b": b""}
+
+
+class Infinite:
+    def __json__(self) -> Any:
+        return {"at": LOCAL, "most": math.inf}
+
+
+class Price(Decimal, Enum):
+    LOW = "1.50"
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        (math.inf, math.inf),
+        (Infinite(), {"at": LOCAL, "most": math.inf}),
+        (Price.LOW, Decimal("1.50")),
+        (2**200, 2**200),
+        ("\ud800", "\ud800"),
+        (Colour.RED, "red"),
+        ({None: 1, True: 2, 3: [None]}, {"null": 1, "true": 2, "3": [None]}),
+    ],
+    ids=["infinity", "__json__", "enum", "integer", "surrogate", "text enum", "keys"],
+)
+def test_json_beside_rich_values_everything_is_written_as_elsewhere(value: Any, read: Any) -> None:
+    back = JSON.decode(JSON.encode([value, Decimal("1.0"), A_UUID]))
+
+    assert back == [read, Decimal("1.0"), A_UUID]
+    assert type(back[0]) is type(read)
 
 
 def test_json_carries_lone_surrogates_as_kombu_does() -> None:
