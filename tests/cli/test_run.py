@@ -175,6 +175,7 @@ def fails(mycelia: MyceliaCommand, project: Path) -> Fails:
         ("no_such_module", 'no module "no_such_module"'),
         ("greeter.nothing", 'no module "greeter.nothing"'),
         ("greeter:Greater", 'module "greeter" has no class "Greater". Did you mean "Greeter"?'),
+        ("greeter:Nothing", 'module "greeter" has no class "Nothing". It has: Greeter.'),
         ("empty:VALUE", '"empty:VALUE" is a int, not a class'),
         ("empty:Plain", "service class Plain (empty) has no name"),
         ("empty", 'module "empty" has no service'),

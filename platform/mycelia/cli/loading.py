@@ -83,7 +83,7 @@ def _import(name: str) -> ModuleType:
 def _named_class(module: ModuleType, name: str) -> type:
     value: Any = getattr(module, name, None)
     if value is None:
-        classes = [n for n, _ in inspect.getmembers(module, inspect.isclass)]
+        classes = [cls.__name__ for cls in services_in(module)]
         meant = nearest(name, classes)
         hint = f'Did you mean "{meant}"?' if meant else f"It has: {', '.join(classes) or 'none'}."
         raise ConfigError(f'module "{module.__name__}" has no class "{name}". {hint}')
