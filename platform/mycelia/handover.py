@@ -23,12 +23,14 @@ from mycelia.errors import RuntimeStateError
 
 __all__ = [
     "HANDOVER_VARIABLE",
+    "NAMEKO_3",
     "NATIVE_MODULE",
     "PATH_VARIABLE",
     "hand_over",
     "hand_over_importer",
     "hand_over_mistake",
     "interpreter_flags",
+    "is_nameko_3",
     "take_over_path",
 ]
 
@@ -46,6 +48,15 @@ NAMEKO_RUN = "nameko.cli.run"
 
 NAMEKO_MAIN = "nameko.cli.main"
 """The module whose `main()` has read `sys.argv`."""
+
+NAMEKO_3 = (
+    "Services written for Mycelia run with `mycelia run`; classes written for Nameko with Nameko 2: "
+    'pip install "nameko>=2.14.1,<3". Why: docs/from-nameko.md, "Nameko 3".'
+)
+"""What to do with it, for error messages."""
+
+IMPORTING = frozenset({"mycelia", "importlib", "pydoc"})
+"""Whose frames stand between an import and who asked for it; Nameko asks `pydoc` for the class of its containers."""
 
 WITH_VALUE = "WX"
 """Flags of the interpreter that take a value."""
@@ -74,6 +85,10 @@ def hand_over(found: str) -> NoReturn:
         RuntimeStateError: outside `nameko run` (for example in a test with Nameko's own container).
     """
     running = _nameko_run()
+    if running is None and is_nameko_3():
+        raise RuntimeStateError(
+            f"{found} cannot be run by the `nameko run` of Nameko 3. {NAMEKO_3}"
+        )
     if running is None:
         raise RuntimeStateError(
             f"{found} was given to a container that is not Mycelia's. Mycelia's entrypoints run under `nameko run`, "
@@ -90,6 +105,11 @@ def hand_over_mistake() -> None:
     running = _nameko_run()
     if running is not None:
         _become_native(running)
+
+
+def is_nameko_3() -> bool:
+    """Whether the Nameko that has been imported is the pre-release of Nameko 3, whose configuration is a global."""
+    return hasattr(sys.modules.get("nameko"), "config")
 
 
 def _nameko_run() -> FrameType | None:
@@ -120,7 +140,7 @@ def _importer() -> str:
     """The name of the module that imports `mycelia`; empty where nobody can tell."""
     for frame in _callers():
         name = frame.f_globals.get("__name__")
-        if isinstance(name, str) and name.partition(".")[0] not in ("mycelia", "importlib"):
+        if isinstance(name, str) and name.partition(".")[0] not in IMPORTING:
             return name
     return ""
 

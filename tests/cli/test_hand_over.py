@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.commands import NAMEKO
-from tests.processes import Process, environment
+from tests.processes import Process, environment, run
 
 FLAGS = """
 import os, sys, warnings
@@ -51,6 +51,20 @@ from nameko.cli.run import main
 main(Namespace(services=["existing"], config="existing.yaml", broker=None, backdoor_port=None))
 """
 
+HANDED_OVER_WITH = """
+import os, sys
+
+def execv(*args):
+    ours = sorted(name for name in sys.modules if name.partition(".")[0] in ("mycelia", "pika", "msgspec"))
+    print(*ours, flush=True)
+    os._exit(0)
+
+os.execv = execv
+from nameko.cli.main import main
+sys.argv = ["nameko", "run", *sys.argv[1:]]
+main()
+"""
+
 IN_LIB = """
 import os
 from mycelia import rpc
@@ -89,6 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "existing.yaml": "AMQP_URI: memory://\nSERVICE_CONTAINER_CLS: mycelia.Container\n",
         "start.py": START,
         "start_run.py": START_RUN,
+        "handed_over_with.py": HANDED_OVER_WITH,
         "lib/in_lib.py": IN_LIB,
         "stock.py": SHARED,
         "shared_errors_of_ours.py": "from mycelia import errors\n",
@@ -116,6 +131,17 @@ def test_nameko_run_is_recognised_by_what_runs(folder: Path, command: tuple[str,
         arguments = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
         assert "mycelia.cli.nameko_run" in arguments
         assert process.stop() == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--broker", "memory://", "flags"), ("--config", "existing.yaml", "existing")]
+)
+def test_nothing_is_imported_in_vain_before_the_hand_over(
+    folder: Path, arguments: tuple[str, ...]
+) -> None:
+    done = run([sys.executable, "handed_over_with.py", *arguments], folder)
+
+    assert done.stdout.split() == ["mycelia", "mycelia.errors", "mycelia.handover"]
 
 
 def test_a_script_in_another_folder_keeps_its_import_path_and_its_environment(folder: Path) -> None:

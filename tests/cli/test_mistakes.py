@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,20 @@ class Storage(DependencyProvider):
 class Shop:
     name = "shop"
     storage = Storage()
+
+    @rpc
+    def sell(self): pass
+""",
+    "of_nameko_3": """
+import nameko
+
+nameko.config = {}  # what tells it from Nameko 2
+
+from nameko.rpc import rpc
+
+
+class Shop:
+    name = "shop"
 
     @rpc
     def sell(self): pass
@@ -138,6 +153,25 @@ def test_syntax_error_shows_its_place(folder: Path) -> None:
     assert 'module "broken_syntax" cannot be imported: SyntaxError: expected' in done.stderr
     assert f'File "{folder}/broken_syntax.py", line 2' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_classes_of_nameko_3_are_refused_at_the_start_with_the_way_out(folder: Path) -> None:
+    done = run([*MYCELIA, "run", "of_nameko_3", "--broker", "memory://"], folder)
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        "ConfigError: service shop: nameko.rpc.Rpc is of Nameko 3, which does not run here. Services written for Mycelia run "
+        'with `mycelia run`; classes written for Nameko with Nameko 2: pip install "nameko>=2.14.1,<3". Why: '
+        'docs/from-nameko.md, "Nameko 3".\n'
+    )
+
+
+def test_nameko_3_that_makes_a_container_without_configuration_is_told_so(folder: Path) -> None:
+    made = "import of_nameko_3, mycelia\nmycelia.Container(of_nameko_3.Shop)\n"
+    done = run([sys.executable, "-c", made], folder)
+
+    assert done.returncode == 1
+    assert "service 'shop' cannot be run by the `nameko run` of Nameko 3." in done.stderr
 
 
 def test_error_behind_the_error_is_shown_as_well(folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mycelia.entrypoints import Rpc
 from mycelia.errors import ConfigError
+from mycelia.handover import NAMEKO_3, is_nameko_3
 from mycelia.nameko.bridged_dependency import BridgedDependency, needs_its_stock_base
 from mycelia.nameko.bridged_entrypoint import BridgedEntrypoint
 from mycelia.nameko.counterparts import find_stock
@@ -36,6 +37,7 @@ class NamekoDeclarations:
     ) -> DependencyProvider | None:
         if not is_a(declared, "nameko.extensions.DependencyProvider"):
             return None
+        _refuse_nameko_3(declared, container)
         use_nameko_names()
         unbound = dependency_counterpart(declared)
         _refuse_to_block_the_loop(declared, unbound, container, attr_name)
@@ -49,6 +51,7 @@ class NamekoDeclarations:
     ) -> Entrypoint | None:
         if not is_a(declared, "nameko.extensions.Entrypoint"):
             return None
+        _refuse_nameko_3(declared, container)
         use_nameko_names()
         counterpart: Entrypoint = (
             BridgedEntrypoint(declared)
@@ -59,6 +62,13 @@ class NamekoDeclarations:
             face = ContainerFace.of(container)
             face.introduce_copy(counterpart, declared, method_name=method_name)
         return counterpart
+
+
+def _refuse_nameko_3(declared: object, container: Container) -> None:
+    if is_nameko_3():
+        raise ConfigError(
+            f"service {container.service_name}: {dotted_name(type(declared))} is of Nameko 3, which does not run here. {NAMEKO_3}"
+        )
 
 
 def dependency_counterpart(declared: Any) -> DependencyProvider:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -34,6 +35,9 @@ __all__ = ["DEFAULT_MAX_WORKERS", "Container"]
 
 log = logging.getLogger("mycelia.runtime")
 
+NO_CONFIG: Mapping[str, Any] = MappingProxyType({})
+"""Nameko 3 gives a container none; it is refused in words."""
+
 DEFAULT_MAX_WORKERS = 10
 """Threads for `def` methods where `max_workers` says nothing (nameko/constants.py)."""
 
@@ -60,7 +64,7 @@ class Container:
     is_native = True
 
     def __init__(
-        self, service_cls: type, config: Mapping[str, Any], host: Host | None = None
+        self, service_cls: type, config: Mapping[str, Any] = NO_CONFIG, host: Host | None = None
     ) -> None:
         if host is None:
             hand_over(f"service {getattr(service_cls, 'name', service_cls.__name__)!r}")
