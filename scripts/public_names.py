@@ -13,6 +13,8 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
                 "RpcProxy",
                 "EventDispatcher",
                 "Publisher",
+                "Log",
+                "Record",
                 "Config",
                 "ConfigView",
                 "Logger",

@@ -134,9 +134,8 @@ class Environment:
             assert process.stop() == 0, process.output
 
     def has(self, module: str) -> bool:
-        found = self.run(
-            "python", "-c", f"import importlib.util; print(importlib.util.find_spec({module!r}))"
-        )
+        look = f"try:\n print(find_spec({module!r}))\nexcept ModuleNotFoundError:\n print(None)"
+        found = self.run("python", "-c", f"from importlib.util import find_spec\n{look}")
         return found.stdout != "None\n"
 
 

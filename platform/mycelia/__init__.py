@@ -10,7 +10,7 @@ General layout, lowest floor first; a module imports only from floors before its
     call                         Call, Outcome, deadline, middleware
     runtime                      host, container, workers, life cycle
     policies  entrypoints        middleware over calls | what makes workers run
-    clients   providers          proxies, dispatcher, client | config, logger, …
+    clients   logs  providers    proxies, dispatcher, client | partitioned logs | config, logger, …
     flow  nameko                 pipelines | all that exists for classes written for Nameko
     contracts  control           schemas, live configuration
     cli  testing                 the `mycelia` command | what users need to test their services
@@ -69,6 +69,7 @@ from mycelia.entrypoints import (
     timer,
 )
 from mycelia.errors import RetryLater
+from mycelia.logs import Log, Record
 from mycelia.policies.kill_switch import KillSwitch
 from mycelia.policies.retry import Retry, exponential, fixed, linear
 from mycelia.providers import (
@@ -119,6 +120,7 @@ __all__ = [
     "Extension",
     "HttpCall",
     "KillSwitch",
+    "Log",
     "Logger",
     "MetricFactory",
     "Metrics",
@@ -128,6 +130,7 @@ __all__ = [
     "PublishOptions",
     "Publisher",
     "Queue",
+    "Record",
     "Redeliver",
     "Reply",
     "Requeue",

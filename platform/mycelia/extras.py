@@ -20,6 +20,7 @@ EXTRAS = {
     "metrics": ("prometheus_client",),
     "cron": ("cronsim", "tzdata"),
     "top": ("rich",),
+    "logs": ("backports.zstd",),
     "nameko": ("nameko", "kombu", "eventlet", "werkzeug"),
 }
 """What can be imported with each extra and not without; by the names of the modules."""
@@ -32,8 +33,8 @@ def install_command(extra: str) -> str:
 
 def extra_with(module: str) -> str | None:
     """The extra that brings a module, by its dotted name; `None` for a module of nobody's."""
-    top = module.partition(".")[0]
-    return next((extra for extra, modules in EXTRAS.items() if top in modules), None)
+    names = (module, module.partition(".")[0])
+    return next((e for e, modules in EXTRAS.items() if any(one in modules for one in names)), None)
 
 
 def is_installed(extra: str) -> bool:
@@ -63,5 +64,12 @@ def _missing(extra: str) -> list[str]:
     return [
         module
         for module in EXTRAS[extra]
-        if sys.modules.get(module) is None and find_spec(module) is None
+        if sys.modules.get(module) is None and not _is_there(module)
     ]
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is a part of
+        return False

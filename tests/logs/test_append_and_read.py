@@ -149,6 +149,20 @@ async def test_what_cannot_be_appended_is_told_and_harms_nobody_else(
     assert await numbers_read(link, 2) == [1, 2]
 
 
+async def test_one_bad_key_among_many_is_told_before_anything_is_appended(link: Link) -> None:
+    async with writing(link, ONE) as writer:
+        for key in ("\ud800", True, 2**64, 1.5):
+            with pytest.raises(ContractError, match="key "):
+                await writer.append_many([Departed("JFK", 1)] * 3, keys=["a", key, "b"])  # type: ignore[list-item]
+        with pytest.raises(ContractError):
+            await writer.append_many([Departed("JFK", 1), Departed("\ud800", 1)])
+
+        assert writer.statistics().unconfirmed_bytes == 0
+        await writer.append_many([Departed("JFK", 1)] * 3, keys=["a", 7, None])
+
+    assert [r.key for r in records_of(await read(link, ONE, 0, 3))] == ["a", 7, None]
+
+
 async def test_repeated_batch_is_read_once_also_behind_later_ones(link: Link) -> None:
     await declare_log(link, ONE)
     for numbers, sequence in [((1, 2), 0), ((3,), 1), ((1, 2), 0), ((5,), 3), ((4,), 2), ((3,), 1)]:

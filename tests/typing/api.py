@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Unpack, assert_type
+from typing import Any, TypedDict, Unpack, assert_type
 
 from mycelia import (
     BlockingClient,
@@ -10,9 +10,11 @@ from mycelia import (
     Config,
     Entrypoint,
     EventDispatcher,
+    Log,
     Logger,
     Publisher,
     Queue,
+    Record,
     RpcProxy,
     Tick,
     consume,
@@ -45,6 +47,7 @@ from mycelia.flow import (
     top,
     tumbling,
 )
+from mycelia.logs import BlockingLogWriter, LogReader, LogWriter
 from mycelia.runtime import EntrypointArguments
 from mycelia.testing import eventually, make_worker
 
@@ -64,6 +67,14 @@ once = Once.decorator
 weekly = Weekly.decorator
 
 
+class Flight(TypedDict):
+    origin: str
+
+
+FLIGHTS = Log("flights", of=Flight, key="origin")
+ANYTHING = Log("anything")
+
+
 class Application:
     """An ASGI application, of whatever kind."""
 
@@ -80,6 +91,15 @@ class Planes:
     publish_blocking = Publisher("work", routing_key="imports").blocking
     speed = Config("feed.speed", float, default=1.0)
     log = Logger()
+    flights = FLIGHTS
+    flights_blocking = FLIGHTS.blocking
+
+    @rpc
+    async def fly(self, origin: str) -> None:
+        assert_type(self.flights, LogWriter[Flight])
+        await self.flights.append({"origin": origin}, key="x", headers={"a": 1})
+        await self.flights.append_many([{"origin": origin}])
+        assert_type(self.flights_blocking, BlockingLogWriter[Flight])
 
     @rpc
     async def get(self, tail_number: str) -> dict[str, int]:
@@ -167,6 +187,15 @@ async def clients() -> None:
         assert_type(await client.call("planes", "get", "N1", timeout=2), Any)
     with BlockingClient("memory://") as blocking:
         assert_type(blocking, BlockingClient)
+
+
+async def logs(client: Client) -> None:
+    assert_type(ANYTHING.reader(client.link, 0), LogReader[Any])
+    async with FLIGHTS.reader(client.link, 0, "next") as reader:
+        async for entry in reader:
+            assert_type(entry.records, list[Record[Flight]])
+            assert_type(entry.records[0].value, Flight)
+    await client.append(FLIGHTS, {"origin": "JFK"})
 
 
 async def conditions() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypedDict, TypeVar, Unpack
 
@@ -26,6 +26,7 @@ from mycelia.call import (
     middleware_for,
     with_options,
 )
+from mycelia.clients.appending import Appendable, Appenders
 from mycelia.clients.caller import Caller, RemoteMethod
 from mycelia.clients.from_thread import run_from_thread
 from mycelia.clients.publishing import Outlet
@@ -116,6 +117,7 @@ class Client:
         self._methods: dict[tuple[str, str, float | None], RemoteMethod] = {}
         self._events: Outlet | None = None
         self._exchanges: _Exchanges | None = None
+        self._appenders: Appenders | None = None
 
     @property
     def link(self) -> Link:
@@ -159,6 +161,7 @@ class Client:
         await link.open(self.timeout if timeout is None else timeout)
         self._link = link
         self._exchanges = _Exchanges(link, self._config, self.timeout)
+        self._appenders = Appenders(link, self.timeout)
         self._events = Outlet(
             CallKind.EVENT,
             link,
@@ -178,7 +181,10 @@ class Client:
         router, self._router, self._caller = self._router, None, None
         link, self._link = self._link, None
         exchanges, self._exchanges, self._events = self._exchanges, None, None
+        appenders, self._appenders = self._appenders, None
         self._methods.clear()
+        if appenders is not None:
+            await appenders.aclose()
         if exchanges is not None:
             await exchanges.aclose()
         if router is not None:
@@ -308,6 +314,30 @@ class Client:
         if events is None:
             raise _not_open("async with Client(uri) as client:")
         await events.publish(source_service, event_type, payload, chosen)
+
+    async def append(self, log: Appendable, value: Any, /, **options: Any) -> None:
+        """Append a record to a `Log`; returns when the broker has it. The first append to a log declares it.
+
+        Args:
+            options: `key`, `time` and `headers` of the record, as `LogWriter.append()` takes them.
+
+        Raises:
+            As `LogWriter.append()`; TopologyError: the log exists, and is not the same.
+        """
+        await (await self._appenders_of().of(log)).append(value, **options)
+
+    async def append_many(self, log: Appendable, values: Sequence[Any], /, **options: Any) -> None:
+        """Append records to a `Log`, in their order; returns when the broker has them all.
+
+        Args:
+            options: `keys`, `times` and `headers` of the records, as `LogWriter.append_many()` takes them.
+        """
+        await (await self._appenders_of().of(log)).append_many(values, **options)
+
+    def _appenders_of(self) -> Appenders:
+        if self._appenders is None:
+            raise _not_open("async with Client(uri) as client:")
+        return self._appenders
 
 
 class _Exchanges:
@@ -446,6 +476,16 @@ class BlockingClient:
             client.publish(source_service, event_type, payload, **options),
             options.get("timeout") or client.timeout,
         )
+
+    def append(self, log: Appendable, value: Any, /, **options: Any) -> None:
+        """As `Client.append()`, waiting for the broker."""
+        client = self._opened()
+        self._run(client.append(log, value, **options), 2 * client.timeout)
+
+    def append_many(self, log: Appendable, values: Sequence[Any], /, **options: Any) -> None:
+        """As `Client.append_many()`, waiting for the broker."""
+        client = self._opened()
+        self._run(client.append_many(log, values, **options), 2 * client.timeout)
 
     def statistics(self) -> ClientStatistics:
         """As `Client.statistics()`, from any thread but its loop's."""

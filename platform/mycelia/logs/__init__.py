@@ -1,13 +1,40 @@
 """Partitioned logs of record batches on RabbitMQ's streams.
 
-record          a record, as readers get it
-partitioning    which partition a key belongs to
-value_codec     values ⇄ msgpack, by the log's type
-batch_format    records ⇄ an entry of a log: properties and body
-sequences       which entries are repetitions
+Pure:
+  record          a record, as readers get it
+  partitioning    which partition a key belongs to
+  record_shape    the type of a log's values, where key and time stand in one
+  value_codec     values ⇄ msgpack, by the log's type
+  batch_format    records ⇄ an entry of a log: properties and body
+  sequences       which entries are repetitions
+  position        where a reader stands
+  open_batch      a batch that is being filled
+
+At the broker:
+  layout          exchange and streams, declared
+  writer          appends, in batches, confirmed
+  reader          entries of a partition, each once
+  stream_ends     where a stream begins and ends
+  log             `Log`: the declaration in a service, and for programs
 """
 
+from mycelia.logs.log import BlockingLogWriter, Log
 from mycelia.logs.partitioning import partition_of
+from mycelia.logs.position import LogPosition
+from mycelia.logs.reader import LogEntry, LogReader
 from mycelia.logs.record import FaultyRecord, Record, RecordHeaders, RecordKey
+from mycelia.logs.writer import LogWriter
 
-__all__ = ["FaultyRecord", "Record", "RecordHeaders", "RecordKey", "partition_of"]
+__all__ = [
+    "BlockingLogWriter",
+    "FaultyRecord",
+    "Log",
+    "LogEntry",
+    "LogPosition",
+    "LogReader",
+    "LogWriter",
+    "Record",
+    "RecordHeaders",
+    "RecordKey",
+    "partition_of",
+]

@@ -11,7 +11,7 @@ from mycelia.durations import Duration, seconds_of
 from mycelia.errors import ConfigError, TopologyError
 from mycelia.logs.partitioning import MAX_PARTITIONS
 
-__all__ = ["LogLayout", "declare_log", "log_layout", "stream_name"]
+__all__ = ["SEGMENT_BYTES", "LogLayout", "declare_log", "log_layout", "stream_name"]
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
 """Of one file of a stream. The broker deletes whole files, and never the last: RabbitMQ's own 500 MB a partition would keep a quiet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter, itemgetter
 from typing import Any, Generic, TypeVar, is_typeddict
@@ -75,10 +75,47 @@ class RecordShape(Generic[T]):
         """
         if self._key is None:
             return None
+        key = self._asked("key", self._key, value)
         try:
-            return checked_key(self._asked("key", self._key, value))
+            return checked_key(key)
         except ContractError as exc:
             raise ContractError(f"{self.what}: {type(value).__name__}: {exc}") from exc
+
+    def keys_of(self, values: Sequence[T]) -> list[RecordKey]:
+        """The keys that values tell, in one pass where all is in order.
+
+        Raises:
+            ContractError: as `key_of()`.
+        """
+        if self._key is None:
+            return [None] * len(values)
+        try:
+            keys = list(map(self._key, values))
+        except Exception:  # noqa: BLE001  whatever a user's function raises: told below, with the value
+            keys = []
+        if len(keys) == len(values) and _PLAIN_KEYS.issuperset(map(type, keys)):
+            return keys
+        return [self.key_of(value) for value in values]
+
+    def times_of(self, values: Sequence[T]) -> list[int | None]:
+        """The times that values tell, as `keys_of()` the keys.
+
+        Raises:
+            ContractError: as `time_of()`.
+        """
+        if self._time is None:
+            return [None] * len(values)
+        try:
+            times = list(map(self._time, values))
+        except Exception:  # noqa: BLE001  as above
+            times = []
+        if (
+            len(times) == len(values)
+            and {int}.issuperset(map(type, times))
+            and (not times or (min(times) >= -(2**63) and max(times) < 2**63))
+        ):
+            return times
+        return [self.time_of(value) for value in values]
 
     def time_of(self, value: T) -> int | None:
         """The time that a value tells, in milliseconds since the epoch.
@@ -97,6 +134,10 @@ class RecordShape(Generic[T]):
             raise ContractError(
                 f"{self.what}: a {type(value).__name__} has no {what}: {type(exc).__name__}: {exc}."
             ) from exc
+
+
+_PLAIN_KEYS = {str, bytes, type(None)}
+"""Keys that need no look at each; text is looked at where it is hashed."""
 
 
 def _getter(what: str, of: Any, option: str, where: Any) -> Callable[[Any], Any] | None:

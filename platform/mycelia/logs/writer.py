@@ -42,7 +42,14 @@ from mycelia.logs.record import RecordHeaders, RecordKey
 from mycelia.logs.record_shape import RecordShape, time_ms_of
 from mycelia.wire import OFF_LOOP_BYTES, compressor_of
 
-__all__ = ["APPEND_DEFAULTS", "AppendOptions", "AppendStatistics", "LogWriter"]
+__all__ = [
+    "APPEND_DEFAULTS",
+    "UNSET",
+    "AppendOptions",
+    "AppendStatistics",
+    "LogWriter",
+    "compressor_for",
+]
 
 log = logging.getLogger("mycelia.logs")
 
@@ -130,7 +137,7 @@ class LogWriter(Generic[T]):
         self._shape = shape
         self._options = options
         self._what = f'log "{layout.name}"'
-        self._compressor = _compressor(options.compression, self._what)
+        self._compressor = compressor_for(options.compression, self._what)
         self._loop = asyncio.get_running_loop()
         self._lanes = [_Lane(partition) for partition in range(layout.partitions)]
         self._producer = uuid.uuid4().hex
@@ -222,8 +229,7 @@ class LogWriter(Generic[T]):
         if not count:
             return
         if keys is None:
-            key_of = self._shape.key_of
-            keys = [key_of(value) for value in values] if self._shape.has_key else [None] * count
+            keys = self._shape.keys_of(values)
         elif set(map(type, keys)) != {str}:
             keys = [checked_key(key) for key in keys]
         at = self._times(values, times)
@@ -249,7 +255,7 @@ class LogWriter(Generic[T]):
         turn = next(
             self._turns
         )  # of all without a key: one batch rather than one for each partition
-        if partitions == 1 or keys.count(keys[0]) == len(keys):
+        if keys.count(keys[0]) == len(keys):
             first = turn if keys[0] is None else partition_of(keys[0], partitions)
             return {first: range(len(keys))}
         chosen: dict[int, list[int]] = {}
@@ -264,8 +270,7 @@ class LogWriter(Generic[T]):
         if times is not None:
             return [time_ms_of(time) for time in times]
         if self._shape.has_time:
-            time_of = self._shape.time_of
-            return [time_of(value) for value in values]
+            return self._shape.times_of(values)
         return [int(clock.time() * 1000)] * len(values)
 
     def _cut(
@@ -593,7 +598,7 @@ def _check_headers(headers: object, what: str) -> None:
         )
 
 
-def _compressor(name: str | None, what: str) -> tuple[str, Callable[[bytes], bytes]] | None:
+def compressor_for(name: str | None, what: str) -> tuple[str, Callable[[bytes], bytes]] | None:
     """The method of that name, if it is there; `auto` takes what is.
 
     Raises:

@@ -1,0 +1,105 @@
+"""docs/pipelines.md and contracts/logs: their programs run, and print what the text says."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.docs.documents import ROOT, Block, blocks_of
+from tests.processes import environment
+
+from mycelia import Client
+from mycelia.testing import run_services
+
+PIPELINES = ROOT / "docs" / "pipelines.md"
+CONTRACT = ROOT / "contracts" / "logs" / "README.md"
+
+
+def output_after(block: Block) -> str:
+    """The text block that follows a program: what it prints."""
+    blocks = blocks_of(block.document)
+    following = blocks[[one.line for one in blocks].index(block.line) + 1]
+    assert following.language == "text"
+    return following.text
+
+
+@pytest.fixture
+async def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Path]:
+    """The files that the guide shows, to be imported."""
+    for block in blocks_of(PIPELINES, "python"):
+        if block.name:
+            (tmp_path / block.name).write_text(block.text, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("tower", "resume"):
+        sys.modules.pop(name, None)
+
+
+async def printed(program: Path, uri: str) -> str:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, str(program)],
+        env=environment() | {"AMQP_URI": uri, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_program_appends_and_reads_what_the_guide_says(folder: Path, rabbit_uri: str) -> None:
+    (block,) = [block for block in blocks_of(PIPELINES, "python") if block.name == "follow.py"]
+
+    assert await printed(folder / "follow.py", rabbit_uri) == output_after(block)
+
+
+async def test_reading_goes_on_from_a_position(folder: Path, broker: str) -> None:
+    tower, resume = importlib.import_module("tower"), importlib.import_module("resume")
+
+    async with run_services(tower.Tower, broker=broker) as bed, Client(broker) as client:
+        for number in range(3):
+            await bed.client.call("tower", "depart", f"A{number}", "FRA", "2026-11-26T12:00:00Z")
+        count, kept = await resume.count(client, None)
+        await bed.client.call("tower", "depart", "A9", "FRA", "2026-11-26T12:00:00Z")
+        after, _ = await resume.count(client, kept)
+
+    assert (count, after) == (3, 1)
+
+
+async def test_plain_client_of_the_contract_writes_and_reads(
+    tmp_path: Path, rabbit_uri: str
+) -> None:
+    (block,) = [block for block in blocks_of(CONTRACT, "python") if block.name == "plain_log.py"]
+    (tmp_path / block.name).write_text(block.text, "utf-8")
+
+    assert await printed(tmp_path / block.name, rabbit_uri) == output_after(block)
+
+
+async def test_log_of_the_plain_client_is_one_to_us(tmp_path: Path, rabbit_uri: str) -> None:
+    """Declared and written by another, read by us; and the other way round."""
+    from mycelia import Log
+
+    (block,) = [block for block in blocks_of(CONTRACT, "python") if block.name == "plain_log.py"]
+    (tmp_path / block.name).write_text(block.text, "utf-8")
+    departed = Log("flights.departed", partitions=2, retain="7d")
+    await printed(tmp_path / block.name, rabbit_uri)
+
+    async with Client(rabbit_uri) as client:
+        await client.append(departed, {"flight": "AA4"}, key="JFK")
+        async with departed.reader(client.link, 1) as reader:
+            first, second = await reader.take(10), await reader.take(10)
+
+    assert first is not None
+    assert second is not None
+    assert [record.value for record in first.records] == [{"flight": "AA1"}, {"flight": "AA3"}]
+    assert [record.value for record in second.records] == [{"flight": "AA4"}]
+    read_by_pika = await printed(tmp_path / block.name, rabbit_uri)
+    assert "1 JFK AA4" in read_by_pika.splitlines()
