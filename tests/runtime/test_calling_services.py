@@ -11,7 +11,7 @@ import pytest
 from tests.runtime.conftest import Invoke, Serve
 
 from mycelia import Binding, Client, Exchange, Queue, RpcProxy, rpc
-from mycelia.amqp import Link
+from mycelia.amqp import ConsumeOptions, Delivery, Link
 from mycelia.amqp.memory.broker import broker_at
 from mycelia.errors import (
     ConfigError,
@@ -459,3 +459,37 @@ async def test_remote_method_is_called_whatever_its_name(
         else:
             result = await client.call("names_caller", way, name)
         assert result == f"called {name}"
+
+
+@pytest.mark.parametrize("by", ["client", "proxy"])
+@pytest.mark.parametrize("expire", [True, False])
+async def test_requests_expire_at_the_broker_unless_told_otherwise(
+    serve: Serve, uri: str, link: Link, by: str, expire: bool
+) -> None:
+    seen: list[Delivery] = []
+    await link.declare(
+        Queue("rpc-tap"), Exchange("nameko-rpc"), Binding("rpc-tap", "nameko-rpc", "tap.*")
+    )
+    await link.consume("rpc-tap", seen.extend, ConsumeOptions(no_ack=True))
+    config = {"mycelia": {"requests_expire": expire}}
+
+    class Asking:
+        name = "asking"
+        tap = RpcProxy("tap", timeout=0.5)
+
+        @rpc
+        async def ask(self) -> None:
+            await self.tap.method()
+
+    async with Client(uri, timeout=0.5, config=config) as client:
+        if by == "proxy":
+            await serve(Asking, config=config)
+        with contextlib.suppress(RpcTimeout, RemoteError):
+            await client.call(*(("tap", "method") if by == "client" else ("asking", "ask")))
+
+    (request,) = seen
+    assert "nameko.deadline_ms" in (request.properties.headers or {})
+    if expire:
+        assert 0 < int(request.properties.expiration or 0) <= 500
+    else:
+        assert request.properties.expiration is None
