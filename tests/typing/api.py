@@ -1,5 +1,6 @@
 """What type checkers see of the public names. Checked, not run: `mypy tests/typing`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack, assert_type
@@ -33,6 +34,7 @@ from mycelia.clients import (
     ServiceProxy,
 )
 from mycelia.flow import (
+    KeyContext,
     KeyedStream,
     LateRecord,
     Stream,
@@ -247,3 +249,39 @@ def flows(departed: Stream[Departed], keyed: KeyedStream[str, Departed]) -> None
     )
     assert_type(delays.late, KeyedStream[str, LateRecord[str, Departed]])
     assert_type(delays.late.map(lambda one: one.value.origin), KeyedStream[str, str])
+
+
+class Total:
+    amount: int = 0
+
+
+def add(context: KeyContext[str, Total], flight: Departed) -> Iterator[float]:
+    context.state.amount += flight.delay
+    yield context.state.amount / 2
+
+
+def ring(context: KeyContext[str, Total], name: str) -> list[float]:
+    return []
+
+
+def stateful(keyed: KeyedStream[str, Departed], planes: KeyedStream[str, int]) -> None:
+    """Functions with state, and joins."""
+    assert_type(keyed.process(add, state=Total, on_timer=ring), KeyedStream[str, float])
+    assert_type(keyed.dedup("origin", within="1h"), KeyedStream[str, Departed])
+    assert_type(keyed.join_table(planes), KeyedStream[str, tuple[Departed, int]])
+    assert_type(keyed.join_table(planes, how="left"), KeyedStream[str, tuple[Departed, int | None]])
+    assert_type(
+        keyed.join_as_of(planes, tolerance="1h", how="left").map(lambda pair: pair[1]),
+        KeyedStream[str, int | None],
+    )
+    assert_type(
+        keyed.join_interval(planes, after="1h").map(lambda pair: pair[1]), KeyedStream[str, int]
+    )
+    assert_type(
+        keyed.join_window(planes, tumbling("1h")).map(lambda w: (w.start, w.value)),
+        KeyedStream[str, tuple[datetime, tuple[Departed, int]]],
+    )
+    late = keyed.pattern(lambda f: f.delay > 60, lambda f: f.delay > 60, within="3h")
+    assert_type(late.map(len), KeyedStream[str, int])
+    assert_type(late.unfinished, KeyedStream[str, list[Departed]])
+    assert_type(keyed.merge(planes), KeyedStream[str, Departed | int])

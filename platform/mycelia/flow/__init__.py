@@ -22,9 +22,18 @@ from mycelia.flow.aggregations import (
 from mycelia.flow.emission import after, every
 from mycelia.flow.engine import Engine, Given
 from mycelia.flow.graph import FlowPlan
+from mycelia.flow.processing import KeyContext
 from mycelia.flow.results import LateRecord, WindowResult, WindowSpan
 from mycelia.flow.state import Changes, MemoryStore, StateStore, StoreReader
-from mycelia.flow.stream import KeyedStream, Stream, WindowedResults, WindowedStream, source
+from mycelia.flow.stream import (
+    JoinedStream,
+    KeyedStream,
+    PatternStream,
+    Stream,
+    WindowedResults,
+    WindowedStream,
+    source,
+)
 from mycelia.flow.windows import counting, hopping, session, sliding, tumbling
 
 __all__ = [
@@ -33,9 +42,12 @@ __all__ = [
     "Engine",
     "FlowPlan",
     "Given",
+    "JoinedStream",
+    "KeyContext",
     "KeyedStream",
     "LateRecord",
     "MemoryStore",
+    "PatternStream",
     "StateStore",
     "StoreReader",
     "Stream",

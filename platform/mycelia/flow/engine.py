@@ -64,12 +64,13 @@ class Given:
 class _Cell:
     """An operator in its place: what waits for it, who feeds it, and who is fed."""
 
-    __slots__ = ("inbox", "inputs", "operator", "outputs", "to", "watermark")
+    __slots__ = ("inbox", "operator", "outputs", "timing", "to", "watermark")
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
         self.inbox: list[tuple[int, ColumnBatch]] = []
-        self.inputs: list[_Cell] = []
+        self.timing: list[_Cell] = []
+        """Those whose watermarks count."""
         self.to: dict[int, list[tuple[_Cell, int]]] = {}
         """By port: the cells that are fed, with their ports."""
         self.outputs: dict[int, list[str]] = {}
@@ -179,7 +180,8 @@ class Engine:
         cell = cells[node] = _Cell(operator)
         for number, (feeding, port) in enumerate(inputs):
             cells[feeding].to.setdefault(port, []).append((cell, number))
-            cell.inputs.append(cells[feeding])
+            if operator.timed_by is None or number in operator.timed_by:
+                cell.timing.append(cells[feeding])
         self._cells.append(cell)
 
     def _fused_before(
@@ -276,7 +278,7 @@ class Engine:
         if isinstance(operator, Watching):
             cell.watermark = operator.watch()
         else:
-            watermark = min([one.watermark for one in cell.inputs])
+            watermark = min([one.watermark for one in cell.timing])
             if watermark > operator.watermark:
                 operator.advance(watermark)
             cell.watermark = operator.watermark

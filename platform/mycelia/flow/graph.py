@@ -194,7 +194,7 @@ class FlowPlan:
 
         def below(node: FlowNode) -> list[tuple[str, FlowNode | None]]:
             children: list[tuple[str, FlowNode | None]] = []
-            for port in (0, 1):
+            for port in (0, 1, 2):
                 mark = "beside: " if port else ""
                 for consumer, _ in consumers.get((node, port), ()):
                     children.append((mark, consumer))

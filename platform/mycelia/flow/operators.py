@@ -27,12 +27,14 @@ class Operator:
     Attributes:
         name: unique in its flow; its state is kept under it.
         watermark: what `advance()` was last given; what an operator gives next is not earlier, but for late results.
+        timed_by: the ports whose watermarks count; None for all.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.out: list[tuple[int, ColumnBatch]] = []
         self.watermark = BEGINNING_OF_TIME
+        self.timed_by: tuple[int, ...] | None = None
 
     def process(self, port: int, batch: ColumnBatch) -> None:
         """Take a batch, not empty, that came in by `port`."""

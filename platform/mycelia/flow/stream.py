@@ -10,15 +10,20 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, Generic, Literal, Self, TypeGuard, TypeVar, overload
 
+import msgspec
+
 from mycelia.durations import Duration, duration_text
 from mycelia.errors import ConfigError
-from mycelia.flow.aggregations import Aggregation, all_of
+from mycelia.flow.aggregations import Aggregation, all_of, collect
 from mycelia.flow.aligned_windows import AlignedWindows
 from mycelia.flow.count_windows import FillingWindows
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod, Mode, emission_of
 from mycelia.flow.fields import getter_of
 from mycelia.flow.graph import Building, FlowNode, NodePort, described
+from mycelia.flow.joins import AsOfJoin, Direction, IntervalJoin, TableJoin
 from mycelia.flow.operators import MAIN, SIDE, Operator
+from mycelia.flow.patterns import UNFINISHED, Deduplication, Following
+from mycelia.flow.processing import KeyContext, Processing
 from mycelia.flow.results import LateRecord, WindowResult
 from mycelia.flow.session_windows import MergingWindows
 from mycelia.flow.sliding_windows import TrailingWindows
@@ -32,11 +37,20 @@ from mycelia.flow.windows import (
     milliseconds_of,
 )
 
-__all__ = ["KeyedStream", "Stream", "WindowedResults", "WindowedStream", "source"]
+__all__ = [
+    "JoinedStream",
+    "KeyedStream",
+    "PatternStream",
+    "Stream",
+    "WindowedResults",
+    "WindowedStream",
+    "source",
+]
 
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K")
+S = TypeVar("S")
 R = TypeVar("R")
 R1 = TypeVar("R1")
 R2 = TypeVar("R2")
@@ -216,6 +230,15 @@ class KeyedStream(Stream[T], Generic[K, T]):
         """All that `function` gives for each record, under the record's key."""
         return KeyedStream((self._step("flat_map", function, _listing(function)), MAIN))
 
+    @overload
+    def merge(self, other: KeyedStream[K, U]) -> KeyedStream[K, T | U]: ...
+    @overload
+    def merge(self, other: Stream[U]) -> Stream[T | U]: ...
+    def merge(self, other: Stream[U]) -> Stream[T | U]:
+        """The records of both, under their keys if both have some. Event time comes as far as in the one that is behind."""
+        merged = super().merge(other)
+        return KeyedStream(merged.port) if isinstance(other, KeyedStream) else merged
+
     def window(
         self,
         kind: WindowKind,
@@ -257,6 +280,339 @@ class KeyedStream(Stream[T], Generic[K, T]):
                 f'window({kind!r:.60}): expected tumbling("1h"), hopping(…), sliding(…), session(…) or counting(…).'
             )
         return WindowedStream(self.port, kind, lateness_ms, emission)
+
+    # --- functions with state ------------------------------------------------------------------------
+
+    def process(
+        self,
+        on_record: Callable[[KeyContext[K, S], T], Iterable[U]],
+        *,
+        state: Callable[[], S],
+        on_timer: Callable[[KeyContext[K, S], str], Iterable[U]] | None = None,
+    ) -> KeyedStream[K, U]:
+        """What a function with state gives for each record, and for each timer that it set. Both may be generators.
+
+        Args:
+            on_record: of the context (key, state, time, timers) and the record.
+            state: makes the state of a key that has none: a class, a function. Plain values, a `msgspec.Struct`, a dataclass.
+            on_timer: of the context and the timer's name.
+        """
+        if on_timer is not None and not callable(on_timer):
+            raise ConfigError(f"process(on_timer={on_timer!r:.60}): expected a function.")
+
+        def on_port(context: Any, port: int, value: Any) -> Iterable[U]:
+            return on_record(context, value)
+
+        def on_time(context: Any, name: str) -> Iterable[U]:
+            return () if on_timer is None else on_timer(context, name)
+
+        def make(built: Building) -> Operator:
+            return Processing(built.name, on_port, on_time, state, built.store)
+
+        label = f"process({described(on_record)})"
+        node = FlowNode("process", label, (self.port,), make=make, signature="process")
+        return KeyedStream((node, MAIN))
+
+    def dedup(self, by: str | Callable[[T], Any], *, within: Duration) -> KeyedStream[K, T]:
+        """The first record of each id of a key; those with the same id and an event time at most `within` away are dropped, and counted.
+
+        Args:
+            by: the id: a function of a record, or the name of a field.
+            within: how long an id is remembered, in event time.
+        """
+        function = getter_of(by, "dedup()")
+        within_ms = milliseconds_of(within, "dedup(within=)")
+        label = f"dedup({described(function)}, within={_text(within_ms)})"
+        return KeyedStream(
+            (self._stateful("dedup", label, Deduplication(function, within_ms)), MAIN)
+        )
+
+    def pattern(self, *steps: Callable[[T], object], within: Duration) -> PatternStream[K, T]:
+        """Records of a key that follow each other: one of which the first step is true, later one for the second, and so on.
+
+        Others may lie between them, and a record is in one sequence at most. They are taken in order of event time.
+
+        Args:
+            within: how much later than the first the last may be.
+        """
+        if not steps or not all(map(callable, steps)):
+            raise ConfigError("pattern(): expected functions of a record, one for each step.")
+        within_ms = milliseconds_of(within, "pattern(within=)")
+        names = " → ".join(map(described, steps))
+        label = f"pattern({names}, within={_text(within_ms)})"
+        node = self._stateful("pattern", label, Following(steps, within_ms))
+        node.signature = f"pattern of {len(steps)}"
+        return PatternStream((node, MAIN))
+
+    # --- joins ---------------------------------------------------------------------------------------
+
+    @overload
+    def join_table(
+        self, table: KeyedStream[K, U], *, how: Literal["inner"] = "inner"
+    ) -> KeyedStream[K, tuple[T, U]]: ...
+    @overload
+    def join_table(
+        self, table: KeyedStream[K, U], *, how: Literal["left"]
+    ) -> KeyedStream[K, tuple[T, U | None]]: ...
+    def join_table(
+        self, table: KeyedStream[K, U], *, how: Direction = "inner"
+    ) -> KeyedStream[K, Any]:
+        """Each record with what `table` last said of its key: the newest of what had come by then.
+
+        It does not wait: a record that comes before its row finds none. The table's watermark holds nobody up.
+
+        Args:
+            how: "left" for records without a row as well, with None; else they are dropped, and counted.
+        """
+        _expect(how, ("inner", "left"), "join_table()")
+        join = TableJoin(how)
+        node = self._stateful("join_table", f"join_table({how})", join, table, timed_by=(0,))
+        return KeyedStream((node, MAIN))
+
+    @overload
+    def join_as_of(
+        self,
+        other: KeyedStream[K, U],
+        *,
+        how: Literal["inner"] = "inner",
+        tolerance: Duration | None = None,
+        lateness: Duration = 0,
+    ) -> JoinedStream[K, tuple[T, U]]: ...
+    @overload
+    def join_as_of(
+        self,
+        other: KeyedStream[K, U],
+        *,
+        how: Literal["left"],
+        tolerance: Duration | None = None,
+        lateness: Duration = 0,
+    ) -> JoinedStream[K, tuple[T, U | None]]: ...
+    def join_as_of(
+        self,
+        other: KeyedStream[K, U],
+        *,
+        how: Direction = "inner",
+        tolerance: Duration | None = None,
+        lateness: Duration = 0,
+    ) -> JoinedStream[K, Any]:
+        """Each record with the one of `other` that was the newest of its key at the record's event time, or at the same time.
+
+        It waits until event time has passed the record, in both streams. The newest of each key is kept for good, unless there
+        is a tolerance.
+
+        Args:
+            how: "left" for records without a partner as well, with None; else they are dropped, and counted.
+            tolerance: how much older than the record its partner may be.
+            lateness: how late a record may come and still find what it belongs to; a later one is in `late`.
+        """
+        _expect(how, ("inner", "left"), "join_as_of()")
+        tolerance_ms = (
+            None if tolerance is None else milliseconds_of(tolerance, "join_as_of(tolerance=)")
+        )
+        lateness_ms = milliseconds_of(lateness, "join_as_of(lateness=)")
+        join = AsOfJoin(how, tolerance_ms, lateness_ms)
+        return JoinedStream((self._stateful("join_as_of", f"join_as_of({how})", join, other), MAIN))
+
+    @overload
+    def join_interval(
+        self,
+        other: KeyedStream[K, U],
+        *,
+        before: Duration = 0,
+        after: Duration = 0,
+        how: Literal["inner"] = "inner",
+        lateness: Duration = 0,
+    ) -> JoinedStream[K, tuple[T, U]]: ...
+    @overload
+    def join_interval(
+        self,
+        other: KeyedStream[K, U],
+        *,
+        before: Duration = 0,
+        after: Duration = 0,
+        how: Literal["left"],
+        lateness: Duration = 0,
+    ) -> JoinedStream[K, tuple[T, U | None]]: ...
+    @overload
+    def join_interval(
+        self,
+        other: KeyedStream[K, U],
+        *,
+        before: Duration = 0,
+        after: Duration = 0,
+        how: Literal["full"],
+        lateness: Duration = 0,
+    ) -> JoinedStream[K, tuple[T, U] | tuple[T, None] | tuple[None, U]]: ...
+    def join_interval(
+        self,
+        other: KeyedStream[K, U],
+        *,
+        before: Duration = 0,
+        after: Duration = 0,
+        how: Direction = "inner",
+        lateness: Duration = 0,
+    ) -> JoinedStream[K, Any]:
+        """All pairs of a key in which the record of `other` is at most `before` earlier and at most `after` later.
+
+        A pair is given as its second record comes. What finds no partner is given, if `how` asks for it, when none can come any more.
+
+        Args:
+            how: "inner" for pairs, "left" for records without a partner as well, "full" for those of `other` as well.
+            lateness: how late a record may come and still find its partners; a later one is in `late`.
+        """
+        _expect(how, ("inner", "left", "full"), "join_interval()")
+        before_ms = milliseconds_of(before, "join_interval(before=)")
+        after_ms = milliseconds_of(after, "join_interval(after=)")
+        join = IntervalJoin(
+            how, before_ms, after_ms, milliseconds_of(lateness, "join_interval(lateness=)")
+        )
+        label = f"join_interval({how}, before={_text(before_ms)}, after={_text(after_ms)})"
+        return JoinedStream((self._stateful("join_interval", label, join, other), MAIN))
+
+    @overload
+    def join_window(
+        self,
+        other: KeyedStream[K, U],
+        kind: HoppingWindows | SessionWindows,
+        *,
+        how: Literal["inner"] = "inner",
+    ) -> JoinedStream[K, WindowResult[K, tuple[T, U]]]: ...
+    @overload
+    def join_window(
+        self,
+        other: KeyedStream[K, U],
+        kind: HoppingWindows | SessionWindows,
+        *,
+        how: Literal["left"],
+    ) -> JoinedStream[K, WindowResult[K, tuple[T, U | None]]]: ...
+    @overload
+    def join_window(
+        self,
+        other: KeyedStream[K, U],
+        kind: HoppingWindows | SessionWindows,
+        *,
+        how: Literal["full"],
+    ) -> JoinedStream[K, WindowResult[K, tuple[T, U] | tuple[T, None] | tuple[None, U]]]: ...
+    def join_window(
+        self,
+        other: KeyedStream[K, U],
+        kind: HoppingWindows | SessionWindows,
+        *,
+        how: Direction = "inner",
+    ) -> JoinedStream[K, Any]:
+        """All pairs of a key in the same window, as the window closes.
+
+        Args:
+            kind: `tumbling("10s")`, `hopping(…)` or `session(…)`.
+            how: "inner" for pairs, "left" for records whose window has none of `other` as well, "full" for those of `other` as well.
+        """
+        _expect(how, ("inner", "left", "full"), "join_window()")
+        if not isinstance(kind, HoppingWindows | SessionWindows):
+            raise ConfigError(
+                f"join_window({kind}): expected tumbling(…), hopping(…) or session(…)."
+            )
+        sides: KeyedStream[K, Any] = KeyedStream(
+            self.map(_of_left).merge(other.map(_of_right)).port
+        )
+        windows = sides.window(kind).aggregate(collect())
+        windows.port[0].kind = "join_window"
+        windows.port[0].label = f"join_window({kind}, {how})"
+        pairs = windows.flat_map(_pairs(how))
+        joined: JoinedStream[K, Any] = JoinedStream(pairs.port)
+        joined.late_port = windows.late.map(_without_side).port
+        return joined
+
+    def _stateful(
+        self,
+        kind: str,
+        label: str,
+        function: TableJoin | AsOfJoin | IntervalJoin | Following | Deduplication,
+        *others: KeyedStream[K, Any],
+        timed_by: tuple[int, ...] | None = None,
+    ) -> FlowNode:
+        def make(built: Building) -> Operator:
+            is_kept = getattr(function, "is_kept", None)
+            operator = Processing(
+                built.name,
+                function.on_record,
+                function.on_timer,
+                function.make,
+                built.store,
+                is_kept,
+            )
+            operator.timed_by = timed_by
+            return operator
+
+        for other in others:
+            if not isinstance(other, KeyedStream):
+                raise ConfigError(
+                    f"{kind}(): the other stream has no keys. Give it those of this one, by key_by()."
+                )
+        inputs = (self.port, *(other.port for other in others))
+        return FlowNode(kind, label, inputs, make=make, signature=kind)
+
+
+def _expect(how: str, known: tuple[str, ...], where: str) -> None:
+    if how not in known:
+        raise ConfigError(f"{where}: how={how!r:.60}: expected {' or '.join(map(repr, known))}.")
+
+
+def _of_left(value: Any) -> tuple[int, Any]:
+    return 0, value
+
+
+def _of_right(value: Any) -> tuple[int, Any]:
+    return 1, value
+
+
+def _without_side(late: LateRecord[Any, Any]) -> LateRecord[Any, Any]:
+    return msgspec.structs.replace(late, value=late.value[1])
+
+
+def _pairs(how: Direction) -> Callable[[WindowResult[Any, Any]], list[WindowResult[Any, Any]]]:
+    """The pairs in a window's records of both sides, each a result of its own."""
+
+    def paired(window: WindowResult[Any, Any]) -> list[WindowResult[Any, Any]]:
+        sides: tuple[list[Any], list[Any]] = ([], [])
+        for side, value in window.value:
+            sides[side].append(value)
+        left, right = sides
+        if not right and how != "inner":
+            right = [None]
+        if not left and how == "full":
+            left = [None]
+        pairs = ((one, other) for one in left for other in right)
+        return [
+            msgspec.structs.replace(window, value=pair, index=index)
+            for index, pair in enumerate(pairs)
+        ]
+
+    return paired
+
+
+class JoinedStream(KeyedStream[K, T]):
+    """What a join gives; and, beside it, what came too late to be joined."""
+
+    late_port: NodePort | None = None
+
+    @property
+    def late(self) -> KeyedStream[K, LateRecord[K, Any]]:
+        """Records of either side that came after what they might have been joined with was let go. Counted in any case."""
+        return KeyedStream(self.late_port or (self.port[0], SIDE))
+
+
+class PatternStream(KeyedStream[K, list[T]], Generic[K, T]):
+    """Sequences of records, one for each step of a pattern; and, beside them, what did not become one."""
+
+    @property
+    def late(self) -> KeyedStream[K, LateRecord[K, T]]:
+        """Records that came after others of a later time had been looked at. Counted in any case."""
+        return KeyedStream((self.port[0], SIDE))
+
+    @property
+    def unfinished(self) -> KeyedStream[K, list[T]]:
+        """What began and did not go on in time: the first of its records, at the event time at which it was given up."""
+        return KeyedStream((self.port[0], UNFINISHED))
 
 
 class WindowedStream(Generic[K, T]):

@@ -244,6 +244,19 @@ def test_timers_fire_in_order_of_time_and_then_of_asking_and_outlive_restarts(
         assert len(timers) == len(plain)
 
 
+def test_timers_of_one_time_keep_their_order_over_a_restart() -> None:
+    store = MemoryStore()
+    timers = TimerQueue("t", store)
+    for payload in ("b", "a", "c"):
+        timers.set(5, payload)
+    rows = timers.take_changes()
+    store.write({"t": dict(sorted(rows.items()))})  # as a database gives them: by key
+    timers = TimerQueue("t", store)
+    timers.set(5, "0")
+
+    assert timers.take_next(5) == [(5, "b"), (5, "a"), (5, "c"), (5, "0")]
+
+
 # --- watermarks -----------------------------------------------------------------------------------
 
 

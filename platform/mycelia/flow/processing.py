@@ -1,0 +1,191 @@
+"""Functions with state: for each record of a key, and for timers that they set. Joins, patterns and deduplication are such functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME, ColumnBatch
+from mycelia.flow.operators import MAIN, Operator
+from mycelia.flow.state import Changes, KeyedState, StoreReader
+from mycelia.flow.timer_queue import TimerQueue
+
+__all__ = ["KeyContext", "Processing"]
+
+K = TypeVar("K")
+S = TypeVar("S")
+
+OnRecord = Callable[["KeyContext[Any, Any]", int, Any], Iterable[Any]]
+"""Of the context, the port that the record came in by, and the record."""
+
+OnTimer = Callable[["KeyContext[Any, Any]", str], Iterable[Any]]
+"""Of the context, and the timer's name."""
+
+
+class KeyContext(Generic[K, S]):
+    """What a function with state is given: its key, that key's state, the time, and timers. Good for the call it is given for.
+
+    Attributes:
+        key: whose record or timer it is.
+        state: of the key; changed in place, or set anew. It is kept with the checkpoint: plain values, a `msgspec.Struct` or a dataclass.
+        time_ms: event time of the record or timer, milliseconds since 1970. Of a timer of processing time it is the watermark.
+        watermark_ms: how far event time has come.
+        now_ms: the time on the wall; another in each replay.
+    """
+
+    __slots__ = ("_owner", "key", "now_ms", "state", "time_ms", "watermark_ms")
+
+    def __init__(self, owner: Processing) -> None:
+        self._owner = owner
+        self.key: K
+        self.state: S
+        self.time_ms = 0
+        self.watermark_ms = BEGINNING_OF_TIME
+        self.now_ms = 0
+
+    def set_timer(self, at_ms: int, name: str = "") -> None:
+        """Be called when event time has come to `at_ms`: at once after this batch, if it has already. The same twice is one."""
+        self._owner.timers.set(at_ms, (self.key, name))
+
+    def cancel_timer(self, at_ms: int, name: str = "") -> None:
+        """Not be called; nothing, if there is no such timer."""
+        self._owner.timers.cancel(at_ms, (self.key, name))
+
+    def set_wall_timer(self, at_ms: int, name: str = "") -> None:
+        """Be called when the time on the wall has come to `at_ms`."""
+        self._owner.wall.set(at_ms, (self.key, name))
+
+    def cancel_wall_timer(self, at_ms: int, name: str = "") -> None:
+        """Not be called; nothing, if there is no such timer."""
+        self._owner.wall.cancel(at_ms, (self.key, name))
+
+    def clear(self) -> None:
+        """Forget the key's state once the call is over. Its timers stay."""
+        self._owner.forget()
+
+    def give(self, value: Any, time_ms: int | None = None, port: int = MAIN) -> None:
+        """Give a record with a time of its own, or by another port than what is returned."""
+        self._owner.give(port, self.time_ms if time_ms is None else time_ms, value)
+
+    def count(self, what: str) -> None:
+        """One more of `what`, in the operator's counts."""
+        self._owner.counted[what] = self._owner.counted.get(what, 0) + 1
+
+
+class Processing(Operator):
+    """Calls a function for each record, in order of arrival, and another for each timer, in order of time.
+
+    Args:
+        state: makes the state of a key that has none.
+        is_kept: whether a state is worth keeping; the key of another is forgotten.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        on_record: OnRecord,
+        on_timer: OnTimer,
+        state: Callable[[], Any],
+        store: StoreReader | None = None,
+        is_kept: Callable[[Any], bool] | None = None,
+    ) -> None:
+        super().__init__(name)
+        self._on_record = on_record
+        self._on_timer = on_timer
+        self._make = state
+        self._is_kept = is_kept
+        self._state: KeyedState[Any] = KeyedState(name, store, _same, _same)
+        self.timers = TimerQueue(f"{name}~timers", store)
+        self.wall = TimerQueue(f"{name}~wall", store)
+        self.counted: dict[str, int] = {}
+        self._context: KeyContext[Any, Any] = KeyContext(self)
+        self._is_forgotten = False
+        self._given: dict[int, ColumnBatch] = {}
+
+    def process(self, port: int, batch: ColumnBatch) -> None:
+        keys = batch.keys
+        assert keys is not None
+        self._context.watermark_ms = self.watermark
+        self._state.load(dict.fromkeys(keys))
+        position = 0
+        try:
+            for key, time, value in zip(keys, batch.times, batch.values, strict=True):
+                self._call(key, time, self._on_record, port, value)
+                position += 1
+        except Exception as exc:
+            raise self.fail(exc, batch, position) from exc
+        self._state.touch(keys)
+        self._fire(self.timers, self.watermark)
+        self._flush()
+
+    def advance(self, watermark: int) -> None:
+        self.watermark = self._context.watermark_ms = watermark
+        self._fire(self.timers, watermark)
+        self._flush()
+
+    def tick(self, now_ms: int) -> None:
+        self._context.now_ms = now_ms
+        self._context.watermark_ms = self.watermark
+        self._fire(self.wall, now_ms)
+        self._flush()
+
+    def _fire(self, timers: TimerQueue, now: int) -> None:
+        while due := timers.take_next(now):
+            keys = dict.fromkeys(key for _, (key, _) in due)
+            self._state.load(keys)
+            for time, (key, name) in due:
+                try:
+                    self._call(key, self._event_time(timers, time), self._on_timer, name)
+                except Exception as exc:
+                    raise self.fail(exc, None, None, key) from exc
+            self._state.touch(keys)
+
+    def _event_time(self, timers: TimerQueue, time: int) -> int:
+        if timers is self.timers:
+            return time
+        has_come = BEGINNING_OF_TIME < self.watermark < END_OF_TIME
+        return self.watermark if has_come else time
+
+    def _call(
+        self, key: Any, time: int, function: Callable[..., Iterable[Any]], *args: Any
+    ) -> None:
+        """One call of a user's function; hot, where there are many records."""
+        live, context = self._state.live, self._context
+        context.key = key
+        context.time_ms = time
+        context.state = live[key] if key in live else self._make()
+        self._is_forgotten = False
+        for value in function(context, *args):
+            self.give(MAIN, time, value)
+        state = context.state
+        if self._is_forgotten or (self._is_kept is not None and not self._is_kept(state)):
+            live.pop(key, None)
+        else:
+            live[key] = state
+
+    def forget(self) -> None:
+        self._is_forgotten = True
+
+    def give(self, port: int, time: int, value: Any) -> None:
+        batch = self._given.get(port)
+        if batch is None:
+            batch = self._given[port] = ColumnBatch([], [], [])
+        assert batch.keys is not None
+        batch.times.append(time)
+        batch.values.append(value)
+        batch.keys.append(self._context.key)
+
+    def _flush(self) -> None:
+        self.out += sorted(self._given.items())
+        self._given = {}
+
+    def take_changes(self, changes: Changes) -> None:
+        for part in (self._state, self.timers, self.wall):
+            changes.setdefault(part.space, {}).update(part.take_changes())
+
+    def counts(self) -> dict[str, int]:
+        return dict(self.counted)
+
+
+def _same(value: Any) -> Any:
+    return value
