@@ -17,6 +17,7 @@ TESTING = {
     *("entrypoint_hook", "entrypoint_waiter", "EntrypointWaiterTimeout", "WaitResult"),
     *("replace_dependencies", "restrict_entrypoints", "worker_factory"),
     *("DrivenClock", "faults", "take_dead_letters", "TakenLetter"),
+    *("FlowDriver", "DrivenRecord"),
     *("PrivateNode", "TcpProxy", "Fault"),
     *("SpanReceiver", "ReceivedSpan"),
 }

@@ -15,9 +15,9 @@ from mycelia.flow.operators import SIDE
 from mycelia.flow.processing import KeyContext
 from mycelia.flow.results import LateRecord
 
-__all__ = ["AsOfJoin", "Direction", "IntervalJoin", "TableJoin"]
+__all__ = ["AsOfJoin", "IntervalJoin", "JoinKind", "TableJoin"]
 
-Direction = Literal["inner", "left", "full"]
+JoinKind = Literal["inner", "left", "full"]
 """Which records are given that find no partner: none, those of the left, those of both sides."""
 
 LEFT: Final = 0
@@ -29,7 +29,7 @@ _time_of = itemgetter(0)
 class TableJoin:
     """Each left record with the newest right one that has come before it."""
 
-    def __init__(self, how: Direction) -> None:
+    def __init__(self, how: JoinKind) -> None:
         self._keeps_left = how == "left"
 
     def make(self) -> list[Any]:
@@ -60,7 +60,7 @@ class AsOfJoin:
     the newest of each key for good, unless there is a tolerance.
     """
 
-    def __init__(self, how: Direction, tolerance_ms: int | None, lateness_ms: int) -> None:
+    def __init__(self, how: JoinKind, tolerance_ms: int | None, lateness_ms: int) -> None:
         self._keeps_left = how == "left"
         self._tolerance_ms = tolerance_ms
         self._lateness_ms = lateness_ms
@@ -133,7 +133,7 @@ class IntervalJoin:
     come any more, at its own.
     """
 
-    def __init__(self, how: Direction, before_ms: int, after_ms: int, lateness_ms: int) -> None:
+    def __init__(self, how: JoinKind, before_ms: int, after_ms: int, lateness_ms: int) -> None:
         self._keeps = (how != "inner", how == "full")
         self._reach = ((before_ms, after_ms), (after_ms, before_ms))
         """Of each side, how much earlier and later its partners may be."""

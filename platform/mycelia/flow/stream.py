@@ -20,7 +20,7 @@ from mycelia.flow.count_windows import FillingWindows
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod, Mode, emission_of
 from mycelia.flow.fields import getter_of
 from mycelia.flow.graph import Building, FlowNode, NodePort, described
-from mycelia.flow.joins import AsOfJoin, Direction, IntervalJoin, TableJoin
+from mycelia.flow.joins import AsOfJoin, IntervalJoin, JoinKind, TableJoin
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.patterns import UNFINISHED, Deduplication, Following
 from mycelia.flow.processing import KeyContext, Processing
@@ -355,7 +355,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         self, table: KeyedStream[K, U], *, how: Literal["left"]
     ) -> KeyedStream[K, tuple[T, U | None]]: ...
     def join_table(
-        self, table: KeyedStream[K, U], *, how: Direction = "inner"
+        self, table: KeyedStream[K, U], *, how: JoinKind = "inner"
     ) -> KeyedStream[K, Any]:
         """Each record with what `table` last said of its key: the newest of what had come by then.
 
@@ -391,7 +391,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         self,
         other: KeyedStream[K, U],
         *,
-        how: Direction = "inner",
+        how: JoinKind = "inner",
         tolerance: Duration | None = None,
         lateness: Duration = 0,
     ) -> JoinedStream[K, Any]:
@@ -449,7 +449,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         *,
         before: Duration = 0,
         after: Duration = 0,
-        how: Direction = "inner",
+        how: JoinKind = "inner",
         lateness: Duration = 0,
     ) -> JoinedStream[K, Any]:
         """All pairs of a key in which the record of `other` is at most `before` earlier and at most `after` later.
@@ -498,7 +498,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         other: KeyedStream[K, U],
         kind: HoppingWindows | SessionWindows,
         *,
-        how: Direction = "inner",
+        how: JoinKind = "inner",
     ) -> JoinedStream[K, Any]:
         """All pairs of a key in the same window, as the window closes.
 
@@ -569,7 +569,7 @@ def _without_side(late: LateRecord[Any, Any]) -> LateRecord[Any, Any]:
     return msgspec.structs.replace(late, value=late.value[1])
 
 
-def _pairs(how: Direction) -> Callable[[WindowResult[Any, Any]], list[WindowResult[Any, Any]]]:
+def _pairs(how: JoinKind) -> Callable[[WindowResult[Any, Any]], list[WindowResult[Any, Any]]]:
     """The pairs in a window's records of both sides, each a result of its own."""
 
     def paired(window: WindowResult[Any, Any]) -> list[WindowResult[Any, Any]]:

@@ -11,6 +11,7 @@ from mycelia.testing.entrypoints import (
     entrypoint_waiter,
 )
 from mycelia.testing.eventually import eventually
+from mycelia.testing.flow_driver import DrivenRecord, FlowDriver
 from mycelia.testing.replacing import (
     make_worker,
     replace_dependencies,
@@ -23,8 +24,10 @@ from mycelia.testing.tcp_proxy import Fault, TcpProxy
 
 __all__ = [
     "DrivenClock",
+    "DrivenRecord",
     "EntrypointWaiterTimeout",
     "Fault",
+    "FlowDriver",
     "PrivateNode",
     "ReceivedSpan",
     "ServiceBed",
