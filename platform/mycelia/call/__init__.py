@@ -8,7 +8,14 @@ from mycelia.call.deadline import (
     monotonic_from_wall,
     tighter,
 )
-from mycelia.call.middleware import Middleware, MiddlewareSource, Next, compose, middleware_for
+from mycelia.call.middleware import (
+    Middleware,
+    MiddlewareSource,
+    Next,
+    Watch,
+    compose,
+    middleware_for,
+)
 from mycelia.call.model import Arguments, Call, current_call, get_current_call
 from mycelia.call.options import (
     DEFAULT_CALL_OPTIONS,
@@ -64,6 +71,7 @@ __all__ = [
     "Requeue",
     "Settlement",
     "Target",
+    "Watch",
     "compose",
     "context",
     "current_call",

@@ -30,10 +30,33 @@ from mycelia.call.outcome import Outcome
 from mycelia.call.target import Direction, Target
 from mycelia.errors import RuntimeStateError
 
-__all__ = ["Middleware", "MiddlewareSource", "Next", "compose", "middleware_for"]
+__all__ = ["Middleware", "MiddlewareSource", "Next", "Watch", "compose", "middleware_for"]
 
 Next = Callable[[Call], Awaitable[Outcome]]
 Middleware = Callable[[Call, Next], Awaitable[Outcome]]
+
+
+class Watch:
+    """Middleware that changes nothing and only looks at what came of each call.
+
+    Around what arrives it stands outside of all other middleware, wherever it is listed, and costs a function call where others
+    cost two coroutines. Around what leaves it is middleware like any other.
+
+    Args:
+        ended: told of each call and its outcome, once, on the event loop; must neither wait nor raise.
+    """
+
+    def __init__(self, ended: Callable[[Call, Outcome], None]) -> None:
+        self.ended = ended
+
+    async def __call__(self, call: Call, next: Next) -> Outcome:
+        try:
+            outcome = await next(call)
+        except BaseException as exc:
+            self.ended(call, Outcome(error=call.reason_for(exc)))
+            raise
+        self.ended(call, outcome)
+        return outcome
 
 
 class MiddlewareSource(Protocol):

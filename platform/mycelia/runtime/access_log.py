@@ -20,9 +20,10 @@ from mycelia.call import (
     CallKind,
     Direction,
     Middleware,
-    Next,
     Outcome,
     Target,
+    Watch,
+    current_call,
     redacted_arguments,
 )
 from mycelia.errors import DeadlinePassed, HandlerTimeout, class_name_of
@@ -65,16 +66,7 @@ class AccessLog:
     def middleware(self, direction: Direction, target: Target) -> Middleware | None:
         if direction is not Direction.INBOUND or target.kind is CallKind.HTTP:
             return None
-        return self._around
-
-    async def _around(self, call: Call, next: Next) -> Outcome:
-        try:
-            outcome = await next(call)
-        except CancelledError as exc:
-            self._write_call(call, Outcome(error=exc))
-            raise
-        self._write_call(call, outcome)
-        return outcome
+        return Watch(self._write_call)
 
     def _write_call(self, call: Call, outcome: Outcome) -> None:
         now = time.monotonic()
@@ -84,22 +76,26 @@ class AccessLog:
         if not self._is_written(word, duration):
             return
         message = call.message
-        self._write(
-            word,
-            kind=call.kind.value,
-            call=call.target.name,
-            outcome=word,
-            error=None if outcome.error is None else class_name_of(outcome.error),
-            duration_ms=_ms(duration),
-            waited_ms=_ms(started_at - call.arrived_at),
-            queued_s=_queued_s(call),
-            attempt=call.attempt,
-            call_id=call.call_id,
-            caller=_caller_of(call),
-            in_bytes=None if message is None else len(message.body),
-            out_bytes=None if outcome.body is None else len(outcome.body),
-            arguments=redacted_arguments(call) if self._section.arguments else None,
-        )
+        token = current_call.set(call)  # a worker in a thread was handled in another context
+        try:
+            self._write(
+                word,
+                kind=call.kind.value,
+                call=call.target.name,
+                outcome=word,
+                error=None if outcome.error is None else class_name_of(outcome.error),
+                duration_ms=_ms(duration),
+                waited_ms=_ms(started_at - call.arrived_at),
+                queued_s=_queued_s(call),
+                attempt=call.attempt,
+                call_id=call.call_id,
+                caller=_caller_of(call),
+                in_bytes=None if message is None else len(message.body),
+                out_bytes=None if outcome.body is None else len(outcome.body),
+                arguments=redacted_arguments(call) if self._section.arguments else None,
+            )
+        finally:
+            current_call.reset(token)
 
     def write_request(
         self,

@@ -32,6 +32,7 @@ from mycelia.call import (
     Redeliver,
     Settlement,
     Target,
+    Watch,
     compose,
     current_call,
     tighter,
@@ -188,10 +189,13 @@ class Lane:
         self._is_still = False
         """Whether nothing is started: it is held, or cancelled."""
         self._idle: asyncio.Event | None = None
-        self._has_middleware = bool(middleware)
         endpoint: Next = run.run if run.is_async else self._run_in_thread
-        if middleware:
-            self._chain: Next | None = compose(middleware, _unless_refused(endpoint))
+        self._refusal_chain: Next | None = None
+        self._watches = [layer.ended for layer in middleware if isinstance(layer, Watch)]
+        around = [layer for layer in middleware if not isinstance(layer, Watch)]
+        if around:
+            self._chain: Next | None = compose(around, endpoint)
+            self._refusal_chain = compose(around, _refused)
         else:
             self._chain = endpoint if run.is_async else None
 
@@ -288,10 +292,11 @@ class Lane:
         """Settle `call` with `error`, without a worker; it passes the middleware first."""
         call.refusal = error
         self._counts.refused += 1
-        if not self._has_middleware:
-            self._settle(call, Outcome(error=error, is_refused=True))
+        chain = self._refusal_chain
+        if chain is None:
+            self._pass(call, Outcome(error=error, is_refused=True))
             return
-        task = self._start_task(self._pass_by(call))
+        task = self._start_task(self._pass_by(call, chain))
         if not task.done():
             self._refusing.add(task)
             task.add_done_callback(self._refusing.discard)
@@ -354,14 +359,25 @@ class Lane:
             outcome = Outcome(error=call.reason_for(exc))
         self._finished(call, outcome)
 
-    async def _pass_by(self, call: Call) -> None:
-        assert self._chain is not None
+    async def _pass_by(self, call: Call, chain: Next) -> None:
         current_call.set(call)
         try:
-            outcome = await self._chain(call)
+            outcome = await chain(call)
         except BaseException as exc:  # noqa: BLE001  a middleware raised, or we were cancelled
             outcome = Outcome(error=exc, is_refused=True)
+        self._pass(call, outcome)
+
+    def _pass(self, call: Call, outcome: Outcome) -> None:
+        if self._watches:
+            self._tell_watches(call, outcome)
         self._settle(call, outcome)
+
+    def _tell_watches(self, call: Call, outcome: Outcome) -> None:
+        for ended in self._watches:
+            try:
+                ended(call, outcome)
+            except Exception:  # a bug of ours; the slot must come back all the same
+                log.exception(event("watch_failed", call=call.target.name))
 
     async def _run_in_thread(self, call: Call) -> Outcome:
         """The end of a chain around a `def` method."""
@@ -386,6 +402,8 @@ class Lane:
         """A worker has ended, or is given up: settle its call and give its slot to the next."""
         if self._running.pop(call, call) is call:
             return  # given up before: already settled
+        if self._watches:
+            self._tell_watches(call, outcome)
         self._active -= 1
         slots = self._slots
         slots.active -= 1
@@ -566,15 +584,9 @@ def _overloaded(call: Call, left: float) -> Overloaded:
     )
 
 
-def _unless_refused(endpoint: Next) -> Next:
-    """The end of a chain: the worker, or what a refused call has instead of one."""
-
-    async def end(call: Call) -> Outcome:
-        if call.refusal is not None:
-            return Outcome(error=call.refusal, is_refused=True)
-        return await endpoint(call)
-
-    return end
+async def _refused(call: Call) -> Outcome:
+    """The end of a chain for a call that has no worker."""
+    return Outcome(error=call.refusal, is_refused=True)
 
 
 class _Nobody:

@@ -5,7 +5,7 @@
 | `mycelia_calls_total` | all calls | they have ended, by `outcome` |
 | `mycelia_errors_total` | all calls | they have ended with an error, by its class |
 | `mycelia_call_duration_seconds` | all calls but refused ones | they have ended |
-| `mycelia_retried_calls_total` | those that arrive | a worker begins that is not the message's first attempt |
+| `mycelia_retried_calls_total` | those that arrive | one has ended that was not its message's first attempt |
 | `mycelia_queue_time_seconds` | those that arrive, whose publishing time is known | the first attempt begins: since it was published |
 | `mycelia_critical_time_seconds` | the same | a call has ended well: since it was published |
 """
@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
-from mycelia.call import Call, CallKind, Direction, Middleware, Next, Outcome, Target
+from mycelia.call import Call, CallKind, Direction, Middleware, Next, Outcome, Target, Watch
 from mycelia.errors import DeadlinePassed, HandlerTimeout, Overloaded, class_name_of
 from mycelia.providers.metrics.cells import Cells, CellsFull
 from mycelia.wire import PUBLISHED_HEADER, read_published_ms
@@ -120,14 +120,9 @@ class Measures:
             observe_waits = _Waits(self.cells, its, self.long_bounds).observe
         monotonic = time.monotonic
 
-        async def count_arrived(call: Call, next: Next) -> Outcome:
+        def count_arrived(call: Call, outcome: Outcome) -> None:
             if call.attempt > 1 and call.refusal is None:
                 values[retried] += 1.0
-            try:
-                outcome = await next(call)
-            except BaseException:
-                ends.count_cancelled()
-                raise
             if call.started_at:
                 lasted = monotonic() - call.started_at
                 values[durations + bisect_left(bounds, lasted)] += 1.0
@@ -138,9 +133,8 @@ class Measures:
                 ends.count(outcome)
             if observe_waits is not None and call.message is not None:
                 observe_waits(call, outcome)
-            return outcome
 
-        return count_arrived
+        return Watch(count_arrived)
 
     def _outbound(self, labels: dict[str, str], kind: CallKind) -> Middleware:
         ends, durations = self._ends(labels)

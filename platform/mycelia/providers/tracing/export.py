@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import (
     SpanExporter,
     SpanExportResult,
 )
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBased, Sampler, TraceIdRatioBased
 from opentelemetry.trace import Link, SpanKind, Tracer
 from opentelemetry.util.types import Attributes
@@ -181,13 +182,16 @@ class ServiceTracers(trace.TracerProvider):
         """By service; another dictionary after each `set_up()`."""
         self._processor: SpanProcessor | None = None
         self._sampler: Sampler | None = None
+        self._ids: IdGenerator | None = None
 
-    def set_up(self, sink: SpanSink, sample: float | None) -> None:
+    def set_up(self, sink: SpanSink, sample: float | None, ids: IdGenerator | None = None) -> None:
         """Send what is traced from now on into `sink`.
 
         Args:
             sample: the share of traces that begin here and are kept; `None` for what `OTEL_TRACES_SAMPLER` says, or all.
+            ids: what makes the ids of traces and spans; `None` for OpenTelemetry's own.
         """
+        self._ids = ids
         self._processor = sink.processor
         self._sampler = None if sample is None else ParentBased(TraceIdRatioBased(sample))
         self.providers = {}
@@ -200,7 +204,12 @@ class ServiceTracers(trace.TracerProvider):
             named = Resource.create()  # what the variables say
             if not str(named.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
                 resource = resource.merge(named)
-            found = TracerProvider(sampler=self._sampler, resource=resource, shutdown_on_exit=False)
+            found = TracerProvider(
+                sampler=self._sampler,
+                resource=resource,
+                shutdown_on_exit=False,
+                id_generator=self._ids,
+            )
             if self._processor is not None:
                 found.add_span_processor(self._processor)
             self.providers[service] = found

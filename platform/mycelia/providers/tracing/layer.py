@@ -47,6 +47,12 @@ from mycelia.errors import (
 )
 from mycelia.log_event import event
 from mycelia.providers.tracing import conventions as said
+from mycelia.providers.tracing.unsampled import (
+    Roots,
+    UnsampledSpan,
+    carried,
+    unsampled_span_of,
+)
 from mycelia.wire import BAGGAGE, TRACEPARENT, TRACESTATE, format_baggage, parse_baggage
 
 __all__ = ["contexts_of", "span_layer"]
@@ -61,6 +67,8 @@ CALLERS_FAULTS = (ContractError, DeadlinePassed, IncorrectSignature, MethodNotFo
 _MAX_MESSAGE = 4 * 1024
 _MAX_STACK = 16 * 1024
 
+NOTHING_ABOVE = trace.INVALID_SPAN
+_EMPTY = otel_context.Context()
 _propagator = TraceContextTextMapPropagator()
 _baggage = W3CBaggagePropagator()
 
@@ -75,29 +83,33 @@ _KINDS = {
 }
 
 
-def span_layer(tracer_of: TracerOf, target: Target) -> Middleware:
+def span_layer(tracer_of: TracerOf, target: Target, roots: Roots | None = None) -> Middleware:
     """The middleware for one target.
 
     Args:
         tracer_of: gives the tracer of the service that a span is of, at the time of the call.
+        roots: decides early about traces that begin here; `None` leaves it to the tracer's sampler.
     """
     kind = _KINDS.get((target.direction, target.kind), SpanKind.INTERNAL)
     fixed = said.attributes_of_target(target)
     is_settled = target.direction is Direction.INBOUND and target.kind is not CallKind.HTTP
-    parent_of = _arrived_with if target.direction is Direction.INBOUND else _leaves_from
+    arrives = target.direction is Direction.INBOUND
+    parent_of = _arrived_with if arrives else _leaves_from
 
     async def traced(call: Call, next: Next) -> Outcome:
+        above = NOTHING_ABOVE if arrives else trace.get_current_span()
+        if above is NOTHING_ABOVE:
+            unsampled = unsampled_span_of(call, roots)
+            if unsampled is not None:
+                token = otel_context.attach(_inside_unsampled(unsampled, call))
+                try:
+                    return await next(call)
+                finally:
+                    otel_context.detach(token)
+        elif not (own := above.get_span_context()).trace_flags.sampled and own.is_valid:
+            _write(call, own, otel_context.get_current())
+            return await next(call)
         parent = parent_of(call)
-        above = trace.get_current_span(parent).get_span_context()
-        if above.is_valid and not above.trace_flags.sampled:
-            # Not sampled: it costs no span. The context still travels, in the headers and for the user's own spans.
-            if target.direction is Direction.OUTBOUND:
-                _write(call, above, parent)
-            token = otel_context.attach(parent)
-            try:
-                return await next(call)
-            finally:
-                otel_context.detach(token)
         span = tracer_of().start_span(
             said.span_name(target, call),
             parent,
@@ -128,6 +140,15 @@ def span_layer(tracer_of: TracerOf, target: Target) -> Middleware:
                 span.end()
 
     return traced
+
+
+def _inside_unsampled(span: UnsampledSpan, call: Call) -> otel_context.Context:
+    if call.target.direction is Direction.OUTBOUND:
+        return set_span_in_context(span)
+    inside = set_span_in_context(span, _EMPTY)
+    if carried(call, BAGGAGE) is not None and isinstance(baggage := call.context.get(BAGGAGE), str):
+        inside = _baggage.extract({BAGGAGE: baggage}, inside)
+    return inside
 
 
 def contexts_of(calls: Iterable[Call]) -> list[SpanContext]:

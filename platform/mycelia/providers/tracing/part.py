@@ -13,6 +13,7 @@ from mycelia.log_event import event
 from mycelia.providers.tracing.export import SCOPE, ServiceTracers, SpanSink, exporter_of
 from mycelia.providers.tracing.layer import span_layer
 from mycelia.providers.tracing.switch import TracePlan
+from mycelia.providers.tracing.unsampled import Roots
 from mycelia.runtime.process_parts import RunningProcess
 
 __all__ = ["Traces", "TracingPart"]
@@ -26,13 +27,16 @@ class Traces:
     def __init__(self, plan: TracePlan) -> None:
         self.own: ServiceTracers | None = None
         self.sink: SpanSink | None = None
+        self._roots: Roots | None = None
         there = trace.get_tracer_provider()
         if isinstance(there, TracerProvider):
             return
         self.sink = SpanSink(exporter_of(plan))
         # A process that runs services one after the other, as tests do, has set ours before; it can be set once only.
         self.own = there if isinstance(there, ServiceTracers) else ServiceTracers()
-        self.own.set_up(self.sink, plan.sample)
+        if plan.sample is not None and plan.sample < 1.0:
+            self._roots = Roots(plan.sample)
+        self.own.set_up(self.sink, plan.sample, self._roots)
         if self.own is not there:
             trace.set_tracer_provider(self.own)
 
@@ -46,8 +50,8 @@ class Traces:
         """The middleware of one target."""
         if target.direction is Direction.INBOUND:
             tracer = self.tracer_of(target.service)
-            return span_layer(lambda: tracer, target)
-        return span_layer(self._current, target)
+            return span_layer(lambda: tracer, target, self._roots)
+        return span_layer(self._current, target, self._roots)
 
     def _current(self) -> Tracer:
         call = get_current_call()

@@ -63,4 +63,19 @@ def plan_of(
         raise ConfigError(
             f'OTEL_EXPORTER_OTLP_PROTOCOL: "{protocol}" is not known here. Known: {HTTP}, grpc.'
         )
-    return TracePlan(exporter, protocol, section.endpoint, section.sample)
+    sample = _sample_of(environment) if section.sample is None else section.sample
+    return TracePlan(exporter, protocol, section.endpoint, sample)
+
+
+def _sample_of(environment: Mapping[str, str]) -> float | None:
+    """The share that `OTEL_TRACES_SAMPLER` keeps of the traces that begin here, where it is one of those that are about nothing else."""
+    name = environment.get("OTEL_TRACES_SAMPLER", "").strip().lower()
+    if name == "parentbased_always_off":
+        return 0.0
+    if name != "parentbased_traceidratio":
+        return None
+    try:
+        share = float(environment.get("OTEL_TRACES_SAMPLER_ARG", "1"))
+    except ValueError:
+        return None  # OpenTelemetry itself says what is wrong with it
+    return share if 0.0 <= share <= 1.0 else None
