@@ -30,7 +30,7 @@ from mycelia.call.outcome import Outcome
 from mycelia.call.target import Direction, Target
 from mycelia.errors import RuntimeStateError
 
-__all__ = ["Middleware", "MiddlewareSource", "Next", "Watch", "compose", "middleware_for"]
+__all__ = ["Middleware", "MiddlewareSource", "Next", "Unless", "Watch", "compose", "middleware_for"]
 
 Next = Callable[[Call], Awaitable[Outcome]]
 Middleware = Callable[[Call, Next], Awaitable[Outcome]]
@@ -59,6 +59,22 @@ class Watch:
         return outcome
 
 
+class Unless:
+    """Middleware that is around some calls only; the others pass it for a function call.
+
+    Args:
+        passes: asked first, in the context in which the call is handled; it may do what needs no end. Must not wait.
+        layer: what is around the calls for which it says no.
+    """
+
+    def __init__(self, passes: Callable[[Call], bool], layer: Middleware) -> None:
+        self.passes = passes
+        self.layer = layer
+
+    async def __call__(self, call: Call, next: Next) -> Outcome:
+        return await (next(call) if self.passes(call) else self.layer(call, next))
+
+
 class MiddlewareSource(Protocol):
     """Something that may have middleware for a target: an extension, an object that the configuration names."""
 
@@ -77,8 +93,17 @@ def compose(middleware: Iterable[Middleware], endpoint: Next) -> Next:
     """One callable of `middleware` around `endpoint`; the first middleware is the outermost."""
     chain = endpoint
     for layer in reversed(list(middleware)):
-        chain = _wrap(layer, chain)
+        chain = _wrap_unless(layer, chain) if isinstance(layer, Unless) else _wrap(layer, chain)
     return chain
+
+
+def _wrap_unless(layer: Unless, inner: Next) -> Next:
+    passes, around = layer.passes, _wrap(layer.layer, inner)
+
+    def step(call: Call) -> Awaitable[Outcome]:
+        return inner(call) if passes(call) else around(call)
+
+    return step
 
 
 def _wrap(layer: Middleware, inner: Next) -> Next:

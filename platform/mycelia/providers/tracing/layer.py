@@ -33,6 +33,7 @@ from mycelia.call import (
     Outcome,
     Reply,
     Target,
+    Unless,
 )
 from mycelia.errors import (
     ContractError,
@@ -67,7 +68,6 @@ CALLERS_FAULTS = (ContractError, DeadlinePassed, IncorrectSignature, MethodNotFo
 _MAX_MESSAGE = 4 * 1024
 _MAX_STACK = 16 * 1024
 
-NOTHING_ABOVE = trace.INVALID_SPAN
 _EMPTY = otel_context.Context()
 _propagator = TraceContextTextMapPropagator()
 _baggage = W3CBaggagePropagator()
@@ -97,18 +97,6 @@ def span_layer(tracer_of: TracerOf, target: Target, roots: Roots | None = None) 
     parent_of = _arrived_with if arrives else _leaves_from
 
     async def traced(call: Call, next: Next) -> Outcome:
-        above = NOTHING_ABOVE if arrives else trace.get_current_span()
-        if above is NOTHING_ABOVE:
-            unsampled = unsampled_span_of(call, roots)
-            if unsampled is not None:
-                token = otel_context.attach(_inside_unsampled(unsampled, call))
-                try:
-                    return await next(call)
-                finally:
-                    otel_context.detach(token)
-        elif not (own := above.get_span_context()).trace_flags.sampled and own.is_valid:
-            _write(call, own, otel_context.get_current())
-            return await next(call)
         parent = parent_of(call)
         span = tracer_of().start_span(
             said.span_name(target, call),
@@ -139,12 +127,33 @@ def span_layer(tracer_of: TracerOf, target: Target, roots: Roots | None = None) 
             else:
                 span.end()
 
-    return traced
+    def is_not_kept(call: Call) -> bool:
+        unsampled = unsampled_span_of(call, roots)
+        if unsampled is None:
+            return False
+        otel_context.attach(
+            _inside_unsampled(unsampled, call)
+        )  # the worker's own, and goes with it
+        return True
+
+    async def leaving(call: Call, next: Next) -> Outcome:
+        above = trace.get_current_span()
+        own = above.get_span_context()
+        if own.is_valid and not own.trace_flags.sampled:
+            _write(call, own, otel_context.get_current())
+            return await next(call)
+        if not own.is_valid and (unsampled := unsampled_span_of(call, roots)) is not None:
+            token = otel_context.attach(set_span_in_context(unsampled))
+            try:
+                return await next(call)
+            finally:
+                otel_context.detach(token)
+        return await traced(call, next)
+
+    return Unless(is_not_kept, traced) if arrives else leaving
 
 
 def _inside_unsampled(span: UnsampledSpan, call: Call) -> otel_context.Context:
-    if call.target.direction is Direction.OUTBOUND:
-        return set_span_in_context(span)
     inside = set_span_in_context(span, _EMPTY)
     if carried(call, BAGGAGE) is not None and isinstance(baggage := call.context.get(BAGGAGE), str):
         inside = _baggage.extract({BAGGAGE: baggage}, inside)
