@@ -425,7 +425,7 @@ async def test_settlement_that_a_timer_cannot_have_is_a_log_line_and_the_timer_g
             type(self).ticks += 1
 
     async def decides(call: Call, next: Next) -> Outcome:
-        return (await next(call)).replace(settlement=Requeue())
+        return (await next(call)).replace(settlement=DeadLetter())
 
     await serve(Ticking, inbound=(decides,))
 
