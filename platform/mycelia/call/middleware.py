@@ -21,6 +21,7 @@ and `Client` in code. All are asked once for each target, before any `setup()`; 
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
@@ -63,7 +64,8 @@ class Unless:
     """Middleware that is around some calls only; the others pass it for a function call.
 
     Args:
-        passes: asked first, in the context in which the call is handled; it may do what needs no end. Must not wait.
+        passes: asked first, in the context in which the call is handled; it may do what needs no end, such as setting a context
+            variable, because each call has a context of its own. Must not wait.
         layer: what is around the calls for which it says no.
     """
 
@@ -72,7 +74,12 @@ class Unless:
         self.layer = layer
 
     async def __call__(self, call: Call, next: Next) -> Outcome:
-        return await (next(call) if self.passes(call) else self.layer(call, next))
+        """As middleware that nobody has composed: in a task, which gives it its context."""
+
+        async def step() -> Outcome:
+            return await (next(call) if self.passes(call) else self.layer(call, next))
+
+        return await asyncio.create_task(step())
 
 
 class MiddlewareSource(Protocol):

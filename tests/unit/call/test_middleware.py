@@ -1,11 +1,24 @@
 """The chain: order, what a middleware may do, and what becomes of one that fails."""
 
 import asyncio
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import pytest
 
-from mycelia.call import Call, CallKind, Direction, Middleware, Next, Outcome, Target, compose
+from mycelia.call import (
+    Call,
+    CallKind,
+    Direction,
+    Middleware,
+    Next,
+    Outcome,
+    Target,
+    Unless,
+    Watch,
+    compose,
+)
 from mycelia.errors import HandlerTimeout, RuntimeStateError
 
 
@@ -168,3 +181,49 @@ async def test_cancellation_with_a_known_reason_is_that_error() -> None:
 
     assert outcome.error is call.interruption
     assert metrics.seen == [outcome]
+
+
+@pytest.mark.parametrize("composed", [True, False])
+async def test_what_passes_a_layer_is_not_around_it_and_sets_the_context_of_its_own(
+    composed: bool,
+) -> None:
+    around: list[Call] = []
+    variable: ContextVar[int] = ContextVar("variable", default=0)
+
+    async def layer(call: Call, next: Next) -> Outcome:
+        around.append(call)
+        return await next(call)
+
+    async def seen(call: Call) -> Outcome:
+        return Outcome(variable.get())
+
+    def passes(call: Call) -> bool:
+        variable.set(1)
+        return call.attempt == 1
+
+    unless = Unless(passes, layer)
+    first, second = a_call(), a_call()
+    second.attempt = 2
+    chain = compose([unless], seen) if composed else partial(unless, next=seen)
+
+    async def go(call: Call) -> Outcome:
+        return await chain(call)
+
+    assert (await asyncio.create_task(go(first))).value == 1
+    assert (await asyncio.create_task(go(second))).value == 1
+    assert around == [second]
+    assert variable.get() == 0
+
+
+async def test_watch_among_other_middleware_is_told_of_cancellation_too() -> None:
+    told: list[Outcome] = []
+    watch = Watch(lambda call, outcome: told.append(outcome))
+    outcome = await compose([watch], endpoint)(a_call())
+    task = asyncio.ensure_future(compose([watch, waits_for_ever], endpoint)(a_call()))
+    await asyncio.sleep(0)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert told[0] is outcome
+    assert isinstance(told[1].error, asyncio.CancelledError)

@@ -21,12 +21,14 @@ from mycelia.call import (
     Reply,
     Settlement,
     Target,
+    Watch,
     get_current_call,
 )
 from mycelia.errors import DeadlinePassed, MethodNotFound, Overloaded, RuntimeStateError
 from mycelia.runtime.lane import Lane
 from mycelia.runtime.service_slots import ServiceSlots
 from mycelia.runtime.threads import ThreadPool
+from mycelia.testing import eventually
 
 Work = Callable[[Call], Coroutine[Any, Any, Outcome]]
 
@@ -537,3 +539,52 @@ async def test_retry_at_no_time_is_an_error(after: Any) -> None:
     assert isinstance(outcome.error, RuntimeStateError)
     assert "Redeliver" in str(outcome.error)
     assert scene.settlement[call] == Ack()
+
+
+@pytest.mark.parametrize("worker", [Worker, ThreadWorker])
+async def test_watch_is_told_once_of_each_end_after_all_middleware(worker: type[Worker]) -> None:
+    scene = Scene()
+    told: list[tuple[Call, Outcome]] = []
+
+    async def changes(call: Call, next: Next) -> Outcome:
+        await next(call)
+        return Outcome("changed")
+
+    def ended(call: Call, outcome: Outcome) -> None:
+        told.append((call, outcome))
+        raise LookupError
+
+    lane = scene.lane(
+        limit=50, work=scene.at_once, middleware=(changes, Watch(ended)), worker=worker
+    )
+    todo, refused = calls(200), calls(3)
+    for call in todo:
+        lane.submit(call)
+    for call in refused:
+        lane.refuse(call, MethodNotFound("nope"))
+    await lane.wait_idle()
+    await eventually(lambda: len(scene.settled) == 203)
+
+    assert [(call, outcome.value) for call, outcome in told] == [
+        (call, outcome.value) for call, outcome in scene.settled
+    ]
+    assert {outcome.value for _, outcome in told} == {"changed"}
+    assert lane.active == 0
+
+
+async def test_lane_with_nothing_but_watches_has_no_chain_around_its_threads() -> None:
+    scene = Scene()
+    told: list[Outcome] = []
+    lane = scene.lane(
+        middleware=(Watch(lambda call, outcome: told.append(outcome)),), worker=ThreadWorker
+    )
+    call, late = calls(2)
+    late.deadline = time.monotonic() - 1
+    lane.submit(call)
+    lane.submit(late)
+    await lane.wait_idle()
+
+    assert [(outcome.value, outcome.is_refused) for outcome in told] == [
+        (None, True),
+        (call, False),
+    ]
