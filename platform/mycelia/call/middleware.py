@@ -31,13 +31,21 @@ from mycelia.call.outcome import Outcome
 from mycelia.call.target import Direction, Target
 from mycelia.errors import RuntimeStateError
 
-__all__ = ["Middleware", "MiddlewareSource", "Next", "Unless", "Watch", "compose", "middleware_for"]
+__all__ = [
+    "Middleware",
+    "MiddlewareSource",
+    "Next",
+    "Observer",
+    "Unless",
+    "compose",
+    "middleware_for",
+]
 
 Next = Callable[[Call], Awaitable[Outcome]]
 Middleware = Callable[[Call, Next], Awaitable[Outcome]]
 
 
-class Watch:
+class Observer:
     """Middleware that changes nothing and only looks at what came of each call.
 
     Around what arrives it stands outside of all other middleware, wherever it is listed, and costs a function call where others

@@ -20,9 +20,9 @@ from mycelia.call import (
     CallKind,
     Direction,
     Middleware,
+    Observer,
     Outcome,
     Target,
-    Watch,
     current_call,
     redacted_arguments,
 )
@@ -66,7 +66,7 @@ class AccessLog:
     def middleware(self, direction: Direction, target: Target) -> Middleware | None:
         if direction is not Direction.INBOUND or target.kind is CallKind.HTTP:
             return None
-        return Watch(self._write_call)
+        return Observer(self._write_call)
 
     def _write_call(self, call: Call, outcome: Outcome) -> None:
         now = time.monotonic()

@@ -28,11 +28,11 @@ from mycelia.call import (
     GiveBack,
     Middleware,
     Next,
+    Observer,
     Outcome,
     Redeliver,
     Settlement,
     Target,
-    Watch,
     compose,
     current_call,
     tighter,
@@ -191,8 +191,8 @@ class Lane:
         self._idle: asyncio.Event | None = None
         endpoint: Next = run.run if run.is_async else self._run_in_thread
         self._refusal_chain: Next | None = None
-        self._watches = [layer.ended for layer in middleware if isinstance(layer, Watch)]
-        around = [layer for layer in middleware if not isinstance(layer, Watch)]
+        self._observers = [layer.ended for layer in middleware if isinstance(layer, Observer)]
+        around = [layer for layer in middleware if not isinstance(layer, Observer)]
         if around:
             self._chain: Next | None = compose(around, endpoint)
             self._refusal_chain = compose(around, _refused)
@@ -368,16 +368,16 @@ class Lane:
         self._pass(call, outcome)
 
     def _pass(self, call: Call, outcome: Outcome) -> None:
-        if self._watches:
-            self._tell_watches(call, outcome)
+        if self._observers:
+            self._tell_observers(call, outcome)
         self._settle(call, outcome)
 
-    def _tell_watches(self, call: Call, outcome: Outcome) -> None:
-        for ended in self._watches:
+    def _tell_observers(self, call: Call, outcome: Outcome) -> None:
+        for ended in self._observers:
             try:
                 ended(call, outcome)
             except Exception:  # a bug of ours; the slot must come back all the same
-                log.exception(event("watch_failed", call=call.target.name))
+                log.exception(event("observer_failed", call=call.target.name))
 
     async def _run_in_thread(self, call: Call) -> Outcome:
         """The end of a chain around a `def` method."""
@@ -402,8 +402,8 @@ class Lane:
         """A worker has ended, or is given up: settle its call and give its slot to the next."""
         if self._running.pop(call, call) is call:
             return  # given up before: already settled
-        if self._watches:
-            self._tell_watches(call, outcome)
+        if self._observers:
+            self._tell_observers(call, outcome)
         self._active -= 1
         slots = self._slots
         slots.active -= 1

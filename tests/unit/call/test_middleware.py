@@ -13,10 +13,10 @@ from mycelia.call import (
     Direction,
     Middleware,
     Next,
+    Observer,
     Outcome,
     Target,
     Unless,
-    Watch,
     compose,
 )
 from mycelia.errors import HandlerTimeout, RuntimeStateError
@@ -217,7 +217,7 @@ async def test_what_passes_a_layer_is_not_around_it_and_sets_the_context_of_its_
 
 async def test_watch_among_other_middleware_is_told_of_cancellation_too() -> None:
     told: list[Outcome] = []
-    watch = Watch(lambda call, outcome: told.append(outcome))
+    watch = Observer(lambda call, outcome: told.append(outcome))
     outcome = await compose([watch], endpoint)(a_call())
     task = asyncio.ensure_future(compose([watch, waits_for_ever], endpoint)(a_call()))
     await asyncio.sleep(0)

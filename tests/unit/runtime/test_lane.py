@@ -16,12 +16,12 @@ from mycelia.call import (
     GiveBack,
     Middleware,
     Next,
+    Observer,
     Outcome,
     Redeliver,
     Reply,
     Settlement,
     Target,
-    Watch,
     get_current_call,
 )
 from mycelia.errors import DeadlinePassed, MethodNotFound, Overloaded, RuntimeStateError
@@ -555,7 +555,7 @@ async def test_watch_is_told_once_of_each_end_after_all_middleware(worker: type[
         raise LookupError
 
     lane = scene.lane(
-        limit=50, work=scene.at_once, middleware=(changes, Watch(ended)), worker=worker
+        limit=50, work=scene.at_once, middleware=(changes, Observer(ended)), worker=worker
     )
     todo, refused = calls(200), calls(3)
     for call in todo:
@@ -576,7 +576,7 @@ async def test_lane_with_nothing_but_watches_has_no_chain_around_its_threads() -
     scene = Scene()
     told: list[Outcome] = []
     lane = scene.lane(
-        middleware=(Watch(lambda call, outcome: told.append(outcome)),), worker=ThreadWorker
+        middleware=(Observer(lambda call, outcome: told.append(outcome)),), worker=ThreadWorker
     )
     call, late = calls(2)
     late.deadline = time.monotonic() - 1

@@ -18,7 +18,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any
 
-from mycelia.call import Call, CallKind, Direction, Middleware, Next, Outcome, Target, Watch
+from mycelia.call import Call, CallKind, Direction, Middleware, Next, Observer, Outcome, Target
 from mycelia.errors import DeadlinePassed, HandlerTimeout, Overloaded, class_name_of
 from mycelia.providers.metrics.cells import Cells, CellsFull
 from mycelia.wire import PUBLISHED_HEADER, read_published_ms
@@ -134,7 +134,7 @@ class Measures:
             if observe_waits is not None and call.message is not None:
                 observe_waits(call, outcome)
 
-        return Watch(count_arrived)
+        return Observer(count_arrived)
 
     def _outbound(self, labels: dict[str, str], kind: CallKind) -> Middleware:
         ends, durations = self._ends(labels)
