@@ -166,7 +166,7 @@ def reference_pages() -> dict[str, str]:
     """The pages of the API reference, by name."""
     sys.path.insert(0, str(ROOT / "platform"))
     import mycelia
-    from mycelia import errors, testing
+    from mycelia import errors, flow, testing
 
     pages, places = {}, dict(ELSEWHERE)
     for page, (title, about, names) in REFERENCE.items():
@@ -192,13 +192,17 @@ def reference_pages() -> dict[str, str]:
         "# Tests\n\n`mycelia.testing`; how they are used: [testing](../testing.md).\n\n"
         + "\n\n".join(f"::: mycelia.testing.{name}" for name in testing.__all__)
     )
+    pages["flows"] = (
+        "# Flows\n\n`mycelia.flow`; how they are written: [flows](../flows.md).\n\n"
+        + "\n\n".join(f"::: mycelia.flow.{name}" for name in flow.__all__)
+    )
     groups = [
         f"## [{title}]({page}.md)\n\n{' · '.join(_to(name, page) for name in names)}"
         for page, (title, _, names) in REFERENCE.items()
     ]
     pages["index"] = (
         "# API\n\nAll public names come from `mycelia`; [errors](errors.md) from `mycelia.errors`, "
-        "[what tests use](testing.md) from `mycelia.testing`. Which is for what: "
+        "[flows](flows.md) from `mycelia.flow`, [what tests use](testing.md) from `mycelia.testing`. Which is for what: "
         "[concepts](../concepts.md#the-public-names).\n\n" + "\n\n".join(groups) + "\n"
     )
     return pages

@@ -22,6 +22,40 @@ TESTING = {
     *("SpanReceiver", "ReceivedSpan"),
 }
 
+FLOW = {
+    # streams and steps
+    *(
+        "source",
+        "Stream",
+        "KeyedStream",
+        "WindowedStream",
+        "WindowedResults",
+        "JoinedStream",
+        "PatternStream",
+        "KeyContext",
+    ),
+    *("tumbling", "hopping", "sliding", "session", "counting", "after", "every"),
+    *("WindowResult", "WindowSpan", "LateRecord"),
+    # aggregations
+    *(
+        "Aggregation",
+        "aggregation",
+        "count",
+        "sum_of",
+        "mean",
+        "min_of",
+        "max_of",
+        "top",
+        "distinct",
+        "quantile",
+        "first",
+        "last",
+        "collect",
+    ),
+    # running
+    *("FlowPlan", "Engine", "Given", "Changes", "MemoryStore", "StateStore", "StoreReader"),
+}
+
 ERRORS = {
     *(
         "MyceliaError",

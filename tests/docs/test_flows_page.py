@@ -1,0 +1,83 @@
+"""The code in docs/flows.md runs, and what is said around it is so."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.docs.documents import ROOT, blocks_of
+from tests.docs.test_examples import block_with, load
+
+from mycelia.flow import FlowPlan, Stream, collect, source, tumbling
+from mycelia.testing import FlowDriver
+
+PAGE = ROOT / "docs" / "flows.md"
+
+
+def test_flows_are_tested_as_the_page_does(tmp_path: Path) -> None:
+    """The files as they are named, and the page's tests by pytest."""
+    blocks = {
+        match[1]: block.text
+        for block in blocks_of(PAGE, "python")
+        if (match := re.match(r"# (\w+\.py)\n", block.text))
+    }
+    for name, text in blocks.items():
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("-p", "no:pytest_nameko", "-p", "no:nameko_sqlalchemy"),
+            *("delays.py", "test_hourly.py"),
+        ],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{ROOT / 'platform'}:{tmp_path}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    assert len(blocks) == 4
+
+
+def test_first_flow_is_drawn_as_the_page_shows(tmp_path: Path) -> None:
+    text = block_with(PAGE, "class HourlyDelay").text
+    names: dict[str, object] = {"__name__": "__main__"}
+    sys.modules.setdefault("delays", sys.modules[__name__])
+    exec(compile(text, "delays.py", "exec"), names)
+    hourly = names["hourly"]
+    assert callable(hourly)
+    stream: Stream[object] = hourly(source("flights.departed", object))
+
+    assert f"```text\n{FlowPlan({'hourly': stream.port}).draw()}\n```" in PAGE.read_text("utf-8")
+
+
+def test_silence_is_told() -> None:
+    silences = load(block_with(PAGE, "class Heard"))["silences"]
+    beats = source("beats", dict).event_time(lambda beat: beat["at"], unit="s").key_by("of")
+    driver = FlowDriver({"out": silences(beats)}, crash_rate=0.3)
+    driver.append(
+        "beats", [{"of": "a", "at": 10}, {"of": "a", "at": 50}, {"of": "b", "at": 100}], batch=1
+    )
+    driver.append("beats", [{"of": "b", "at": 115}])
+    driver.run()
+
+    assert driver.given("out") == ["a was last heard at 50000"]
+
+
+def test_aggregation_of_ones_own_merges() -> None:
+    gcd = load(block_with(PAGE, "def gcd"))["gcd"]
+    driver = FlowDriver(
+        {
+            "out": source("in", int)
+            .key_by(lambda _: 0)
+            .window(tumbling("1s"))
+            .aggregate(gcd(), collect())
+        }
+    )
+    driver.append("in", [12, 18, 30], batch=1)
+    driver.end()
+
+    assert [one.value for one in driver.given("out")] == [(6, [12, 18, 30])]
