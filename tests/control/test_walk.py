@@ -183,6 +183,7 @@ async def _counts(link: Link, name: str, count: int) -> bool:
     return await link.message_count(name) == count
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_hundred_thousand_messages_are_looked_at_with_few_of_them_in_the_memory(
     rabbit_uri: str,

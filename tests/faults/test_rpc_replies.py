@@ -31,6 +31,7 @@ class Service:
         return "x" * size
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 async def test_no_reply_is_lost_when_the_service_s_connections_are_cut(rabbit_uri: str) -> None:
     """Ten cuts under a steady load: each call is answered within its own deadline, and runs once or was on its way."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
 from tests.link.inbox import Inbox
 
 from mycelia.amqp import Message, Properties
@@ -28,6 +29,7 @@ async def _publish_numbered(link: RabbitLink, count: int, every: int, patience_s
             await asyncio.sleep(0.002)
 
 
+@pytest.mark.long
 async def test_ten_cuts_under_load_lose_no_publishing_whose_deadline_lasts(
     link: RabbitLink, direct: RabbitLink, proxy: TcpProxy
 ) -> None:

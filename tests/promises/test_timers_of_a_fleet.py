@@ -119,6 +119,7 @@ async def test_holder_that_is_killed_is_followed_within_seconds(fleet: Fleet) ->
     fleet.assert_none_ran_twice()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 async def test_holder_that_stands_still_is_followed_and_does_not_tick_when_it_wakes(
     fleet: Fleet,

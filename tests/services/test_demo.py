@@ -94,6 +94,7 @@ async def test_every_figure_is_verified_and_everything_is_stopped(rabbit_uri: st
         assert processes_with(f"AMQP_URI={rabbit_uri}") == []
 
 
+@pytest.mark.long
 async def test_every_figure_is_right_in_the_end_though_much_fails(rabbit_uri: str) -> None:
     """`make demo FAULTS=1`: retries, dead letters found, shown and sent again, one trace as a tree."""
     command = make("demo", "--days", "2")
@@ -162,6 +163,7 @@ async def test_ctrl_c_stops_the_services_too(rabbit_uri: str) -> None:
         assert processes_with(f"AMQP_URI={rabbit_uri}") == []
 
 
+@pytest.mark.long
 async def test_what_an_aborted_run_left_in_the_queues_corrupts_nothing(rabbit_uri: str) -> None:
     """Killed in the middle of its replay, with events in all queues; the next run is exact all the same."""
     async with demo("--days", "4", AMQP_URI=rabbit_uri) as process:
