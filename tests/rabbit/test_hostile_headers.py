@@ -47,6 +47,7 @@ HOSTILE = [nested(depth, kind) for kind in ("table", "list") for depth in (65, 1
 def publish_with_pika(uri: str, exchange: str, routing_key: str, reply_to: str | None) -> None:
     connection = pika.BlockingConnection(pika.URLParameters(uri))
     channel = connection.channel()
+    channel.confirm_delivery()  # else what is still on its way when the channel closes may be gone
     for number, value in enumerate(HOSTILE):
         channel.basic_publish(
             exchange,
