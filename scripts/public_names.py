@@ -8,7 +8,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Services",
         "What starts the methods of a service, and what they are given.",
         (
-            *("rpc", "event_handler", "consume", "timer", "http", "mount"),
+            *("rpc", "event_handler", "consume", "timer", "http", "mount", "log_handler"),
             *(
                 "RpcProxy",
                 "EventDispatcher",

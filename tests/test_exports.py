@@ -64,6 +64,7 @@ ERRORS = {
         "RetryLater",
         "RuntimeStateError",
         "FlowError",
+        "LeaseLost",
         "OffsetGone",
         "FlowFunctionError",
         "StateIncompatible",

@@ -69,7 +69,7 @@ from mycelia.entrypoints import (
     timer,
 )
 from mycelia.errors import RetryLater
-from mycelia.logs import Log, Record
+from mycelia.logs import Log, Record, log_handler
 from mycelia.policies.kill_switch import KillSwitch
 from mycelia.policies.retry import Retry, exponential, fixed, linear
 from mycelia.providers import (
@@ -159,6 +159,7 @@ __all__ = [
     "http",
     "linear",
     "links_of",
+    "log_handler",
     "mount",
     "redacted_arguments",
     "register_remote_error",

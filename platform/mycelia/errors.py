@@ -32,6 +32,7 @@
     └── FlowError                  logs and flows: partitions, positions, checkpoints
         ├── FlowFunctionError      a user's function in a flow raised
         ├── StateIncompatible      the state of a flow is not what its code can read
+        ├── LeaseLost              a partition has another owner by now
         └── OffsetGone             a log does not hold the entry any more that a reader has to go on from
 
 A message says what happened, with the values, where, and what to do. The values are attributes too, so
@@ -57,6 +58,7 @@ __all__ = [
     "FlowFunctionError",
     "HandlerTimeout",
     "IncorrectSignature",
+    "LeaseLost",
     "LinkError",
     "MalformedRequest",
     "MessageTooLarge",
@@ -322,6 +324,10 @@ class RuntimeStateError(MyceliaError):
 
 class FlowError(MyceliaError):
     """Of logs and flows: their partitions, positions and checkpoints."""
+
+
+class LeaseLost(FlowError):
+    """A partition is not this process's any more: its connection was lost, and another may have taken over."""
 
 
 class OffsetGone(FlowError):

@@ -15,7 +15,7 @@ from tests.docs.documents import ROOT, Block, blocks_of
 from tests.processes import environment
 
 from mycelia import Client
-from mycelia.testing import run_services
+from mycelia.testing import eventually, run_services
 
 PIPELINES = ROOT / "docs" / "pipelines.md"
 CONTRACT = ROOT / "contracts" / "logs" / "README.md"
@@ -37,7 +37,7 @@ async def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             (tmp_path / block.name).write_text(block.text, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("tower", "resume"):
+    for name in ("tower", "resume", "audit"):
         sys.modules.pop(name, None)
 
 
@@ -72,6 +72,19 @@ async def test_reading_goes_on_from_a_position(folder: Path, broker: str) -> Non
         after, _ = await resume.count(client, kept)
 
     assert (count, after) == (3, 1)
+
+
+async def test_handler_of_the_guide_gets_the_records(
+    folder: Path, broker: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tower, audit = importlib.import_module("tower"), importlib.import_module("audit")
+
+    async with run_services(tower.Tower, audit.Audit, broker=broker) as bed:
+        await bed.client.call("tower", "depart", "A1", "FRA", "2026-11-26T12:00:00Z")
+        printed: list[str] = []
+        await eventually(lambda: printed.append(capsys.readouterr().out) or any(printed), 20)
+
+    assert "".join(printed) == "FRA A1\n"
 
 
 async def test_plain_client_of_the_contract_writes_and_reads(

@@ -224,6 +224,23 @@ async def test_reading_begins_where_one_likes(link: Link) -> None:
                 assert entry.offset == 5
 
 
+async def test_end_of_a_log_that_never_rests_is_found(link: Link) -> None:
+    stop = asyncio.Event()
+    async with writing(link, ONE, linger=0) as writer:
+
+        async def append() -> None:
+            number = 0
+            while not stop.is_set():
+                await writer.append(Departed("JFK", number))
+                number += 1
+
+        appending = asyncio.ensure_future(append())
+        async with asyncio.timeout(10), LogReader(link, ONE, shape(), 0, "next") as reader:
+            assert await reader.take() is not None
+        stop.set()
+        await appending
+
+
 @pytest.mark.parametrize(
     "start",
     ["begin", -1, True, 1.5, datetime(2026, 1, 1), None],  # noqa: DTZ001  no time zone is the mistake

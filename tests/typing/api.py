@@ -21,6 +21,7 @@ from mycelia import (
     consume,
     event_handler,
     http,
+    log_handler,
     mount,
     rpc,
     timer,
@@ -167,12 +168,17 @@ class Planes:
     def report(self, name: str) -> str:
         return name
 
+    @log_handler(FLIGHTS, group="audit", start="next", concurrency=2)
+    async def flown(self, records: list[Record[Flight]]) -> int:
+        return len(records)
+
     @event_handler("feed", "departed", concurrency=64)
     async def departed(self, flight: dict[str, Any]) -> None: ...
 
 
 async def decorated_methods_keep_their_types(planes: Planes) -> None:
     assert_type(planes.tock(), int)
+    assert_type(await planes.flown([]), int)
     assert_type(planes.exported("x"), str)
     assert_type(await planes.page(None, "1"), bytes)
     assert_type(await planes.first(), str)

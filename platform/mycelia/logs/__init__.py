@@ -16,9 +16,15 @@ At the broker:
   reader          entries of a partition, each once
   stream_ends     where a stream begins and ends
   log             `Log`: the declaration in a service, and for programs
+
+Handled in groups:
+  lease_register  whose a partition is, and how far the group has come (pure)
+  shares          how many partitions an instance takes and gives (pure)
+  partition_lease, membership, log_handler
 """
 
 from mycelia.logs.log import BlockingLogWriter, Log
+from mycelia.logs.log_handler import LogCall, LogHandler, log_handler
 from mycelia.logs.partitioning import partition_of
 from mycelia.logs.position import LogPosition
 from mycelia.logs.reader import LogEntry, LogReader
@@ -29,12 +35,15 @@ __all__ = [
     "BlockingLogWriter",
     "FaultyRecord",
     "Log",
+    "LogCall",
     "LogEntry",
+    "LogHandler",
     "LogPosition",
     "LogReader",
     "LogWriter",
     "Record",
     "RecordHeaders",
     "RecordKey",
+    "log_handler",
     "partition_of",
 ]

@@ -3,7 +3,7 @@
 The format, for whoever writes or reads it in another language: contracts/logs/README.md. In short, of a batch:
 
     content_type  application/x-mycelia-records
-    headers       x-mycelia-format 1 · x-mycelia-count n · x-mycelia-producer · x-mycelia-sequence · compression (if it is)
+    headers       x-log-format 1 · x-log-count n · x-log-producer · x-log-sequence · compression (if it is)
     body          msgpack [keys | nil, times | nil, headers | nil, values], each an array of n
 
 Columns, not rows: one call decodes them into typed values, what nobody has costs a byte, and a writer puts values behind each
@@ -48,14 +48,14 @@ __all__ = [
 T = TypeVar("T")
 
 RECORDS_CONTENT_TYPE: Final = "application/x-mycelia-records"
-FORMAT_HEADER: Final = "x-mycelia-format"
+FORMAT_HEADER: Final = "x-log-format"
 FORMAT_VERSION: Final = 1
-COUNT_HEADER: Final = "x-mycelia-count"
-PRODUCER_HEADER: Final = "x-mycelia-producer"
-SEQUENCE_HEADER: Final = "x-mycelia-sequence"
-KEY_HEADER: Final = "x-mycelia-key"
+COUNT_HEADER: Final = "x-log-count"
+PRODUCER_HEADER: Final = "x-log-producer"
+SEQUENCE_HEADER: Final = "x-log-sequence"
+KEY_HEADER: Final = "x-log-key"
 """Of a plain message: its record's key, text or a whole number."""
-TIME_HEADER: Final = "x-mycelia-time-ms"
+TIME_HEADER: Final = "x-log-time-ms"
 """Of a plain message: its record's time. Without it the property `timestamp` counts, which is in seconds."""
 
 MAX_ENTRY_BYTES: Final = 16 * 1024 * 1024
@@ -181,7 +181,7 @@ def decode_entry(
             return _decode_batch(properties.headers or {}, plain, codec)
         return _decode_plain(content_type, properties, plain, codec, key_of, time_of)
     except UndecodableMessage as exc:
-        return DecodedEntry([], [FaultyRecord(None, str(exc), body)])
+        return DecodedEntry([], [FaultyRecord(None, str(exc), body=body)])
 
 
 def _plain_type(content_type: str | None) -> str:
@@ -252,7 +252,9 @@ def _decode_one_by_one(
         try:
             read = codec.decode_value(value)
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
-            decoded.faults.append(FaultyRecord(index, f"value {index}: {exc}", bytes(value)))
+            decoded.faults.append(
+                FaultyRecord(index, f"value {index}: {exc}", key, time, bytes(value))
+            )
         else:
             decoded.records.append(Record(key, time, of_record, read))
             indexes.append(index)

@@ -61,8 +61,13 @@ class LogEntry(Generic[T]):
     """The place of each of `records` in the entry: with the offset, a record's own place."""
     faults: list[FaultyRecord]
     """What could not be read. Whoever handles the entry says what becomes of it."""
-    size: int
-    """Bytes, as it came."""
+    delivery: Delivery
+    """The message that it was. Settling it is the reader's."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, as it came."""
+        return len(self.delivery.body)
 
 
 class ReadStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -319,10 +324,10 @@ class LogReader(Generic[T]):
         self._next = offset + 1
         if delivery.fault is not None:
             reason = f"the message's headers cannot be read: {delivery.fault}"
-            faults = [FaultyRecord(None, reason, delivery.body)]
+            faults = [FaultyRecord(None, reason, body=delivery.body)]
             self._entries += 1
             self._faults += 1
-            return LogEntry(self.partition, offset, [], (), faults, len(delivery.body))
+            return LogEntry(self.partition, offset, [], (), faults, delivery)
         properties = delivery.properties
         told = producer_of(properties.headers)
         if told is not None and not self._seen.is_new(*told):
@@ -354,7 +359,7 @@ class LogReader(Generic[T]):
             decoded.records,
             decoded.indexes,
             decoded.faults,
-            len(delivery.body),
+            delivery,
         )
 
     # --- credit ----------------------------------------------------------------------------------
@@ -396,7 +401,7 @@ class LogReader(Generic[T]):
             if first:
                 raise OffsetGone(self._stream, offset, f"the log begins at {first} now")
             return
-        last = await last_offset(self._link, self._stream)
+        last = await last_offset(self._link, self._stream, offset - 1)
         if last is None or last < offset - 1:
             end = "is empty" if last is None else f"ends at {last}"
             raise OffsetGone(
@@ -416,7 +421,7 @@ class LogReader(Generic[T]):
         if self._received is None:
             return
         try:
-            last = await last_offset(self._link, self._stream)
+            last = await last_offset(self._link, self._stream, self._received - 1)
         except LinkError:
             self._has_resumed = True
             return

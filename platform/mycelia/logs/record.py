@@ -36,5 +36,8 @@ class FaultyRecord(msgspec.Struct, frozen=True):
     index: int | None
     """Its place in the entry, from 0; `None`: the entry itself cannot be read."""
     reason: str
-    body: bytes
+    key: RecordKey = None
+    """Of a record whose value could not be read."""
+    time: int | None = None
+    body: bytes = b""
     """What could not be read: the record's value, or the entry's body as it came."""

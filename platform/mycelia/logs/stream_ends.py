@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Final
 
 from mycelia.amqp import STREAM_OFFSET, ConsumeOptions, Delivery, Link
@@ -13,6 +14,8 @@ _SILENCE_S: Final = 0.2
 """The last chunk's messages come together; when nothing has come for as long, there are no more."""
 _EMPTY_S: Final = 0.5
 """Of silence from a stream of which the broker counts no message. Its count may be some seconds old."""
+_FOLLOWED_S: Final = 1.0
+"""An end that moves while it is looked at is followed for so long: it is known as of then."""
 _FIRST_S: Final = 10.0
 """For the first message of a stream that has some."""
 
@@ -27,17 +30,22 @@ async def first_offset(link: Link, stream: str) -> int | None:
     return offsets[0] if offsets else None
 
 
-async def last_offset(link: Link, stream: str) -> int | None:
+async def last_offset(link: Link, stream: str, enough: int | None = None) -> int | None:
     """The offset of the last message of the stream; `None`: it has none.
+
+    Args:
+        enough: an offset that is as good as the last, if there is one as high.
 
     Raises:
         LinkError: no such stream, or the broker does not answer.
     """
-    offsets = await _offsets(link, stream, "last", prefetch=10_000)
+    offsets = await _offsets(link, stream, "last", prefetch=10_000, enough=enough)
     return offsets[-1] if offsets else None
 
 
-async def _offsets(link: Link, stream: str, start: str, prefetch: int) -> list[int]:
+async def _offsets(
+    link: Link, stream: str, start: str, prefetch: int, enough: int | None = 0
+) -> list[int]:
     offsets: list[int] = []
     arrived = asyncio.Event()
 
@@ -55,17 +63,21 @@ async def _offsets(link: Link, stream: str, start: str, prefetch: int) -> list[i
         ConsumeOptions(prefetch=prefetch, arguments={STREAM_OFFSET: start}),
         timeout=_FIRST_S,
     )
+    loop = asyncio.get_running_loop()
     try:
-        silence = _FIRST_S if count else _EMPTY_S
+        until = loop.time() + (_FIRST_S if count else _EMPTY_S)
+        over = math.inf
         while True:
             try:
-                async with asyncio.timeout(silence):
+                async with asyncio.timeout_at(min(until, over)):
                     await arrived.wait()
             except TimeoutError:
                 return offsets
-            if start == "first" and offsets:
-                return offsets
             arrived.clear()
-            silence = _SILENCE_S
+            if enough is not None and offsets and offsets[-1] >= enough:
+                return offsets
+            now = loop.time()
+            until = now + _SILENCE_S
+            over = min(over, now + _FOLLOWED_S)
     finally:
         await consumer.aclose()

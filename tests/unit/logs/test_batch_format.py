@@ -68,7 +68,7 @@ def read(
 ) -> DecodedEntry[Any]:
     properties = entry_properties(0, "p", 0)
     assert properties.headers is not None
-    properties.headers["x-mycelia-count"] = count
+    properties.headers["x-log-count"] = count
     properties.headers |= changes
     return decode_entry(properties, body, codec)
 
@@ -245,7 +245,7 @@ def test_garbage_gives_a_fault_or_records_and_nothing_else(body: bytes) -> None:
             "application/json",
             "application/x-msgpack",
         ):
-            properties = Properties(content_type=content_type, headers={"x-mycelia-format": 1})
+            properties = Properties(content_type=content_type, headers={"x-log-format": 1})
             entry = decode_entry(properties, body, codec)
             assert bool(entry.faults) or all(isinstance(one, Record) for one in entry.records)
 
@@ -267,7 +267,7 @@ def test_count_that_does_not_fit_is_a_fault() -> None:
 
 @pytest.mark.parametrize("version", [None, 2, "1", [1]])
 def test_version_that_is_not_known_is_a_fault(version: Any) -> None:
-    entry = read(batch([1]), 1, **{"x-mycelia-format": version})
+    entry = read(batch([1]), 1, **{"x-log-format": version})
 
     assert "version 1 can be read here" in reason(entry)
 
@@ -312,7 +312,7 @@ def test_plain_message_that_is_nested_without_end_is_a_fault() -> None:
     ],
 )
 def test_plain_message_is_a_batch_of_one(content_type: str, body: bytes) -> None:
-    headers = {"x-mycelia-key": "JFK", "x-mycelia-time-ms": 5, "x-stream-offset": 9, "trace": "t"}
+    headers = {"x-log-key": "JFK", "x-log-time-ms": 5, "x-stream-offset": 9, "trace": "t"}
 
     entry = decode_entry(Properties(content_type=content_type, headers=headers), body, TYPED)
 
@@ -347,13 +347,13 @@ def test_plain_message_without_headers_has_key_and_time_of_its_value() -> None:
         ("application/json", {}, b"{", "truncated"),
         (
             "application/json",
-            {"x-mycelia-key": 1.5},
+            {"x-log-key": 1.5},
             b'{"flight": "AA1", "delay": 1}',
-            "x-mycelia-key is 1.5",
+            "x-log-key is 1.5",
         ),
         (
             "application/json",
-            {"x-mycelia-time-ms": "soon"},
+            {"x-log-time-ms": "soon"},
             b'{"flight": "AA1", "delay": 1}',
             "time-ms is 'soon'",
         ),
@@ -378,12 +378,12 @@ def test_plain_message_whose_key_cannot_be_had_is_a_fault() -> None:
 @pytest.mark.parametrize(
     ("headers", "told"),
     [
-        ({"x-mycelia-producer": "p", "x-mycelia-sequence": 7}, ("p", 7)),
-        ({"x-mycelia-producer": "p"}, None),
-        ({"x-mycelia-producer": "", "x-mycelia-sequence": 7}, None),
-        ({"x-mycelia-producer": "p", "x-mycelia-sequence": -1}, None),
-        ({"x-mycelia-producer": "p", "x-mycelia-sequence": True}, None),
-        ({"x-mycelia-producer": 1, "x-mycelia-sequence": 7}, None),
+        ({"x-log-producer": "p", "x-log-sequence": 7}, ("p", 7)),
+        ({"x-log-producer": "p"}, None),
+        ({"x-log-producer": "", "x-log-sequence": 7}, None),
+        ({"x-log-producer": "p", "x-log-sequence": -1}, None),
+        ({"x-log-producer": "p", "x-log-sequence": True}, None),
+        ({"x-log-producer": 1, "x-log-sequence": 7}, None),
         (None, None),
     ],
 )

@@ -60,7 +60,7 @@ def test_entries_hold_their_records(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "vector",
-    [v for v in VECTORS["entries"] if "x-mycelia-format" in v["headers"]],
+    [v for v in VECTORS["entries"] if "x-log-format" in v["headers"]],
     ids=lambda vector: vector["about"],
 )
 def test_entries_are_written_so(vector: dict[str, Any]) -> None:
@@ -68,8 +68,8 @@ def test_entries_are_written_so(vector: dict[str, Any]) -> None:
     records, headers = vector["records"], vector["headers"]
     properties = entry_properties(
         len(records),
-        headers["x-mycelia-producer"],
-        headers["x-mycelia-sequence"],
+        headers["x-log-producer"],
+        headers["x-log-sequence"],
         headers.get("compression"),
     )
     own = [record["headers"] for record in records]
@@ -88,7 +88,7 @@ def test_entries_are_written_so(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "vector",
-    [v for v in VECTORS["entries"] if "x-mycelia-format" in v["headers"]],
+    [v for v in VECTORS["entries"] if "x-log-format" in v["headers"]],
     ids=lambda vector: vector["about"],
 )
 def test_another_msgpack_reads_the_entries(vector: dict[str, Any]) -> None:

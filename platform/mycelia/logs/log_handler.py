@@ -1,0 +1,419 @@
+"""`@log_handler`: a method that is given the records of a log, entry by entry, each partition by one instance of a group at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from random import Random
+from typing import Any, Final, Generic, TypeVar, Unpack
+
+import msgspec
+
+from mycelia.amqp import Delivery, Properties
+from mycelia.call import Arguments, Call, CallKind, GiveBack, Outcome, Settlement
+from mycelia.entrypoints.dead_letters import DeadLetters
+from mycelia.entrypoints.tick_lease import LeaseLink
+from mycelia.errors import (
+    ConfigError,
+    LeaseLost,
+    LinkError,
+    OffsetGone,
+    UndecodableMessage,
+    describe,
+)
+from mycelia.log_event import event
+from mycelia.logs.batch_format import (
+    KEY_HEADER,
+    PRODUCER_HEADER,
+    SEQUENCE_HEADER,
+    TIME_HEADER,
+)
+from mycelia.logs.layout import declare_log
+from mycelia.logs.log import Log
+from mycelia.logs.membership import Membership
+from mycelia.logs.partition_lease import PartitionLease, group_queue_name
+from mycelia.logs.position import StartAt, checked_start
+from mycelia.logs.reader import LogEntry, LogReader
+from mycelia.logs.record import FaultyRecord
+from mycelia.policies.retry import Retry, fixed
+from mycelia.runtime import Container, Entrypoint, EntrypointArguments
+from mycelia.runtime.decorators import decorator_of
+from mycelia.runtime.lane import Lane
+
+__all__ = ["LogCall", "LogHandler", "LogHandlerStatistics", "log_handler"]
+
+log = logging.getLogger("mycelia.logs")
+
+T = TypeVar("T")
+
+COMMIT_EVERY: Final = 1.0
+"""Seconds between two checkpoints. What has been handled since the last one comes again when the process dies."""
+
+_LOOK_UP: Final = 0.25
+"""Seconds after which a partition that has nothing to read looks whether it is to be left."""
+
+_STOP_WAITS: Final = 8.0
+"""Seconds that a stop leaves to methods that run, so that their end is written down; below the container's 10 s for a hook."""
+
+_REMIND_EVERY: Final = 60.0
+
+LOG_RETRY: Final = Retry(attempts=6, backoff=fixed("500ms", "2s", "10s", "30s", "60s"))
+"""A partition waits for its entry, so that its order holds; a good minute and a half, then the entry is a dead letter."""
+
+
+class LogCall(Call, Generic[T], eq=False, kw_only=True):
+    """A call with the records of an entry."""
+
+    entry: LogEntry[T]
+    ended: asyncio.Future[tuple[Outcome, Settlement]]
+
+
+class LogHandlerStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What a log handler has done here, and has."""
+
+    partitions: list[int]
+    """That are this instance's own."""
+    entries: int
+    """Handled."""
+    records: int
+    faults: int
+    """Records and entries that could not be read, and are dead letters."""
+    dead: int
+    """Entries that are dead letters after their last attempt."""
+    checkpoints: int
+
+
+class _Buried:
+    """The settler of a copy that is buried: says when the dead letter is there, or that it will never be."""
+
+    is_lost = False
+
+    def __init__(self, done: asyncio.Future[bool]) -> None:
+        self._done = done
+
+    def ack(self, delivery_tag: int) -> None:
+        self._set(True)
+
+    def nack(self, delivery_tag: int, requeue: bool) -> None:
+        self._set(False)
+
+    def _set(self, is_there: bool) -> None:
+        if not self._done.done():
+            self._done.set_result(is_there)
+
+
+class LogHandler(Entrypoint):
+    """The entrypoint behind `@log_handler`.
+
+    The method gets a list of `Record`, those of one entry, and has handled them when it returns. The partitions of the log are shared
+    evenly by the instances of a group; as they come and go, partitions move within seconds. In a partition one entry is handled after
+    the other, so the order of a key holds; partitions are handled at the same time. How far the group has come is kept at the broker,
+    written down every second: an entry is handled at least once, and again where a process died before its end was written.
+
+    Args:
+        source: the `Log`.
+        group: instances of the same group share the partitions, groups know nothing of each other; `service.method` by default.
+        start: where a group begins that has never run: `"first"`, `"last"`, `"next"`, an offset, or a time.
+        retry: how often an entry is tried, its partition waiting meanwhile; then it is a dead letter. 0.5 s, 2 s, 10 s, 30 s and a minute
+            apart by default; `None`: once.
+        options: those of every entrypoint (`Entrypoint`); `concurrency` is of partitions at once.
+    """
+
+    kind = CallKind.OTHER
+    container: Container
+    needs_broker = True
+    dead_letters = DeadLetters()
+    leases = LeaseLink()
+
+    def __init__(
+        self,
+        source: Log[Any],
+        *,
+        group: str | None = None,
+        start: StartAt = "first",
+        retry: Retry | None = LOG_RETRY,
+        **options: Unpack[EntrypointArguments],
+    ) -> None:
+        super().__init__(**options)
+        if not isinstance(source, Log):
+            raise ValueError(f"{source!r:.60} is no Log.")
+        if retry is not None and not isinstance(retry, Retry):
+            raise ValueError(f"retry={retry!r:.60}: expected a Retry, or None.")
+        if group is not None and not (type(group) is str and group):
+            raise ValueError(f"group={group!r:.60}: expected a name.")
+        self.source = source
+        self.group: str | None = group
+        self.start_at = checked_start(start, f'log "{source.name}"')
+        self.retry = Retry(attempts=1) if retry is None else retry
+        self._random = Random()
+        self._lane: Lane | None = None
+        self._membership: Membership | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._leave: dict[int, asyncio.Event] = {}
+        self._entries = self._records = self._faults = self._dead = self._checkpoints = 0
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def setup(self) -> None:
+        method = self.target.name
+        required = [
+            parameter
+            for parameter in list(inspect.signature(self.method).parameters.values())[1:]
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        if len(required) != 1:
+            raise ConfigError(
+                f"{method}: a log handler's method takes one argument, a list of records."
+            )
+        self.group = self.group or method
+        await declare_log(self.container.host.link, self.source.layout)
+
+    def start(self) -> None:
+        assert self.group is not None
+        self._lane = self.container.make_lane(self)
+        self._membership = Membership(
+            self.leases.link,
+            self.source.name,
+            self.group,
+            self.source.partitions,
+            self._own,
+            self._leave_partition,
+        )
+        name = f"mycelia:log:{self.source.name}--{self.group}"
+        self._task = asyncio.create_task(self._membership.run(), name=name)
+
+    async def stop(self) -> None:
+        """Take no further entry, write down what has been handled, and leave the partitions to others. Idempotent."""
+        await self._end(_STOP_WAITS)
+
+    async def kill(self) -> None:
+        await self._end(0.1)
+
+    async def _end(self, timeout: float) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+        membership, self._membership = self._membership, None
+        if membership is not None:
+            await membership.aclose(timeout)
+
+    def statistics(self) -> LogHandlerStatistics:
+        return LogHandlerStatistics(
+            partitions=[] if self._membership is None else self._membership.owned,
+            entries=self._entries,
+            records=self._records,
+            faults=self._faults,
+            dead=self._dead,
+            checkpoints=self._checkpoints,
+        )
+
+    # --- a partition -----------------------------------------------------------------------------
+
+    def _leave_partition(self, partition: int) -> None:
+        leaving = self._leave.get(partition)
+        if leaving is not None:
+            leaving.set()
+
+    async def _own(self, partition: int, lease: PartitionLease) -> None:
+        """Handle a partition until it is to be left, or the lease is lost."""
+        leaving = self._leave[partition] = asyncio.Event()
+        try:
+            while lease.is_held and not leaving.is_set():
+                start = self.start_at if lease.position is None else lease.position
+                reader = self.source.reader(self.container.host.link, partition, start)
+                try:
+                    await self._follow(reader, lease, leaving)
+                except OffsetGone as exc:
+                    # Not ours to decide: whoever operates it says where to go on.
+                    log.error(
+                        event(
+                            "log_handler_stands_still",
+                            call=self.target.name,
+                            log=self.source.name,
+                            partition=partition,
+                            reason=exc,
+                        )
+                    )
+                    await _event_or(leaving, _REMIND_EVERY)
+                except LinkError as exc:
+                    log.info(
+                        event(
+                            "log_handler_waiting",
+                            call=self.target.name,
+                            partition=partition,
+                            reason=exc,
+                        )
+                    )
+                    await _event_or(leaving, 1.0)
+                finally:
+                    await reader.aclose()
+        except LeaseLost as exc:
+            log.info(
+                event(
+                    "log_checkpoint_refused",
+                    call=self.target.name,
+                    partition=partition,
+                    reason=exc,
+                )
+            )
+        finally:
+            self._leave.pop(partition, None)
+
+    async def _follow(
+        self, reader: LogReader[Any], lease: PartitionLease, leaving: asyncio.Event
+    ) -> None:
+        loop = self.container.loop
+        await reader.open()
+        if lease.position is None and reader.position is not None:
+            await self._commit(reader, lease)  # so that "next" means the same to the next owner
+        is_told = True
+        tell_at = 0.0
+        try:
+            while lease.is_held and not leaving.is_set():
+                entry = await reader.take(timeout=_LOOK_UP)
+                if entry is not None:
+                    if not await self._handle(entry, lease, leaving):
+                        is_told = True  # the position is behind an entry that has not been handled
+                        return
+                    if is_told:
+                        is_told = False
+                        tell_at = loop.time() + COMMIT_EVERY
+                if not is_told and loop.time() >= tell_at:
+                    await self._commit(reader, lease)
+                    is_told = True
+        finally:
+            if not is_told and lease.is_held:
+                await self._commit(reader, lease)
+
+    async def _commit(self, reader: LogReader[Any], lease: PartitionLease) -> None:
+        await lease.commit(reader.position)
+        self._checkpoints += 1
+
+    # --- an entry --------------------------------------------------------------------------------
+
+    async def _handle(
+        self, entry: LogEntry[Any], lease: PartitionLease, leaving: asyncio.Event
+    ) -> bool:
+        """Have an entry handled, or buried. False: neither, and whoever has the partition next is to do it."""
+        for fault in entry.faults:
+            if not await self._bury_fault(entry, fault):
+                return False
+        attempt = 0
+        while entry.records:
+            attempt += 1
+            outcome, settlement = await self._run(entry, attempt)
+            if isinstance(settlement, GiveBack):
+                return False
+            error = outcome.error
+            if error is None:
+                break
+            delay = (
+                self.retry.delay_after(error, attempt, self._random)
+                if isinstance(error, Exception)
+                else None
+            )
+            if delay is None:
+                if not await self._bury(_first_published(entry), "handler_error", error, attempt):
+                    return False
+                self._dead += 1
+                break
+            if await _event_or(leaving, delay) or not lease.is_held:
+                return False
+        self._entries += 1
+        self._records += len(entry.records)
+        self._faults += len(entry.faults)
+        return True
+
+    async def _run(self, entry: LogEntry[Any], attempt: int) -> tuple[Outcome, Settlement]:
+        assert self._lane is not None
+        ended: asyncio.Future[tuple[Outcome, Settlement]] = self.container.loop.create_future()
+        self._lane.submit(
+            LogCall(
+                self.target,
+                read=_records_of,
+                attempt=attempt,
+                parent_calls_tracked=self.container.settings.parent_calls_tracked,
+                entry=entry,
+                ended=ended,
+            )
+        )
+        return await ended
+
+    def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
+        assert isinstance(call, LogCall)
+        if not call.ended.done():
+            call.ended.set_result((outcome, settlement))
+
+    # --- what cannot be handled ------------------------------------------------------------------
+
+    async def _bury_fault(self, entry: LogEntry[Any], fault: FaultyRecord) -> bool:
+        letter = _first_published(entry) if fault.index is None else _alone(entry, fault)
+        place = f"offset {entry.offset}" + ("" if fault.index is None else f", {fault.index}")
+        error = UndecodableMessage(f"{place}: {fault.reason}")
+        return await self._bury(letter, "undecodable", error, 1)
+
+    async def _bury(
+        self, letter: Delivery, reason: str, error: BaseException, attempts: int
+    ) -> bool:
+        """Publish a dead letter, trying for as long as dead letters are tried. Whether it is there."""
+        assert self.group is not None
+        done: asyncio.Future[bool] = self.container.loop.create_future()
+        letter.settler = _Buried(done)
+        self.dead_letters.bury(
+            letter,
+            queue=group_queue_name(self.source.name, self.group),
+            method=self.method_name,
+            reason=reason,
+            attempts=attempts,
+            error=error,
+        )
+        if await done:
+            return True
+        log.error(event("log_dead_letter_failed", call=self.target.name, error=describe(error)))
+        return False
+
+
+def _records_of(call: Call) -> Arguments:
+    assert isinstance(call, LogCall)
+    return (call.entry.records,), {}
+
+
+def _first_published(entry: LogEntry[Any]) -> Delivery:
+    """The entry's message as somebody might publish it anew: without what would make it a repetition."""
+    delivery = entry.delivery
+    headers = dict(delivery.properties.headers or {})
+    headers.pop(PRODUCER_HEADER, None)
+    headers.pop(SEQUENCE_HEADER, None)
+    return msgspec.structs.replace(delivery, properties=delivery.properties.republished(headers))
+
+
+def _alone(entry: LogEntry[Any], fault: FaultyRecord) -> Delivery:
+    """One record of an entry as a plain message."""
+    headers: dict[str, Any] = {"x-log-offset": entry.offset, "x-log-index": fault.index}
+    if isinstance(fault.key, str | int):
+        headers[KEY_HEADER] = fault.key
+    if fault.time is not None:
+        headers[TIME_HEADER] = fault.time
+    properties = Properties(content_type="application/x-msgpack", headers=headers, delivery_mode=2)
+    return msgspec.structs.replace(entry.delivery, properties=properties, body=fault.body)
+
+
+async def _event_or(event: asyncio.Event, timeout: float) -> bool:
+    """Wait for an event, or until the time is over; whether it has come."""
+    try:
+        async with asyncio.timeout(timeout):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+log_handler = decorator_of(
+    "log_handler",
+    LogHandler,
+    "Run a method for the records of a log: `@log_handler(DEPARTED)`, "
+    '`@log_handler(DEPARTED, group="audit", start="next")`.',
+)

@@ -1,0 +1,195 @@
+"""An instance in a group: which of the partitions are its own, as instances come and go.
+
+Beside the queue of each partition (`partition_lease`) a group has two that never hold a message: whoever takes part consumes from
+`….members`, whoever has too few partitions from `….waiting`. How many consumers a queue has is all that instances know of each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from random import Random, uniform
+from typing import Final
+
+from mycelia.amqp import Delivery, Link, LinkConsumer, Queue
+from mycelia.errors import LinkError, describe
+from mycelia.log_event import event
+from mycelia.logs.partition_lease import (
+    PartitionLease,
+    consumers_of,
+    group_queue_name,
+    lease_queue,
+)
+from mycelia.logs.shares import share_of
+
+__all__ = ["Membership"]
+
+log = logging.getLogger("mycelia.logs")
+
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at the others, with jitter: a partition is free for one to three of them."""
+
+Owns = Callable[[int, PartitionLease], Awaitable[None]]
+"""What an owner does with a partition, until it is cancelled or has had enough. It closes the lease in the end."""
+
+
+class Membership:
+    """Takes part in a group, and runs `owns` for each partition that is its own.
+
+    Args:
+        link: an open link, for leases.
+        leave: asks what `owns` does for a partition to end soon.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        log_name: str,
+        group: str,
+        partitions: int,
+        owns: Owns,
+        leave: Callable[[int], None],
+    ) -> None:
+        self._link = link
+        self._log_name = log_name
+        self._group = group
+        self._partitions = partitions
+        self._owns = owns
+        self._leave = leave
+        name = group_queue_name(log_name, group)
+        self._members = Queue(f"{name}.members", arguments={"x-queue-type": "quorum"})
+        self._waiting = Queue(f"{name}.waiting", arguments={"x-queue-type": "quorum"})
+        self._member: LinkConsumer | None = None
+        self._waiter: LinkConsumer | None = None
+        self._owned: dict[int, asyncio.Task[None]] = {}
+        self._leaving: set[int] = set()
+        self._seen_free: set[int] = set()
+        self._random = Random()
+        self._is_closing = False
+
+    @property
+    def owned(self) -> list[int]:
+        """The partitions that are its own now, those included that it is about to leave."""
+        return sorted(self._owned)
+
+    async def run(self) -> None:
+        """Take part until cancelled, whatever happens; `aclose()` comes after."""
+        while True:
+            try:
+                await self._join()
+                await self._look()
+            except LinkError as exc:
+                log.warning(
+                    event("log_group_waiting", log=self._log_name, group=self._group, reason=exc)
+                )
+            except Exception as exc:  # a fault of ours; the group must go on all the same
+                log.exception(
+                    event(
+                        "log_group_failed",
+                        log=self._log_name,
+                        group=self._group,
+                        error=describe(exc),
+                    )
+                )
+            await asyncio.sleep(LOOK_EVERY * uniform(0.7, 1.3))
+
+    async def aclose(self, timeout: float) -> None:
+        """Have all partitions left, waiting `timeout` seconds for what runs; then leave the group. After `run()` has ended."""
+        self._is_closing = True
+        for partition in self._owned:
+            self._leave(partition)
+        if self._owned:
+            await asyncio.wait(self._owned.values(), timeout=timeout)
+        left = list(self._owned.values())
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+        for consumer in (self._member, self._waiter):
+            if consumer is not None:
+                await consumer.aclose(1.0)
+        self._member = self._waiter = None
+
+    async def _join(self) -> None:
+        if self._member is not None:
+            return
+        queues = [
+            lease_queue(self._log_name, self._group, number) for number in range(self._partitions)
+        ]
+        await self._link.declare(self._members, self._waiting, *queues, timeout=30.0)
+        self._member = await self._link.consume(self._members.name, _ignored, timeout=30.0)
+
+    async def _look(self) -> None:
+        """Look at the others once, and take or give what is due."""
+        members = await consumers_of(self._link, self._members.name)
+        if not members:
+            return  # it cannot be known now: nothing is taken, and nothing is given
+        waiting = await consumers_of(self._link, self._waiting.name) or 0
+        mine = len(self._owned) - len(self._leaving)
+        others_need = waiting > (1 if self._waiter is not None else 0)
+        share = share_of(self._partitions, members, mine, others_need)
+        if share.give:
+            staying = [one for one in self._owned if one not in self._leaving]
+            for partition in self._random.sample(staying, share.give):
+                self._leaving.add(partition)
+                self._leave(partition)
+        if share.take or share.take_spare:
+            await self._take(share.take, share.take_spare)
+        else:
+            self._seen_free.clear()
+        mine = len(self._owned) - len(self._leaving)
+        await self._tell_need(share_of(self._partitions, members, mine, others_need).needs)
+
+    async def _take(self, now: int, spare: int) -> None:
+        others = [one for one in range(self._partitions) if one not in self._owned]
+        self._random.shuffle(others)
+        free: list[int] = []
+        for partition in others:
+            queue = lease_queue(self._log_name, self._group, partition).name
+            if await consumers_of(self._link, queue) == 0:
+                free.append(partition)
+                if now and len(free) >= now:
+                    break
+        chosen = free[:now] if now else [one for one in free if one in self._seen_free][:spare]
+        self._seen_free = set(free)
+        await asyncio.gather(*map(self._acquire, chosen))
+
+    async def _acquire(self, partition: int) -> None:
+        queue = lease_queue(self._log_name, self._group, partition)
+        lease = PartitionLease(self._link, queue, on_lost=lambda: self._leave(partition))
+        try:
+            if not await lease.acquire():
+                return
+        except LinkError as exc:
+            log.info(event("log_lease_refused", queue=queue.name, reason=exc))
+            return
+        if self._is_closing:
+            await lease.aclose()
+            return
+        task = asyncio.create_task(
+            self._own(partition, lease), name=f"mycelia:log:{self._log_name}-{partition}"
+        )
+        self._owned[partition] = task
+
+    async def _own(self, partition: int, lease: PartitionLease) -> None:
+        try:
+            await self._owns(partition, lease)
+        finally:
+            try:
+                await lease.aclose()
+            finally:
+                self._owned.pop(partition, None)
+                self._leaving.discard(partition)
+
+    async def _tell_need(self, needs: bool) -> None:
+        if needs and self._waiter is None:
+            self._waiter = await self._link.consume(self._waiting.name, _ignored, timeout=10.0)
+        elif not needs and self._waiter is not None:
+            waiter, self._waiter = self._waiter, None
+            await waiter.aclose(1.0)
+
+
+def _ignored(deliveries: list[Delivery]) -> None:
+    for delivery in deliveries:
+        delivery.ack()
