@@ -182,7 +182,9 @@ def test_queue_that_the_server_names_gets_its_messages(
 ) -> None:
     connection = pika.BlockingConnection(pika.URLParameters(module_uri))
     properties = pika.BasicProperties(content_type="application/json", content_encoding="utf-8")
-    connection.channel().basic_publish(exchange, "", b'"news"', properties)
+    channel = connection.channel()
+    channel.confirm_delivery()
+    channel.basic_publish(exchange, "", b'"news"', properties)
     connection.close()
 
     assert heard(ask, service, 1) == [["anonymous", "str", "news"]]

@@ -176,6 +176,7 @@ def publish_with_pika(uri: str, queue: str, messages: list[tuple[bytes, dict[str
     """What our own encoder refuses: headers nested deeper than we read them."""
     with pika.BlockingConnection(pika.URLParameters(uri)) as connection:
         channel = connection.channel()
+        channel.confirm_delivery()
         for body, headers in messages:
             properties = pika.BasicProperties(
                 content_type="application/json",

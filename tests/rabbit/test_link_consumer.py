@@ -139,6 +139,7 @@ def _publish_with_pika(uri: str, queue: str, bodies: dict[bytes, dict[str, Any]]
     """Publish what our own codec refuses to write: by body, its headers."""
     connection = pika.BlockingConnection(pika.URLParameters(uri))
     channel = connection.channel()
+    channel.confirm_delivery()
     for body, headers in bodies.items():
         properties = pika.BasicProperties(
             headers=headers, correlation_id="c-1", reply_to="r-1", delivery_mode=2
