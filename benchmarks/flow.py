@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "platform"))
 
+from benchmarks.nexmark import Nexmark, query
 from mycelia.flow import Engine, FlowPlan, Stream, count, hopping, session, source, tumbling
 
 BATCHES = (500, 5_000, 20_000)
@@ -70,13 +71,16 @@ SHAPES: dict[str, Callable[[Stream[Event]], Stream[Any]]] = {
 
 def ours(build: Callable[[Stream[Event]], Stream[Any]], records: list[Event], batch: int) -> int:
     """Run it; returns how many results there were."""
-    plan = FlowPlan({"out": build(source("in", Event)).port})
-    engine = Engine(plan, {"in": [0]})
+    return results_of(FlowPlan({"out": build(source("in", Event)).port}), "in", records, batch)
+
+
+def results_of(plan: FlowPlan, name: str, records: list[Any], batch: int) -> int:
+    engine = Engine(plan, {name: [0]})
     results = 0
     for at in range(0, len(records), batch):
         values = records[at : at + batch]
-        results += sum(map(len, engine.feed("in", 0, values, [0] * len(values))))
-    return results + sum(map(len, engine.end("in", 0)))
+        results += sum(map(len, engine.feed(name, 0, values, [0] * len(values))))
+    return results + sum(map(len, engine.end(name, 0)))
 
 
 def bytewaxs(shape: str, records: list[Event], batch: int) -> int:
@@ -119,6 +123,22 @@ def measured(run: Callable[[], int], number: int) -> float:
     return number / took
 
 
+def nexmark(number: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Nexmark's queries over its own events, a little out of order: events a second, of all kinds."""
+    stream = Nexmark(group=1000)
+    records = stream.events(number)
+    best: dict[str, dict[str, float]] = {}
+    for name in ("q1", "q3", "q5", "q7", "q8", "q11"):
+        plan = FlowPlan({"out": query(name, stream.disorder_ms).port})
+        rates = [
+            measured(lambda: results_of(plan, "events", records, batch), number)  # noqa: B023  # called at once
+            for _ in range(rounds)
+            for batch in BATCHES
+        ]
+        best[f"nexmark {name}"] = {"mycelia": max(rates)}
+    return best
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -127,6 +147,9 @@ def main() -> None:
         "--peer-records", type=int, default=50_000, help="how many a slower peer gets"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--nexmark", type=int, default=0, help="how many of Nexmark's events, at 10,000 a second"
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     try:
@@ -149,6 +172,8 @@ def main() -> None:
                     if has_peer:
                         rate = measured(lambda: bytewaxs(shape, fewer, batch), len(fewer))  # noqa: B023
                         row["bytewax"] = max(row.get("bytewax", 0.0), rate)
+    if given.nexmark:
+        best |= nexmark(given.nexmark, given.rounds)
     for name, row in best.items():
         peer = row.get("bytewax")
         beside = f"{peer:>12,.0f} {row['mycelia'] / peer:>7.1f}x" if peer else ""

@@ -15,14 +15,21 @@ import msgspec
 from mycelia.flow import (
     Aggregation,
     KeyContext,
+    KeyedStream,
     Stream,
     WindowResult,
     aggregation,
     collect,
     count,
+    distinct,
     hopping,
+    max_of,
+    mean,
+    min_of,
     session,
     source,
+    sum_of,
+    together,
     tumbling,
 )
 
@@ -219,12 +226,22 @@ class Nexmark:
         hot = chance.below(4) > 0
         bidder = _last_person(one) // 100 * 100 + 1 if hot else _recent_person(one, chance)
         price = chance.price()
-        channel = (
-            chance.of(HOT_CHANNELS) if chance.below(2) > 0 else f"channel-{chance.below(10_000)}"
-        )
-        url = f"https://www.nexmark.com/{chance.text(3)}/{chance.text(3)}/{chance.text(3)}/item.htm?query=1"
+        channel, suffix = self._channel(chance)
+        url = f"https://www.nexmark.com/{chance.text(3)}/{chance.text(3)}/{chance.text(3)}/item.htm?query=1{suffix}"
         return Bid(
             auction + FIRST_ID, bidder + FIRST_ID, price, channel, url, at_ms, chance.text(20)
+        )
+
+    def _channel(self, chance: _Chance) -> tuple[str, str]:
+        """Its name, and what of it is in the bid's URL."""
+        if chance.below(2) > 0:
+            return str(chance.of(HOT_CHANNELS)), ""
+        number = chance.below(10_000)
+        mirrored = int(f"{number:032b}"[::-1], 2)
+        has_id = chance.below(10) > 0
+        return (
+            f"channel-{number}",
+            f"&channel_id={min(mirrored, 2**32 - mirrored)}" if has_id else "",
         )
 
 
@@ -301,7 +318,7 @@ class Bidding(msgspec.Struct):
     """What is known of an auction: itself, and the bids that came for it."""
 
     auction: Auction | None = None
-    bids: list[tuple[int, int]] = []
+    bids: list[Bid] = []
 
 
 def _bidding(context: KeyContext[int, Bidding], event: Auction | Bid) -> Iterator[Any]:
@@ -309,30 +326,28 @@ def _bidding(context: KeyContext[int, Bidding], event: Auction | Bid) -> Iterato
         context.state.auction = event
         context.set_timer(event.expires_ms + 1)
     else:
-        context.state.bids.append((event.at_ms, event.price))
+        context.state.bids.append(event)
         context.set_timer(event.at_ms + 60_000_000, "unknown")  # a bid for what is never sold
     yield from ()
 
 
-def _closed(context: KeyContext[int, Bidding], name: str) -> Iterator[tuple[Auction, int]]:
+def _closed(context: KeyContext[int, Bidding], name: str) -> Iterator[tuple[Auction, Bid]]:
     auction = context.state.auction
     if auction is None:
         if name == "unknown":
             context.clear()
         return
     if name == "":
-        prices = [
-            price
-            for at_ms, price in context.state.bids
-            if auction.at_ms <= at_ms <= auction.expires_ms
+        valid = [
+            bid for bid in context.state.bids if auction.at_ms <= bid.at_ms <= auction.expires_ms
         ]
-        if prices:
-            yield auction, max(prices)
+        if valid:
+            yield auction, min(valid, key=lambda bid: (-bid.price, bid.at_ms, bid.bidder))
     context.clear()
 
 
-def closed_auctions(events: Stream[Any]) -> Stream[tuple[Auction, int]]:
-    """Each auction that had a bid, with its highest, as it closes."""
+def closed_auctions(events: Stream[Any]) -> Stream[tuple[Auction, Bid]]:
+    """Each auction that had a bid, with the highest, of several the earliest, as it closes."""
     return (
         events.filter(lambda event: not isinstance(event, Person))
         .key_by(lambda event: event.id if isinstance(event, Auction) else event.auction)
@@ -356,7 +371,7 @@ def q4(events: Stream[Any]) -> Stream[Any]:
     return (
         closed_auctions(events)
         .key_by(lambda closed: closed[0].category)
-        .map(lambda closed: closed[1])
+        .map(lambda closed: closed[1].price)
         .process(_running_mean, state=Mean)
     )
 
@@ -379,10 +394,10 @@ def _hottest(window: WindowResult[int, list[WindowResult[int, int]]]) -> list[tu
 
 
 def _last_ten(
-    context: KeyContext[int, list[tuple[int, int, int]]], closed: tuple[Auction, int]
+    context: KeyContext[int, list[tuple[int, int, int]]], closed: tuple[Auction, Bid]
 ) -> Iterator[tuple[int, float]]:
-    auction, price = closed
-    context.state = sorted([*context.state, (auction.expires_ms, auction.id, price)])[-10:]
+    auction, bid = closed
+    context.state = sorted([*context.state, (auction.expires_ms, auction.id, bid.price)])[-10:]
     yield context.key, sum(one[2] for one in context.state) / len(context.state)
 
 
@@ -431,6 +446,13 @@ def q8(events: Stream[Any]) -> Stream[Any]:
     )
 
 
+def q9(events: Stream[Any]) -> Stream[Any]:
+    """The winning bid of each auction."""
+    return closed_auctions(events).map(
+        lambda closed: (closed[0].id, closed[1].bidder, closed[1].price, closed[1].at_ms)
+    )
+
+
 def q11(events: Stream[Any]) -> Stream[Any]:
     """How many bids each bidder makes in a session."""
     return (
@@ -442,7 +464,167 @@ def q11(events: Stream[Any]) -> Stream[Any]:
     )
 
 
-QUERIES: Final = {query.__name__: query for query in (q0, q1, q2, q3, q4, q5, q6, q7, q8, q11)}
+SIDE_INPUT: Final = {number: f"side {number}" for number in range(10_000)}
+
+
+def q13(events: Stream[Any]) -> Stream[Any]:
+    """Bids with what a file says of their auctions."""
+    return bids(events).map(
+        lambda bid: (bid.auction, bid.bidder, bid.price, SIDE_INPUT[bid.auction % 10_000])
+    )
+
+
+def q14(events: Stream[Any]) -> Stream[Any]:
+    """Bids of a range of prices, with the time of day and a letter counted."""
+
+    def judged(bid: Bid) -> tuple[Any, ...]:
+        hour = bid.at_ms // 3_600_000 % 24
+        day = (
+            "dayTime"
+            if 8 <= hour <= 18
+            else "nightTime"
+            if hour <= 6 or hour >= 20
+            else "otherTime"
+        )
+        return bid.auction, bid.bidder, 0.908 * bid.price, day, bid.at_ms, bid.extra.count("c")
+
+    return bids(events).filter(lambda bid: 1_000_000 < 0.908 * bid.price < 50_000_000).map(judged)
+
+
+def _rank(bid: Bid) -> int:
+    return 1 if bid.price < 10_000 else 2 if bid.price < 1_000_000 else 3
+
+
+def _how_many(rank: int) -> Aggregation[Bid, int]:
+    return sum_of(lambda bid: int(_rank(bid) == rank))
+
+
+def _distinct(field: str, rank: int) -> Aggregation[Bid, int]:
+    """How many values a field has among the bids of a rank."""
+
+    def of(bids: list[Bid]) -> set[int]:
+        return {getattr(bid, field) for bid in bids if _rank(bid) == rank}
+
+    return aggregation(of=of, merge=lambda a, b: a | b, result=len, name=f"distinct {field}")
+
+
+def _ranked(keyed: KeyedStream[Any, Bid]) -> KeyedStream[Any, Any]:
+    """Of each key and day: bids, bidders and auctions, all of them and by rank."""
+    parts: list[Aggregation[Any, Any]] = [count(), *map(_how_many, (1, 2, 3))]
+    for field in ("bidder", "auction"):
+        parts += [distinct(field), *(_distinct(field, rank) for rank in (1, 2, 3))]
+    return keyed.window(tumbling("1d")).aggregate(together(*parts))
+
+
+def q15(events: Stream[Any]) -> Stream[Any]:
+    """Figures of each day."""
+    return _ranked(bids(events).key_by(lambda _: 0)).map(lambda w: (w.start_ms, *w.value))
+
+
+def q16(events: Stream[Any]) -> Stream[Any]:
+    """Figures of each channel and day."""
+    return _ranked(bids(events).key_by(lambda bid: bid.channel)).map(
+        lambda w: (w.key, w.start_ms, *w.value)
+    )
+
+
+def q17(events: Stream[Any]) -> Stream[Any]:
+    """Prices of each auction and day."""
+    parts: list[Aggregation[Any, Any]] = [count(), *map(_how_many, (1, 2, 3))]
+    parts += [min_of("price"), max_of("price"), mean("price"), sum_of("price")]
+    return (
+        bids(events)
+        .key_by(lambda bid: bid.auction)
+        .window(tumbling("1d"))
+        .aggregate(together(*parts))
+        .map(lambda w: (w.key, w.start_ms, *w.value))
+    )
+
+
+def _newest(context: KeyContext[Any, list[Bid]], bid: Bid) -> Iterator[tuple[Any, ...]]:
+    if not context.state or bid.at_ms >= context.state[0].at_ms:
+        context.state = [bid]
+        yield context.key, bid.price, bid.at_ms
+
+
+def q18(events: Stream[Any]) -> Stream[Any]:
+    """The last bid of each bidder for each auction, so far."""
+    keyed = bids(events).key_by(lambda bid: (bid.bidder, bid.auction))
+    return keyed.process(_newest, state=list)
+
+
+def _top_ten(context: KeyContext[int, list[int]], bid: Bid) -> Iterator[tuple[int, ...]]:
+    before = context.state
+    context.state = sorted([*before, bid.price], reverse=True)[:10]
+    if context.state != before:
+        yield context.key, *context.state
+
+
+def q19(events: Stream[Any]) -> Stream[Any]:
+    """The ten highest bids for each auction, so far."""
+    return bids(events).key_by(lambda bid: bid.auction).process(_top_ten, state=list)
+
+
+def q20(events: Stream[Any]) -> Stream[Any]:
+    """Bids with their auctions, of one category: an unbounded join."""
+    auctions = events.filter(lambda event: isinstance(event, Auction) and event.category == 10)
+    return (
+        bids(events)
+        .key_by(lambda bid: bid.auction)
+        .join_interval(auctions.key_by(lambda auction: auction.id), before="3650d", after="3650d")
+        .map(lambda pair: (pair[0].auction, pair[0].bidder, pair[0].price, pair[1].seller))
+    )
+
+
+CHANNELS: Final = {"apple": "0", "google": "1", "facebook": "2", "baidu": "3"}
+
+
+def q21(events: Stream[Any]) -> Stream[Any]:
+    """Bids with the number of their channel, from its name or the URL."""
+
+    def numbered(bid: Bid) -> tuple[Any, ...]:
+        _, _, of_url = bid.url.partition("channel_id=")
+        return bid.auction, bid.bidder, bid.price, CHANNELS.get(bid.channel.lower(), of_url)
+
+    return bids(events).map(numbered).filter(lambda row: row[3])
+
+
+def q22(events: Stream[Any]) -> Stream[Any]:
+    """Bids with the folders of their URLs."""
+    return bids(events).map(
+        lambda bid: (bid.auction, bid.bidder, bid.price, *bid.url.split("/")[3:6])
+    )
+
+
+QUERIES: Final = {
+    query.__name__: query
+    for query in (
+        *(
+            q0,
+            q1,
+            q2,
+            q3,
+            q4,
+            q5,
+            q6,
+            q7,
+            q8,
+            q9,
+            q11,
+            q13,
+            q14,
+            q15,
+            q16,
+            q17,
+            q18,
+            q19,
+            q20,
+            q21,
+            q22,
+        ),
+    )
+}
+"""Without q10, which writes files, and q12, which is of processing time."""
 
 
 def query(name: str, disorder_ms: int) -> Stream[Any]:

@@ -51,6 +51,7 @@ FLOW = {
         "first",
         "last",
         "collect",
+        "together",
     ),
     # running
     *("FlowPlan", "Engine", "Given", "Changes", "MemoryStore", "StateStore", "StoreReader"),

@@ -17,6 +17,7 @@ from mycelia.flow.aggregations import (
     min_of,
     quantile,
     sum_of,
+    together,
     top,
 )
 from mycelia.flow.emission import after, every
@@ -73,6 +74,7 @@ __all__ = [
     "sliding",
     "source",
     "sum_of",
+    "together",
     "top",
     "tumbling",
 ]

@@ -108,6 +108,7 @@ def given_by(path: Path | None, dies_after: set[int], keep: int = 10**6) -> list
             "SELECT COUNT(*) FROM state WHERE space NOT IN ('~engine', 'in~source', 'event_time-1')"
         ).fetchone()
         assert left == 0
+        store.db.close()
     return results + [
         row for one in given for row in zip(one.ids(), one.times, one.values, strict=True)
     ]
