@@ -25,6 +25,7 @@ from mycelia.entrypoints.republished import TRACEBACK_HEADER
 __all__ = [
     "Progress",
     "as_json",
+    "for_terminal",
     "of_letter",
     "of_queue",
     "of_report",
@@ -42,9 +43,9 @@ QUIET_PROGRESS_S: Final = 5.0
 # --- JSON ------------------------------------------------------------------------------------------------
 
 
-def as_json(value: Any) -> str:
+def as_json(value: Any, indent: int | None = 2) -> str:
     """JSON of what the wire may bring: bytes in base64, dates as text, half characters escaped."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=True)
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=True)
 
 
 def _plain(value: Any) -> Any:
@@ -160,7 +161,7 @@ def _time(ms: int | None) -> str | None:
 # --- for people ------------------------------------------------------------------------------------------
 
 
-def _shown(value: object) -> str:
+def for_terminal(value: object) -> str:
     """Text of somebody else's as it may come to a terminal: what would steer it is escaped."""
     text = value if isinstance(value, str) else str(value)
     return "".join(
@@ -171,7 +172,7 @@ def _shown(value: object) -> str:
 
 def _line(value: object, width: int = 200) -> str:
     """One line of it."""
-    text = " ".join(_shown(value).split())
+    text = " ".join(for_terminal(value).split())
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
@@ -272,7 +273,9 @@ def print_letter(letter: Letter, total: int) -> None:
             print(f"  {_line(name)} = {_line(one, 500)}")
     if letter.traceback:
         print("traceback")
-        print("\n".join(f"  {_shown(line)}" for line in letter.traceback.rstrip().split("\n")))
+        print(
+            "\n".join(f"  {for_terminal(line)}" for line in letter.traceback.rstrip().split("\n"))
+        )
     payload = Payload.of(letter.body, letter.properties)
     form = "" if payload.form == "json" else f", {payload.form}"
     print(
@@ -280,7 +283,7 @@ def print_letter(letter: Letter, total: int) -> None:
     )
     if payload.problem:
         print(f"  ! {_line(payload.problem, 500)}")
-    print(_shown(payload.text))
+    print(for_terminal(payload.text))
 
 
 def print_report(report: RedriveReport, done: str) -> None:

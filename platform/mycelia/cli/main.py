@@ -17,6 +17,7 @@ from mycelia.cli.call_and_publish import (
 from mycelia.cli.completion import SHELLS, completion_script
 from mycelia.cli.dlq import add_dlq_commands
 from mycelia.cli.leaving import leave
+from mycelia.cli.log import add_log_commands
 from mycelia.cli.run import add_run_arguments, run_command
 from mycelia.cli.top import add_top_arguments, top_command
 from mycelia.extras import install_command, is_installed
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     publish.set_defaults(main=publish_command)
 
     add_dlq_commands(commands)
+    add_log_commands(commands)
 
     top = commands.add_parser(
         "top",

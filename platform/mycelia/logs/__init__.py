@@ -21,6 +21,7 @@ Handled in groups:
   lease_register  whose a partition is, and how far the group has come (pure)
   shares          how many partitions an instance takes and gives (pure)
   partition_lease, membership, log_handler
+  group_places    how far groups have come, for people
 """
 
 from mycelia.logs.log import BlockingLogWriter, Log

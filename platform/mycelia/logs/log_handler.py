@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 from random import Random
 from typing import Any, Final, Generic, TypeVar, Unpack
 
 import msgspec
 
-from mycelia.amqp import Delivery, Properties
+from mycelia.amqp import Delivery, Properties, Queue
 from mycelia.call import Arguments, Call, CallKind, GiveBack, Outcome, Settlement
 from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.tick_lease import LeaseLink
@@ -29,6 +30,7 @@ from mycelia.logs.batch_format import (
     SEQUENCE_HEADER,
     TIME_HEADER,
 )
+from mycelia.logs.group_places import GroupPlace, progress_stream, tell_place
 from mycelia.logs.layout import declare_log
 from mycelia.logs.log import Log
 from mycelia.logs.membership import Membership
@@ -147,6 +149,7 @@ class LogHandler(Entrypoint):
         self.start_at = checked_start(start, f'log "{source.name}"')
         self.retry = Retry(attempts=1) if retry is None else retry
         self._random = Random()
+        self._progress: Queue | None = None
         self._lane: Lane | None = None
         self._membership: Membership | None = None
         self._task: asyncio.Task[None] | None = None
@@ -169,6 +172,8 @@ class LogHandler(Entrypoint):
             )
         self.group = self.group or method
         await declare_log(self.container.host.link, self.source.layout)
+        self._progress = progress_stream(self.source.name, self.group)
+        await self.container.host.link.declare(self._progress)
 
     def start(self) -> None:
         assert self.group is not None
@@ -271,6 +276,8 @@ class LogHandler(Entrypoint):
             await self._commit(reader, lease)  # so that "next" means the same to the next owner
         is_told = True
         tell_at = 0.0
+        self._tell(reader, lease)
+        remind_at = loop.time() + _REMIND_EVERY
         try:
             while lease.is_held and not leaving.is_set():
                 entry = await reader.take(timeout=_LOOK_UP)
@@ -284,6 +291,10 @@ class LogHandler(Entrypoint):
                 if not is_told and loop.time() >= tell_at:
                     await self._commit(reader, lease)
                     is_told = True
+                    remind_at = loop.time() + _REMIND_EVERY
+                elif loop.time() >= remind_at:
+                    self._tell(reader, lease)
+                    remind_at = loop.time() + _REMIND_EVERY
         finally:
             if not is_told and lease.is_held:
                 await self._commit(reader, lease)
@@ -291,6 +302,20 @@ class LogHandler(Entrypoint):
     async def _commit(self, reader: LogReader[Any], lease: PartitionLease) -> None:
         await lease.commit(reader.position)
         self._checkpoints += 1
+        self._tell(reader, lease)
+
+    def _tell(self, reader: LogReader[Any], lease: PartitionLease) -> None:
+        """Say how far it has come, for `mycelia log lag`."""
+        if self._progress is None or reader.offset is None:
+            return
+        place = GroupPlace(
+            partition=reader.partition,
+            offset=reader.offset,
+            epoch=lease.epoch,
+            owner=lease.owner,
+            at_ms=int(time.time() * 1000),
+        )
+        tell_place(self.container.host.link, self._progress, place)
 
     # --- an entry --------------------------------------------------------------------------------
 

@@ -74,7 +74,8 @@ class PartitionLease:
         self._queue = queue
         self._on_lost_lease = on_lost
         self._claim = uuid.uuid4().hex
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+        """Who this is, for people."""
         self._register = LeaseRegister(self._claim)
         self._kept: Delivery | None = None
         self._consumer: LinkConsumer | None = None
@@ -109,7 +110,7 @@ class PartitionLease:
                 ConsumeOptions(prefetch=200, on_lost=self._on_lost),
                 timeout=COMMIT_TIMEOUT,
             )
-            await self._publish(LeaseEntry(kind="claim", claim=self._claim, owner=self._owner))
+            await self._publish(LeaseEntry(kind="claim", claim=self._claim, owner=self.owner))
             async with asyncio.timeout(CLAIM_TIMEOUT):
                 await self._owned
             # Fences off whoever was the owner before.
@@ -135,7 +136,7 @@ class PartitionLease:
                 f'queue "{self._queue.name}": the lease is lost; what has been handled since the last checkpoint comes '
                 "again to the next owner."
             )
-        await self._publish(self._register.next_checkpoint(position, self._owner))
+        await self._publish(self._register.next_checkpoint(position, self.owner))
         if not self.is_held:
             raise LeaseLost(f'queue "{self._queue.name}": the lease was lost meanwhile.')
 

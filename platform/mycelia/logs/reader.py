@@ -135,6 +135,11 @@ class LogReader(Generic[T]):
             return None
         return LogPosition(offset=self._next, seen=self._seen.to_plain())
 
+    @property
+    def offset(self) -> int | None:
+        """The position's offset alone."""
+        return self._next
+
     def statistics(self) -> ReadStatistics:
         return ReadStatistics(
             entries=self._entries,

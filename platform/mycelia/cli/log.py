@@ -1,0 +1,387 @@
+"""`mycelia log`: the logs at a broker listed and followed; how far groups have come, and from where they go on."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from mycelia.amqp import Link
+from mycelia.amqp.uri import parse_uri
+from mycelia.broker.management_api import ManagementApiError
+from mycelia.cli.call_and_publish import add_connection_arguments, client_of, say_usage
+from mycelia.cli.dlq_output import as_json, for_terminal
+from mycelia.cli.run import event_loop_factory, read_config
+from mycelia.control.dead_letters import management_of
+from mycelia.durations import duration_text, seconds_of
+from mycelia.errors import ConfigError, MyceliaError, TopologyError
+from mycelia.logs.group_places import count_partitions, move_group, read_places
+from mycelia.logs.layout import LogLayout, stream_name
+from mycelia.logs.partition_lease import consumers_of, lease_queue
+from mycelia.logs.position import StartAt
+from mycelia.logs.reader import LogEntry, LogReader
+from mycelia.logs.record_shape import RecordShape
+from mycelia.logs.stream_ends import first_offset, last_offset
+from mycelia.runtime.settings import DEFAULT_BROKER
+
+__all__ = ["add_log_commands"]
+
+EXAMPLES = """\
+examples:
+  mycelia log ls                                     the logs at the broker
+  mycelia log tail flights.departed                  what comes, until Ctrl-C
+  mycelia log tail flights.departed --from first --count 10 --json
+  mycelia log tail flights.departed --from 10m       since ten minutes ago
+  mycelia log lag flights.departed audit             how far the group "audit" has come
+  mycelia log replay flights.departed audit --from first   have it begin anew, while it is stopped
+
+exit codes: 0 done; 1 an error, told on stderr; 2 the command is wrong; 130 Ctrl-C
+"""
+
+Action = Callable[[argparse.Namespace], int]
+
+
+def add_log_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add `log` to the command line. The chosen action is left in `args.main`."""
+    log = subparsers.add_parser(
+        "log",
+        help="list and follow logs, see how far groups are, replay",
+        description="Partitioned logs, and the groups that handle them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = log.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    def action(name: str, text: str, run: Action) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
+        parser.set_defaults(main=run)
+        return parser
+
+    ls = action("ls", "list the logs at a broker", _command(_ls))
+    ls.add_argument(
+        "--management",
+        metavar="URL",
+        help="the management API, which finds logs (default: port 15672 of the broker)",
+    )
+    tail = action("tail", "print the records of a log as they come", _command(_tail))
+    _add_log_argument(tail)
+    tail.add_argument("--partition", type=_whole, metavar="P", help="this one alone")
+    tail.add_argument(
+        "--from",
+        dest="start",
+        type=_start,
+        default="next",
+        metavar="WHERE",
+        help="first, last, next, an offset, a time (2026-11-26T12:00Z), or how long ago (10m); default: next",
+    )
+    tail.add_argument("--count", type=_whole, metavar="N", help="end after so many records")
+    lag = action("lag", "tell how far a group has come", _command(_lag))
+    _add_log_argument(lag)
+    lag.add_argument("group", metavar="GROUP", help="service.method, or as the handler says")
+    replay = action(
+        "replay", "have a group that is stopped go on from elsewhere", _command(_replay)
+    )
+    _add_log_argument(replay)
+    replay.add_argument("group", metavar="GROUP", help="service.method, or as the handler says")
+    replay.add_argument(
+        "--from",
+        dest="start",
+        type=_start,
+        required=True,
+        metavar="WHERE",
+        help="first, last, next, an offset, a time, or how long ago",
+    )
+    replay.add_argument("--partition", type=_whole, metavar="P", help="this one alone")
+    for parser in (ls, tail, lag, replay):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        add_connection_arguments(parser)
+
+
+def _add_log_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", metavar="LOG", help="its name: flights.departed")
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
+    return int(text)
+
+
+def _start(text: str) -> StartAt:
+    """Where to begin, as a command line says it."""
+    if text in ("first", "last", "next"):
+        return text
+    if text.isascii() and text.isdigit() and len(text) <= 18:
+        return int(text)
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    with suppress(ConfigError, OverflowError, OSError, ValueError):
+        return datetime.fromtimestamp(time.time() - seconds_of(text), UTC)
+    raise argparse.ArgumentTypeError(
+        f"{text!r}: expected first, last, next, an offset, a time such as 2026-11-26T12:00Z (UTC where it does not say), "
+        "or how long ago: 10m"
+    )
+
+
+def _command(action: Callable[[argparse.Namespace, Link], Awaitable[int]]) -> Action:
+    """The action as a command: on an open link, its errors in words."""
+
+    def run(args: argparse.Namespace) -> int:
+        async def act() -> int:
+            async with client_of(args) as client:
+                return await action(args, client.link)
+
+        try:
+            with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+                return runner.run(act())
+        except KeyboardInterrupt:
+            return 130
+        except ConfigError as exc:
+            return say_usage(str(exc))
+        except MyceliaError as exc:
+            print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+            return 1
+
+    return run
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{for_terminal(line)}\n")
+    sys.stdout.flush()
+
+
+def _table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        _print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+# --- ls ----------------------------------------------------------------------------------------------
+
+
+async def _ls(args: argparse.Namespace, link: Link) -> int:
+    config = read_config(args.config, args.broker)
+    uri = config.get("AMQP_URI", DEFAULT_BROKER)
+    try:
+        api = management_of(uri, args.management)
+        vhost = parse_uri(uri)[0].vhost
+        exchanges = await asyncio.to_thread(api.exchanges, vhost)
+        queues = {str(one.get("name")): one for one in await asyncio.to_thread(api.queues, vhost)}
+        api.close()
+    except ManagementApiError as exc:
+        raise TopologyError(
+            f"the management API is needed to find logs, and: {exc}. Enable it (rabbitmq-plugins enable rabbitmq_management), or say "
+            "where it is (--management http://host:15672)."
+        ) from exc
+    found = []
+    for exchange in exchanges:
+        name = str(exchange.get("name"))
+        if exchange.get("type") != "direct" or f"{name}-0" not in queues:
+            continue
+        streams: list[dict[str, Any]] = []
+        while (stream := queues.get(stream_name(name, len(streams)))) is not None:
+            streams.append(stream)
+        arguments = streams[0].get("arguments") or {}
+        if arguments.get("x-queue-type") != "stream":
+            continue
+        found.append(
+            {
+                "log": name,
+                "partitions": len(streams),
+                "entries": sum(int(one.get("messages") or 0) for one in streams),
+                "max_age": arguments.get("x-max-age"),
+                "max_bytes": arguments.get("x-max-length-bytes"),
+            }
+        )
+    if args.json:
+        _print(as_json(found))
+    elif found:
+        head = ("LOG", "PARTITIONS", "ENTRIES", "KEPT FOR", "KEPT BYTES")
+        _table(
+            [
+                head,
+                *(
+                    tuple("-" if value is None else str(value) for value in one.values())
+                    for one in found
+                ),
+            ]
+        )
+    return 0
+
+
+# --- tail --------------------------------------------------------------------------------------------
+
+
+async def _tail(args: argparse.Namespace, link: Link) -> int:
+    partitions = await count_partitions(link, args.log)
+    if args.partition is not None and args.partition >= partitions:
+        raise ConfigError(f'log "{args.log}" has the partitions 0 to {partitions - 1}.')
+    layout = LogLayout(args.log, partitions, None, None)
+    shape = RecordShape[Any](f'log "{args.log}"', None, None, None)
+    chosen = range(partitions) if args.partition is None else [args.partition]
+    left = _Left(args.count)
+
+    async def follow(partition: int) -> None:
+        async with LogReader(link, layout, shape, partition, args.start) as reader:
+            async for entry in reader:
+                for line in _lines(entry, args.json):
+                    if not left.take():
+                        return
+                    _print(line)
+                if left.is_over:
+                    return
+
+    tasks = [asyncio.ensure_future(follow(partition)) for partition in chosen]
+    try:
+        while tasks and not left.is_over:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            tasks = [task for task in tasks if task not in done]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return 0
+
+
+class _Left:
+    """How many records are still to be printed; `None`: any number."""
+
+    def __init__(self, count: int | None) -> None:
+        self._count = count
+
+    @property
+    def is_over(self) -> bool:
+        return self._count is not None and self._count <= 0
+
+    def take(self) -> bool:
+        if self.is_over:
+            return False
+        if self._count is not None:
+            self._count -= 1
+        return True
+
+
+def _lines(entry: LogEntry[Any], in_json: bool) -> list[str]:
+    """A line for each record, and for each that cannot be read."""
+    lines = []
+    for index, record in zip(entry.indexes, entry.records, strict=True):
+        told = {
+            "partition": entry.partition,
+            "offset": entry.offset,
+            "index": index,
+            "key": record.key,
+            "time_ms": record.time,
+            "headers": record.headers,
+            "value": record.value,
+        }
+        if in_json:
+            lines.append(_one_line(told))
+        else:
+            moment = "-" if record.time is None else _moment(record.time)
+            key = "-" if record.key is None else str(record.key)
+            place = f"{entry.partition}:{entry.offset}:{index}"
+            lines.append(f"{place}  {moment}  {key}  {_one_line(record.value)}")
+    for fault in entry.faults:
+        place = f"{entry.partition}:{entry.offset}:{'-' if fault.index is None else fault.index}"
+        told = {"place": place, "unreadable": fault.reason, "body": fault.body}
+        lines.append(_one_line(told) if in_json else f"{place}  unreadable: {fault.reason}")
+    return lines
+
+
+def _one_line(value: Any) -> str:
+    return as_json(value, indent=None)
+
+
+def _moment(time_ms: int) -> str:
+    with suppress(ValueError, OverflowError, OSError):
+        moment = datetime.fromtimestamp(time_ms / 1000, UTC)
+        return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{time_ms} ms"
+
+
+# --- groups ------------------------------------------------------------------------------------------
+
+
+async def _lag(args: argparse.Namespace, link: Link) -> int:
+    partitions = await count_partitions(link, args.log)
+    try:
+        places = await read_places(link, args.log, args.group)
+    except TopologyError:
+        raise TopologyError(
+            f'log "{args.log}" has no group "{args.group}" here. It is `service.method`, or what @log_handler(group=…) says.'
+        ) from None
+    rows = []
+    for partition in range(partitions):
+        last = await last_offset(link, stream_name(args.log, partition))
+        end = 0 if last is None else last + 1
+        place = places.get(partition)
+        queue = lease_queue(args.log, args.group, partition).name
+        rows.append(
+            {
+                "partition": partition,
+                "end": end,
+                "at": None if place is None else place.offset,
+                "lag": None if place is None else max(end - place.offset, 0),
+                "owner": place.owner if place and await consumers_of(link, queue) else None,
+                "said_s_ago": None if place is None else max(time.time() - place.at_ms / 1000, 0.0),
+            }
+        )
+    if args.json:
+        _print(as_json(rows))
+        return 0
+    table: list[tuple[str, ...]] = [("PARTITION", "END", "AT", "LAG", "OWNER", "SAID")]
+    for row in rows:
+        ago = row["said_s_ago"]
+        said = "-" if ago is None else f"{duration_text(round(float(ago)))} ago"
+        cells = (
+            "-" if row[name] is None else str(row[name]) for name in ("end", "at", "lag", "owner")
+        )
+        table.append((str(row["partition"]), *cells, said))
+    _table(table)
+    return 0
+
+
+async def _replay(args: argparse.Namespace, link: Link) -> int:
+    partitions = await count_partitions(link, args.log)
+    if args.partition is not None and args.partition >= partitions:
+        raise ConfigError(f'log "{args.log}" has the partitions 0 to {partitions - 1}.')
+    chosen = range(partitions) if args.partition is None else [args.partition]
+    offsets = {
+        partition: await _offset_of(link, args.log, partitions, partition, args.start)
+        for partition in chosen
+    }
+    await move_group(link, args.log, args.group, offsets)
+    if args.json:
+        _print(as_json([{"partition": p, "at": offset} for p, offset in offsets.items()]))
+    else:
+        for partition, offset in offsets.items():
+            _print(f"partition {partition} goes on from offset {offset}")
+    return 0
+
+
+async def _offset_of(link: Link, log: str, partitions: int, partition: int, start: StartAt) -> int:
+    """The offset that a start means now."""
+    stream = stream_name(log, partition)
+    if isinstance(start, int):
+        return start
+    if start == "first":
+        return await first_offset(link, stream) or 0
+    last = await last_offset(link, stream)
+    end = 0 if last is None else last + 1
+    if start == "next" or last is None:
+        return end
+    shape = RecordShape[Any](f'log "{log}"', None, None, None)
+    layout = LogLayout(log, partitions, None, None)
+    async with LogReader(link, layout, shape, partition, start) as reader:
+        entry = await reader.take(timeout=1.0)
+    return end if entry is None else entry.offset

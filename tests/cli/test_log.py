@@ -1,0 +1,195 @@
+"""`mycelia log`: logs listed and followed; how far groups are; a group begins elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.commands import Done, MyceliaCommand
+
+from mycelia import Client, Log, Record, log_handler
+from mycelia.amqp import Message, Properties
+from mycelia.broker.node import PrivateNode
+from mycelia.testing import eventually, run_services
+
+LANDED = Log("landed", key=lambda value: value["plane"], partitions=3, retain="12h")
+
+LogCommand = Callable[..., Done]
+
+
+@pytest.fixture
+def log(mycelia: MyceliaCommand, tmp_path: Path, rabbit_uri: str) -> LogCommand:
+    def run(*argv: str) -> Done:
+        return mycelia("log", *argv, cwd=tmp_path, AMQP_URI=rabbit_uri)
+
+    return run
+
+
+def on_client(uri: str, action: Callable[[Client], Coroutine[Any, Any, Any]]) -> Any:
+    async def act() -> Any:
+        async with Client(uri) as client:
+            return await action(client)
+
+    return asyncio.run(act())
+
+
+def land(uri: str, count: int, begin: int = 0) -> None:
+    """Planes land, one entry each."""
+
+    async def append(client: Client) -> None:
+        for number in range(begin, begin + count):
+            value = {"plane": f"P{number % 5}", "number": number}
+            await client.append(LANDED, value, time=1_764_176_251_000, headers={"n": number})
+
+    on_client(uri, append)
+
+
+def handle(uri: str, count: int) -> list[int]:
+    """Have a group handle so many, and stop."""
+    seen: list[int] = []
+
+    class Counting:
+        name = "counting"
+
+        @log_handler(LANDED, group="count")
+        async def landed(self, records: list[Record[Any]]) -> None:
+            seen.extend(record.value["number"] for record in records)
+
+    async def run() -> None:
+        async with run_services(Counting, broker=uri):
+            await eventually(lambda: len(seen) >= count, 30)
+
+    asyncio.run(run())
+    return seen
+
+
+def test_logs_are_listed(log: LogCommand, rabbit_uri: str, rabbit_node: PrivateNode) -> None:
+    management = f"http://127.0.0.1:{rabbit_node.management_port}"
+    land(rabbit_uri, 1)
+
+    listed = log("ls", "--management", management)
+    in_json = json.loads(log("ls", "--management", management, "--json").stdout)
+
+    assert listed.stdout.splitlines()[0].split() == [
+        "LOG",
+        "PARTITIONS",
+        "ENTRIES",
+        "KEPT",
+        "FOR",
+        "KEPT",
+        "BYTES",
+    ]
+    assert listed.stdout.splitlines()[1].split()[:2] == ["landed", "3"]
+    assert [(one["log"], one["partitions"], one["max_age"]) for one in in_json] == [
+        ("landed", 3, "12h")
+    ]
+
+
+def test_records_are_printed(log: LogCommand, rabbit_uri: str) -> None:
+    land(rabbit_uri, 4)
+
+    async def publish_garbage(client: Client) -> None:
+        bad = Message("landed", "0", b"\x1b[2J", Properties(content_type="text/plain"))
+        await client.link.publish(bad)
+
+    on_client(rabbit_uri, publish_garbage)
+    shown = log("tail", "landed", "--from", "first", "--count", "5")
+    in_json = log("tail", "landed", "--from", "first", "--count", "5", "--json")
+
+    assert shown.returncode == 0, shown.stderr
+    lines = sorted(shown.stdout.splitlines())
+    assert len(lines) == 5
+    assert sum("unreadable" in line for line in lines) == 1
+    assert any(
+        '2025-11-26T16:57:31.000Z  P0  {"plane": "P0", "number": 0}' in line for line in lines
+    )
+    records = [json.loads(line) for line in in_json.stdout.splitlines()]
+    told = {one["value"]["number"]: one for one in records if "value" in one}
+    assert sorted(told) == [0, 1, 2, 3]
+    assert told[3]["headers"] == {"n": 3}
+    assert "\x1b" not in shown.stdout + in_json.stdout
+
+
+def test_records_of_one_partition_from_an_offset(log: LogCommand, rabbit_uri: str) -> None:
+    land(rabbit_uri, 40)
+    partition = str(LANDED.partitions - 1)
+
+    done = log("tail", "landed", "--partition", partition, "--from", "1", "--count", "1", "--json")
+
+    (record,) = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (record["partition"], record["offset"]) == (2, 1)
+
+
+def test_lag_of_a_group_and_a_replay(log: LogCommand, rabbit_uri: str) -> None:
+    land(rabbit_uri, 10)
+    assert sorted(handle(rabbit_uri, 10)) == list(range(10))
+    land(rabbit_uri, 5, 10)
+
+    behind = json.loads(log("lag", "landed", "count", "--json").stdout)
+    shown = log("lag", "landed", "count").stdout
+    assert sum(one["end"] for one in behind) == 15
+    assert sum(one["lag"] for one in behind) == 5
+    assert {one["owner"] for one in behind} == {None}
+    assert shown.splitlines()[0].split() == ["PARTITION", "END", "AT", "LAG", "OWNER", "SAID"]
+
+    again = log("replay", "landed", "count", "--from", "first")
+    assert again.stdout.splitlines() == [f"partition {p} goes on from offset 0" for p in range(3)]
+    assert (
+        sum(one["lag"] for one in json.loads(log("lag", "landed", "count", "--json").stdout)) == 15
+    )
+    assert sorted(handle(rabbit_uri, 15)) == list(range(15))
+
+    log("replay", "landed", "count", "--from", "next")
+    land(rabbit_uri, 1, 15)
+    assert handle(rabbit_uri, 1) == [15]
+
+
+def test_replay_of_a_group_that_runs_is_refused(log: LogCommand, rabbit_uri: str) -> None:
+    land(rabbit_uri, 3)
+    seen: list[int] = []
+
+    class Counting:
+        name = "counting"
+
+        @log_handler(LANDED, group="count")
+        async def landed(self, records: list[Record[Any]]) -> None:
+            seen.extend(record.value["number"] for record in records)
+
+    async def run() -> tuple[Done, Any]:
+        async with run_services(Counting, broker=rabbit_uri):
+            await eventually(lambda: len(seen) >= 3, 30)
+            refused = await asyncio.to_thread(log, "replay", "landed", "count", "--from", "first")
+            lag = await asyncio.to_thread(log, "lag", "landed", "count", "--json")
+            return refused, json.loads(lag.stdout)
+
+    refused, lag = asyncio.run(run())
+
+    assert refused.returncode == 1
+    assert "has an owner. Stop its instances first" in refused.stderr
+    assert all(one["owner"] for one in lag)
+    assert sorted(seen) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (("tail", "nowhere"), 1, 'there is no log "nowhere"'),
+        (("lag", "landed", "nobody"), 1, 'has no group "nobody"'),
+        (("tail", "landed", "--partition", "7"), 2, "partitions 0 to 2"),
+        (("tail", "landed", "--from", "soon"), 2, "expected first, last, next"),
+        (("replay", "landed", "count"), 2, "--from"),
+    ],
+)
+def test_mistakes_are_told(
+    log: LogCommand, rabbit_uri: str, argv: tuple[str, ...], code: int, said: str
+) -> None:
+    land(rabbit_uri, 1)
+
+    done = log(*argv)
+
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr
