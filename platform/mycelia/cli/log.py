@@ -43,7 +43,7 @@ examples:
 exit codes: 0 done; 1 an error, told on stderr; 2 the command is wrong; 130 Ctrl-C
 """
 
-Action = Callable[[argparse.Namespace], int]
+_Run = Callable[[argparse.Namespace], int]
 
 
 def add_log_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -57,7 +57,7 @@ def add_log_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     actions = log.add_subparsers(title="actions", metavar="ACTION", required=True)
 
-    def action(name: str, text: str, run: Action) -> argparse.ArgumentParser:
+    def action(name: str, text: str, run: _Run) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
         parser.set_defaults(main=run)
         return parser
@@ -129,7 +129,7 @@ def _start(text: str) -> StartAt:
     )
 
 
-def _command(action: Callable[[argparse.Namespace, Link], Awaitable[int]]) -> Action:
+def _command(action: Callable[[argparse.Namespace, Link], Awaitable[int]]) -> _Run:
     """The action as a command: on an open link, its errors in words."""
 
     def run(args: argparse.Namespace) -> int:
