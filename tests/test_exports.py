@@ -54,7 +54,16 @@ FLOW = {
         "together",
     ),
     # running
-    *("FlowPlan", "Engine", "Given", "Changes", "MemoryStore", "StateStore", "StoreReader"),
+    *(
+        "FlowPlan",
+        "stages_of",
+        "Engine",
+        "Given",
+        "Changes",
+        "MemoryStore",
+        "StateStore",
+        "StoreReader",
+    ),
 }
 
 ERRORS = {

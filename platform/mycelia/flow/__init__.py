@@ -25,6 +25,7 @@ from mycelia.flow.engine import Engine, Given
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.processing import KeyContext
 from mycelia.flow.results import LateRecord, WindowResult, WindowSpan
+from mycelia.flow.stages import stages_of
 from mycelia.flow.state import Changes, MemoryStore, StateStore, StoreReader
 from mycelia.flow.stream import (
     JoinedStream,
@@ -73,6 +74,7 @@ __all__ = [
     "session",
     "sliding",
     "source",
+    "stages_of",
     "sum_of",
     "together",
     "top",

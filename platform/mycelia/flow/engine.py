@@ -107,6 +107,8 @@ class Engine:
         self._cells: list[_Cell] = []
         self._watching: list[Watching] = []
         self._sources: dict[str, _Cell] = {}
+        self._relays = {plan.names[node] for node in plan.nodes if node.is_relay}
+        self._cell_of: dict[FlowNode, _Cell] = {}
         self._numbers = dict.fromkeys(plan.outputs, 0)
         self._now_ms = 0
         self._is_spent = False
@@ -142,7 +144,7 @@ class Engine:
         plan = self._plan
         consumers = plan.consumers()
         leaving = list(plan.outputs.values())
-        cells: dict[FlowNode, _Cell] = {}
+        cells = self._cell_of
         fused: dict[FlowNode, list[FlowStep]] = {}
         for node in plan.nodes:
             if node.step is not None:
@@ -157,7 +159,9 @@ class Engine:
             name = plan.names[node]
             channels = self._channels_before(node)
             if node.kind == "source":
-                operator: Operator = Watching(f"{name}~source", channels, 0, None, store)
+                operator: Operator = Watching(
+                    f"{name}~source", channels, 0, None, store, is_relay=node.is_relay
+                )
             else:
                 assert node.make is not None
                 operator = node.make(Building(name, channels, store))
@@ -243,6 +247,31 @@ class Engine:
             if channel in operator.channels:
                 operator.end(channel)
         return self._turn(self._now_ms if now_ms is None else now_ms)
+
+    def relay(
+        self, source: str, partition: Hashable, watermark: int, *, now_ms: int | None = None
+    ) -> list[Given]:
+        """How far event time has come in a partition of a source that is the cut of another part of the flow (`stages_of()`).
+
+        What was given before the watermark that is told here has been fed before.
+
+        Raises:
+            ConfigError: the source is none of those: its records say how far event time has come.
+        """
+        channel = self._channel(source, partition)
+        if source not in self._relays:
+            raise ConfigError(
+                f'flow "{self._flow}": the watermark of "{source}" comes from its records, and is not relayed.'
+            )
+        operator = self._sources[source].operator
+        assert isinstance(operator, Watching)
+        operator.relay(channel, watermark)
+        return self._turn(self._now_ms if now_ms is None else now_ms)
+
+    def watermark_of(self, output: str) -> int:
+        """How far event time has come in what leaves by an output: to be relayed, if that is a cut. `BEGINNING_OF_TIME` before all."""
+        node, _ = self._plan.outputs[output]
+        return self._cell_of[node].watermark
 
     def _channel(self, source: str, partition: Hashable) -> int:
         if self._is_spent:

@@ -40,10 +40,11 @@ class FlowNode:
         inputs: whose records come to it, in the order of its ports.
         make: makes the operator. None for sources, and for steps that are fused.
         step: of a step without state, its function.
+        is_relay: of a source, whether its event time is told by those who write to it: `Engine.relay()`.
         signature: what must stay as it is for its state to be read again; empty for one without state.
     """
 
-    __slots__ = ("inputs", "kind", "label", "make", "name", "signature", "step")
+    __slots__ = ("inputs", "is_relay", "kind", "label", "make", "name", "signature", "step")
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class FlowNode:
         step: FlowStep | None = None,
         signature: str = "",
         name: str | None = None,
+        is_relay: bool = False,
     ) -> None:
         self.kind = kind
         self.label = label
@@ -63,6 +65,20 @@ class FlowNode:
         self.step = step
         self.signature = signature
         self.name = name
+        self.is_relay = is_relay
+
+    def copy(self, inputs: tuple[NodePort, ...], name: str) -> FlowNode:
+        """The same step with other inputs."""
+        return FlowNode(
+            self.kind,
+            self.label,
+            inputs,
+            make=self.make,
+            step=self.step,
+            signature=self.signature,
+            name=name,
+            is_relay=self.is_relay,
+        )
 
     def __repr__(self) -> str:
         return self.name or self.label

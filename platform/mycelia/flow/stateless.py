@@ -113,7 +113,7 @@ class Branching(Operator):
 
 
 class Watching(Operator):
-    """Takes the event times as they are, and tells from them how far event time has come in each partition."""
+    """Takes the event times as they are, and tells from them how far event time has come in each partition; or, of a relay, is told."""
 
     def __init__(
         self,
@@ -122,9 +122,12 @@ class Watching(Operator):
         disorder_ms: int,
         idle_ms: int | None,
         store: StoreReader | None = None,
+        *,
+        is_relay: bool = False,
     ) -> None:
         super().__init__(name)
         self.channels = channels
+        self._is_relay = is_relay
         self._partitions = PartitionWatermarks(channels, disorder_ms, idle_ms)
         self._saved: bytes | None = None
         self._now_ms = 0
@@ -137,8 +140,13 @@ class Watching(Operator):
         self._now_ms = now_ms
 
     def process(self, port: int, batch: ColumnBatch) -> None:
-        self._partitions.heard(batch.channel, max(batch.times), self._now_ms)
+        if not self._is_relay:
+            self._partitions.heard(batch.channel, max(batch.times), self._now_ms)
         self.out.append((MAIN, batch))
+
+    def relay(self, channel: int, watermark: int) -> None:
+        """A partition's watermark, as those say who write to it."""
+        self._partitions.relayed(channel, watermark)
 
     def end(self, channel: int) -> None:
         """Nothing more will come from a partition."""

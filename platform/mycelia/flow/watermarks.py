@@ -35,6 +35,10 @@ class PartitionWatermarks:
             self._greatest[channel] = greatest
         self._heard[channel] = now_ms
 
+    def relayed(self, channel: int, watermark: int) -> None:
+        """The watermark of `channel`, as those say who know it. One that is lower than before says nothing."""
+        self._greatest[channel] = max(self._greatest[channel], watermark + self._disorder_ms)
+
     def ended(self, channel: int) -> None:
         """Nothing more will come from `channel`."""
         self._greatest[channel] = END_OF_TIME + self._disorder_ms
