@@ -134,7 +134,7 @@ def test_where_a_flow_cannot_be_cut_is_said() -> None:
     joined = keyed.join_interval(other, after="1m").port
     both = FlowPlan({"both": keyed.join_interval(keyed.key_by(len).key_by(str), after="1m").port})
 
-    with pytest.raises(ConfigError, match='"map-1" is none. There are: key_by-1, key_by-2'):
+    with pytest.raises(ConfigError, match=r'"map-1" is none. There are: key_by-1, key_by-2'):
         stages_of(FlowPlan({"out": joined}), ["map-1"])
     with pytest.raises(ConfigError, match='output "key_by-1" has the name of a step'):
         stages_of(FlowPlan({"key_by-1": joined}), ["key_by-1"])
