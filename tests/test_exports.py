@@ -35,7 +35,7 @@ FLOW = {
         "KeyContext",
     ),
     *("tumbling", "hopping", "sliding", "session", "counting", "after", "every"),
-    *("WindowResult", "WindowSpan", "LateRecord"),
+    *("WindowResult", "WindowSpan", "LateRecord", "RejectedRecord"),
     # aggregations
     *(
         "Aggregation",

@@ -21,7 +21,7 @@ from mycelia.flow.aggregations import (
     top,
 )
 from mycelia.flow.emission import after, every
-from mycelia.flow.engine import Engine, Given
+from mycelia.flow.engine import Engine, Given, RejectedRecord
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.processing import KeyContext
 from mycelia.flow.results import LateRecord, WindowResult, WindowSpan
@@ -50,6 +50,7 @@ __all__ = [
     "LateRecord",
     "MemoryStore",
     "PatternStream",
+    "RejectedRecord",
     "StateStore",
     "StoreReader",
     "Stream",

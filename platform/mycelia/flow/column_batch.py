@@ -7,7 +7,7 @@ Three lists cost nothing where a step leaves two of them as they are (docs/decis
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any, Final
 
 __all__ = ["BEGINNING_OF_TIME", "END_OF_TIME", "ColumnBatch", "Selection", "Spread"]
@@ -79,6 +79,16 @@ class ColumnBatch:
 
     def __repr__(self) -> str:
         return f"ColumnBatch({self.times!r:.80}, {self.values!r:.80}, {self.keys!r:.80})"
+
+    def only(self, kept: list[bool]) -> ColumnBatch:
+        """Those of the records whose entry in `kept` is true."""
+        return ColumnBatch(
+            list(compress(self.times, kept)),
+            list(compress(self.values, kept)),
+            None if self.keys is None else list(compress(self.keys, kept)),
+            self.channel,
+            None if self.trail is None else (*self.trail, Selection(kept)),
+        )
 
     def origin(self, position: int) -> int | None:
         """Which record of the engine's batch the one at `position` is, or was made of; None if it is a result."""

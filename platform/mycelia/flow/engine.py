@@ -12,7 +12,7 @@ begun again between them (as far as no processing time is asked for).
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mycelia.errors import ConfigError, RuntimeStateError, StateIncompatible
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME, ColumnBatch
@@ -22,7 +22,7 @@ from mycelia.flow.state import Changes, StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.stateless import FlowStep, Fused, Watching
 
-__all__ = ["Engine", "Given"]
+__all__ = ["Engine", "Given", "RejectedRecord"]
 
 SPACE: Final = "~engine"
 """Where the engine keeps what is not an operator's."""
@@ -59,6 +59,24 @@ class Given:
 
     def __repr__(self) -> str:
         return f"Given({self.output!r}, {self.values!r:.200})"
+
+
+class RejectedRecord(NamedTuple):
+    """A record that a flow went on without.
+
+    Attributes:
+        operator: the step that refused it.
+        source, partition, position: where it came from, and which record of the batch it was, from 0. None where it is no record of a
+            batch, but a result.
+        reason: a sentence that names what is wrong.
+    """
+
+    operator: str
+    source: str | None
+    partition: Hashable
+    position: int | None
+    value: Any
+    reason: str
 
 
 class _Cell:
@@ -148,7 +166,9 @@ class Engine:
         fused: dict[FlowNode, list[FlowStep]] = {}
         for node in plan.nodes:
             if node.step is not None:
-                steps = [*self._fused_before(node, fused, consumers, leaving), node.step]
+                called = f"{plan.names[node]}: {node.label}"
+                step = FlowStep(node.step.kind, called, node.step.function)
+                steps = [*self._fused_before(node, fused, consumers, leaving), step]
                 fused[node] = steps
                 if self._ends_chain(node, consumers, leaving):
                     first = node
@@ -325,7 +345,8 @@ class Engine:
     def take_changes(self) -> Changes:
         """What changed since the last time, to be written in one transaction with the offsets and with what was given.
 
-        Whoever cannot write it gives the engine up, and starts another from what is written.
+        It is written before the next batch is fed, as keys that have left memory are read from the store again. Whoever cannot write
+        it gives the engine up, and starts another from what is written.
         """
         changes: Changes = {}
         for cell in self._cells:
@@ -347,6 +368,21 @@ class Engine:
             changes[SPACE] = {b"state": saved}
         return {space: items for space, items in changes.items() if items}
 
+    def take_rejected(self) -> list[RejectedRecord]:
+        """The records that the flow went on without since the last time: without a key, or of an impossible time."""
+        found: list[RejectedRecord] = []
+        of_channel = {number: one for one, number in self._channels.items()}
+        for cell in self._cells:
+            for one in cell.operator.rejected:
+                source, partition = (None, None) if one.channel is None else of_channel[one.channel]
+                found.append(
+                    RejectedRecord(
+                        one.operator, source, partition, one.position, one.value, one.reason
+                    )
+                )
+            cell.operator.rejected.clear()
+        return found
+
     def watermarks(self) -> dict[str, int]:
         """How far event time has come for each step, milliseconds since 1970; without those that have seen nothing, and the ended."""
         return {
@@ -356,7 +392,7 @@ class Engine:
         }
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Of each step what it counted since this engine began: late records, repeated ones."""
+        """Of each step what it counted since this engine began: late records, repeated ones, unmatched ones."""
         return {
             cell.operator.name: found for cell in self._cells if (found := cell.operator.counts())
         }

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from mycelia.errors import FlowFunctionError
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, ColumnBatch
 from mycelia.flow.state import Changes
 
-__all__ = ["MAIN", "SIDE", "Operator"]
+__all__ = ["MAIN", "SIDE", "Operator", "Rejection"]
 
 MAIN = 0
 """The port of what an operator is for."""
 
 SIDE = 1
 """The port of what is beside it: late records, what a branch does not take."""
+
+
+class Rejection(NamedTuple):
+    """A record that a flow cannot take: without a key, or of an impossible time. It goes on without it.
+
+    Attributes:
+        operator: the step that refused it.
+        channel: the partition that it came from, by its number in the engine, and `position` in the batch; None of what is a result.
+        reason: a sentence that names what is wrong.
+    """
+
+    operator: str
+    channel: int | None
+    position: int | None
+    value: Any
+    reason: str
 
 
 class Operator:
@@ -35,6 +51,8 @@ class Operator:
         self.out: list[tuple[int, ColumnBatch]] = []
         self.watermark = BEGINNING_OF_TIME
         self.timed_by: tuple[int, ...] | None = None
+        self.rejected: list[Rejection] = []
+        """For the engine to take."""
 
     def process(self, port: int, batch: ColumnBatch) -> None:
         """Take a batch, not empty, that came in by `port`."""
@@ -49,6 +67,12 @@ class Operator:
 
     def take_changes(self, changes: Changes) -> None:
         """Put what changed since the last time into `changes`."""
+
+    def reject(self, batch: ColumnBatch, position: int, reason: str) -> None:
+        """Go on without the record at `position`, and tell of it."""
+        origin = batch.origin(position)
+        channel = None if origin is None else batch.channel
+        self.rejected.append(Rejection(self.name, channel, origin, batch.values[position], reason))
 
     def counts(self) -> dict[str, int]:
         """What was counted since the start: `late`, `repeated`. For metrics; not part of the state."""

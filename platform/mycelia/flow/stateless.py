@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from itertools import chain, compress, repeat
-from typing import Any
+from typing import Any, Final
 
+from mycelia.durations import duration_text
 from mycelia.flow.column_batch import ColumnBatch, Selection, Spread
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.state import Changes, StoreReader
@@ -14,6 +15,9 @@ from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.watermarks import PartitionWatermarks
 
 __all__ = ["Branching", "FlowStep", "Fused", "Merging", "Stamping", "Watching"]
+
+
+YEAR_MS: Final = 365 * 86_400_000
 
 
 class FlowStep:
@@ -47,9 +51,12 @@ class Fused(Operator):
                     values = made
                 elif step.kind == "key_by":
                     keys = made
-                    set(
-                        made
-                    )  # a key that cannot be one is found here, by name, and not in a window
+                    # A key that cannot be one is found here, by name, and not in a window.
+                    if None in set(made):
+                        batch = ColumnBatch(times, values, keys, batch.channel, trail)
+                        batch = self._with_keys(step, batch)
+                        times, values = batch.times, batch.values
+                        keys, trail = batch.keys, batch.trail
                 elif step.kind == "filter":
                     trail = None if trail is None else (*trail, Selection(made))
                     times, values = list(compress(times, made)), list(compress(values, made))
@@ -71,6 +78,14 @@ class Fused(Operator):
             if not values:
                 return
         self.out.append((MAIN, ColumnBatch(times, values, keys, batch.channel, trail)))
+
+    def _with_keys(self, step: FlowStep, batch: ColumnBatch) -> ColumnBatch:
+        """Those records that have a key."""
+        assert batch.keys is not None
+        for position, key in enumerate(batch.keys):
+            if key is None:
+                self.reject(batch, position, f"{step.name} gives it no key (None)")
+        return batch.only([key is not None for key in batch.keys])
 
 
 def _first_unhashable(values: list[Any]) -> int | None:
@@ -104,12 +119,7 @@ class Branching(Operator):
             raise self.fail(exc, batch, len(taken)) from exc
         for to, kept in ((MAIN, taken), (SIDE, [not one for one in taken])):
             if any(kept):
-                keys = None if batch.keys is None else list(compress(batch.keys, kept))
-                trail = None if batch.trail is None else (*batch.trail, Selection(kept))
-                times, values = compress(batch.times, kept), compress(batch.values, kept)
-                self.out.append(
-                    (to, ColumnBatch(list(times), list(values), keys, batch.channel, trail))
-                )
+                self.out.append((to, batch.only(kept)))
 
 
 class Watching(Operator):
@@ -124,9 +134,11 @@ class Watching(Operator):
         store: StoreReader | None = None,
         *,
         is_relay: bool = False,
+        ahead_ms: int = YEAR_MS,
     ) -> None:
         super().__init__(name)
         self.channels = channels
+        self._ahead_ms = ahead_ms
         self._is_relay = is_relay
         self._partitions = PartitionWatermarks(channels, disorder_ms, idle_ms)
         self._saved: bytes | None = None
@@ -141,8 +153,44 @@ class Watching(Operator):
 
     def process(self, port: int, batch: ColumnBatch) -> None:
         if not self._is_relay:
+            batch = self._with_possible_times(batch)
+            if not len(batch):
+                return
             self._partitions.heard(batch.channel, max(batch.times), self._now_ms)
         self.out.append((MAIN, batch))
+
+    def _with_possible_times(self, batch: ColumnBatch) -> ColumnBatch:
+        """Those records whose times may be true. A single one of a wrong year would make all others late."""
+        times, ahead = batch.times, self._ahead_ms
+        before = self._partitions.greatest(batch.channel)
+        latest, earliest = max(times), min(times)
+        limit = (earliest if before is None else before) + ahead
+        if (
+            earliest >= 0
+            and latest <= limit
+            and (not self._now_ms or latest <= self._now_ms + ahead)
+        ):
+            return batch
+        kept: list[bool] = []
+        for position, time in enumerate(times):
+            reason = self._impossible(time, before)
+            kept.append(reason is None)
+            if reason is None:
+                before = time if before is None else max(before, time)
+            else:
+                self.reject(batch, position, reason)
+        return batch.only(kept)
+
+    def _impossible(self, time: int, before: int | None) -> str | None:
+        """What is wrong with an event time, after those up to `before`."""
+        if time < 0:
+            return f"its event time is before 1970 ({time} ms)"
+        ahead = duration_text(self._ahead_ms / 1000)
+        if before is not None and time > before + self._ahead_ms:
+            return f"its event time ({time} ms) is more than {ahead} after all others of its partition (event_time(ahead=))"
+        if self._now_ms and time > self._now_ms + self._ahead_ms:
+            return f"its event time ({time} ms) is more than {ahead} in the future (event_time(ahead=))"
+        return None
 
     def relay(self, channel: int, watermark: int) -> None:
         """A partition's watermark, as those say who write to it."""
@@ -180,8 +228,9 @@ class Stamping(Watching):
         disorder_ms: int,
         idle_ms: int | None,
         store: StoreReader | None = None,
+        ahead_ms: int = YEAR_MS,
     ) -> None:
-        super().__init__(name, channels, disorder_ms, idle_ms, store)
+        super().__init__(name, channels, disorder_ms, idle_ms, store, ahead_ms=ahead_ms)
         self._function = function
         self._unit_ms = unit_ms
 

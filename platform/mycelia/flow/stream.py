@@ -144,6 +144,7 @@ class Stream(Generic[T]):
         *,
         disorder: Duration = 0,
         idle: Duration | None = None,
+        ahead: Duration = "365d",
     ) -> Self: ...
     @overload
     def event_time(
@@ -153,6 +154,7 @@ class Stream(Generic[T]):
         unit: Literal["s", "ms"],
         disorder: Duration = 0,
         idle: Duration | None = None,
+        ahead: Duration = "365d",
     ) -> Self: ...
     def event_time(
         self,
@@ -161,6 +163,7 @@ class Stream(Generic[T]):
         unit: Literal["s", "ms"] = "s",
         disorder: Duration = 0,
         idle: Duration | None = None,
+        ahead: Duration = "365d",
     ) -> Self:
         """The same records, each at the time that `function` reads from it; and how far event time has come.
 
@@ -171,17 +174,27 @@ class Stream(Generic[T]):
             function: gives a moment in a time zone; with `unit`, a number of seconds or milliseconds since 1970.
             disorder: how much earlier than the latest of its partition a record may be.
             idle: a partition that has been silent for so long holds the others up no more.
+            ahead: a record whose time is this much after all others of its partition, or after now, is rejected, as one of before 1970 is:
+                it would make all others late. See `Engine.take_rejected()`.
         """
         if unit not in ("s", "ms"):
             raise ConfigError(f'event_time(unit={unit!r:.60}): expected "s" or "ms".')
         disorder_ms = milliseconds_of(disorder, "event_time(disorder=)")
         idle_ms = None if idle is None else milliseconds_of(idle, "event_time(idle=)", 1)
+        ahead_ms = milliseconds_of(ahead, "event_time(ahead=)", 1)
         unit_ms = 1 if unit == "ms" else 1000
         label = f"event_time({described(function)}, disorder={_text(disorder_ms)})"
 
         def make(built: Building) -> Operator:
             return Stamping(
-                built.name, function, unit_ms, built.channels, disorder_ms, idle_ms, built.store
+                built.name,
+                function,
+                unit_ms,
+                built.channels,
+                disorder_ms,
+                idle_ms,
+                built.store,
+                ahead_ms,
             )
 
         node = FlowNode("event_time", label, (self.port,), make=make, signature="event_time")
@@ -196,7 +209,8 @@ class Stream(Generic[T]):
         """The same records, each with its key: what state, windows and joins tell apart, and within which order is kept.
 
         Args:
-            key: a function of a record, or the name of a field. Keys are text, numbers, bytes, or tuples of these.
+            key: a function of a record, or the name of a field. Keys are text, numbers, bytes, or tuples of these. A record whose key is
+                None is rejected: see `Engine.take_rejected()`.
         """
         function = getter_of(key, "key_by()")
         return KeyedStream((self._step("key_by", function, function), MAIN))

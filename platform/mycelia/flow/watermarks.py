@@ -35,6 +35,11 @@ class PartitionWatermarks:
             self._greatest[channel] = greatest
         self._heard[channel] = now_ms
 
+    def greatest(self, channel: int) -> int | None:
+        """The latest event time of a partition; None before there was one."""
+        found = self._greatest[channel]
+        return None if found == BEGINNING_OF_TIME else found
+
     def relayed(self, channel: int, watermark: int) -> None:
         """The watermark of `channel`, as those say who know it. One that is lower than before says nothing."""
         self._greatest[channel] = max(self._greatest[channel], watermark + self._disorder_ms)

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from mycelia.durations import Duration, seconds_of
 from mycelia.errors import ConfigError
-from mycelia.flow import Engine, FlowPlan, Given, MemoryStore, Stream
+from mycelia.flow import Engine, FlowPlan, Given, MemoryStore, RejectedRecord, Stream
 from mycelia.flow.state_codec import decode_state, encode_state
 
 __all__ = ["DrivenRecord", "FlowDriver"]
@@ -73,6 +73,8 @@ class FlowDriver:
         """How often it crashed."""
         self.published: list[tuple[str, DrivenRecord]] = []
         """All that was published, with its output's name; what a crash made it publish again is there again."""
+        self.rejected: list[RejectedRecord] = []
+        """What the flow went on without; perhaps more than once, where it crashed after it."""
         self.store = MemoryStore()
         self._partitions = {
             source: list(
@@ -208,6 +210,7 @@ class FlowDriver:
                 source, partition, list(values), list(times), keys, now_ms=self.now_ms
             )
         self._uncommitted += given
+        self.rejected += self._engine.take_rejected()
         self._positions[one] += 1
         self._may_crash()
         if chance.random() < 0.4:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -145,7 +146,7 @@ def test_error_of_a_function_names_the_step_and_the_record(
         fed(engine, [1, 5, 0, 7])
 
     assert (caught.value.position, caught.value.key) == (position, key)
-    assert operator.split("-")[0] in caught.value.operator
+    assert caught.value.operator.partition(":")[0] == operator
     assert caught.value.__cause__ is not None
     with pytest.raises(RuntimeStateError, match="Start another from the last checkpoint"):
         fed(engine, [1])
@@ -217,6 +218,57 @@ def test_partition_that_falls_silent_is_left_out() -> None:
     assert engine.tick(999) == []
     (gave,) = engine.feed("departed", 0, [Departed("JFK", 1, 51)], [0], now_ms=1000)
     assert [one.value for one in gave.values] == [(1, 2)]
+
+
+def test_record_of_an_impossible_time_is_rejected_by_name_and_makes_nobody_late() -> None:
+    now = 1_700_000_000_000
+    engine = Engine(hourly(), {"departed": [0]})
+    fed(engine, [Departed("JFK", 1, now)], now_ms=now)
+    batch = [
+        Departed("JFK", 2, now + 2),
+        Departed("JFK", 3, now + 400 * 86_400_000),
+        Departed("JFK", 4, -1),
+        Departed("JFK", 5, now + 1),
+    ]
+    assert fed(engine, batch, now_ms=now) == {}
+
+    future, past = engine.take_rejected()
+    assert (future.source, future.partition, future.position, future.value) == (
+        "departed",
+        0,
+        1,
+        batch[1],
+    )
+    assert "is more than 365d after all others of its partition" in future.reason
+    assert (past.position, past.operator) == (2, "event_time-1")
+    assert past.reason == "its event time is before 1970 (-1 ms)"
+    assert engine.take_rejected() == []
+    (gave,) = engine.end("departed", 0)
+    assert [one.value for one in gave.values] == [(3, 5)]
+
+
+def test_first_record_of_all_may_be_of_any_time_but_the_future() -> None:
+    for now, rejected in ((0, 0), (1000, 1)):
+        engine = Engine(hourly(), {"departed": [0]})
+        fed(engine, [Departed("JFK", 1, 500 * 86_400_000)], now_ms=now)
+        assert len(engine.take_rejected()) == rejected
+        assert ("event_time-1" in engine.watermarks()) == (not rejected)
+
+
+def test_record_without_a_key_is_rejected_with_its_position() -> None:
+    stream = (
+        source("departed", int)
+        .filter(lambda n: n != 9)
+        .key_by(lambda n: None if n == 5 else n % 2)
+        .map(lambda n: n * 10)
+    )
+    engine = Engine(plan(out=stream), {"departed": ["p"]})
+    (gave,) = engine.feed("departed", "p", [9, 1, 5, 2], [0, 1, 2, 3])
+
+    assert (gave.values, gave.keys, gave.times) == ([10, 20], [1, 0], [1, 3])
+    (one,) = engine.take_rejected()
+    assert (one.source, one.partition, one.position, one.value) == ("departed", "p", 2, 5)
+    assert re.fullmatch(r"key_by-1: key_by\(lambda .*\) gives it no key \(None\)", one.reason)
 
 
 def test_end_of_all_partitions_closes_all_windows() -> None:
