@@ -1,5 +1,8 @@
 """How many of the platform's functions one RPC passes, from the socket to its acknowledgement: `python -m benchmarks.trace`.
 
+With `--layers` also with metrics, an access log that writes one line in a hundred, and tracing that keeps no trace: what most
+calls of a service in production pass. Those of OpenTelemetry's are counted too.
+
 A count, not a time: it says where the code is roundabout, on any machine. Every Python call in the service's event loop is
 counted (what C does is not, nor what runs in a worker's thread), for one request after thirty others. `--list` prints them.
 """
@@ -32,6 +35,19 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+LAYERS: dict[str, dict[str, Any]] = {
+    "": {},
+    " metrics": {"metrics": {"port": 0}},
+    " access log": {"access_log": {"sample": 0.0}},
+    " tracing": {"tracing": {"exporter": "none", "sample": 0.0}},
+    " all": {
+        "metrics": {"port": 0},
+        "access_log": {"sample": 0.0},
+        "tracing": {"exporter": "none", "sample": 0.0},
+    },
+}
+
+
 class Traced:
     name = "traced"
 
@@ -50,7 +66,7 @@ async def trace(uri: str, method: str) -> list[str]:
 
     def on_event(frame: FrameType, what: str, arg: object) -> None:
         module = frame.f_globals.get("__name__", "")
-        if what == "call" and module.startswith("mycelia."):
+        if what == "call" and module.startswith(("mycelia.", "opentelemetry.")):
             calls.append(f"{module.removeprefix('mycelia.')}:{frame.f_code.co_qualname}")
 
     arguments = (sys.executable, "-c", CLIENT, uri, method)
@@ -78,14 +94,14 @@ def _until_acknowledged(calls: list[str]) -> list[str]:
     return calls[first : written + 1]
 
 
-async def main(uri: str, is_listing: bool) -> None:
-    async with Runner({"AMQP_URI": uri}, [Traced]):
+async def main(uri: str, layer: str, is_listing: bool) -> None:
+    async with Runner({"AMQP_URI": uri, "mycelia": LAYERS[layer]}, [Traced]):
         for method in ("on_loop", "in_thread"):
             calls = await trace(uri, method)
             modules = [call.partition(":")[0] for call in calls]
             switches = sum(one != other for one, other in itertools.pairwise(modules))
             print(
-                f"{method}: {len(calls)} calls, {len(set(calls))} functions, {len(set(modules))} modules, "
+                f"{method}{layer}: {len(calls)} calls, {len(set(calls))} functions, {len(set(modules))} modules, "
                 f"{switches} switches between modules"
             )
             if is_listing:
@@ -95,7 +111,9 @@ async def main(uri: str, is_listing: bool) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trace", description=__doc__)
     parser.add_argument("--list", action="store_true", help="print the calls")
+    parser.add_argument("--layers", action="store_true", help="also with each part of the layer")
     parser.add_argument("--uri", help="the broker (default: AMQP_URI, else a private node)")
     given = parser.parse_args()
     with find_broker(given.uri) as broker:
-        asyncio.run(main(broker.uri, given.list))
+        for layer in LAYERS if given.layers else [""]:
+            asyncio.run(main(broker.uri, layer, given.list))

@@ -9,6 +9,7 @@ the one that the server writes when the response has left (`entrypoints/http/ser
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from asyncio import CancelledError
@@ -55,6 +56,7 @@ class AccessLog:
     ) -> None:
         self._section = section
         self._chance = chance
+        self._slow = math.inf if section.slower_than is None else section.slower_than
 
     @classmethod
     def of(cls, asked_for: bool | AccessLogSection | None) -> AccessLog | None:
@@ -66,14 +68,17 @@ class AccessLog:
     def middleware(self, direction: Direction, target: Target) -> Middleware | None:
         if direction is not Direction.INBOUND or target.kind is CallKind.HTTP:
             return None
-        return Observer(self._write_call)
+        return Observer(self._call_ended)
 
-    def _write_call(self, call: Call, outcome: Outcome) -> None:
+    def _call_ended(self, call: Call, outcome: Outcome) -> None:
         now = time.monotonic()
         started_at = call.started_at or now
         duration = now - started_at
-        word = outcome_word(call, outcome)
-        if not self._is_written(word, duration):
+        if outcome.error is not None:
+            word = outcome_word(call, outcome)
+        elif self._is_written("ok", duration):
+            word = "ok"
+        else:
             return
         message = call.message
         token = current_call.set(call)  # a worker in a thread was handled in another context
@@ -149,14 +154,10 @@ class AccessLog:
     def _is_written(self, word: str, duration: float) -> bool:
         if word != "ok":
             return True
-        section = self._section
         if not log.isEnabledFor(logging.INFO):
             return False
-        if section.sample >= 1.0:
-            return True
-        if section.slower_than is not None and duration >= section.slower_than:
-            return True
-        return self._chance() < section.sample
+        sample = self._section.sample
+        return sample >= 1.0 or duration >= self._slow or self._chance() < sample
 
     def _write(self, word: str, **fields: Any) -> None:
         known = {name: value for name, value in fields.items() if value is not None}

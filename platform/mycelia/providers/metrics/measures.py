@@ -131,7 +131,13 @@ class Measures:
                 values[ok] += 1.0
             else:
                 ends.count(outcome)
-            if observe_waits is not None and call.message is not None:
+            message = call.message
+            if observe_waits is None or message is None:
+                return
+            headers = call.headers
+            if message.properties.timestamp is not None or (
+                headers and (PUBLISHED_HEADER in headers or FROM_THE_BROKER in headers)
+            ):
                 observe_waits(call, outcome)
 
         return Observer(count_arrived)

@@ -12,6 +12,7 @@ from opentelemetry import baggage as otel_baggage
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context
 from opentelemetry.trace import (
     Span,
     SpanContext,
@@ -50,11 +51,16 @@ from mycelia.log_event import event
 from mycelia.providers.tracing import conventions as said
 from mycelia.providers.tracing.unsampled import (
     Roots,
-    UnsampledSpan,
-    carried,
     unsampled_span_of,
 )
-from mycelia.wire import BAGGAGE, TRACEPARENT, TRACESTATE, format_baggage, parse_baggage
+from mycelia.wire import (
+    BAGGAGE,
+    HEADER_PREFIX,
+    TRACEPARENT,
+    TRACESTATE,
+    format_baggage,
+    parse_baggage,
+)
 
 __all__ = ["contexts_of", "span_layer"]
 
@@ -68,7 +74,9 @@ CALLERS_FAULTS = (ContractError, DeadlinePassed, IncorrectSignature, MethodNotFo
 _MAX_MESSAGE = 4 * 1024
 _MAX_STACK = 16 * 1024
 
-_EMPTY = otel_context.Context()
+_PREFIXED_BAGGAGE = HEADER_PREFIX + BAGGAGE
+(_SPAN,) = set_span_in_context(trace.INVALID_SPAN, Context())
+"""The key of a context's span."""
 _propagator = TraceContextTextMapPropagator()
 _baggage = W3CBaggagePropagator()
 
@@ -131,9 +139,12 @@ def span_layer(tracer_of: TracerOf, target: Target, roots: Roots | None = None) 
         unsampled = unsampled_span_of(call, roots)
         if unsampled is None:
             return False
-        otel_context.attach(
-            _inside_unsampled(unsampled, call)
-        )  # the worker's own, and goes with it
+        inside = Context({_SPAN: unsampled})
+        given = call.given_context
+        carried = call.headers if given is None else given
+        if carried and (BAGGAGE in carried or _PREFIXED_BAGGAGE in carried):
+            inside = _with_baggage(call, inside)
+        otel_context.attach(inside)  # the worker's own, and goes with it
         return True
 
     async def leaving(call: Call, next: Next) -> Outcome:
@@ -151,13 +162,6 @@ def span_layer(tracer_of: TracerOf, target: Target, roots: Roots | None = None) 
         return await traced(call, next)
 
     return Unless(is_not_kept, traced) if arrives else leaving
-
-
-def _inside_unsampled(span: UnsampledSpan, call: Call) -> otel_context.Context:
-    inside = set_span_in_context(span, _EMPTY)
-    if carried(call, BAGGAGE) is not None and isinstance(baggage := call.context.get(BAGGAGE), str):
-        inside = _baggage.extract({BAGGAGE: baggage}, inside)
-    return inside
 
 
 def contexts_of(calls: Iterable[Call]) -> list[SpanContext]:
@@ -181,16 +185,18 @@ def _carrier(call: Call) -> dict[str, str]:
     }
 
 
-def _arrived_with(call: Call) -> otel_context.Context:
+def _arrived_with(call: Call) -> Context:
     """The context of what arrives: that of its headers, and nothing of whatever this process was just doing."""
-    parent = _propagator.extract(_carrier(call), otel_context.Context())
+    return _with_baggage(call, _propagator.extract(_carrier(call), Context()))
+
+
+def _with_baggage(call: Call, inside: Context) -> Context:
+    """`inside`, with the baggage that the call came with."""
     baggage = call.context.get(BAGGAGE)
-    if isinstance(baggage, str):
-        parent = _baggage.extract({BAGGAGE: baggage}, parent)
-    return parent
+    return _baggage.extract({BAGGAGE: baggage}, inside) if isinstance(baggage, str) else inside
 
 
-def _leaves_from(call: Call) -> otel_context.Context:
+def _leaves_from(call: Call) -> Context:
     """The context of what leaves: the span that is open here, else what the call being handled came with."""
     current = otel_context.get_current()
     if trace.get_current_span(current).get_span_context().is_valid:
@@ -198,7 +204,7 @@ def _leaves_from(call: Call) -> otel_context.Context:
     return _propagator.extract(_carrier(call), current)
 
 
-def _write(call: Call, own: SpanContext, inside: otel_context.Context) -> None:
+def _write(call: Call, own: SpanContext, inside: Context) -> None:
     """Put the span into the call's context data: what leaves carries it, what arrived hands it on, logs name its trace."""
     data = call.context
     data[TRACEPARENT] = f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from random import getrandbits
-from typing import Any, Final
+from typing import Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -21,12 +21,14 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from mycelia.call import Call
 from mycelia.wire import HEADER_PREFIX, TRACEPARENT, TRACESTATE
 
-__all__ = ["Roots", "UnsampledSpan", "carried", "unsampled_span_of"]
+__all__ = ["Roots", "UnsampledSpan", "unsampled_span_of"]
 
 _is_unsampled: Final = re.compile(
     r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][02468ace]"
 ).fullmatch
 _propagator: Final = TraceContextTextMapPropagator()
+_PREFIXED: Final = HEADER_PREFIX + TRACEPARENT
+_STATES: Final = frozenset({TRACESTATE, HEADER_PREFIX + TRACESTATE})
 _LOW_BITS: Final = (1 << 64) - 1
 
 
@@ -82,40 +84,24 @@ def unsampled_span_of(call: Call, roots: Roots | None) -> UnsampledSpan | None:
     Args:
         roots: what decides; `None` where only the provider's own sampler knows.
     """
-    traceparent = carried(call, TRACEPARENT)
+    given = call.given_context
+    carried = call.headers if given is None else given
+    traceparent = None
+    if carried:
+        traceparent = carried.get(TRACEPARENT)
+        if traceparent is None and given is None:
+            traceparent = carried.get(_PREFIXED)
     if traceparent is None:
         if roots is None or (dropped := roots.drop()) is None:
             return None
-        _begin(call, dropped)
+        if given is not None or (carried and _STATES & carried.keys()):
+            context = call.context
+            context.pop(TRACESTATE, None)  # of another trace
+            context[TRACEPARENT] = dropped
+        else:  # the context will be read from there, if anybody asks for it
+            call.headers = {**carried, TRACEPARENT: dropped} if carried else {TRACEPARENT: dropped}
         return UnsampledSpan(dropped, None)
     if type(traceparent) is not str or not _is_unsampled(traceparent):
         return None
-    tracestate = carried(call, TRACESTATE)
+    tracestate = call.context.get(TRACESTATE) if carried and _STATES & carried.keys() else None
     return UnsampledSpan(traceparent, tracestate if isinstance(tracestate, str) else None)
-
-
-def carried(call: Call, name: str) -> Any:
-    """`call.context.get(name)`, as it came: whatever else is in the headers is not decoded for it."""
-    given = call.given_context
-    if given is not None:
-        return given.get(name)
-    headers = call.headers
-    if not headers:
-        return None
-    value = headers.get(name)
-    return headers.get(HEADER_PREFIX + name) if value is None else value
-
-
-def _begin(call: Call, traceparent: str) -> None:
-    """Put a new trace where the call's context data is, or will be read from."""
-    given = call.given_context
-    if given is None:
-        headers = dict(call.headers or ())
-        if TRACESTATE in headers or HEADER_PREFIX + TRACESTATE in headers:
-            given = call.context
-        else:
-            headers[TRACEPARENT] = traceparent
-            call.headers = headers
-            return
-    given[TRACEPARENT] = traceparent
-    given.pop(TRACESTATE, None)  # of another trace
