@@ -86,6 +86,7 @@ ERRORS = {
         "CallError",
         "DeadlinePassed",
         "HandlerTimeout",
+        "KeyParked",
         "TooManyDeliveries",
         "RpcTimeout",
         "UnknownService",

@@ -58,6 +58,7 @@ __all__ = [
     "FlowFunctionError",
     "HandlerTimeout",
     "IncorrectSignature",
+    "KeyParked",
     "LeaseLost",
     "LinkError",
     "MalformedRequest",
@@ -235,6 +236,19 @@ class TooManyDeliveries(CallError):
         )
         self.queue = queue
         self.limit = limit
+
+
+class KeyParked(CallError):
+    """Not run: an earlier message of its key failed for good, and the handler parks what follows."""
+
+    def __init__(self, target: str, key: object) -> None:
+        told = f"{key!r:.80}" if type(key) in (str, int) else f"({type(key).__name__})"
+        super().__init__(
+            f"{target}: an earlier message of key {told} could not be handled, so this one is not begun. See to the first "
+            "dead letter of this key, then redrive them all: they release the key."
+        )
+        self.target = target
+        self.key = key
 
 
 class RemoteError(CallError):

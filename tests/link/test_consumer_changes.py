@@ -467,3 +467,29 @@ async def test_consumer_says_whether_the_broker_has_it(
     await eventually(lambda: consumer.is_consuming, timeout=15)
     await consumer.cancel()
     assert not consumer.is_consuming
+
+
+# --- retired ---
+
+
+async def test_what_a_retired_consumer_has_goes_back_in_the_order_of_the_queue(
+    link: Link, any_queue: str
+) -> None:
+    """Also when acknowledgements make room for more until the end."""
+    bodies = await publish(link, any_queue, range(60))
+    inbox = Inbox()
+    consumer = await link.consume(any_queue, inbox, ConsumeOptions(prefetch=10))
+    await inbox.wait(10)
+
+    consumer.retire()
+    for place in (0, 2, 4, 6, 8):
+        inbox.deliveries[place].ack()
+    await consumer.aclose()
+    handed_out = len(inbox.deliveries)
+    again = Inbox()
+    second = await link.consume(any_queue, again, ConsumeOptions(prefetch=100))
+    await again.wait(55)
+    await second.aclose()
+
+    assert handed_out == 10
+    assert again.bodies == [body for n, body in enumerate(bodies) if n not in (0, 2, 4, 6, 8)]

@@ -230,6 +230,14 @@ class LinkConsumer(Protocol):
         """
         ...
 
+    def retire(self) -> None:
+        """Hand out nothing more until `aclose()`, which then gives everything unsettled back in the order of the queue.
+
+        The broker goes on sending until its prefetch is full: after a cancellation it would take what was on its way back before
+        the rest, which is older. What was handed out can be settled meanwhile.
+        """
+        ...
+
     async def cancel(self) -> None:
         """Stop further deliveries. What was handed out can still be settled. Idempotent; works with the broker down."""
         ...

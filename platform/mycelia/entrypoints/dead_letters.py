@@ -29,6 +29,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 from mycelia.amqp import Delivery, Message, Properties, Queue
@@ -107,6 +108,12 @@ class DeadLetters(SharedExtension):
         """The messages of `queue` that are being buried."""
         mover = self._movers.get(queue)
         return [] if mover is None else mover.deliveries
+
+    async def expect(self, dead_queue: str) -> None:
+        """Have `dead_queue` declared, so that letters go there in the order in which they are buried. Raises nothing."""
+        assert self.container is not None
+        with suppress(LinkError):  # it is said when there is something to be buried
+            await self._declare(dead_queue, self.container.host.settings.mycelia.publish_timeout)
 
     def bury(
         self,

@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import CallKind
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
+from mycelia.entrypoints.keys import Key
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.errors import ConfigError
 from mycelia.policies.kill_switch import KillSwitch
@@ -54,6 +55,9 @@ class EventHandler(Subscription):
         queue_type: "quorum" or "classic"; the setting `mycelia.event_queue_type` by default.
         kill_switch: stop taking events when the method fails too often (`KillSwitch`); as the setting `mycelia.kill_switch` says
             by default, which is never.
+        key: a field of the payload, or a function of it: what has the same key is handled in the order of the queue, one after
+            the other, and what fails is tried again in its place.
+        parks: once a message of a key is dead-lettered, all that follow it are as well, until they are redriven.
     """
 
     kind = CallKind.EVENT
@@ -69,10 +73,17 @@ class EventHandler(Subscription):
         retry: Retry | UnsetType | None = UNSET,
         queue_type: str | None = None,
         kill_switch: KillSwitch | bool | None = None,
+        key: Key | None = None,
+        parks: bool = False,
         **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(
-            retry=retry, requeue_on_error=requeue_on_error, kill_switch=kill_switch, **options
+            retry=retry,
+            requeue_on_error=requeue_on_error,
+            kill_switch=kill_switch,
+            key=key,
+            parks=parks,
+            **options,
         )
         if handler_type not in HANDLER_TYPES:
             raise ConfigError(

@@ -8,6 +8,7 @@ from msgspec import UNSET, UnsetType
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
+from mycelia.entrypoints.keys import Key
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.policies.kill_switch import KillSwitch
 from mycelia.policies.retry import Retry
@@ -28,6 +29,9 @@ class Consumer(Subscription):
             30 s, 5 min and 30 min, unless the configuration says otherwise.
         kill_switch: stop taking messages when the method fails too often (`KillSwitch`); as the setting `mycelia.kill_switch` says
             by default, which is never.
+        key: a field of the payload, or a function of it: what has the same key is handled in the order of the queue, one after
+            the other, and what fails is tried again in its place.
+        parks: once a message of a key is dead-lettered, all that follow it are as well, until they are redriven.
     """
 
     def __init__(
@@ -37,10 +41,17 @@ class Consumer(Subscription):
         *,
         retry: Retry | UnsetType | None = UNSET,
         kill_switch: KillSwitch | bool | None = None,
+        key: Key | None = None,
+        parks: bool = False,
         **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(
-            retry=retry, requeue_on_error=requeue_on_error, kill_switch=kill_switch, **options
+            retry=retry,
+            requeue_on_error=requeue_on_error,
+            kill_switch=kill_switch,
+            key=key,
+            parks=parks,
+            **options,
         )
         queue_topology(queue)  # what is no queue is said where it is written
         self.queue = queue

@@ -22,6 +22,7 @@ from mycelia.wire import (
 )
 
 __all__ = [
+    "DELIVERY_LIMIT",
     "RETURNS_HEADERS",
     "attempt_of",
     "counts_returns",
@@ -43,6 +44,11 @@ RETURNS_HEADERS = ("x-acquired-count", "x-delivery-count")
 connection that ends) and no `basic.nack`, and has the old count in `x-acquired-count`: how often the message was handed
 out before (seen with 4.3.6).
 """
+
+DELIVERY_LIMIT = 20
+"""Times a message may come back without an outcome, because whoever had it died or was stopped. The next delivery is
+buried instead of handled: a message that kills its process must not go through the fleet for ever. RabbitMQ 4 counts
+to 20 as well, and then drops the message where no dead-letter exchange is set."""
 
 CANCEL_TIMEOUT = 3.0
 """Seconds for the broker's word that it sends no more. It must leave the workers their grace."""

@@ -39,9 +39,18 @@ from mycelia.entrypoints.after_errors import pause_after, policy_after
 from mycelia.entrypoints.consumption_guard import ConsumptionGuard
 from mycelia.entrypoints.counting import Counting
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
+from mycelia.entrypoints.in_order import (
+    BEHIND_EACH,
+    MAX_PREFETCH,
+    RETRY_IN_ORDER,
+    InOrder,
+    in_order_by,
+)
+from mycelia.entrypoints.keys import Key, check_key
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack, PutBacks
 from mycelia.entrypoints.received import (
+    DELIVERY_LIMIT,
     counts_returns,
     decode_body,
     history_of,
@@ -52,21 +61,23 @@ from mycelia.entrypoints.received import (
 from mycelia.entrypoints.remembered import Remembered, event_key
 from mycelia.entrypoints.republished import expires_at_ms, own_user
 from mycelia.entrypoints.statistics import ConsumerStatistics
-from mycelia.errors import ConfigError, DeadlinePassed, TooManyDeliveries
+from mycelia.errors import ConfigError, DeadlinePassed, KeyParked, TooManyDeliveries
 from mycelia.policies.kill_switch import KillSwitch, kill_switch_of
 from mycelia.policies.retry import DEFAULT_RETRY, Retry, exponential, retry_of
-from mycelia.runtime import Container, Entrypoint, EntrypointArguments, Lane, Settings
+from mycelia.runtime import (
+    Container,
+    Entrypoint,
+    EntrypointArguments,
+    KeyedLane,
+    Lane,
+    Settings,
+)
 from mycelia.wire import read_attempt
 
 __all__ = ["Subscription"]
 
 log = logging.getLogger("mycelia.entrypoints")
 
-
-DELIVERY_LIMIT = 20
-"""Times a message may come back without an outcome, because whoever had it died or was stopped. The next delivery is
-buried instead of handled: a message that kills its process must not go through the fleet for ever. RabbitMQ 4 counts
-to 20 as well, and then drops the message where no dead-letter exchange is set."""
 
 ACK = Ack()
 
@@ -84,6 +95,9 @@ class Subscription(Entrypoint, ABC):
         requeue_on_error: Nameko's word for a policy: after 0.25 s, twice that, … at most 30 s, up to `mycelia.requeue_attempts`.
         kill_switch: when to stop taking messages because the method fails too often; `False` for never, `True` for the defaults. By
             default as the configuration says (`mycelia: kill_switch:`), and without a word there never.
+        key: messages of one key are handled one after the other, in the order of the queue: a field of the payload, or a function
+            of it. Their retries are made here, in their place (`InOrder`).
+        parks: with `key`: once a message of a key is dead-lettered, all that follow it are as well, until they are redriven.
         options: those of every entrypoint (`Entrypoint`).
     """
 
@@ -93,6 +107,8 @@ class Subscription(Entrypoint, ABC):
     container: Container
     dead_letters = DeadLetters()
     put_backs = PutBacks()
+    key: Key | None = None
+    parks = False
 
     def __init__(
         self,
@@ -100,9 +116,23 @@ class Subscription(Entrypoint, ABC):
         retry: Retry | UnsetType | None = UNSET,
         requeue_on_error: bool = False,
         kill_switch: KillSwitch | bool | None = None,
+        key: Key | None = None,
+        parks: bool = False,
         **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(**options)
+        if key is not None:
+            check_key(key)
+        elif parks:
+            raise ConfigError(
+                'parks=True parks what follows a failed message of the same key: say which with key="…".'
+            )
+        if key is not None and kill_switch:
+            raise ConfigError(
+                "kill_switch= beside key=: it gives messages back, which would change their order."
+            )
+        self.key = key
+        self.parks = parks
         if not (retry is UNSET or retry is None or isinstance(retry, Retry)):
             raise ConfigError(f"retry={retry!r:.60}: expected Retry(…), or None for never.")
         if retry is not UNSET and requeue_on_error:
@@ -125,6 +155,7 @@ class Subscription(Entrypoint, ABC):
         self._put_back: PutBack | None = None
         self._remembered = Remembered(event_key)
         self._counting = Counting(lambda: self._consumer)
+        self._in_order: InOrder | None = None
 
     @abstractmethod
     def topology(self) -> tuple[Queue, list[Exchange | Queue | Binding]]:
@@ -152,6 +183,8 @@ class Subscription(Entrypoint, ABC):
             )
         )
         await self._link.declare(*parts)
+        if self.parks:
+            await self.dead_letters.expect(self._dead_queue)
         self._queue_counts = counts_returns(self._queue, self._link)
         if self._policy is not None:
             await self._put_back.expect(self._policy.delay(1, self._random))
@@ -177,17 +210,28 @@ class Subscription(Entrypoint, ABC):
         if section.retry is not None:
             return retry_of(section.retry, "mycelia.retry")
         is_stream = self._queue.arguments.get("x-queue-type") == "stream"
-        return None if is_stream else DEFAULT_RETRY
+        if is_stream:
+            return None
+        return DEFAULT_RETRY if self.key is None else RETRY_IN_ORDER
 
     async def start(self) -> None:
         container = self.container
-        self._lane = container.make_lane(self)
+        if self.key is None:
+            self._lane = container.make_lane(self)
+        else:
+            order = in_order_by(self.key, self._prefetch_now)
+            lane = self._lane = container.make_lane(self, order=order)
+            assert isinstance(lane, KeyedLane)
+            self._in_order = InOrder(lane, queue=self._queue.name, parks=self.parks)
         self._guard = guard = self._make_guard()
         self._consumer = await self._link.consume(
             self._queue.name,
             self._on_deliveries if guard is None else guard.on_deliveries,
-            ConsumeOptions(prefetch=container.prefetch_of(self), on_lost=self._on_lost),
+            ConsumeOptions(prefetch=self._prefetch_now(), on_lost=self._on_lost),
         )
+        if self._in_order is not None:
+            # What is unsettled then comes back in its order; given back one by one it might come behind the rest.
+            container.at_end(self._consumer.aclose)
         self._prefetch = PrefetchChanges(self._consumer)
         if guard is not None:
             guard.guard(self._consumer, self._lane, self._prefetch)
@@ -199,6 +243,8 @@ class Subscription(Entrypoint, ABC):
             ConfigError: the configuration's kill switch is none.
         """
         section = self.container.settings.mycelia
+        if self.key is not None:
+            return None  # it gives back what has come, and stands in the way of the order
         if isinstance(self.kill_switch, KillSwitch):
             switch: KillSwitch | None = self.kill_switch
         elif self.kill_switch is None:
@@ -215,14 +261,22 @@ class Subscription(Entrypoint, ABC):
             queue=queue.name,
             expected=self.expected_exceptions,
             keeps=queue.auto_delete or queue.arguments.get("x-queue-type") == "stream",
-            prefetch=lambda: self.container.prefetch_of(self),
+            prefetch=self._prefetch_now,
         )
+
+    def _prefetch_now(self) -> int:
+        """Messages that the broker may have outstanding here, as the settings are now."""
+        container = self.container
+        if self.key is not None and self.prefetch is None:
+            return min(BEHIND_EACH * container.concurrency_of(self), MAX_PREFETCH)
+        return container.prefetch_of(self)
 
     def reconfigure(self, old: Settings, new: Settings) -> None:
         self._policy = self._policy_of(new)
-        if self._prefetch is not None:
+        # A change takes what is on its way back behind what is not: none with a key.
+        if self._prefetch is not None and self._in_order is None:
             asked = self._prefetch if self._guard is None else self._guard
-            asked.ask_for(self.container.prefetch_of(self))
+            asked.ask_for(self._prefetch_now())
 
     def statistics(self) -> ConsumerStatistics | None:
         if self._consumer is None or self._put_back is None:
@@ -247,7 +301,10 @@ class Subscription(Entrypoint, ABC):
         if self._prefetch is not None:
             self._prefetch.stop()
         if self._consumer is not None and self._lane is not None:
-            await stop_deliveries(self._consumer)
+            if self._in_order is None:
+                await stop_deliveries(self._consumer)
+            else:
+                self._consumer.retire()
             self._lane.give_back_backlog()
         self._counting.stop()
 
@@ -270,14 +327,30 @@ class Subscription(Entrypoint, ABC):
                 read=self.decode_arguments,
                 parent_calls_tracked=self._parent_calls_tracked,
             )
-            if returns >= DELIVERY_LIMIT:
-                lane.refuse(call, TooManyDeliveries(self._queue.name, returns))
-            elif is_over:
-                lane.refuse(call, DeadlinePassed(f"{self.target.name}: its time to live is over."))
-            elif returns and not is_counted(delivery, self._queue_counts):
-                self._count(call, delivery, lane, returns)
-            else:
+            if not returns and not is_over:  # nearly always
                 lane.submit(call)
+            else:
+                self._submit_with_history(call, delivery, returns, is_over)
+
+    def _submit_with_history(
+        self, call: Call, delivery: Delivery, returns: int, is_over: bool
+    ) -> None:
+        lane = self._lane
+        assert lane is not None
+        refusal: Exception | None = None
+        if returns >= DELIVERY_LIMIT:
+            refusal = TooManyDeliveries(self._queue.name, returns)
+        elif is_over:
+            refusal = DeadlinePassed(f"{self.target.name}: its time to live is over.")
+        if self._in_order is not None:
+            call.refusal = refusal  # when it is its turn
+            lane.submit(call)
+        elif refusal is not None:
+            lane.refuse(call, refusal)
+        elif returns and not is_counted(delivery, self._queue_counts):
+            self._count(call, delivery, lane, returns)
+        else:
+            lane.submit(call)
 
     def _count(self, call: Call, delivery: Delivery, lane: Lane, returns: int) -> None:
         """Make a return durable that the queue does not count: publish the message to it anew, with its count."""
@@ -326,6 +399,8 @@ class Subscription(Entrypoint, ABC):
 
     def settlement_of(self, call: Call, outcome: Outcome) -> Settlement:
         error = outcome.error
+        if isinstance(error, KeyParked):
+            return DeadLetter("parked")
         if isinstance(error, TooManyDeliveries):
             return DeadLetter("too_many_attempts")
         if outcome.is_refused and isinstance(error, DeadlinePassed):
@@ -355,6 +430,8 @@ class Subscription(Entrypoint, ABC):
             case Ack():
                 delivery.ack()
                 self._remembered.acknowledged(delivery)
+            case GiveBack() if self._in_order is not None and self._in_order.keeps(delivery):
+                pass
             case GiveBack():
                 delivery.nack(requeue=True)
             case Requeue():
@@ -376,6 +453,9 @@ class Subscription(Entrypoint, ABC):
             self._bury(call, delivery, "too_many_attempts", error)
         elif expires is not None and (now + time_of(after)) * 1000 >= expires:
             self._bury(call, delivery, "expired", error)
+        elif self._in_order is not None:
+            if not self._in_order.try_again(call, after):
+                self._bury(call, delivery, "too_many_attempts", error)
         else:
             assert self._put_back is not None
             self._put_back.later(
@@ -394,6 +474,8 @@ class Subscription(Entrypoint, ABC):
         self, call: Call, delivery: Delivery, reason: str, error: BaseException | None
     ) -> None:
         call.settlement = DeadLetter(reason)
+        if self._in_order is not None:
+            self._in_order.failed_for_good(call)
         self.dead_letters.bury(
             delivery,
             queue=self._queue.name,

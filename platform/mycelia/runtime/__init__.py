@@ -14,6 +14,7 @@ from mycelia.runtime.extensions import (
     register_entrypoint,
 )
 from mycelia.runtime.host import Host
+from mycelia.runtime.keyed_lane import KeyedLane, KeyOrder
 from mycelia.runtime.lane import Lane, LaneStatistics
 from mycelia.runtime.loop_watch import LoopWatch
 from mycelia.runtime.process_parts import (
@@ -38,6 +39,8 @@ __all__ = [
     "Extension",
     "Host",
     "HostStatistics",
+    "KeyOrder",
+    "KeyedLane",
     "Lane",
     "LaneStatistics",
     "LoopWatch",

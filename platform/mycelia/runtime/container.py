@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +25,7 @@ from mycelia.runtime.declarations import (
 from mycelia.runtime.extensions import Entrypoint, Extension, maybe_await
 from mycelia.runtime.forgotten_awaits import watch_forgotten_awaits
 from mycelia.runtime.host import Host
+from mycelia.runtime.keyed_lane import KeyedLane, KeyOrder
 from mycelia.runtime.lane import Lane
 from mycelia.runtime.service_slots import ServiceSlots
 from mycelia.runtime.settings import Settings
@@ -148,11 +150,17 @@ class Container:
 
     # --- for entrypoints ----------------------------------------------------------------------
 
-    def make_lane(self, entrypoint: Entrypoint, target: Target | None = None) -> Lane:
+    def make_lane(
+        self,
+        entrypoint: Entrypoint,
+        target: Target | None = None,
+        *,
+        order: KeyOrder | None = None,
+    ) -> Lane:
         """The lane in which `entrypoint`'s workers run; call it in `setup()` or `start()`.
 
         `entrypoint.settle()` is called once for each call submitted to the lane. `target` is given for a lane that
-        serves calls of other targets than the entrypoint's own.
+        serves calls of other targets than the entrypoint's own; `order` for one in order by key, a `KeyedLane`.
         """
         loop = asyncio.get_running_loop()
         if self._threads is None:
@@ -163,7 +171,8 @@ class Container:
         if invocation is None:
             invocation = Invocation(self, entrypoint, self.dependencies, loop)
             self._invocations[id(entrypoint)] = invocation
-        lane = Lane(
+        make = Lane if order is None else partial(KeyedLane, order=order)
+        lane = make(
             entrypoint.target if target is None else target,
             invocation,
             entrypoint,

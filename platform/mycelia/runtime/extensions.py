@@ -38,6 +38,7 @@ from mycelia.runtime.decorators import (
     register_entrypoint,
 )
 from mycelia.runtime.host import Host
+from mycelia.runtime.keyed_lane import KeyOrder
 from mycelia.runtime.lane import Lane
 from mycelia.runtime.methods import function_in, method_of
 from mycelia.runtime.settings import Settings
@@ -106,7 +107,13 @@ class BoundTo(Protocol):
         """What stands around calls of `target` in this service, outermost first."""
         ...
 
-    def make_lane(self, entrypoint: Entrypoint, target: Target | None = None) -> Lane:
+    def make_lane(
+        self,
+        entrypoint: Entrypoint,
+        target: Target | None = None,
+        *,
+        order: KeyOrder | None = None,
+    ) -> Lane:
         """The lane in which `entrypoint`'s workers run; call it in `setup()` or `start()`."""
         ...
 

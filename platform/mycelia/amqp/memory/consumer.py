@@ -121,6 +121,7 @@ class MemoryConsumer:
         self._channel: _Channel | None = None
         self._has_started = False
         self._is_cancelled = False
+        self._is_retired = False
         self._is_paused = False
         self._held: list[Delivery] = []
         """Of a `no_ack` consumer that lost its channel while paused: the broker does not have them any more."""
@@ -200,6 +201,9 @@ class MemoryConsumer:
 
     # --- life ------------------------------------------------------------------------------------
 
+    def retire(self) -> None:
+        self._is_retired = self._is_paused = True
+
     async def cancel(self) -> None:
         if not self._is_cancelled:
             self._is_cancelled = True
@@ -209,7 +213,10 @@ class MemoryConsumer:
         await asyncio.sleep(0)
 
     async def aclose(self, timeout: float = 5.0) -> None:
-        await self.cancel()
+        if self._is_retired:
+            self._is_cancelled = True
+        else:
+            await self.cancel()
         self.host.remove(self)
         channel, self._channel = self._channel, None
         if channel is not None:

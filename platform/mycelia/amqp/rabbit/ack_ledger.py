@@ -54,6 +54,11 @@ class AckLedger:
         return self._last != 0
 
     @property
+    def last(self) -> int:
+        """The highest delivery tag so far; 0 before the first."""
+        return self._last
+
+    @property
     def lowest_unsettled(self) -> int:
         """The lowest tag that is handed out (or next to be) and not settled."""
         return self._low

@@ -95,6 +95,7 @@ class RabbitConsumer:
         self._held: list[Delivery] = []
         """Of a `no_ack` consumer that lost its channel while paused: the broker does not have them any more."""
         self._is_cancelled = False
+        self._is_retired = False
         self._task: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._last_reason: LinkError | None = None
@@ -192,6 +193,11 @@ class RabbitConsumer:
 
     # --- its end ---
 
+    def retire(self) -> None:
+        self._is_retired = self._is_paused = True
+        if self._intake is not None:
+            self._intake.hold()
+
     async def cancel(self) -> None:
         self._is_cancelled = True
         await self._end_task()
@@ -206,7 +212,11 @@ class RabbitConsumer:
             loop = asyncio.get_running_loop()
             deadline = loop.time() + timeout
             try:
-                await intake.cancel(timeout, is_closing=True)
+                await (
+                    intake.retire(timeout)
+                    if self._is_retired
+                    else intake.cancel(timeout, is_closing=True)
+                )
             finally:
                 intake.settle_soon()
                 intake.close()
@@ -304,6 +314,8 @@ class RabbitConsumer:
             TopologyError: the broker refuses the prefetch; the one before is wanted again.
             LinkError, ProtocolError: the intake has ended over it.
         """
+        if self._is_retired:
+            return
         if self._is_paused:
             await intake.pause(self._step_timeout)
         elif intake.is_paused:
