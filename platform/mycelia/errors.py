@@ -20,6 +20,7 @@
     │   ├── DeadlinePassed         not run: nobody waits for the result any more
     │   ├── HandlerTimeout         the method ran longer than it may, and was given up
     │   ├── TooManyDeliveries      not run: the message has come back too often
+    │   ├── KeyParked              not run: an earlier message of its key failed for good
     │   ├── RemoteError            the method raised; carries the remote type, text and traceback
     │   ├── MethodNotFound         the service has no such method
     │   └── IncorrectSignature     the arguments do not fit the method

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import CallKind
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
-from mycelia.entrypoints.keys import Key
+from mycelia.entrypoints.keys import MessageKey
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.errors import ConfigError
 from mycelia.policies.kill_switch import KillSwitch
@@ -73,7 +73,7 @@ class EventHandler(Subscription):
         retry: Retry | UnsetType | None = UNSET,
         queue_type: str | None = None,
         kill_switch: KillSwitch | bool | None = None,
-        key: Key | None = None,
+        key: MessageKey | None = None,
         parks: bool = False,
         **options: Unpack[EntrypointArguments],
     ) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from mycelia.amqp import Delivery
 from mycelia.call import Call
-from mycelia.entrypoints.keys import Key, key_reader
+from mycelia.entrypoints.keys import MessageKey, key_reader
 from mycelia.entrypoints.origin import ROUTING_KEY_HEADER
 from mycelia.log_event import event
 from mycelia.policies.retry import Fixed, Retry
@@ -40,7 +40,7 @@ BEHIND_EACH: Final = 10
 MAX_PREFETCH: Final = 65535
 
 
-def in_order_by(key: Key, prefetch: Callable[[], int]) -> KeyOrder:
+def in_order_by(key: MessageKey, prefetch: Callable[[], int]) -> KeyOrder:
     """The order by `key` of a lane whose consumer has that prefetch: a quarter of it may wait behind one failing message."""
     return KeyOrder(
         key_of=key_reader(key),

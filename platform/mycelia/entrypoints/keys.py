@@ -8,16 +8,16 @@ from typing import Any
 from mycelia.call import Call
 from mycelia.errors import ConfigError, UndecodableMessage, describe
 
-__all__ = ["Key", "check_key", "key_reader"]
+__all__ = ["MessageKey", "check_key", "key_reader"]
 
-Key = str | Callable[[Any], Hashable]
+MessageKey = str | Callable[[Any], Hashable]
 """A field of the payload, or a function of it."""
 
 
 def check_key(key: object) -> None:
     """
     Raises:
-        ConfigError: this is no `Key`.
+        ConfigError: this is no `MessageKey`.
     """
     if not ((isinstance(key, str) and key) or callable(key)):
         raise ConfigError(
@@ -25,7 +25,7 @@ def check_key(key: object) -> None:
         )
 
 
-def key_reader(key: Key) -> Callable[[Call], Hashable]:
+def key_reader(key: MessageKey) -> Callable[[Call], Hashable]:
     """What reads a call's key from its first argument: by name from a mapping, else from an attribute of that name.
 
     It raises `UndecodableMessage` where there is no key: the payload cannot be read or lacks the field, the function raises,

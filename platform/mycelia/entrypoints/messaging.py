@@ -8,7 +8,7 @@ from msgspec import UNSET, UnsetType
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
-from mycelia.entrypoints.keys import Key
+from mycelia.entrypoints.keys import MessageKey
 from mycelia.entrypoints.subscription import Subscription
 from mycelia.policies.kill_switch import KillSwitch
 from mycelia.policies.retry import Retry
@@ -41,7 +41,7 @@ class Consumer(Subscription):
         *,
         retry: Retry | UnsetType | None = UNSET,
         kill_switch: KillSwitch | bool | None = None,
-        key: Key | None = None,
+        key: MessageKey | None = None,
         parks: bool = False,
         **options: Unpack[EntrypointArguments],
     ) -> None:

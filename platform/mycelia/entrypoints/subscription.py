@@ -46,7 +46,7 @@ from mycelia.entrypoints.in_order import (
     InOrder,
     in_order_by,
 )
-from mycelia.entrypoints.keys import Key, check_key
+from mycelia.entrypoints.keys import MessageKey, check_key
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
 from mycelia.entrypoints.put_back import PutBack, PutBacks
 from mycelia.entrypoints.received import (
@@ -107,7 +107,7 @@ class Subscription(Entrypoint, ABC):
     container: Container
     dead_letters = DeadLetters()
     put_backs = PutBacks()
-    key: Key | None = None
+    key: MessageKey | None = None
     parks = False
 
     def __init__(
@@ -116,7 +116,7 @@ class Subscription(Entrypoint, ABC):
         retry: Retry | UnsetType | None = UNSET,
         requeue_on_error: bool = False,
         kill_switch: KillSwitch | bool | None = None,
-        key: Key | None = None,
+        key: MessageKey | None = None,
         parks: bool = False,
         **options: Unpack[EntrypointArguments],
     ) -> None:
