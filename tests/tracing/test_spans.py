@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable
 from typing import Any, ClassVar
 
 import pytest
@@ -626,14 +625,14 @@ def test_whatever_the_headers_hold_the_call_goes_on(
         return Outcome("done")
 
     chain = compose([span_layer(lambda: tracer, target)], end)
-    outcome = asyncio.run(_of(chain(Call(target, ((), {}), headers=headers))))
+
+    async def handle() -> Outcome:
+        return await chain(Call(target, ((), {}), headers=headers))
+
+    outcome = asyncio.run(handle())
 
     assert outcome == Outcome("done")
     links_of([Call(target, ((), {}), headers=headers)])
-
-
-async def _of(outcome: Awaitable[Outcome]) -> Outcome:
-    return await outcome
 
 
 async def test_span_of_a_batch_links_to_the_spans_of_its_calls(

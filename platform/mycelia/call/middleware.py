@@ -105,7 +105,10 @@ def middleware_for(sources: Iterable[MiddlewareSource], target: Target) -> tuple
 
 
 def compose(middleware: Iterable[Middleware], endpoint: Next) -> Next:
-    """One callable of `middleware` around `endpoint`; the first middleware is the outermost."""
+    """One callable of `middleware` around `endpoint`; the first middleware is the outermost.
+
+    It is to be called where it is awaited: each call in a context of its own, such as a task has.
+    """
     chain = endpoint
     for layer in reversed(list(middleware)):
         chain = _wrap_unless(layer, chain) if isinstance(layer, Unless) else _wrap(layer, chain)
