@@ -12,7 +12,7 @@ from tests.logs.ledger import Ledger
 from tests.logs.shapes import Departed, layout, read, records_of, writing
 from tests.progress import until
 
-from mycelia.amqp import LinkOptions
+from mycelia.amqp import LinkOptions, Message
 from mycelia.amqp.memory.link import MemoryLink
 from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.broker.node import PrivateNode
@@ -212,6 +212,43 @@ async def test_append_that_waits_in_vain_is_told_and_its_room_comes_back(
         await writer.append(Departed("JFK", 99))
         assert writer.statistics().unconfirmed_bytes == 0
         assert writer.statistics().failed > 0
+
+
+class Refusing(MemoryLink):
+    """As if the broker refused one message for a while, and took others: an election in its queue."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.takes_it = asyncio.Event()
+        self.refused = 0
+
+    async def publish(self, message: Message, *, timeout: float = 30.0) -> None:
+        if message.exchange and not self.refused:
+            self.refused += 1
+            await self.takes_it.wait()
+        await super().publish(message, timeout=timeout)
+
+
+async def test_batch_that_is_refused_for_a_while_holds_up_those_behind_it() -> None:
+    """Sent side by side, the order of their key would be lost. Another partition goes on."""
+    link = Refusing(f"memory://{secrets.token_hex(6)}")
+    await link.open()
+    of = layout(2)
+    async with writing(link, of, linger=0) as writer:
+        appends = []
+        for number in range(5):
+            appends.append(asyncio.ensure_future(writer.append(Departed("JFK", number))))
+            await asyncio.sleep(0.01)
+        await writer.append(Departed("LGA", 9))
+        assert not any(append.done() for append in appends)
+
+        link.takes_it.set()
+        await asyncio.gather(*appends)
+
+        entries = await read(link, of, 1, 5)
+        assert [one.value.number for one in records_of(entries)] == [0, 1, 2, 3, 4]
+        assert len(entries) == 2, "what waited has become one batch"
+    await link.aclose()
 
 
 async def test_cancelled_appends_leave_no_room_taken(memory: MemoryLink) -> None:
