@@ -327,7 +327,7 @@ class LogHandler(Entrypoint):
             if not await self._bury_fault(entry, fault):
                 return False
         attempt = 0
-        while entry.records:
+        while entry.values:
             attempt += 1
             outcome, settlement = await self._run(entry, attempt)
             if isinstance(settlement, GiveBack):
@@ -348,7 +348,7 @@ class LogHandler(Entrypoint):
             if await _event_or(leaving, delay) or not lease.is_held:
                 return False
         self._entries += 1
-        self._records += len(entry.records)
+        self._records += len(entry.values)
         self._faults += len(entry.faults)
         return True
 

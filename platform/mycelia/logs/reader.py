@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -21,10 +21,10 @@ import msgspec
 from mycelia.amqp import STREAM_OFFSET, ConsumeOptions, Delivery, Link, LinkConsumer
 from mycelia.errors import BrokerUnavailable, ConfigError, LinkError, OffsetGone, RuntimeStateError
 from mycelia.log_event import event
-from mycelia.logs.batch_format import decode_entry, producer_of
+from mycelia.logs.batch_format import DecodedEntry, decode_entry, producer_of
 from mycelia.logs.layout import LogLayout, stream_name
 from mycelia.logs.position import LogPosition, StartAt, checked_start
-from mycelia.logs.record import FaultyRecord, Record
+from mycelia.logs.record import FaultyRecord
 from mycelia.logs.record_shape import RecordShape
 from mycelia.logs.sequences import SeenSequences
 from mycelia.logs.stream_ends import first_offset, last_offset
@@ -49,18 +49,17 @@ _LOOK_AFTER_S: Final = 3.0
 """Of silence after the connection was lost: is the stream still the one that was read?"""
 
 
-@dataclass(slots=True)
-class LogEntry(Generic[T]):
-    """One message of a partition, as it was read."""
+@dataclass(slots=True, kw_only=True)
+class LogEntry(DecodedEntry[T]):
+    """One message of a partition, as it was read: `records`, or the columns that they are made of.
+
+    `faults` are what could not be read. Whoever handles the entry says what becomes of them. With the offset, a record's index is
+    its own place.
+    """
 
     partition: int
     offset: int
     """Its place in the partition."""
-    records: list[Record[T]]
-    indexes: Sequence[int]
-    """The place of each of `records` in the entry: with the offset, a record's own place."""
-    faults: list[FaultyRecord]
-    """What could not be read. Whoever handles the entry says what becomes of it."""
     delivery: Delivery
     """The message that it was. Settling it is the reader's."""
 
@@ -332,7 +331,9 @@ class LogReader(Generic[T]):
             faults = [FaultyRecord(None, reason, body=delivery.body)]
             self._entries += 1
             self._faults += 1
-            return LogEntry(self.partition, offset, [], (), faults, delivery)
+            return LogEntry(
+                faults=faults, partition=self.partition, offset=offset, delivery=delivery
+            )
         properties = delivery.properties
         told = producer_of(properties.headers)
         if told is not None and not self._seen.is_new(*told):
@@ -356,15 +357,18 @@ class LogReader(Generic[T]):
             shape.time_of if shape.has_time else None,
         )
         self._entries += 1
-        self._records += len(decoded.records)
+        self._records += len(decoded.values)
         self._faults += len(decoded.faults)
         return LogEntry(
-            self.partition,
-            offset,
-            decoded.records,
-            decoded.indexes,
-            decoded.faults,
-            delivery,
+            keys=decoded.keys,
+            times=decoded.times,
+            headers=decoded.headers,
+            values=decoded.values,
+            indexes=decoded.indexes,
+            faults=decoded.faults,
+            partition=self.partition,
+            offset=offset,
+            delivery=delivery,
         )
 
     # --- credit ----------------------------------------------------------------------------------

@@ -117,6 +117,8 @@ def test_what_is_written_is_read(written: list[Record[Any]]) -> None:
 
     assert entry.faults == []
     assert entry.records == written
+    assert entry.keys == [record.key for record in written]
+    assert entry.values == [record.value for record in written]
     assert list(entry.indexes) == list(range(len(written)))
 
 
