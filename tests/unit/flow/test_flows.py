@@ -255,6 +255,16 @@ def test_first_record_of_all_may_be_of_any_time_but_the_future() -> None:
         assert ("event_time-1" in engine.watermarks()) == (not rejected)
 
 
+def test_record_of_a_wrong_year_is_found_in_the_first_batch_as_well() -> None:
+    engine = Engine(hourly(), {"departed": [0]})
+    fed(
+        engine, [Departed("JFK", 1, 5), Departed("JFK", 1, 366 * 86_400_000), Departed("JFK", 1, 9)]
+    )
+
+    assert [one.position for one in engine.take_rejected()] == [1]
+    assert engine.watermarks()["event_time-1"] == 4
+
+
 def test_record_without_a_key_is_rejected_with_its_position() -> None:
     stream = (
         source("departed", int)

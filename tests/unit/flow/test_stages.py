@@ -115,6 +115,8 @@ def test_records_of_a_relay_do_not_move_time_but_what_is_relayed_does() -> None:
     (gave,) = engine.relay("anew", "q", 20)
     assert [one.value for one in gave.values] == [(1, [("a", "w", 5)])]
     assert engine.relay("anew", "q", 10) == []
+    for writer in ("p", "q"):
+        assert engine.feed("anew", writer, [("b", "x", 900)], [900], ["x"]) == []
     assert engine.watermark_of("seconds") == 20
 
 
