@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.cli.commands import Done, MyceliaCommand
 from mycelia import Client, Log, Record, log_handler
 from mycelia.amqp import Message, Properties
 from mycelia.broker.node import PrivateNode
+from mycelia.errors import TopologyError
 from mycelia.testing import eventually, run_services
 
 LANDED = Log("landed", key=lambda value: value["plane"], partitions=3, retain="12h")
@@ -172,6 +174,44 @@ def test_replay_of_a_group_that_runs_is_refused(log: LogCommand, rabbit_uri: str
     assert "has an owner. Stop its instances first" in refused.stderr
     assert all(one["owner"] for one in lag)
     assert sorted(seen) == [0, 1, 2]
+
+
+def test_dead_letters_of_a_group_are_appended_again(
+    mycelia: MyceliaCommand, tmp_path: Path, rabbit_uri: str
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Failing:
+        name = "failing"
+
+        @log_handler(LANDED, retry=None)
+        async def landed(self, records: list[Record[Any]]) -> None:
+            seen.extend((record.value["number"], record.headers["n"]) for record in records)  # type: ignore[index]
+            if len(seen) == 1:
+                raise ValueError("not yet")
+
+    def redrive(*argv: str) -> Done:
+        queue = "log-landed--failing.landed.dead"
+        return mycelia("dlq", "redrive", queue, *argv, cwd=tmp_path, AMQP_URI=rabbit_uri)
+
+    async def run() -> Done:
+        async with run_services(Failing, broker=rabbit_uri), Client(rabbit_uri) as client:
+            await client.append(LANDED, {"plane": "P1", "number": 7}, headers={"n": 1})
+
+            async def is_buried() -> bool:
+                with contextlib.suppress(TopologyError):
+                    return await client.link.message_count("log-landed--failing.landed.dead") == 1
+                return False
+
+            await eventually(is_buried, 30)
+            done = await asyncio.to_thread(redrive, "--to-exchange")
+            await eventually(lambda: len(seen) == 2, 30)
+            return done
+
+    done = asyncio.run(run())
+
+    assert done.returncode == 0, done.stderr
+    assert seen == [(7, 1), (7, 1)]
 
 
 @pytest.mark.parametrize(
