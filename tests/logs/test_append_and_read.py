@@ -356,3 +356,20 @@ async def test_deleted_partition_is_made_anew_for_the_next_append(link: Link) ->
         await writer.append(Departed("JFK", 2))
 
     assert await numbers_read(link, 1) == [2]
+
+
+async def test_deleted_partition_is_not_taken_for_another_that_is_written_at_the_same_time(
+    link: Link,
+) -> None:
+    """What comes back as unroutable is told apart by its message id."""
+    of = layout(2)
+    async with writing(link, of, linger=0) as writer:
+        await link.delete_queue("flights.departed-0")
+
+        await asyncio.gather(
+            writer.append(Departed("JFK", 1)),  # to partition 1
+            writer.append(Departed("LGA", 2)),  # to partition 0
+        )
+
+    assert [r.value.number for r in records_of(await read(link, of, 0, 1))] == [2]
+    assert [r.value.number for r in records_of(await read(link, of, 1, 1))] == [1]

@@ -113,11 +113,16 @@ def encode_columns(
 
 
 def entry_properties(
-    count: int, producer: str, sequence: int, compression: str | None = None
+    count: int,
+    producer: str,
+    sequence: int,
+    compression: str | None = None,
+    message_id: str | None = None,
 ) -> Properties:
     """The properties of a batch's message.
 
     Args:
+        message_id: one that no other message has: sequences are of a partition, and begin anew in each.
         compression: the content type of the method that its body is compressed with.
     """
     headers: dict[str, Any] = {
@@ -133,7 +138,7 @@ def entry_properties(
         content_encoding="binary",
         headers=headers,
         delivery_mode=2,
-        message_id=f"{producer}-{sequence}",
+        message_id=message_id,
     )
 
 

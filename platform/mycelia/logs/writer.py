@@ -463,7 +463,11 @@ class LogWriter(Generic[T]):
         """Publish a batch, and say what became of it. Never raises but for a cancellation."""
         try:
             body, compression = await self._packed(batch.body())
-            properties = entry_properties(len(batch), self._producer, lane.sequence, compression)
+            # The link tells by the message id which one came back: the partition belongs into it.
+            message_id = f"{self._producer}-{lane.partition}-{lane.sequence}"
+            properties = entry_properties(
+                len(batch), self._producer, lane.sequence, compression, message_id
+            )
             lane.sequence += 1
             message = Message(
                 self._layout.name, str(lane.partition), body, properties, mandatory=True
