@@ -24,7 +24,7 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
                 "Metrics",
                 "MetricFactory",
             ),
-            *("ServerSentEvents", "ServerSentEvent", "Queue", "Exchange", "Binding"),
+            *("Batch", "ServerSentEvents", "ServerSentEvent", "Queue", "Exchange", "Binding"),
         ),
     ),
     "callers": (

@@ -17,6 +17,7 @@ from tests.runtime.conftest import Invoke, Serve
 from tests.runtime.dead_letter_box import read_dead_letters
 
 from mycelia import (
+    Batch,
     Call,
     CallKind,
     Client,
@@ -661,6 +662,35 @@ async def test_span_of_a_batch_links_to_the_spans_of_its_calls(
     handled = [span for span in receiver.spans if span.kind == "CONSUMER"]
     assert len({span.trace_id for span in handled}) == 3
     assert sorted(book.links) == sorted((span.trace_id, span.span_id) for span in handled)
+
+
+async def test_span_of_a_list_links_to_the_spans_that_its_messages_came_from(
+    receiver: SpanReceiver, serve: Serve, uri: str
+) -> None:
+    class Lists:
+        name = "lists"
+
+        @event_handler("shop", "sold", batch=Batch(size=3, within=10))
+        async def sold(self, items: list[int]) -> None: ...
+
+    class Shop:
+        name = "shop"
+        emit = EventDispatcher()
+
+        @rpc
+        async def sell(self, number: int) -> None:
+            await self.emit("sold", number)
+
+    await serve(Lists, Shop, config=traced(receiver))
+    async with Client(uri) as client:
+        for number in range(3):
+            await client.call("shop", "sell", number)
+
+    await wait_for(receiver, lambda spans: any(span.kind == "CONSUMER" for span in spans))
+    [handled] = [span for span in receiver.spans if span.kind == "CONSUMER"]
+    sent = [span for span in receiver.spans if span.kind == "PRODUCER"]
+    assert sorted(handled.links) == sorted((span.trace_id, span.span_id) for span in sent)
+    assert len(handled.links) == 3
 
 
 def test_batch_links_to_the_traces_that_its_calls_came_with() -> None:

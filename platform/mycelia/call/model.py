@@ -80,6 +80,8 @@ class Call(msgspec.Struct, eq=False):
     """Of one that arrived: how it was settled, where it has failed or a middleware decided; `None` before, and for all else."""
     on_settled: Callable[[Call], None] | None = None
     """Told on the event loop when it has been settled, with `settlement` there; `when_settled()` sets it."""
+    items: tuple[Call, ...] = ()
+    """Of a batch: the calls of its messages, in the order of the list that the method is given; empty for all else."""
     given_context: dict[str, Any] | None = None
     """Context data that is not in the headers: `context` once somebody has asked for it, or whoever made the call gave it."""
     reply_context: dict[str, Any] | None = None
@@ -119,6 +121,8 @@ class Call(msgspec.Struct, eq=False):
                 len(message.body) > OFF_LOOP_BYTES
                 or (headers is not None and COMPRESSION_HEADER in headers)
             ):
+                return None
+            if self.items and sum(map(_body_bytes, self.items)) > OFF_LOOP_BYTES:
                 return None
             arguments = self.arguments = ((), {}) if self.read is None else self.read(self)
         return arguments
@@ -207,6 +211,13 @@ class Call(msgspec.Struct, eq=False):
 
     def __repr__(self) -> str:
         return f"Call({self.kind.value} {self.target.name}, attempt={self.attempt})"
+
+
+def _body_bytes(item: Call) -> int:
+    """What reading it costs; of a compressed body nobody knows."""
+    if item.headers is not None and COMPRESSION_HEADER in item.headers:
+        return OFF_LOOP_BYTES + 1
+    return 0 if item.message is None else len(item.message.body)
 
 
 current_call: ContextVar[Call | None] = ContextVar("mycelia_current_call", default=None)

@@ -1,5 +1,6 @@
 """What makes workers run: RPC requests, events, messages, time, HTTP."""
 
+from mycelia.entrypoints.batches import Batch
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
 from mycelia.entrypoints.events import (
     BROADCAST,
@@ -21,6 +22,7 @@ __all__ = [
     "BROADCAST",
     "SERVICE_POOL",
     "SINGLETON",
+    "Batch",
     "Consumer",
     "DeadLetters",
     "EventHandler",

@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from mycelia.amqp import Binding, Exchange, Queue
 from mycelia.call import CallKind
+from mycelia.entrypoints.batches import Batch
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
 from mycelia.entrypoints.keys import MessageKey
 from mycelia.entrypoints.subscription import Subscription
@@ -58,6 +59,7 @@ class EventHandler(Subscription):
         key: a field of the payload, or a function of it: what has the same key is handled in the order of the queue, one after
             the other, and what fails is tried again in its place.
         parks: once a message of a key is dead-lettered, all that follow it are as well, until they are redriven.
+        batch: `Batch(size=500, within=0.2)`: the method is given lists of payloads. It returns `None`, or for each of them what came of it.
     """
 
     kind = CallKind.EVENT
@@ -75,6 +77,7 @@ class EventHandler(Subscription):
         kill_switch: KillSwitch | bool | None = None,
         key: MessageKey | None = None,
         parks: bool = False,
+        batch: Batch | None = None,
         **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(
@@ -83,6 +86,7 @@ class EventHandler(Subscription):
             kill_switch=kill_switch,
             key=key,
             parks=parks,
+            batch=batch,
             **options,
         )
         if handler_type not in HANDLER_TYPES:

@@ -7,6 +7,7 @@ from typing import Unpack
 from msgspec import UNSET, UnsetType
 
 from mycelia.amqp import Binding, Exchange, Queue
+from mycelia.entrypoints.batches import Batch
 from mycelia.entrypoints.dead_letters import dead_letter_queue_name
 from mycelia.entrypoints.keys import MessageKey
 from mycelia.entrypoints.subscription import Subscription
@@ -32,6 +33,7 @@ class Consumer(Subscription):
         key: a field of the payload, or a function of it: what has the same key is handled in the order of the queue, one after
             the other, and what fails is tried again in its place.
         parks: once a message of a key is dead-lettered, all that follow it are as well, until they are redriven.
+        batch: `Batch(size=500, within=0.2)`: the method is given lists of payloads. It returns `None`, or for each of them what came of it.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Consumer(Subscription):
         kill_switch: KillSwitch | bool | None = None,
         key: MessageKey | None = None,
         parks: bool = False,
+        batch: Batch | None = None,
         **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(
@@ -51,6 +54,7 @@ class Consumer(Subscription):
             kill_switch=kill_switch,
             key=key,
             parks=parks,
+            batch=batch,
             **options,
         )
         queue_topology(queue)  # what is no queue is said where it is written

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from random import Random
 from typing import Unpack
 
@@ -36,6 +37,7 @@ from mycelia.call import (
     Settlement,
 )
 from mycelia.entrypoints.after_errors import pause_after, policy_after
+from mycelia.entrypoints.batches import Batch, Batches, outcomes_of
 from mycelia.entrypoints.consumption_guard import ConsumptionGuard
 from mycelia.entrypoints.counting import Counting
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
@@ -61,7 +63,13 @@ from mycelia.entrypoints.received import (
 from mycelia.entrypoints.remembered import Remembered, event_key
 from mycelia.entrypoints.republished import expires_at_ms, own_user
 from mycelia.entrypoints.statistics import ConsumerStatistics
-from mycelia.errors import ConfigError, DeadlinePassed, KeyParked, TooManyDeliveries
+from mycelia.errors import (
+    ConfigError,
+    DeadlinePassed,
+    KeyParked,
+    RuntimeStateError,
+    TooManyDeliveries,
+)
 from mycelia.policies.kill_switch import KillSwitch, kill_switch_of
 from mycelia.policies.retry import DEFAULT_RETRY, Retry, exponential, retry_of
 from mycelia.runtime import (
@@ -98,6 +106,7 @@ class Subscription(Entrypoint, ABC):
         key: messages of one key are handled one after the other, in the order of the queue: a field of the payload, or a function
             of it. Their retries are made here, in their place (`InOrder`).
         parks: with `key`: once a message of a key is dead-lettered, all that follow it are as well, until they are redriven.
+        batch: the method is given lists of payloads, and says what came of each (`Batch`). `concurrency` counts lists, 1 by default.
         options: those of every entrypoint (`Entrypoint`).
     """
 
@@ -109,6 +118,7 @@ class Subscription(Entrypoint, ABC):
     put_backs = PutBacks()
     key: MessageKey | None = None
     parks = False
+    batch: Batch | None = None
 
     def __init__(
         self,
@@ -118,6 +128,7 @@ class Subscription(Entrypoint, ABC):
         kill_switch: KillSwitch | bool | None = None,
         key: MessageKey | None = None,
         parks: bool = False,
+        batch: Batch | None = None,
         **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(**options)
@@ -133,6 +144,13 @@ class Subscription(Entrypoint, ABC):
             )
         self.key = key
         self.parks = parks
+        if not (batch is None or isinstance(batch, Batch)):
+            raise ConfigError(f"batch={batch!r:.60}: expected Batch(size=…, within=…).")
+        if batch is not None and (key is not None or kill_switch):
+            raise ConfigError("batch= goes neither with key= nor with kill_switch=.")
+        self.batch = batch
+        if batch is not None and self.concurrency is None:
+            self.concurrency = 1  # lists at once
         if not (retry is UNSET or retry is None or isinstance(retry, Retry)):
             raise ConfigError(f"retry={retry!r:.60}: expected Retry(…), or None for never.")
         if retry is not UNSET and requeue_on_error:
@@ -156,6 +174,8 @@ class Subscription(Entrypoint, ABC):
         self._remembered = Remembered(event_key)
         self._counting = Counting(lambda: self._consumer)
         self._in_order: InOrder | None = None
+        self._batches: Batches | None = None
+        self._submit: Callable[[Call], None] = _not_started
 
     @abstractmethod
     def topology(self) -> tuple[Queue, list[Exchange | Queue | Binding]]:
@@ -223,6 +243,10 @@ class Subscription(Entrypoint, ABC):
             lane = self._lane = container.make_lane(self, order=order)
             assert isinstance(lane, KeyedLane)
             self._in_order = InOrder(lane, queue=self._queue.name, parks=self.parks)
+        self._submit = self._lane.submit
+        if self.batch is not None:
+            self._batches = Batches(self.batch, self.target, self._lane)
+            self._submit = self._batches.add
         self._guard = guard = self._make_guard()
         self._consumer = await self._link.consume(
             self._queue.name,
@@ -243,8 +267,8 @@ class Subscription(Entrypoint, ABC):
             ConfigError: the configuration's kill switch is none.
         """
         section = self.container.settings.mycelia
-        if self.key is not None:
-            return None  # it gives back what has come, and stands in the way of the order
+        if self.key is not None or self.batch is not None:
+            return None  # it gives back what has come, which changes the order; and it counts and tries single messages
         if isinstance(self.kill_switch, KillSwitch):
             switch: KillSwitch | None = self.kill_switch
         elif self.kill_switch is None:
@@ -267,6 +291,10 @@ class Subscription(Entrypoint, ABC):
     def _prefetch_now(self) -> int:
         """Messages that the broker may have outstanding here, as the settings are now."""
         container = self.container
+        if self.batch is not None:
+            size = self.batch.size
+            wanted = 2 * size * container.concurrency_of(self)
+            return max(size, min(self.prefetch or wanted, MAX_PREFETCH))
         if self.key is not None and self.prefetch is None:
             return min(BEHIND_EACH * container.concurrency_of(self), MAX_PREFETCH)
         return container.prefetch_of(self)
@@ -303,6 +331,8 @@ class Subscription(Entrypoint, ABC):
         if self._consumer is not None and self._lane is not None:
             if self._in_order is None:
                 await stop_deliveries(self._consumer)
+                if self._batches is not None:
+                    self._batches.stop()
             else:
                 self._consumer.retire()
             self._lane.give_back_backlog()
@@ -311,8 +341,7 @@ class Subscription(Entrypoint, ABC):
     # --- a message comes in -------------------------------------------------------------------
 
     def _on_deliveries(self, deliveries: list[Delivery]) -> None:
-        lane = self._lane
-        assert lane is not None
+        submit = self._submit
         arrived_at = time.monotonic()
         if self._remembered:
             deliveries = self._remembered.claim(deliveries, arrived_at)
@@ -328,7 +357,7 @@ class Subscription(Entrypoint, ABC):
                 parent_calls_tracked=self._parent_calls_tracked,
             )
             if not returns and not is_over:  # nearly always
-                lane.submit(call)
+                submit(call)
             else:
                 self._submit_with_history(call, delivery, returns, is_over)
 
@@ -350,7 +379,7 @@ class Subscription(Entrypoint, ABC):
         elif returns and not is_counted(delivery, self._queue_counts):
             self._count(call, delivery, lane, returns)
         else:
-            lane.submit(call)
+            self._submit(call)
 
     def _count(self, call: Call, delivery: Delivery, lane: Lane, returns: int) -> None:
         """Make a return durable that the queue does not count: publish the message to it anew, with its count."""
@@ -364,7 +393,7 @@ class Subscription(Entrypoint, ABC):
             attempt=read_attempt(call.headers),
             returns=returns,
             expires_at_ms=self._expires_at_ms(call, delivery),
-            on_given_up=lambda: lane.submit(call),  # not counted, but handled
+            on_given_up=lambda: self._submit(call),  # not counted, but handled
             on_expired=lambda exc: lane.refuse(call, exc),
             on_end=self._counting.end,
         )
@@ -381,9 +410,11 @@ class Subscription(Entrypoint, ABC):
         self._queue_counts = counts_returns(self._queue, self._link)
         now = time.monotonic()
         running = [call.message for call in lane.running if call.message is not None]
+        running += [item.message for call in lane.running for item in call.items if item.message]
         on_their_way = [*put_back.deliveries, *self.dead_letters.under_way(self._queue.name)]
         self._remembered.keep([*running, *on_their_way], now)
-        dropped = [call.message for call in lane.drop_lost() if call.message is not None]
+        lost = lane.drop_lost() if self._batches is None else self._batches.drop_lost()
+        dropped = [call.message for call in lost if call.message is not None]
         self._remembered.drop(dropped, now)
 
     def decode_arguments(self, call: Call) -> Arguments:
@@ -423,7 +454,11 @@ class Subscription(Entrypoint, ABC):
 
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
         delivery = call.message
-        assert delivery is not None
+        if delivery is None:
+            if type(settlement) is GiveBack:
+                outcome = outcome.replace(settlement=settlement)
+            self._settle_items(call, outcome)
+            return
         if self._guard is not None:
             self._guard.note(call, outcome, settlement)
         match settlement:
@@ -440,6 +475,18 @@ class Subscription(Entrypoint, ABC):
                 self._again(call, delivery, after, outcome.error)
             case DeadLetter(reason):
                 self._bury(call, delivery, reason, outcome.error)
+
+    def _settle_items(self, batch: Call, outcome: Outcome) -> None:
+        """Each item of a batch, as the handler has said of it, or what came of the whole."""
+        for item, own in outcomes_of(batch, outcome):
+            settlement = own.settlement
+            if settlement is None:
+                settlement = ACK if own.error is None else self.settlement_of(item, own)
+            if own.error is not None and own is not outcome and type(settlement) is not GiveBack:
+                self.log_error(item, own)
+            if own.error is not None or own.settlement is not None:
+                item.settlement = settlement
+            self.settle(item, own, settlement)
 
     def _again(
         self, call: Call, delivery: Delivery, after: float, error: BaseException | None
@@ -486,3 +533,7 @@ class Subscription(Entrypoint, ABC):
             dead_queue=self._dead_queue,
             on_acknowledged=self._remembered.acknowledged,
         )
+
+
+def _not_started(call: Call) -> None:
+    raise RuntimeStateError(f"{call.target.name} has not been started")

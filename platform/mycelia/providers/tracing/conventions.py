@@ -104,6 +104,8 @@ def attributes_of_call(call: Call) -> dict[str, Any]:
         found[_CALL_ID] = call.call_id
     if call.message is not None:
         _add_delivery(found, call.message)
+    elif call.items:
+        found["messaging.batch.message_count"] = len(call.items)
     elif call.kind is CallKind.HTTP:
         _add_request(found, call)
     elif call.target.direction is Direction.OUTBOUND and call.kind is not CallKind.RPC:

@@ -14,6 +14,7 @@ from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace import (
+    Link,
     Span,
     SpanContext,
     SpanKind,
@@ -111,6 +112,7 @@ def span_layer(tracer_of: TracerOf, target: Target, roots: Roots | None = None) 
             parent,
             kind,
             fixed | said.attributes_of_call(call),
+            [Link(context) for context in contexts_of(call.items)] if call.items else None,
             record_exception=False,
             set_status_on_exception=False,
         )
