@@ -288,7 +288,9 @@ async def test_stop_in_the_middle_of_lists_gives_back_what_is_not_done(
     async with run_services(Stops, broker=broker, timeout=15):
         await until(lambda: len(done) == 1020, lambda: len(done), what="all 1020")
 
-    assert done == Counter(range(1020))
+    assert set(done) == set(range(1020))
+    # At most the two lists that each stop has cut off; what was done before is not done again.
+    assert done.total() - len(done) <= 4 * 100
 
 
 @pytest.mark.timeout(120)
