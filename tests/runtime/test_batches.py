@@ -289,7 +289,7 @@ async def test_stop_in_the_middle_of_lists_gives_back_what_is_not_done(
         await until(lambda: len(done) == 1020, lambda: len(done), what="all 1020")
 
     assert set(done) == set(range(1020))
-    # At most the two lists that each stop has cut off; what was done before is not done again.
+    # At most the two lists that ran at each stop.
     assert done.total() - len(done) <= 4 * 100
 
 
