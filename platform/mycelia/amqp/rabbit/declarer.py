@@ -271,6 +271,8 @@ class Declarer:
             if not answer.done():
                 answer.cancel()
                 await asyncio.wait([answer])
+            if not answer.cancelled():
+                answer.exception()  # raised above, or nobody waits for it any more
 
     async def _adopt(self, connection: BrokerConnection, part: Part, error: ChannelClosed) -> None:
         """Take what exists under the name of `part`, where it differs only in its arguments."""
