@@ -262,6 +262,33 @@ async def test_connection_that_is_cut_in_the_middle_loses_none(
     assert await _is_empty(bare, "cut")
 
 
+@pytest.mark.timeout(120)
+async def test_list_that_runs_while_the_connection_is_cut_runs_once(
+    request: pytest.FixtureRequest, broker: str, bare: Link
+) -> None:
+    """Its messages are settled as they come again; those of the list that waits behind it have not begun."""
+    begun: Counter[int] = Counter()
+    gate = asyncio.Event()
+
+    class Runs:
+        name = "runs"
+
+        @consume("runs", batch=Batch(size=10, within=0.1))
+        async def work(self, items: list[int]) -> None:
+            begun.update(items)
+            await gate.wait()
+
+    async with run_services(Runs, broker=broker, timeout=15) as bed:
+        await publish(bare, "runs", numbers(20))
+        await eventually(lambda: begun.total() == 10, 10)
+        await _cut(request, broker, bed.container(Runs).host.link)
+        gate.set()
+        await eventually(lambda: len(begun) == 20, 20)
+    assert await _is_empty(bare, "runs")
+
+    assert begun == Counter(range(20))
+
+
 @pytest.mark.timeout(240)
 async def test_stop_in_the_middle_of_lists_gives_back_what_is_not_done(
     broker: str, bare: Link
