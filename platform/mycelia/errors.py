@@ -377,6 +377,25 @@ class FlowFunctionError(FlowError):
         self.key = key
 
 
+class StateUnavailable(FlowError):
+    """The state of a flow cannot be read or written: locked, no room, no right, damaged, or not where it is looked for."""
+
+    def __init__(self, what: str, path: str, reason: object) -> None:
+        if isinstance(reason, BaseException):
+            told = text_of(reason)
+            if "locked" in told or "busy" in told:
+                hint = "Another process holds its lock: a former owner that stands still, a backup, a shell. End that one, or wait"
+            elif "not a database" in told or "malformed" in told:
+                hint = "It is damaged, or something else: bring it back from a backup, or let the flow begin anew (another group=)"
+            else:
+                hint = "See that this process may write it and its directory (mycelia.flows.state), and that the disk has room"
+            told = f"{told}. {hint}"
+        else:
+            told = str(reason)
+        super().__init__(f"{what}: the state file {path} cannot be used: {told}.")
+        self.path = path
+
+
 class StateIncompatible(FlowError):
     """State that this code cannot read, or that belongs to another flow than this one has become."""
 

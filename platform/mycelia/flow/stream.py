@@ -22,6 +22,7 @@ from mycelia.flow.fields import getter_of
 from mycelia.flow.graph import Building, FlowNode, NodePort, described
 from mycelia.flow.joins import AsOfJoin, IntervalJoin, JoinKind, TableJoin
 from mycelia.flow.operators import MAIN, SIDE, Operator
+from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.patterns import UNFINISHED, Deduplication, Following
 from mycelia.flow.processing import KeyContext, Processing
 from mycelia.flow.results import LateRecord, WindowResult
@@ -36,6 +37,7 @@ from mycelia.flow.windows import (
     WindowKind,
     milliseconds_of,
 )
+from mycelia.logs import Log
 
 __all__ = [
     "JoinedStream",
@@ -134,6 +136,28 @@ class Stream(Generic[T]):
             raise ConfigError(f'the source "{node.name}" has its name already.')
         node.name = name
         return self
+
+    # --- where it goes -------------------------------------------------------------------------------
+
+    def to(self, log: Log[T]) -> FlowOutput:
+        """Append these records to a log: what a method under `@flow` returns.
+
+        A record's key and time are what the log takes from it; where it takes none, those that it has in the flow. It is in the log once
+        for whoever reads it with Mycelia, whatever crashes: batches that were published again are dropped by their sequence, and the
+        record's header `id` is the same.
+        """
+        if not isinstance(log, Log):
+            raise ConfigError(f'to({log!r:.60}): expected a Log. For an event: emit("type").')
+        return FlowOutput(log.name, self.port, log=log)
+
+    def emit(self, event_type: str) -> FlowOutput:
+        """Make an event of the service of each of these records: what a method under `@flow` returns.
+
+        A crash may publish an event again, with the same `message_id`.
+        """
+        if type(event_type) is not str or not event_type:
+            raise ConfigError(f"emit({event_type!r:.60}): expected the type of an event.")
+        return FlowOutput(event_type, self.port, event_type=event_type)
 
     # --- time and keys -------------------------------------------------------------------------------
 

@@ -374,11 +374,16 @@ class LogHandler(Entrypoint):
 
     # --- what cannot be handled ------------------------------------------------------------------
 
-    async def _bury_fault(self, entry: LogEntry[Any], fault: FaultyRecord) -> bool:
+    async def _bury_fault(
+        self, entry: LogEntry[Any], fault: FaultyRecord, error: BaseException | None = None
+    ) -> bool:
+        """Bury a record that could not be read, or, with `error`, one that could not be handled."""
         letter = _first_published(entry) if fault.index is None else _alone(entry, fault)
+        if error is not None:
+            return await self._bury(letter, "handler_error", error, 1)
         place = f"offset {entry.offset}" + ("" if fault.index is None else f", {fault.index}")
-        error = UndecodableMessage(f"{place}: {fault.reason}")
-        return await self._bury(letter, "undecodable", error, 1)
+        unread = UndecodableMessage(f"{place}: {fault.reason}")
+        return await self._bury(letter, "undecodable", unread, 1)
 
     async def _bury(
         self, letter: Delivery, reason: str, error: BaseException, attempts: int

@@ -25,6 +25,7 @@ __all__ = [
     "OF_THE_BROKER",
     "USED_BY_SOME",
     "AccessLogSection",
+    "FlowsSection",
     "HealthSection",
     "MetricsSection",
     "MyceliaSection",
@@ -148,6 +149,17 @@ class AccessLogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
             raise ValueError("slower_than must be 0 or more")
 
 
+class FlowsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The section `mycelia: flows:`: what `@flow` keeps, and where."""
+
+    state: str = ".mycelia/flows"
+    """The directory of state files, from the working directory; of this machine, and the same for all instances on it."""
+
+    def __post_init__(self) -> None:
+        if not self.state:
+            raise ValueError("state must be the path of a directory")
+
+
 class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The section `mycelia:` of the configuration. Times are in seconds."""
 
@@ -225,6 +237,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Metrics for Prometheus and `mycelia top`; off without this section."""
     health: HealthSection | None = None
     """Where probes ask whether the process lives and is ready; nowhere without this section."""
+    flows: FlowsSection | None = None
+    """Where `@flow` keeps its state; in `.mycelia/flows` below the working directory without this section."""
 
     def __post_init__(self) -> None:
         for name in (

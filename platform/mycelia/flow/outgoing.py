@@ -1,0 +1,160 @@
+"""What leaves a flow, as messages: batches of a log, and events. Pure.
+
+The same records have the same ids, and a batch the same producer and sequence, however often it is published: whoever reads a log drops the
+second one, as it drops a batch that a writer had to send again. So the messages are made once, with the commit, and kept in its outbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from mycelia.amqp import Message, Properties
+from mycelia.errors import ContractError, UnserializableValueError
+from mycelia.flow.engine import Given
+from mycelia.flow.outputs import FlowOutput
+from mycelia.logs import Log, RecordKey
+from mycelia.logs.batch_format import MAX_ENTRY_BYTES, encode_columns, entry_properties
+from mycelia.logs.partitioning import checked_key, partitions_of
+from mycelia.wire import Serializer
+
+__all__ = ["ID_HEADER", "Outgoing"]
+
+ID_HEADER: Final = "id"
+"""Of a record that a flow appended: its id, the same if it is there again."""
+
+_RECORDS_AT_ONCE: Final = 2000
+_BYTES_AT_ONCE: Final = 512 * 1024
+"""Of one batch. Whoever reads handles a batch at a time."""
+
+
+class Outgoing:
+    """Makes messages of what one partition of a flow gives.
+
+    Args:
+        producer: the producer of the batches; no other partition's, and no earlier flow's.
+        partition: where records without a key go.
+        sequences: the next sequence of each partition of a log, `log/partition`; counted on.
+        exchange: that of the service's events.
+        serializer: what events are written with.
+    """
+
+    def __init__(
+        self,
+        outputs: Iterable[FlowOutput],
+        producer: str,
+        partition: int,
+        sequences: dict[str, int],
+        exchange: str,
+        serializer: Serializer,
+    ) -> None:
+        self._outputs = list(outputs)
+        self._producer = producer
+        self._partition = partition
+        self.sequences = sequences
+        self._exchange = exchange
+        self._serializer = serializer
+
+    def messages(self, given: Sequence[Given], now_ms: int) -> list[Message]:
+        """All messages, in the order of the records of each output.
+
+        Raises:
+            UnserializableValueError, ContractError: a record is not what its log takes, or no event can carry it.
+        """
+        made: list[Message] = []
+        for output in self._outputs:
+            ids: list[str] = []
+            keys: list[Any] = []
+            times: list[int] = []
+            values: list[Any] = []
+            for one in given:
+                if one.output == output.name:
+                    ids += one.ids()
+                    keys += one.keys
+                    times += one.times
+                    values += one.values
+            if not values:
+                continue
+            if output.log is not None:
+                made += self._appended(output.log, ids, keys, times, values)
+            else:
+                assert output.event_type is not None
+                made += self._events(output.event_type, ids, values, now_ms // 1000)
+        return made
+
+    # --- to a log --------------------------------------------------------------------------------
+
+    def _appended(
+        self, log: Log[Any], ids: list[str], keys: list[Any], times: list[int], values: list[Any]
+    ) -> list[Message]:
+        shape = log.shape
+        of_log: list[RecordKey] = (
+            shape.keys_of(values) if shape.has_key else list(map(_key_of_stream, keys))
+        )
+        at: list[int | None] = shape.times_of(values) if shape.has_time else list(times)
+        own = self._partition % log.partitions
+        chosen: dict[int, list[int]] = {}
+        for index, partition in enumerate(partitions_of(of_log, log.partitions, lambda: own)):
+            chosen.setdefault(partition, []).append(index)
+        made: list[Message] = []
+        for partition, indexes in chosen.items():
+            waiting = [
+                indexes[begin : begin + _RECORDS_AT_ONCE]
+                for begin in range(0, len(indexes), _RECORDS_AT_ONCE)
+            ]
+            while waiting:
+                some = waiting.pop(0)
+                body = encode_columns(
+                    [of_log[one] for one in some],
+                    [at[one] for one in some],
+                    [{ID_HEADER: ids[one]} for one in some],
+                    [shape.codec.encode([values[one] for one in some])],
+                )
+                if len(body) > _BYTES_AT_ONCE and len(some) > 1:
+                    half = len(some) // 2
+                    waiting[:0] = [some[:half], some[half:]]
+                    continue
+                if len(body) > MAX_ENTRY_BYTES // 2:
+                    raise UnserializableValueError(
+                        f'log "{log.name}": a record of {len(body)} bytes, and one may have {MAX_ENTRY_BYTES // 2}.'
+                    )
+                made.append(self._batch(log, partition, len(some), body))
+        return made
+
+    def _batch(self, log: Log[Any], partition: int, count: int, body: bytes) -> Message:
+        place = f"{log.name}/{partition}"
+        sequence = self.sequences.get(place, 0)
+        self.sequences[place] = sequence + 1
+        properties = entry_properties(count, self._producer, sequence)
+        return Message(log.name, str(partition), body, properties, mandatory=True)
+
+    # --- as events -------------------------------------------------------------------------------
+
+    def _events(
+        self, event_type: str, ids: list[str], values: list[Any], now_s: int
+    ) -> list[Message]:
+        serializer = self._serializer
+        return [
+            Message(
+                self._exchange,
+                event_type,
+                serializer.encode(value),
+                Properties(
+                    content_type=serializer.content_type,
+                    content_encoding=serializer.content_encoding,
+                    headers={},
+                    delivery_mode=2,
+                    message_id=one,
+                    timestamp=now_s,
+                ),
+            )
+            for one, value in zip(ids, values, strict=True)
+        ]
+
+
+def _key_of_stream(key: Any) -> RecordKey:
+    """A stream's key as a log's, where it can be one."""
+    try:
+        return checked_key(key)
+    except ContractError:
+        return None

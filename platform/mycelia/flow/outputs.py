@@ -1,0 +1,68 @@
+"""Where what a flow gives goes to: data, made at the end of a description by `Stream.to()` and `Stream.emit()`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mycelia.errors import ConfigError
+from mycelia.flow.graph import FlowPlan, NodePort
+from mycelia.logs import Log
+
+__all__ = ["FlowOutput", "checked_outputs", "plan_of"]
+
+
+class FlowOutput:
+    """A stream that leaves a flow. What a method under `@flow` returns: one, or several in a tuple.
+
+    Attributes:
+        name: unique in its flow; part of the ids of what leaves by it.
+        port: the stream's step, and which of its ports.
+        log: the log that its records are appended to; or
+        event_type: the type of the service's event that each of them is.
+    """
+
+    __slots__ = ("event_type", "log", "name", "port")
+
+    def __init__(
+        self,
+        name: str,
+        port: NodePort,
+        *,
+        log: Log[Any] | None = None,
+        event_type: str | None = None,
+    ) -> None:
+        self.name = name
+        self.port = port
+        self.log = log
+        self.event_type = event_type
+
+    def __repr__(self) -> str:
+        where = f"log {self.name!r}" if self.log is not None else f"event {self.event_type!r}"
+        return f"<FlowOutput to {where}>"
+
+
+def checked_outputs(described: object, where: str) -> tuple[FlowOutput, ...]:
+    """What a description has returned, as outputs.
+
+    Raises:
+        ConfigError: it is something else, or two of them have one name.
+    """
+    found = tuple(described) if isinstance(described, tuple | list) else (described,)
+    outputs = tuple(one for one in found if isinstance(one, FlowOutput))
+    if not outputs or len(outputs) != len(found):
+        (wrong, *_) = [one for one in found if not isinstance(one, FlowOutput)] or [found]
+        raise ConfigError(
+            f"{where} returned {wrong!r:.80}. A flow says where its streams go: return stream.to(LOG), or "
+            'stream.emit("event_type"), or several of them in a tuple.'
+        )
+    names = [one.name for one in outputs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f'{where}: two streams go to "{name}". Merge them before.')
+    return outputs
+
+
+def plan_of(outputs: Iterable[FlowOutput]) -> FlowPlan:
+    """The flow whose outputs these are, checked."""
+    return FlowPlan({one.name: one.port for one in outputs})

@@ -1,0 +1,227 @@
+"""What a partition of a flow has come to, in a file of SQLite: state, position, outbox, and whose it is; each commit is one transaction.
+
+**The epoch is the fence.** Whoever becomes the partition's owner raises it; a commit compares it, inside of its transaction, and an owner that
+another has followed commits nothing any more. So a file follows one owner at a time, whatever the broker and clocks do.
+
+A file belongs to one partition, so partitions never wait for each other's locks. Calls block: they are made in a thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from mycelia.amqp import Message
+from mycelia.errors import LeaseLost, StateIncompatible, StateUnavailable
+from mycelia.logs.position import LogPosition
+
+__all__ = ["FlowCheckpoint", "StateFile"]
+
+FORMAT: Final = 1
+
+LOCK_TIMEOUT: Final = 5.0
+"""Seconds that a lock of another process is waited for. A former owner that was stopped in the middle of a commit holds one."""
+
+_KEYS_AT_ONCE: Final = 500
+"""Of one question; SQLite takes at least 999 parameters."""
+
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS owner (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS checkpoint (one INTEGER PRIMARY KEY CHECK (one = 1), body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS state (space TEXT, key BLOB, value BLOB NOT NULL, PRIMARY KEY (space, key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY, message BLOB NOT NULL);
+"""
+
+_decode_message = msgspec.msgpack.Decoder(Message).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class FlowCheckpoint(msgspec.Struct, kw_only=True):
+    """What is kept beside the state itself."""
+
+    generation: str
+    """Made with the file: a flow that begins anew gives other ids than before."""
+    position: LogPosition | None = None
+    """Everything before it has been taken; `None`: nothing has."""
+    sequences: dict[str, int] = {}
+    """The next sequence for each partition of each log that the flow appends to."""
+
+
+class StateFile:
+    """The state of one partition, as an owner has it. A `StateStore`'s reader, for the engine.
+
+    Args:
+        path: the file; made if it is not there, in a directory that is.
+        what: whose it is, for error texts.
+
+    Raises:
+        StateUnavailable: the file is locked, cannot be written, or is none of SQLite's.
+        StateIncompatible: a later version has written it.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = path
+        self._what = what
+        self.epoch = 0
+        """This owner's; 0 before `claim()`."""
+        self.checkpoint = FlowCheckpoint(generation="")
+        self._next_number = 1
+        self._sent = 0
+        """The last message of the outbox that has been published, and is to go."""
+        with self._told():
+            # The engine's thread is another one each time; there is never more than one at once.
+            self._db = sqlite3.connect(
+                path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._told():
+                self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self) -> None:
+        db = self._db
+        db.execute("PRAGMA journal_mode = WAL")
+        # Each commit is on the disk before its outputs leave: with NORMAL a power cut could take back what others have seen.
+        db.execute("PRAGMA synchronous = FULL")
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > FORMAT:
+            raise StateIncompatible(
+                f"{self._what}: the state file {self.path} has format {version}, and this version of Mycelia knows {FORMAT}. "
+                "Use the version that wrote it, or a newer one."
+            )
+        with self._transaction():
+            for statement in _TABLES.strip().split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {FORMAT}")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """SQLite's errors as ours, with the path and what to do."""
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise StateUnavailable(self._what, str(self.path), exc) from exc
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    # --- its owner -------------------------------------------------------------------------------
+
+    def claim(self, epoch: int) -> list[tuple[int, Message]]:
+        """Become the owner: nobody before commits any more. Returns the outbox: what may not have been published, with its numbers.
+
+        Args:
+            epoch: the lease's; the file's own is as great, and greater than that of any owner before.
+        """
+        db = self._db
+        with self._told(), self._transaction():
+            row = db.execute("SELECT epoch FROM owner").fetchone()
+            self.epoch = max(epoch, 1 if row is None else row[0] + 1)
+            db.execute("INSERT OR REPLACE INTO owner VALUES (1, ?)", [self.epoch])
+            row = db.execute("SELECT body FROM checkpoint").fetchone()
+            if row is None:
+                self.checkpoint = FlowCheckpoint(generation=uuid.uuid4().hex[:12])
+                db.execute("INSERT INTO checkpoint VALUES (1, ?)", [_encode(self.checkpoint)])
+            else:
+                self.checkpoint = msgspec.msgpack.decode(row[0], type=FlowCheckpoint)
+            kept = db.execute("SELECT number, message FROM outbox ORDER BY number").fetchall()
+        if kept:
+            self._next_number = kept[-1][0] + 1
+        return [(number, _decode_message(data)) for number, data in kept]
+
+    def commit(
+        self,
+        changes: Mapping[str, Mapping[bytes, bytes | None]],
+        position: LogPosition | None,
+        sequences: Mapping[str, int],
+        messages: Sequence[Message],
+    ) -> list[tuple[int, Message]]:
+        """All of it, or nothing; returns the messages with their numbers in the outbox.
+
+        Raises:
+            LeaseLost: the file has another owner by now; nothing was written.
+            StateUnavailable: it cannot be written; nothing was.
+        """
+        db = self._db
+        checkpoint = FlowCheckpoint(
+            generation=self.checkpoint.generation, position=position, sequences=dict(sequences)
+        )
+        numbered = list(enumerate(messages, self._next_number))
+        with self._told(), self._transaction():
+            (epoch,) = db.execute("SELECT epoch FROM owner").fetchone()
+            if epoch != self.epoch:
+                raise LeaseLost(
+                    f"{self._what}: another owner has the state file {self.path} by now (its epoch is {epoch}, ours {self.epoch}). "
+                    "Nothing was committed; the other one goes on from the last checkpoint."
+                )
+            for space, items in changes.items():
+                kept = [(space, key, value) for key, value in items.items() if value is not None]
+                gone = [(space, key) for key, value in items.items() if value is None]
+                db.executemany(
+                    "INSERT INTO state VALUES (?, ?, ?) ON CONFLICT (space, key) DO UPDATE SET value = excluded.value",
+                    kept,
+                )
+                db.executemany("DELETE FROM state WHERE space = ? AND key = ?", gone)
+            db.execute("UPDATE checkpoint SET body = ?", [_encode(checkpoint)])
+            db.execute("DELETE FROM outbox WHERE number <= ?", [self._sent])
+            db.executemany(
+                "INSERT INTO outbox VALUES (?, ?)", [(n, _encode(one)) for n, one in numbered]
+            )
+        self.checkpoint = checkpoint
+        self._next_number += len(numbered)
+        return numbered
+
+    def sent(self, number: int) -> None:
+        """The outbox has been published up to this number. It is deleted with the next commit: till then it may be published again."""
+        self._sent = max(self._sent, number)
+
+    def forget_sent(self) -> None:
+        """Delete now what has been published. After another owner has claimed the file it deletes nothing."""
+        with self._told(), self._transaction():
+            self._db.execute(
+                "DELETE FROM outbox WHERE number <= ? AND (SELECT epoch FROM owner) = ?",
+                [self._sent, self.epoch],
+            )
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._db.close()
+
+    # --- what the engine reads -------------------------------------------------------------------
+
+    def read(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        found: dict[bytes, bytes] = {}
+        with self._told():
+            for at in range(0, len(keys), _KEYS_AT_ONCE):
+                some = keys[at : at + _KEYS_AT_ONCE]
+                marks = ",".join("?" * len(some))
+                found.update(
+                    self._db.execute(
+                        f"SELECT key, value FROM state WHERE space = ? AND key IN ({marks})",
+                        [space, *some],
+                    )
+                )
+        return [found.get(key) for key in keys]
+
+    def scan(self, space: str) -> list[tuple[bytes, bytes]]:
+        with self._told():
+            return self._db.execute(
+                "SELECT key, value FROM state WHERE space = ?", [space]
+            ).fetchall()
