@@ -194,7 +194,12 @@ def reference_pages() -> dict[str, str]:
     )
     pages["flows"] = (
         "# Flows\n\n`mycelia.flow`; how they are written: [flows](../flows.md).\n\n"
-        + "\n\n".join(f"::: mycelia.flow.{name}" for name in flow.__all__)
+        + "\n\n".join(
+            _decorator(name, value, "mycelia.flow")
+            if _is_decorator(value := getattr(flow, name))
+            else f"::: mycelia.flow.{name}"
+            for name in flow.__all__
+        )
     )
     groups = [
         f"## [{title}]({page}.md)\n\n{' · '.join(_to(name, page) for name in names)}"
@@ -220,7 +225,7 @@ def _is_decorator(value: object) -> bool:
     return inspect.isfunction(value) and hasattr(value, "__signature__")
 
 
-def _decorator(name: str, value: Any) -> str:
+def _decorator(name: str, value: Any, module: str = "mycelia") -> str:
     """A decorator is made at run time from its entrypoint's class; so is what is said of it."""
     parameters = "".join(f"    {one},\n" for one in inspect.signature(value).parameters.values())
     about, _, options = (inspect.getdoc(value) or "").partition("\n\n")
@@ -228,7 +233,7 @@ def _decorator(name: str, value: Any) -> str:
     entrypoint = next(content for content in cells if inspect.isclass(content))
     described = (inspect.getdoc(entrypoint) or "").partition("\n\n")[2]
     return (
-        f"## @{name} {{#mycelia.{name}}}\n\n```python\n@{name}(\n{parameters})\n```\n\n"
+        f"## @{name} {{#{module}.{name}}}\n\n```python\n@{name}(\n{parameters})\n```\n\n"
         f"{about}\n\n{re.split(r'^Args:', described, flags=re.MULTILINE)[0]}\n\n{_options(options)}"
     )
 

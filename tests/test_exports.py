@@ -54,6 +54,7 @@ FLOW = {
         "together",
     ),
     # running
+    *("flow", "FlowOutput", "FlowHandler", "FlowStatistics"),
     *(
         "FlowPlan",
         "stages_of",
@@ -78,6 +79,7 @@ ERRORS = {
         "OffsetGone",
         "FlowFunctionError",
         "StateIncompatible",
+        "StateUnavailable",
     ),
     *("LinkError", "BrokerUnavailable", "BrokerBlocked", "AccessRefused", "PublishRejected"),
     "MessageTooLarge",

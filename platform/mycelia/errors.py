@@ -33,6 +33,7 @@
     └── FlowError                  logs and flows: partitions, positions, checkpoints
         ├── FlowFunctionError      a user's function in a flow raised
         ├── StateIncompatible      the state of a flow is not what its code can read
+        ├── StateUnavailable       the state of a flow cannot be read or written
         ├── LeaseLost              a partition has another owner by now
         └── OffsetGone             a log does not hold the entry any more that a reader has to go on from
 
@@ -75,6 +76,7 @@ __all__ = [
     "RpcTimeout",
     "RuntimeStateError",
     "StateIncompatible",
+    "StateUnavailable",
     "TooManyDeliveries",
     "TopologyError",
     "UndecodableMessage",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from tests.docs.documents import ROOT, blocks_of
 from tests.docs.test_examples import block_with, load
 
+from mycelia import Client
 from mycelia.flow import FlowPlan, Stream, collect, source, tumbling
-from mycelia.testing import FlowDriver
+from mycelia.testing import FlowDriver, eventually, run_services
 
 PAGE = ROOT / "docs" / "flows.md"
 
@@ -39,7 +43,35 @@ def test_flows_are_tested_as_the_page_does(tmp_path: Path) -> None:
     )
 
     assert "2 passed" in done.stdout, done.stdout + done.stderr
-    assert len(blocks) == 4
+    assert len(blocks) == 5
+
+
+async def test_flow_of_a_service_is_shown_on_the_board(
+    broker: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, part in (("delays", "class HourlyDelay"), ("board", "class Board")):
+        (tmp_path / f"{name}.py").write_text(block_with(PAGE, part).text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    delays, board = importlib.import_module("delays"), importlib.import_module("board")
+    hours = [datetime(2013, 1, 1, hour, tzinfo=UTC) for hour in (12, 12, 15)]
+    flights = [delays.Departed("JFK", 10 * n, at) for n, at in enumerate(hours, 1)]
+
+    async with run_services(board.Delays, board.Board, broker=broker), Client(broker) as client:
+        await client.append_many(board.DEPARTED, flights)
+        printed: list[str] = []
+        await eventually(lambda: printed.append(capsys.readouterr().out) or any(printed), 20)
+
+    assert "".join(printed) == "JFK 2013-01-01 12:00:00+00:00 2 15.0\n"
+    assert {one.name for one in (tmp_path / ".mycelia" / "flows").iterdir()} == {
+        "flights.departed--delays.hourly"
+    }
+    for name in ("delays", "board"):
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_first_flow_is_drawn_as_the_page_shows(tmp_path: Path) -> None:

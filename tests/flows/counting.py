@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 PARTITIONS = 4
-SPAN_MS = 10_000
+SPAN_MS = 2_000
 SENTINEL = "sentinel"
 
 
@@ -58,7 +58,7 @@ class Counting:
         return (
             flights.event_time(lambda one: one.at_ms, unit="ms", disorder="5s")
             .key_by(lambda one: one.origin)
-            .window(tumbling("10s"))
+            .window(tumbling("2s"))
             .aggregate(count())
             .map(lambda window: Counted(window.key, window.start_ms, window.value))
             .to(COUNTED)
@@ -83,12 +83,12 @@ def departures(count: int, seed: int = 1) -> list[Departed]:
 
 
 def sentinels() -> list[Departed]:
-    """One flight for each partition, an age later: it closes all windows before."""
+    """One flight for each partition, a day later: it closes all windows before."""
     found: dict[int, Departed] = {}
     number = 0
     while len(found) < PARTITIONS:
         name = f"{SENTINEL}{number}"
-        found.setdefault(partition_of(name, PARTITIONS), Departed(name, 10**12))
+        found.setdefault(partition_of(name, PARTITIONS), Departed(name, 100_000_000))
         number += 1
     return list(found.values())
 

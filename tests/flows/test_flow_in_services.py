@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.flows.counting import (
+    DEPARTED,
     PARTITIONS,
     Counting,
+    Departed,
     Tally,
     append,
     config,
@@ -18,9 +22,21 @@ from tests.flows.counting import (
     sentinels,
 )
 
-from mycelia import Client
-from mycelia.flow import FlowHandler, FlowStatistics
-from mycelia.testing import ServiceBed, eventually, run_services
+from mycelia import Client, Log, event_handler
+from mycelia.errors import ConfigError
+from mycelia.flow import (
+    FlowHandler,
+    FlowOutput,
+    FlowStatistics,
+    Stream,
+    flow,
+    flow_handler,
+    state_file,
+)
+from mycelia.logs import partition_of
+from mycelia.testing import ServiceBed, eventually, run_services, take_dead_letters
+
+PASSED: Log[Departed] = Log("passed", of=Departed, partitions=1)
 
 
 def statistics(bed: ServiceBed, service: type = Counting) -> FlowStatistics:
@@ -107,3 +123,164 @@ async def test_instances_share_partitions_which_move_without_loss(
 
     assert tally.counts() == wanted
     assert len(tally.by_id()) == len(wanted)
+
+
+# --- what cannot be used or computed --------------------------------------------------------------
+
+
+def failing_on(number: int, **options: Any) -> type:
+    class Failing:
+        name = "failing"
+
+        @flow(DEPARTED, **{"commit_every": "20ms", **options})
+        def doubled(self, flights: Stream[Departed]) -> tuple[FlowOutput, FlowOutput]:
+            def picky(one: Departed) -> Departed:
+                if one.at_ms == number:
+                    raise ZeroDivisionError("no such time")
+                return one
+
+            good = flights.key_by("origin").map(picky).named("picky")
+            return good.to(PASSED), good.filter(lambda one: one.at_ms == 3).emit("third")
+
+    return Failing
+
+
+async def test_failing_function_stops_its_partition_and_is_named(
+    broker: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = failing_on(5)
+    async with Client(broker) as client:
+        tally = Tally(client, PASSED)
+        async with run_services(service, broker=broker, config=config(tmp_path)) as bed:
+            await append(client, [Departed("A", number) for number in range(10)], batch=1)
+            others = [Departed(f"B{number}", 100 + number) for number in range(40)]
+            await append(client, others)
+            partition = partition_of("A", PARTITIONS)
+            elsewhere = [o for o in others if partition_of(o.origin, PARTITIONS) != partition]
+            await eventually(lambda: tally.has(len(elsewhere)), 20)
+            await eventually(lambda: partition in statistics(bed, service).standing_still, 20)
+            told = statistics(bed, service).standing_still
+        await tally.aclose()
+
+    assert list(told) == [partition]
+    (line, *_) = [one for one in caplog.messages if "flow_stands_still" in one]
+    for part in ("failing.doubled", f"partition={partition}", "offset=5", "record=0", "'A'"):
+        assert part in line
+    assert "operator='picky: map(picky)'" in line
+    assert {record.value.at_ms for record in tally.records} <= {
+        *range(5),
+        *(one.at_ms for one in others),
+    }
+
+
+async def test_record_that_fails_may_become_a_dead_letter(broker: str, tmp_path: Path) -> None:
+    events: list[int] = []
+
+    class Hears:
+        name = "hears"
+
+        @event_handler("failing", "third")
+        def third(self, flight: dict[str, Any]) -> None:
+            events.append(flight["at_ms"])
+
+    service = failing_on(5, on_error="dead-letter")
+    async with Client(broker) as client:
+        tally = Tally(client, PASSED)
+        async with run_services(service, Hears, broker=broker, config=config(tmp_path)) as bed:
+            await append(client, [Departed("A", number) for number in range(10)], batch=4)
+            await eventually(lambda: tally.has(9), 20)
+            await eventually(lambda: bool(events), 20)
+            letters = await take_dead_letters(client.link, "log-departed--failing.doubled", 1)
+            told = statistics(bed, service)
+        await tally.aclose()
+
+    assert [record.value.at_ms for record in tally.records] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert told.dead == 1
+    assert events == [3]
+    assert letters
+
+
+async def test_state_that_is_elsewhere_is_missed(
+    broker: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not begun anew in silence: its windows would count a second time, or not all."""
+    async with Client(broker) as client:
+        await append(client, departures(2_000))
+        async with run_services(Counting, broker=broker, config=config(tmp_path / "here")) as bed:
+            await eventually(lambda: statistics(bed).records == 2_000, 20)
+        async with run_services(Counting, broker=broker, config=config(tmp_path / "there")) as bed:
+            await eventually(lambda: len(statistics(bed).standing_still) == PARTITIONS, 20)
+            assert statistics(bed).records == 0
+        async with run_services(Counting, broker=broker, config=config(tmp_path / "here")) as bed:
+            await append(client, departures(100))
+            await eventually(lambda: statistics(bed).records == 100, 20)
+
+    assert "and here is no state" in caplog.text
+    assert "mycelia.flows.state" in caplog.text
+
+
+async def test_directory_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"counting\.by_origin: its state cannot be kept in "):
+        async with run_services(Counting, config=config(tmp_path / "file")):
+            pass
+
+
+async def test_locked_state_is_told_and_goes_on_when_it_is_free(
+    broker: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_file, "LOCK_TIMEOUT", 0.2)
+    monkeypatch.setattr(flow_handler, "PAUSES", (0.1,))
+    async with Client(broker) as client:
+        await append(client, departures(2_000))
+        async with run_services(Counting, broker=broker, config=config(tmp_path)) as bed:
+            await eventually(lambda: statistics(bed).records == 2_000, 20)
+            place = "departed--counting.by_origin"
+            files = [tmp_path / place / f"{number}.sqlite3" for number in range(PARTITIONS)]
+            locks = [sqlite3.connect(file, isolation_level=None) for file in files]
+            for lock in locks:
+                lock.execute("BEGIN IMMEDIATE")
+            await append(client, departures(2_000, seed=2))
+            await eventually(lambda: len(statistics(bed).standing_still) == PARTITIONS, 20)
+            for lock in locks:
+                lock.execute("ROLLBACK")
+                lock.close()
+            await eventually(lambda: statistics(bed).records == 4_000, 20)
+            assert not statistics(bed).standing_still
+
+    assert "database is locked" in caplog.text
+    assert str(files[0]) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [
+        (lambda flights: flights, r"returned Stream\(.*return stream\.to\(LOG\)"),
+        (lambda flights: (), "A flow says where its streams go"),
+        (lambda flights: (flights.to(PASSED), flights.to(PASSED)), 'two streams go to "passed"'),
+        (lambda flights: flights.to("passed"), "expected a Log"),
+        (lambda flights: flights.emit(""), "expected the type of an event"),
+    ],
+)
+async def test_description_that_leads_nowhere_stops_the_start(
+    returned: Any, problem: str, tmp_path: Path
+) -> None:
+    class Nowhere:
+        name = "nowhere"
+
+        @flow(DEPARTED)
+        def hourly(self, flights: Stream[Departed]) -> Any:
+            return returned(flights)
+
+    with pytest.raises(ConfigError, match=problem):
+        async with run_services(Nowhere, config=config(tmp_path)):
+            pass
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"commit_every": "soon"}, {"commit_records": 0}, {"on_error": "ignore"}, {"start": "now"}],
+)
+def test_options_that_cannot_be_are_refused_where_they_are_written(options: Any) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        failing_on(1, **options)

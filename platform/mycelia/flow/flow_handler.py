@@ -25,7 +25,8 @@ from mycelia.errors import (
     StateUnavailable,
     describe,
 )
-from mycelia.flow.outputs import FlowOutput, checked_outputs, plan_of
+from mycelia.flow.graph import FlowPlan
+from mycelia.flow.outputs import FlowOutput, checked_outputs
 from mycelia.flow.partition_run import FlowDescription, PartitionRun, RecordFailed
 from mycelia.flow.stream import source as stream_of
 from mycelia.log_event import event
@@ -80,7 +81,7 @@ class FlowStatistics(msgspec.Struct, frozen=True, kw_only=True):
     faults: int
     """Records and entries that could not be read, and are dead letters."""
     dead: int
-    """Records over which a function raised, and that are dead letters."""
+    """Records that the flow went on without, as dead letters: a function raised over them, or they have no key, or an impossible time."""
     watermarks_ms: dict[int, dict[str, int]]
     """By partition and step, as of the last commit."""
 
@@ -149,7 +150,7 @@ class FlowHandler(LogHandler):
         self._description = FlowDescription(
             group,
             self.source.name,
-            plan_of(self._outputs),
+            FlowPlan({one.name: one.port for one in self._outputs}),
             self._outputs,
             event_exchange(container.service_name, container.config).name,
             container.host.serializers.by_name(None),
@@ -266,7 +267,9 @@ class FlowHandler(LogHandler):
                     )
                     pause = 1.0
                 except RecordFailed as exc:
-                    if self.on_error == "dead-letter" and await self._bury_record(partition, exc):
+                    if self.on_error == "dead-letter" and await self._bury_record(exc):
+                        skipped = self._skipped.setdefault(partition, set())
+                        skipped.add((exc.entry.offset, exc.index))
                         continue
                     pause = self._stands_still(partition, exc, failures)
                     failures += 1
@@ -365,7 +368,9 @@ class FlowHandler(LogHandler):
             if entries:
                 for entry in entries:
                     await self._bury_faults(entry)
-                await self._in_thread(run.feed, entries, skipped, _now_ms())
+                for failed in await self._in_thread(run.feed, entries, skipped, _now_ms()):
+                    if not await self._bury_record(failed):
+                        raise failed
                 has_news = True
             else:
                 await self._in_thread(run.tick, _now_ms())
@@ -437,15 +442,14 @@ class FlowHandler(LogHandler):
                 )
             self._faults += 1
 
-    async def _bury_record(self, partition: int, failed: RecordFailed) -> bool:
-        """Make it a dead letter, and leave it out from now on; whether it is one."""
-        entry, index, record = failed.entry, failed.index, failed.record
-        body = self.source.shape.codec.encode([record.value])
-        letter = FaultyRecord(index, describe(failed), record.key, record.time, body)
+    async def _bury_record(self, failed: RecordFailed) -> bool:
+        """Make it a dead letter, so that the flow may go on without it; whether it is one."""
+        entry, at = failed.entry, failed.at
+        body = self.source.shape.codec.encode([entry.values[at]])
+        letter = FaultyRecord(failed.index, str(failed), entry.keys[at], entry.times[at], body)
         if not await self._bury_fault(entry, letter, failed):
             return False
         self._dead += 1
-        self._skipped.setdefault(partition, set()).add((entry.offset, index))
         return True
 
 
@@ -456,7 +460,7 @@ async def _gather(reader: LogReader[Any], timeout: float) -> list[LogEntry[Any]]
     entry = await reader.take(timeout)
     while entry is not None:
         entries.append(entry)
-        records += len(entry.records)
+        records += len(entry.values)
         if records >= BATCH_RECORDS:
             break
         entry = await reader.take(0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from mycelia.errors import ConfigError
-from mycelia.flow.graph import FlowPlan, NodePort
+from mycelia.flow.graph import NodePort
 from mycelia.logs import Log
 
-__all__ = ["FlowOutput", "checked_outputs", "plan_of"]
+__all__ = ["FlowOutput", "checked_outputs"]
 
 
 class FlowOutput:
@@ -61,8 +60,3 @@ def checked_outputs(described: object, where: str) -> tuple[FlowOutput, ...]:
         if names.count(name) > 1:
             raise ConfigError(f'{where}: two streams go to "{name}". Merge them before.')
     return outputs
-
-
-def plan_of(outputs: Iterable[FlowOutput]) -> FlowPlan:
-    """The flow whose outputs these are, checked."""
-    return FlowPlan({one.name: one.port for one in outputs})

@@ -6,18 +6,18 @@ thread, one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mycelia.amqp import Message
-from mycelia.errors import FlowError, FlowFunctionError
+from mycelia.errors import FlowError, FlowFunctionError, describe
 from mycelia.flow.engine import Engine, Given
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.outgoing import Outgoing
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.state_file import StateFile
-from mycelia.logs import LogEntry, LogPosition, Record
+from mycelia.logs import LogEntry, LogPosition
 from mycelia.wire import Serializer
 
 __all__ = ["FlowDescription", "PartitionRun", "RecordFailed"]
@@ -52,13 +52,19 @@ class FlowDescription:
 
 
 class RecordFailed(FlowError):
-    """A function of the flow raised over one record, which is known; the cause is `__cause__`."""
+    """A record that the flow cannot take; where a function raised over it, the cause is `__cause__`.
 
-    def __init__(self, entry: LogEntry[Any], index: int, record: Record[Any], text: str) -> None:
+    Attributes:
+        entry: the one that it is of.
+        at: where in the entry's columns.
+        index: its place in the entry as it was written.
+    """
+
+    def __init__(self, entry: LogEntry[Any], at: int, text: str) -> None:
         super().__init__(text)
         self.entry = entry
-        self.index = index
-        self.record = record
+        self.at = at
+        self.index = entry.indexes[at]
 
 
 class PartitionRun:
@@ -116,8 +122,8 @@ class PartitionRun:
 
     def feed(
         self, entries: Sequence[LogEntry[Any]], skipped: set[tuple[int, int]], now_ms: int
-    ) -> None:
-        """Take entries, as one batch.
+    ) -> list[RecordFailed]:
+        """Take entries, as one batch. Returns the records that the flow goes on without: of no key, or of an impossible time.
 
         Args:
             skipped: records that are left out, by offset and index.
@@ -130,10 +136,15 @@ class PartitionRun:
         keys: list[Any] = []
         times: list[Any] = []
         for entry in entries:
-            records = _without(entry, skipped) if skipped else entry.records
-            values += [record.value for record in records]
-            keys += [record.key for record in records]
-            times += [record.time for record in records]
+            if skipped and any((entry.offset, index) in skipped for index in entry.indexes):
+                kept = _places(entry, skipped)
+                values += [entry.values[at] for at in kept]
+                keys += [entry.keys[at] for at in kept]
+                times += [entry.times[at] for at in kept]
+            else:
+                values += entry.values
+                keys += entry.keys
+                times += entry.times
         if None in times:  # a plain message whose writer told none
             times = [now_ms if time is None else time for time in times]
         self.uncommitted += len(values)
@@ -142,12 +153,38 @@ class PartitionRun:
                 self._source, self.partition, values, times, keys, now_ms=now_ms
             )
         except FlowFunctionError as exc:
-            blamed = None if exc.position is None else _place(entries, skipped, exc.position)
-            if blamed is None:
+            cause = exc if exc.__cause__ is None else exc.__cause__
+            text = f'operator "{exc.operator}", key {exc.key!r:.80}: {describe(cause)}'
+            failed = self._failed(entries, skipped, exc.position, text)
+            if failed is None:
                 raise
-            entry, index, record = blamed
-            text = f"partition {self.partition}, offset {entry.offset}, record {index}: {exc}"
-            raise RecordFailed(entry, index, record, text) from exc
+            raise failed from exc
+        rejected = (
+            self._failed(entries, skipped, one.position, f'operator "{one.operator}": {one.reason}')
+            for one in self._engine.take_rejected()
+        )
+        return [one for one in rejected if one is not None]
+
+    def _failed(
+        self,
+        entries: Sequence[LogEntry[Any]],
+        skipped: set[tuple[int, int]],
+        position: int | None,
+        text: str,
+    ) -> RecordFailed | None:
+        """The record at `position` of the batch, with what is wrong with it; None where it is no single one."""
+        if position is None:
+            return None
+        for entry in entries:
+            kept = _places(entry, skipped)
+            if position < len(kept):
+                at = kept[position]
+                where = (
+                    f"partition {self.partition}, offset {entry.offset}, record {entry.indexes[at]}"
+                )
+                return RecordFailed(entry, at, f"{where}, {text}")
+            position -= len(kept)
+        return None
 
     def tick(self, now_ms: int) -> None:
         """Let time on the wall come by.
@@ -176,26 +213,6 @@ class PartitionRun:
         self.file.close()
 
 
-def _without(entry: LogEntry[Any], skipped: set[tuple[int, int]]) -> list[Record[Any]]:
-    return [record for record, _ in _places(entry, skipped)]
-
-
-def _places(
-    entry: LogEntry[Any], skipped: set[tuple[int, int]]
-) -> Iterable[tuple[Record[Any], int]]:
-    for record, index in zip(entry.records, entry.indexes, strict=True):
-        if (entry.offset, index) not in skipped:
-            yield record, index
-
-
-def _place(
-    entries: Iterable[LogEntry[Any]], skipped: set[tuple[int, int]], position: int
-) -> tuple[LogEntry[Any], int, Record[Any]] | None:
-    """Which record the one at `position` of the batch is."""
-    at = 0
-    for entry in entries:
-        for record, index in _places(entry, skipped):
-            if at == position:
-                return entry, index, record
-            at += 1
-    return None
+def _places(entry: LogEntry[Any], skipped: set[tuple[int, int]]) -> list[int]:
+    """Where in an entry's columns the records are that are not left out."""
+    return [at for at, index in enumerate(entry.indexes) if (entry.offset, index) not in skipped]

@@ -1,0 +1,237 @@
+"""A partition of a flow over its state file: crashes at any point give what there is without, and a former owner commits nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from mycelia import Log
+from mycelia.amqp import Message
+from mycelia.errors import LeaseLost, StateIncompatible, StateUnavailable
+from mycelia.flow import FlowOutput, FlowPlan, KeyedStream, count, source, state_file, tumbling
+from mycelia.flow.partition_run import FlowDescription, PartitionRun, RecordFailed
+from mycelia.flow.state_file import StateFile
+from mycelia.logs import LogEntry, LogPosition
+from mycelia.logs.batch_format import decode_entry, producer_of
+from mycelia.wire import SerializerRegistry
+
+COUNTED: Log[Any] = Log("counted", partitions=3)
+
+
+def keyed() -> KeyedStream[str, Any]:
+    return source("in", tuple).event_time(lambda row: row[1], unit="ms").key_by(lambda row: row[0])
+
+
+def description(*outputs: FlowOutput) -> FlowDescription:
+    if not outputs:
+        results = keyed().window(tumbling(0.05)).aggregate(count())
+        outputs = (
+            results.map(lambda one: [one.key, one.start_ms, one.value]).to(COUNTED),
+            results.late.map(lambda one: one.value).emit("late"),
+        )
+    serializer = SerializerRegistry().by_name(None)
+    plan = FlowPlan({one.name: one.port for one in outputs})
+    return FlowDescription("g", "in", plan, outputs, "svc.events", serializer)
+
+
+def entry(offset: int, values: list[Any]) -> LogEntry[Any]:
+    nothing: Any = None  # no message: nobody settles these
+    count = len(values)
+    return LogEntry(
+        keys=["k"] * count,
+        times=[0] * count,
+        headers=[None] * count,
+        values=values,
+        indexes=range(count),
+        partition=0,
+        offset=offset,
+        delivery=nothing,
+    )
+
+
+def entries(count: int = 40) -> list[LogEntry[Any]]:
+    chance = Random(3)
+    return [
+        entry(n, [(f"k{chance.randrange(6)}", n * 10 + chance.randrange(30)) for _ in range(20)])
+        for n in range(count)
+    ]
+
+
+class Dies(Exception):
+    pass
+
+
+def published(path: Path, seed: int, crash_rate: float) -> list[tuple[int, Message]]:
+    """What is published on the way through all entries; what is taken together and committed together does not depend on crashes."""
+    chance, of = Random(f"{seed} crashes"), entries()
+    sent: list[tuple[int, Message]] = []
+    crashes = 0
+
+    def may_die() -> None:
+        if chance.random() < crash_rate:
+            raise Dies
+
+    def publish(run: PartitionRun, numbered: list[tuple[int, Message]]) -> None:
+        for one in numbered:
+            may_die()
+            sent.append(one)
+        if numbered:
+            run.file.sent(numbered[-1][0])
+
+    while True:
+        run = PartitionRun(description(), 0, path, epoch=1)
+        try:
+            publish(run, run.left_over)
+            at = 0 if run.position is None else run.position.offset
+            while at < len(of):
+                some = of[at : at + 1 + Random(f"{seed} {at}").randrange(3)]
+                run.feed(some, set(), 0)
+                may_die()
+                at += len(some)
+                numbered = run.commit(LogPosition(offset=at), 1000)
+                may_die()
+                publish(run, numbered)
+            run.file.forget_sent()
+            assert run.file._db.execute("SELECT COUNT(*) FROM outbox").fetchone() == (0,)
+            assert crash_rate == 0 or crashes > 5
+            return sent
+        except Dies:
+            crashes += 1
+        finally:
+            run.close()
+
+
+def plain(message: Message) -> Any:
+    """A message, without what a file's generation makes of it."""
+    told = message.properties
+    if message.exchange != "counted":
+        return message.routing_key, str(told.message_id).split("/", 2)[2], message.body
+    decoded = decode_entry(told, message.body, COUNTED.shape.codec, None, None)
+    ids = [(record.headers or {})["id"].split("/", 2)[2] for record in decoded.records]
+    _, sequence = producer_of(told.headers) or ("", -1)
+    return message.routing_key, sequence, ids, [record.value for record in decoded.records]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_crashes_at_any_point_give_what_there_is_without(seed: int, tmp_path: Path) -> None:
+    """The same messages, with the same ids and sequences, in the same order; those that come twice are the same to the byte."""
+    straight = [plain(message) for _, message in published(tmp_path / "straight", seed, 0.0)]
+    crashing = published(tmp_path / "crashing", seed, 0.15)
+
+    first: dict[tuple[Any, ...], Message] = {}
+    for _, message in crashing:
+        told = message.properties
+        one = (message.routing_key, told.message_id, producer_of(told.headers))
+        assert first.setdefault(one, message) == message
+    assert list(map(plain, first.values())) == straight
+    assert len(crashing) > len(first)
+    assert {one[0] for one in straight} == {"0", "1", "2", "late"}
+
+
+def test_former_owner_commits_nothing(tmp_path: Path) -> None:
+    former = PartitionRun(description(), 0, tmp_path / "a", epoch=3)
+    former.feed(entries()[:10], set(), 0)
+    owner = PartitionRun(description(), 0, tmp_path / "a", epoch=2)  # whatever the broker says
+    assert owner.file.epoch == 4
+
+    with pytest.raises(LeaseLost, match="another owner has the state file"):
+        former.commit(LogPosition(offset=10), 0)
+    owner.feed(entries()[:5], set(), 0)
+    owner.commit(LogPosition(offset=5), 0)
+    former.close()
+    owner.close()
+
+    after = PartitionRun(description(), 0, tmp_path / "a", epoch=1)
+    assert after.position == LogPosition(offset=5)
+    after.close()
+
+
+def test_former_owner_deletes_nothing_of_the_outbox(tmp_path: Path) -> None:
+    former = PartitionRun(description(), 0, tmp_path / "a", epoch=1)
+    former.feed(entries(), set(), 0)
+    numbered = former.commit(LogPosition(offset=40), 0)
+    former.file.sent(numbered[-1][0])
+    owner = PartitionRun(description(), 0, tmp_path / "a", epoch=2)
+    former.file.forget_sent()
+    former.close()
+    owner.close()
+
+    last = PartitionRun(description(), 0, tmp_path / "a", epoch=3)
+    assert last.left_over == numbered
+    last.close()
+
+
+def test_flow_that_begins_anew_gives_other_ids(tmp_path: Path) -> None:
+    """Whoever drops repetitions must not take its results for those of before."""
+
+    def ids(path: Path) -> set[Any]:
+        run = PartitionRun(description(), 0, path, epoch=1)
+        run.feed(entries(), set(), 0)
+        found = {
+            producer_of(one.properties.headers) or one.properties.message_id
+            for _, one in run.commit(None, 0)
+        }
+        run.close()
+        return found
+
+    assert not ids(tmp_path / "a") & ids(tmp_path / "b")
+
+
+def test_record_that_fails_is_named_by_its_place_in_the_log(tmp_path: Path) -> None:
+    def picky(row: Any) -> Any:
+        if row[1] == 77:
+            raise ZeroDivisionError("no such time")
+        return row
+
+    outputs = keyed().filter(lambda row: row[0] != "skip").map(picky).to(COUNTED)
+    some = [entry(5, [("a", 1), ("skip", 2)]), entry(9, [("skip", 3), ("b", 77), ("c", 4)])]
+    run = PartitionRun(description(outputs), 0, tmp_path / "a", epoch=1)
+    with pytest.raises(RecordFailed) as failed:
+        run.feed(some, {(5, 0)}, 0)
+    run.close()
+
+    assert (failed.value.entry.offset, failed.value.index) == (9, 1)
+    assert "partition 0, offset 9, record 1, operator" in str(failed.value)
+    assert "key 'b': ZeroDivisionError: no such time" in str(failed.value)
+    left_out = PartitionRun(description(outputs), 0, tmp_path / "a", epoch=1)
+    left_out.feed(some, {(5, 0), (9, 1)}, 0)
+    assert left_out.uncommitted == 3
+    left_out.close()
+
+
+def test_locked_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_file, "LOCK_TIMEOUT", 0.1)
+    run = PartitionRun(description(), 0, tmp_path / "a", epoch=1)
+    other = sqlite3.connect(tmp_path / "a", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    run.feed(entries()[:2], set(), 0)
+    with pytest.raises(StateUnavailable, match=r"a cannot be used: database is locked\. Another"):
+        run.commit(LogPosition(offset=2), 0)
+    with pytest.raises(StateUnavailable, match="Another process holds its lock"):
+        PartitionRun(description(), 0, tmp_path / "a", epoch=1)
+    other.execute("ROLLBACK")
+    other.close()
+    run.commit(LogPosition(offset=2), 0)
+    run.close()
+
+
+def test_file_of_something_else_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("once upon a time, there was no database" * 50)
+    with pytest.raises(StateUnavailable, match=r"not a database\. It is damaged, or something"):
+        StateFile(tmp_path / "a", "flow")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(StateUnavailable, match=r"unable to open .*mycelia\.flows\.state"):
+        StateFile(tmp_path / "b", "flow")
+
+
+def test_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    StateFile(tmp_path / "a", "flow").close()
+    db = sqlite3.connect(tmp_path / "a")
+    db.execute("PRAGMA user_version = 9")
+    db.close()
+    with pytest.raises(StateIncompatible, match="has format 9"):
+        StateFile(tmp_path / "a", "flow")
