@@ -18,6 +18,7 @@ from mycelia.broker import find_or_start_broker
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
 from mycelia.broker.node import PrivateNode, RabbitInstallation, probe_amqp
 from mycelia.broker.private_files import private_directory, write_private
+from mycelia.control.dead_letters import management_of
 from mycelia.errors import BrokerUnavailable, ConfigError
 
 
@@ -263,3 +264,16 @@ def test_leashed_node_dies_with_the_process_that_started_it(
     while own_rabbit_node.status().running:  # bounded by the test's timeout
         pass
     assert probe_amqp("127.0.0.1", own_rabbit_node.port) is None
+
+
+def test_management_of_the_private_node_of_a_directory_is_found_by_its_uri(
+    own_rabbit_node: PrivateNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".mycelia").mkdir()
+    (tmp_path / ".mycelia" / "broker").symlink_to(own_rabbit_node.directory)
+    monkeypatch.chdir(tmp_path)
+
+    assert management_of(own_rabbit_node.uri()).port == own_rabbit_node.management_port
+    assert management_of(own_rabbit_node.uri()).version() == own_rabbit_node.status().version
+    assert management_of("amqp://guest:guest@127.0.0.1:5672/").port == 15672
+    assert management_of(own_rabbit_node.uri(), "http://localhost:15673").port == 15673

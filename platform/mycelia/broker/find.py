@@ -25,6 +25,7 @@ __all__ = [
     "find_or_start_broker",
     "how_to_install",
     "install_rabbitmq",
+    "management_port_of_private_node",
     "shown",
     "start_private_node",
 ]
@@ -93,6 +94,16 @@ def find_or_start_broker(
         f"  - {how_to_install()}\n"
         "  - start Docker"
     )
+
+
+def management_port_of_private_node(
+    host: str, port: int, directory: Path = DEFAULT_DIRECTORY
+) -> int | None:
+    """Where the management API of the broker at that address is, if it is the private node of `directory`; `None` if not."""
+    node = PrivateNode(directory)
+    if host not in ("127.0.0.1", "localhost") or not node.is_known or node.port != port:
+        return None
+    return node.management_port
 
 
 def how_to_install() -> str:

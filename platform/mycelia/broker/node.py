@@ -304,7 +304,7 @@ class PrivateNode:
     def status(self) -> NodeStatus:
         """Tell what runs, where, and whether it answers. Starts and changes nothing."""
         pid = self._running_pid()
-        known = self._identity() is not None
+        known = self.is_known
         return NodeStatus(
             running=pid is not None,
             pid=pid,
@@ -329,6 +329,11 @@ class PrivateNode:
         """The Erlang node name, unique for the directory: `mycelia-<hash>@localhost`."""
         digest = hashlib.sha256(str(self.directory).encode()).hexdigest()[:10]
         return f"mycelia-{digest}@localhost"
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it has been started here before, and so has its ports."""
+        return self._identity() is not None
 
     @property
     def port(self) -> int:

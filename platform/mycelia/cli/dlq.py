@@ -152,7 +152,7 @@ def add_dlq_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
         parser.add_argument(
             "--management",
             metavar="URL",
-            help="the management API, which finds queues (default: port 15672 of the broker)",
+            help="the management API, which finds queues (default: port 15672 of the broker, or the private node's)",
         )
         add_connection_arguments(parser)
 

@@ -66,7 +66,7 @@ def add_log_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     ls.add_argument(
         "--management",
         metavar="URL",
-        help="the management API, which finds logs (default: port 15672 of the broker)",
+        help="the management API, which finds logs (default: port 15672 of the broker, or the private node's)",
     )
     tail = action("tail", "print the records of a log as they come", _command(_tail))
     _add_log_argument(tail)

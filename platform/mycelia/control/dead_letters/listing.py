@@ -9,6 +9,7 @@ import msgspec
 
 from mycelia.amqp import Link
 from mycelia.amqp.uri import parse_uri
+from mycelia.broker.find import management_port_of_private_node
 from mycelia.broker.management_api import ManagementApi
 from mycelia.entrypoints.dead_letters import SUFFIX, dead_letter_queue_name
 from mycelia.errors import ConfigError, TopologyError
@@ -32,8 +33,8 @@ def management_of(uri: str, url: str | None = None) -> ManagementApi:
     """The management API of the (first) broker of `uri`; nothing is connected yet.
 
     Args:
-        url: `http(s)://[user:password@]host[:port]`; by default the broker's host and RabbitMQ's usual port. User and
-            password are the broker's where it has none.
+        url: `http(s)://[user:password@]host[:port]`; by default the broker's host and RabbitMQ's usual port, or
+            that of the private node of this directory, if it is the broker. User and password are the broker's where it has none.
 
     Raises:
         ConfigError: there is none (`memory://`), or `url` cannot be read.
@@ -42,7 +43,8 @@ def management_of(uri: str, url: str | None = None) -> ManagementApi:
         raise ConfigError("memory:// has no management API.")
     broker = parse_uri(uri)[0]
     if url is None:
-        port = _TLS_PORT if broker.tls else _PORT
+        private = management_port_of_private_node(broker.host, broker.port)
+        port = private or (_TLS_PORT if broker.tls else _PORT)
         return ManagementApi(
             port,
             host=broker.host,
