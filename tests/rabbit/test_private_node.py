@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,7 @@ def test_management_of_the_private_node_of_a_directory_is_found_by_its_uri(
     monkeypatch.chdir(tmp_path)
 
     assert management_of(own_rabbit_node.uri()).port == own_rabbit_node.management_port
-    assert management_of(own_rabbit_node.uri()).version() == own_rabbit_node.status().version
+    with closing(management_of(own_rabbit_node.uri())) as api:
+        assert api.version() == own_rabbit_node.status().version
     assert management_of("amqp://guest:guest@127.0.0.1:5672/").port == 15672
     assert management_of(own_rabbit_node.uri(), "http://localhost:15673").port == 15673
