@@ -315,6 +315,7 @@ def test_children_that_are_left_do_not_keep_a_stopped_process(start: Any) -> Non
             os.kill(pid, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("service", ["LeavesThread", "LeavesExecutor"])
 def test_threads_that_are_left_do_not_keep_a_stopped_process(start: Any, service: str) -> None:
     process = start(service)

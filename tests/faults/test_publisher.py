@@ -102,6 +102,7 @@ async def test_message_sent_again_after_a_lost_confirm_keeps_its_id(
     assert link.statistics().republished == 1
 
 
+@pytest.mark.long
 async def test_publish_nowait_never_waits_and_works_again_after_the_fault(
     link: RabbitLink, direct: RabbitLink, proxy: TcpProxy, fault: Fault
 ) -> None:

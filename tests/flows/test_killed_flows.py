@@ -56,6 +56,7 @@ async def start(folder: Path, processes: ExitStack) -> Process:
     return process
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("instances", [1, 2])
 async def test_every_record_is_counted_once_through_kills(

@@ -52,6 +52,7 @@ async def direct(rabbit_uri: str) -> AsyncIterator[RabbitLink]:
     await link.aclose()
 
 
+@pytest.mark.long
 async def test_cuts_of_writer_and_reader_lose_and_repeat_nothing(
     link: RabbitLink, direct: RabbitLink, proxy: TcpProxy
 ) -> None:

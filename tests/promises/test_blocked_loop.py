@@ -65,6 +65,7 @@ def folder(tmp_path: Path, rabbit_uri: str) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize(
     ("kind", "method"),

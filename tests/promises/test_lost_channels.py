@@ -220,6 +220,7 @@ class Blocking:
         return key
 
 
+@pytest.mark.long
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", ["hold", "raise", "rpc"])
 async def test_what_ends_before_anybody_learns_of_the_loss_has_run_once(

@@ -70,6 +70,7 @@ async def test_all_that_fail_at_once_come_again_and_none_is_lost(rabbit_uri: str
     assert set(Database.done.values()) == {1}
 
 
+@pytest.mark.long
 @pytest.mark.settling
 @pytest.mark.timeout(240)
 async def test_broker_away_at_the_moment_of_failure_loses_none(

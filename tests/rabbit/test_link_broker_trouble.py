@@ -148,6 +148,7 @@ async def test_nothing_confirmed_is_lost_when_the_broker_is_killed(
     )
 
 
+@pytest.mark.long
 async def test_open_waits_for_a_broker_that_starts_later(
     own_rabbit_node: PrivateNode, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -165,6 +166,7 @@ async def test_open_waits_for_a_broker_that_starts_later(
     await link.aclose()
 
 
+@pytest.mark.long
 async def test_link_closes_in_time_while_the_broker_is_down(
     link: RabbitLink, own_rabbit_node: PrivateNode
 ) -> None:

@@ -172,6 +172,7 @@ def test_taken_port_is_refused_in_words(rabbit_node: PrivateNode, tmp_path: Path
         PrivateNode(tmp_path, port=rabbit_node.port).start()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["management_port", "distribution_port"])
 def test_port_that_is_taken_after_its_choice_is_followed_by_another(
     rabbit_node: PrivateNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
@@ -239,6 +240,7 @@ def test_running_private_node_is_used_again_and_left_running(rabbit_node: Privat
     assert rabbit_node.status().running
 
 
+@pytest.mark.long
 def test_leashed_node_dies_with_the_process_that_started_it(
     own_rabbit_node: PrivateNode,
 ) -> None:
