@@ -14,11 +14,11 @@ from typing import Any
 from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod
-from mycelia.flow.operators import MAIN, SIDE, Operator
+from mycelia.flow.operators import MAIN, SIDE
 from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results
 from mycelia.flow.results import WindowSpan
 from mycelia.flow.state import Changes, KeyedState, StoreReader
-from mycelia.flow.timer_queue import TimerQueue
+from mycelia.flow.timed_operator import TimedOperator
 from mycelia.flow.windows import HoppingWindows
 
 __all__ = ["AlignedWindows"]
@@ -42,7 +42,7 @@ def _restored(plain: list[Any]) -> Panes:
     return {start: Pane.restored(pane) for start, pane in plain}
 
 
-class AlignedWindows(Operator):
+class AlignedWindows(TimedOperator):
     """Gives `WindowResult`s; by the other port, `LateRecord`s.
 
     Args:
@@ -58,7 +58,7 @@ class AlignedWindows(Operator):
         lateness_ms: int,
         store: StoreReader | None = None,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, store)
         self._kind = kind
         self._slice_ms = kind.slice_ms()
         self._aggregation = aggregation
@@ -68,11 +68,8 @@ class AlignedWindows(Operator):
         self._early_count = early.count if isinstance(early, AfterRecords) else None
         self._period = early if isinstance(early, EveryPeriod) else None
         self._state: KeyedState[Panes] = KeyedState(name, store, _plain, _restored)
-        self._timers = TimerQueue(f"{name}~timers", store)
-        self._wall = TimerQueue(f"{name}~wall", store)
         self._results = Results(aggregation, emission)
         self._late = LateRecords()
-        self._now_ms = 0
 
     # --- records come --------------------------------------------------------------------------------
 
@@ -190,18 +187,6 @@ class AlignedWindows(Operator):
                     timers.set(at, (PERIOD, key, start))
 
     # --- time comes by -------------------------------------------------------------------------------
-
-    def advance(self, watermark: int) -> None:
-        self.watermark = watermark
-        while due := self._timers.take_next(watermark):
-            self._fire(due)
-        self._flush()
-
-    def tick(self, now_ms: int) -> None:
-        self._now_ms = now_ms
-        while due := self._wall.take_next(now_ms):
-            self._fire(due)
-        self._flush()
 
     def _fire(self, due: list[tuple[int, Any]]) -> None:
         live = self._state.load(dict.fromkeys(key for _, (_, key, _) in due))

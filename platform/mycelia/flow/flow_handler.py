@@ -32,7 +32,6 @@ from mycelia.flow.stream import source as stream_of
 from mycelia.log_event import event
 from mycelia.logs import FaultyRecord, Log, LogEntry, LogHandler, LogReader
 from mycelia.logs.layout import declare_log
-from mycelia.logs.membership import Membership
 from mycelia.logs.partition_lease import PartitionLease
 from mycelia.logs.position import StartAt
 from mycelia.runtime.decorators import decorator_of
@@ -195,16 +194,7 @@ class FlowHandler(LogHandler):
         self._threads = ThreadPoolExecutor(
             min(_THREADS, self.source.partitions), f"mycelia-flow-{self.group}"
         )
-        self._membership = Membership(
-            self.leases.link,
-            self.source.name,
-            self.group,
-            self.source.partitions,
-            self._own,
-            self._leave_partition,
-        )
-        name = f"mycelia:flow:{self.source.name}--{self.group}"
-        self._task = asyncio.create_task(self._membership.run(), name=name)
+        self._join_group("flow")
 
     async def _end(self, timeout: float) -> None:
         await super()._end(timeout)

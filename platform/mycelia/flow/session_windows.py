@@ -13,11 +13,11 @@ from typing import Any
 from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod
-from mycelia.flow.operators import MAIN, SIDE, Operator
+from mycelia.flow.operators import MAIN, SIDE
 from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results
 from mycelia.flow.results import WindowSpan
 from mycelia.flow.state import Changes, KeyedState, StoreReader
-from mycelia.flow.timer_queue import TimerQueue
+from mycelia.flow.timed_operator import TimedOperator
 from mycelia.flow.windows import SessionWindows
 
 __all__ = ["GrowingSession", "MergingWindows"]
@@ -45,7 +45,7 @@ def _restored(plain: list[Any]) -> list[GrowingSession]:
     return [GrowingSession(start, end, Pane.restored(pane), at) for start, end, pane, at in plain]
 
 
-class MergingWindows(Operator):
+class MergingWindows(TimedOperator):
     """Gives `WindowResult`s; by the other port, `LateRecord`s.
 
     A session has one timer. If it has grown when that fires, it gets another at its new end: a timer for each gap, not for each batch.
@@ -60,7 +60,7 @@ class MergingWindows(Operator):
         lateness_ms: int,
         store: StoreReader | None = None,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, store)
         self._gap_ms = kind.gap_ms
         self._aggregation = aggregation
         self._emission = emission
@@ -69,11 +69,8 @@ class MergingWindows(Operator):
         self._early_count = early.count if isinstance(early, AfterRecords) else None
         self._period = early if isinstance(early, EveryPeriod) else None
         self._state: KeyedState[list[GrowingSession]] = KeyedState(name, store, _plain, _restored)
-        self._timers = TimerQueue(f"{name}~timers", store)
-        self._wall = TimerQueue(f"{name}~wall", store)
         self._results = Results(aggregation, emission)
         self._late = LateRecords()
-        self._now_ms = 0
 
     # --- records come --------------------------------------------------------------------------------
 
@@ -186,18 +183,6 @@ class MergingWindows(Operator):
         timers.set(now - now % period + period, (PERIOD, key))
 
     # --- time comes by -------------------------------------------------------------------------------
-
-    def advance(self, watermark: int) -> None:
-        self.watermark = watermark
-        while due := self._timers.take_next(watermark):
-            self._fire(due)
-        self._flush()
-
-    def tick(self, now_ms: int) -> None:
-        self._now_ms = now_ms
-        while due := self._wall.take_next(now_ms):
-            self._fire(due)
-        self._flush()
 
     def _fire(self, due: list[tuple[int, Any]]) -> None:
         live = self._state.load(dict.fromkeys(key for _, (_, key) in due))

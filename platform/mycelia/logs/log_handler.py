@@ -176,8 +176,12 @@ class LogHandler(Entrypoint):
         await self.container.host.link.declare(self._progress)
 
     def start(self) -> None:
-        assert self.group is not None
         self._lane = self.container.make_lane(self)
+        self._join_group("log")
+
+    def _join_group(self, kind: str) -> None:
+        """Share the log's partitions with the group's other instances from now on; `_own()` runs each that is ours."""
+        assert self.group is not None
         self._membership = Membership(
             self.leases.link,
             self.source.name,
@@ -186,7 +190,7 @@ class LogHandler(Entrypoint):
             self._own,
             self._leave_partition,
         )
-        name = f"mycelia:log:{self.source.name}--{self.group}"
+        name = f"mycelia:{kind}:{self.source.name}--{self.group}"
         self._task = asyncio.create_task(self._membership.run(), name=name)
 
     async def stop(self) -> None:
