@@ -20,6 +20,7 @@ import msgspec
 from mycelia.amqp import Link
 from mycelia.amqp.uri import parse_uri
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
+from mycelia.cli.actions import RunAction, add_command_of_actions
 from mycelia.cli.call_and_publish import (
     PROGRAM,
     add_connection_arguments,
@@ -85,24 +86,16 @@ exit codes: 0 done; 1 an error, or messages that were meant and stay, told on st
 LOOK = 10_000
 """Messages of a queue that `ls --group` looks at. Arbitrary: some seconds' worth."""
 
-Action = Callable[[argparse.Namespace], int]
-
 
 def add_dlq_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add `dlq` to the command line. The chosen action is left in `args.main`."""
-    dlq = subparsers.add_parser(
+    action = add_command_of_actions(
+        subparsers,
         "dlq",
-        help="list, show, edit, redrive and purge dead letters",
+        text="list, show, edit, redrive and purge dead letters",
         description="Dead letters: messages that a handler could not handle.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = dlq.add_subparsers(title="actions", metavar="ACTION", required=True)
-
-    def action(name: str, text: str, run: Action) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
-        parser.set_defaults(main=run)
-        return parser
 
     ls = action("ls", "list dead-letter queues", _command(_ls))
     ls.add_argument("queues", nargs="*", metavar="QUEUE", help="only these queues, or services")
@@ -224,7 +217,7 @@ def _age(text: str) -> float:
 # --- what all actions need ---------------------------------------------------------------------------
 
 
-def _command(action: Callable[[argparse.Namespace, _Broker], Awaitable[int]]) -> Action:
+def _command(action: Callable[[argparse.Namespace, _Broker], Awaitable[int]]) -> RunAction:
     """The action as a command: on an open link, its errors in words."""
 
     def run(args: argparse.Namespace) -> int:

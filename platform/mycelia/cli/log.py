@@ -14,6 +14,7 @@ from typing import Any
 from mycelia.amqp import Link
 from mycelia.amqp.uri import parse_uri
 from mycelia.broker.management_api import ManagementApiError
+from mycelia.cli.actions import RunAction, add_command_of_actions
 from mycelia.cli.call_and_publish import add_connection_arguments, client_of, say_usage
 from mycelia.cli.dlq_output import as_json, for_terminal
 from mycelia.cli.run import event_loop_factory, read_config
@@ -43,24 +44,16 @@ examples:
 exit codes: 0 done; 1 an error, told on stderr; 2 the command is wrong; 130 Ctrl-C
 """
 
-_Run = Callable[[argparse.Namespace], int]
-
 
 def add_log_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add `log` to the command line. The chosen action is left in `args.main`."""
-    log = subparsers.add_parser(
+    action = add_command_of_actions(
+        subparsers,
         "log",
-        help="list and follow logs, see how far groups are, replay",
+        text="list and follow logs, see how far groups are, replay",
         description="Partitioned logs, and the groups that handle them.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    actions = log.add_subparsers(title="actions", metavar="ACTION", required=True)
-
-    def action(name: str, text: str, run: _Run) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text)
-        parser.set_defaults(main=run)
-        return parser
 
     ls = action("ls", "list the logs at a broker", _command(_ls))
     ls.add_argument(
@@ -129,7 +122,7 @@ def _start(text: str) -> StartAt:
     )
 
 
-def _command(action: Callable[[argparse.Namespace, Link], Awaitable[int]]) -> _Run:
+def _command(action: Callable[[argparse.Namespace, Link], Awaitable[int]]) -> RunAction:
     """The action as a command: on an open link, its errors in words."""
 
     def run(args: argparse.Namespace) -> int:
