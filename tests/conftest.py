@@ -13,7 +13,7 @@ import platform
 import secrets
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -23,10 +23,14 @@ from mycelia.broker.cluster import PrivateCluster
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
 from mycelia.broker.node import PrivateNode, find_rabbitmq
 
+if TYPE_CHECKING:
+    from tests.postgres import PrivatePostgres
+
 _RABBIT_FIXTURES = {
     *("rabbit_node", "own_rabbit_node", "rabbit_vhost", "rabbit_uri", "rabbit_api"),
     *("rabbit_cluster", "rabbit_version"),
 }
+_POSTGRES_FIXTURES = {"postgres", "postgres_uri", "own_postgres"}
 
 # Counts and connection lists of the management API are this old at most, in milliseconds.
 _TEST_CONFIG = ("collect_statistics_interval = 250",)
@@ -41,7 +45,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("suite")
 
-# A broker takes 3 to 10 s to start, and longer on a busy machine; the test that waits for it must not be blamed.
+# A broker takes 3 to 10 s to start, PostgreSQL 2, and longer on a busy machine; the test that waits for it must not be blamed.
 _RABBIT_TIMEOUT = 120
 
 
@@ -67,6 +71,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.rabbit)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(_RABBIT_TIMEOUT))
+        elif _POSTGRES_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.timeout(_RABBIT_TIMEOUT))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -246,6 +252,51 @@ def rabbit_api(rabbit_node: PrivateNode) -> ManagementApi:
     Its calls block for some milliseconds; from the event loop's side go through `asyncio.to_thread`.
     """
     return rabbit_node.api
+
+
+# --- PostgreSQL ------------------------------------------------------------------------------------
+
+
+def _started_postgres() -> Iterator[PrivatePostgres]:
+    try:
+        from tests.postgres import PrivatePostgres, find_postgres
+    except ModuleNotFoundError as exc:
+        not_run(f"{exc.name} is not installed (`make setup` installs it)")
+    if find_postgres() is None:
+        not_run("postgresql is not installed (`.ci/run` installs it where it may)")
+    server = PrivatePostgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PrivatePostgres]:
+    """The one PostgreSQL of the run, started for the first test that asks (2 s). Never stop it: see `own_postgres`."""
+    yield from _started_postgres()
+
+
+@pytest.fixture
+def postgres_uri(postgres: PrivatePostgres) -> Iterator[str]:
+    """The URI of an empty database of this test's own: `postgresql://…`."""
+    from tests.postgres import fresh_database
+
+    with fresh_database(postgres) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def _spare_postgres() -> Iterator[PrivatePostgres]:
+    yield from _started_postgres()
+
+
+@pytest.fixture
+def own_postgres(_spare_postgres: PrivatePostgres) -> PrivatePostgres:
+    """A running PostgreSQL for this test alone, to be killed and started at will; `fresh_database()` gives a database."""
+    _spare_postgres.start()
+    return _spare_postgres
 
 
 # --- no task outlives its test ------------------------------------------------------------------------
