@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mycelia.errors import ConfigError
+from mycelia.flow.flow_graph import FlowGraph, GraphEdge, GraphNode, graph_text, output_id
 from mycelia.flow.operators import Operator
 from mycelia.flow.state import StoreReader
 from mycelia.flow.stateless import FlowStep
@@ -196,46 +197,33 @@ class FlowPlan:
         """Of each step with state, by its name, what must stay as it is."""
         return {self.names[node]: node.signature for node in self.nodes if node.signature}
 
-    def draw(self) -> str:
-        """The flow as a tree of text, from its sources; a step with several inputs stands below the first of them.
+    def graph(self, leaving: Mapping[str, str] | None = None) -> FlowGraph:
+        """The flow as plain data, to be drawn.
 
-        `→ name` is an output, `↪ name` a step that is drawn elsewhere, `beside:` what leaves by the other port.
+        Args:
+            leaving: of outputs, by their names, what they go to: `log delays.hourly`.
         """
-        consumers = self.consumers()
-        leaving: dict[NodePort, list[str]] = {}
-        for name, port in self.outputs.items():
-            leaving.setdefault(port, []).append(name)
-        lines: list[str] = []
-        drawn: set[FlowNode] = set()
+        nodes = [
+            GraphNode(
+                id=self.names[node],
+                name=self.names[node],
+                kind=node.kind,
+                label=node.label,
+                has_state=bool(node.signature) and node.kind != "event_time",
+            )
+            for node in self.nodes
+        ]
+        edges = [
+            GraphEdge(source=self.names[feeding], target=self.names[node], port=port)
+            for node in self.nodes
+            for feeding, port in node.inputs
+        ]
+        for name, (node, port) in self.outputs.items():
+            label = (leaving or {}).get(name, "")
+            nodes.append(GraphNode(id=output_id(name), name=name, kind="output", label=label))
+            edges.append(GraphEdge(source=self.names[node], target=output_id(name), port=port))
+        return FlowGraph(nodes=nodes, edges=edges)
 
-        def below(node: FlowNode) -> list[tuple[str, FlowNode | None]]:
-            children: list[tuple[str, FlowNode | None]] = []
-            for port in (0, 1, 2):
-                mark = "beside: " if port else ""
-                for consumer, _ in consumers.get((node, port), ()):
-                    children.append((mark, consumer))
-                children += [(f"{mark}→ {name}", None) for name in leaving.get((node, port), ())]
-            return children
-
-        def walk(node: FlowNode, indent: str) -> None:
-            children = below(node)
-            for number, (mark, child) in enumerate(children):
-                is_last = number == len(children) - 1
-                branch, deeper = ("└─ ", "   ") if is_last else ("├─ ", "│  ")
-                if child is None:
-                    lines.append(f"{indent}{branch}{mark}")
-                elif child in drawn:
-                    lines.append(f"{indent}{branch}{mark}↪ {self.names[child]}")
-                else:
-                    drawn.add(child)
-                    lines.append(f"{indent}{branch}{mark}{self._drawn(child)}")
-                    walk(child, indent + deeper)
-
-        for node in self.nodes:
-            if node.kind == "source":
-                lines.append(self.names[node])
-                walk(node, "")
-        return "\n".join(lines)
-
-    def _drawn(self, node: FlowNode) -> str:
-        return f"{self.names[node]}: {node.label}"
+    def draw(self) -> str:
+        """The flow as a tree of text: `graph_text()`."""
+        return graph_text(self.graph())
