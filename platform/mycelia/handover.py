@@ -9,6 +9,9 @@ That is as early as can be, because all that was imported until then is imported
 thing that `mycelia/__init__.py` does, where a module named on the command line, or one below it, imports it, or Nameko
 itself does for `SERVICE_CONTAINER_CLS`. Where somebody else imports it (a module that services share), the process goes
 on as Nameko's, and is handed over when an extension of Mycelia's is bound. So a stock service may use such a module.
+
+Earlier still is what users can ask for: `mycelia nameko-hook install` has the interpreter look at what it is to run before
+Nameko is imported (`mycelia_nameko_hook.py`, beside this package).
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from mycelia.errors import RuntimeStateError
 
 __all__ = [
     "HANDOVER_VARIABLE",
+    "HOOK_MODULE",
     "NAMEKO_3",
     "NATIVE_MODULE",
     "PATH_VARIABLE",
@@ -43,6 +47,9 @@ HANDOVER_VARIABLE = "MYCELIA_HANDED_OVER"
 PATH_VARIABLE = "MYCELIA_IMPORT_PATH"
 """Carries `sys.path` across: a script that calls Nameko's `main()` stands in a folder of its own, or has added some."""
 
+HOOK_MODULE = "mycelia_nameko_hook"
+"""The module that imports `mycelia` at the start of an interpreter that is to run Nameko's command with services of ours."""
+
 NAMEKO_RUN = "nameko.cli.run"
 """The module whose `main()` is at work as long as `nameko run` is."""
 
@@ -55,15 +62,21 @@ NAMEKO_3 = (
 )
 """What to do with it, for error messages."""
 
-IMPORTING = frozenset({"mycelia", "importlib", "pydoc"})
-"""Whose frames stand between an import and who asked for it; Nameko asks `pydoc` for the class of its containers."""
+IMPORTING = frozenset(
+    {"mycelia", "importlib", "_frozen_importlib", "_frozen_importlib_external", "pydoc"}
+)
+"""Whose frames stand between an import and who asked for it; Nameko asks `pydoc` for the class of its containers. Python's
+own have a name with an underscore until somebody imports `importlib`."""
 
 WITH_VALUE = "WX"
 """Flags of the interpreter that take a value."""
 
 
 def hand_over_importer() -> None:
-    """Called when `mycelia` is imported: become the native runtime if a service that `nameko run` imports does it."""
+    """Called when `mycelia` is imported: become the native runtime if a service that `nameko run` imports does it, or
+    the hook at the start of the interpreter."""
+    if HOOK_MODULE in sys.modules and _importer() == HOOK_MODULE:
+        _execute(sys.argv[2:])
     running = _nameko_run()
     if running is None:
         return
@@ -146,13 +159,17 @@ def _importer() -> str:
 
 
 def _become_native(running: FrameType) -> NoReturn:
-    flags = interpreter_flags(sys.orig_argv)
     arguments = _arguments(running)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
-    os.environ[HANDOVER_VARIABLE] = str(os.getpid())
     os.environ[PATH_VARIABLE] = os.pathsep.join(sys.path)
+    _execute(arguments)
+
+
+def _execute(arguments: Sequence[str]) -> NoReturn:
+    flags = interpreter_flags(sys.orig_argv)
+    os.environ[HANDOVER_VARIABLE] = str(os.getpid())
     os.execv(sys.executable, [sys.executable, *flags, "-m", NATIVE_MODULE, *arguments])
 
 

@@ -18,6 +18,7 @@ from mycelia.cli.completion import SHELLS, completion_script
 from mycelia.cli.dlq import add_dlq_commands
 from mycelia.cli.leaving import leave
 from mycelia.cli.log import add_log_commands
+from mycelia.cli.nameko_hook import add_nameko_hook_commands
 from mycelia.cli.run import add_run_arguments, run_command
 from mycelia.cli.top import add_top_arguments, top_command
 from mycelia.extras import install_command, is_installed
@@ -87,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     top.set_defaults(main=top_command)
 
     add_broker_commands(commands)
+    add_nameko_hook_commands(commands)
 
     completion = commands.add_parser(
         "completion",
