@@ -326,6 +326,20 @@ async def test_nameko_alone_runs_an_existing_service(
     assert not with_nameko.has("starlette")
 
 
+def test_hook_from_the_wheel_starts_services_and_goes_again(with_nameko: Environment) -> None:
+    """Installed, not from a clone: what the hook calls is a module of the wheel's."""
+    installed = with_nameko.run("mycelia", "nameko-hook", "install")
+    assert installed.stdout.startswith("installed: "), installed.stderr
+    hook = Path(installed.stdout.splitlines()[0].removeprefix("installed: "))
+    command = ("-X", "importtime", str(with_nameko.bin / "nameko"), "run", "greeter")
+    with with_nameko.serving("python", *command, "--broker", "memory://") as process:
+        pass
+
+    assert not [line for line in process.lines if line.endswith((" eventlet\n", " kombu\n"))]
+    removed = with_nameko.run("mycelia", "nameko-hook", "remove")
+    assert (removed.stdout, hook.exists()) == (f"removed: {hook}\n", False)
+
+
 def _nameko_shell(environment: Environment) -> list[str]:
     return [str(environment.bin / "nameko"), "shell", "--interface", "plain"]
 

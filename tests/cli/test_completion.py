@@ -51,6 +51,7 @@ def test_bash_script_is_valid(bash_script: Path) -> None:
     [
         (["mycelia", "ca"], ["call"]),
         (["mycelia", "comp"], ["completion"]),
+        (["mycelia", "nameko-hook", ""], ["install", "remove", "status"]),
         (["mycelia", "call", "--time"], ["--timeout"]),
         (["mycelia", "publish", "--man"], ["--mandatory"]),
         (["mycelia", "run", "--back"], ["--backdoor-port"]),

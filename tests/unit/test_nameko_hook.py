@@ -202,6 +202,7 @@ FILES = {
     "imported_late": f"{SERVICE}\nfrom mycelia import rpc\n",
     "in_branch": f"try:\n    from mycelia import rpc\nexcept ImportError:\n    rpc = print\n{SERVICE}",
     "of_a_relative": f"from .mycelia import rpc\n{SERVICE}",
+    "colorsys": OURS,  # a name of the standard library
     "nothing": "",
     "broken": "from mycelia import rpc\nclass",
     "too_long": OURS + "#" * hook.MAX_BYTES,
@@ -235,6 +236,7 @@ UNCERTAIN = [
     "plain",
     "circle",
     *[name for name in FILES if name.startswith(("stock", "rebound", "imp", "in_", "of_", "no", "too"))],
+    "colorsys",
     "missing",
     "os",
     "ours.py",
