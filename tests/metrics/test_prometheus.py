@@ -31,16 +31,20 @@ DASHBOARD: dict[str, Any] = json.loads(
 
 SERVICE = """
 import asyncio
-from mycelia import EventDispatcher, KillSwitch, RpcProxy, event_handler, rpc
+from mycelia import EventDispatcher, KillSwitch, Log, RpcProxy, event_handler, log_handler, rpc
+
+ASKED = Log("asked", partitions=2)
 
 class Delays:
     name = "delays"
     emit = EventDispatcher()
     own = RpcProxy("delays")
+    asked = ASKED
 
     @rpc
     async def ask(self):
         await self.emit("asked", {})
+        await self.asked.append({})
         return await self.own.answer()
 
     @rpc
@@ -50,6 +54,10 @@ class Delays:
     @rpc
     async def fail(self):
         raise ValueError("no")
+
+    @log_handler(ASKED)
+    async def look(self, records):
+        await asyncio.sleep(0.01)
 
     @event_handler("feed", "flight", concurrency=1, prefetch=1)
     async def count(self, event):
@@ -138,6 +146,8 @@ def prometheus(
                         "rate(mycelia_dead_letters_total[20s])",
                         'mycelia_queue_messages{method="count"}',
                         'rate(mycelia_calls_total{direction="outbound"}[20s])',
+                        "rate(mycelia_log_handled_records_total[20s])",
+                        "mycelia_log_lag_entries + 1",
                         'mycelia_kill_switch_state{method="on_doomed", state="stopped"} == 2',
                     )
                 )

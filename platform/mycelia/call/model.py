@@ -98,6 +98,15 @@ class Call(msgspec.Struct, eq=False):
             told(self)
 
     @property
+    def item_count(self) -> int:
+        """Of a batch: how many messages or records it has; 0 for all else."""
+        return len(self.items)
+
+    def linked(self) -> Sequence[Call]:
+        """Of a batch: the calls whose spans its own links to, because it cannot have them all as its parent."""
+        return self.items
+
+    @property
     def kind(self) -> CallKind:
         return self.target.kind
 

@@ -22,6 +22,8 @@ class CallKind(Enum):
     MESSAGE = "message"
     TIMER = "timer"
     HTTP = "http"
+    LOG = "log"
+    """A batch of records: appended to a log, or given to a handler of one."""
     OTHER = "other"
 
 
@@ -90,8 +92,8 @@ class Target(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         direction: whether the call comes in or leaves.
         kind: how it travels.
-        service: the service called; of an event that leaves, the service it is of; of a message, the exchange.
-        method: the method called; of an event that leaves, its type; of a message, the routing key; `*` for any.
+        service: the service called; of an event that leaves, the service it is of; of a message, the exchange; of records, the log.
+        method: the method called; of an event that leaves, its type; of a message, the routing key; `*` for any; of records, `append`.
         name: `service.method`, as logs and errors name it.
         declared: what the method's decorator says; `None` where there is none: of what leaves, of a method that does not exist.
     """

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mycelia.amqp import Link
+from mycelia.clients.chains import MiddlewareFor
 from mycelia.errors import LinkError, RuntimeStateError
 
 __all__ = ["Appendable", "Appender", "Appenders"]
@@ -25,7 +26,9 @@ class Appender(Protocol):
 class Appendable(Protocol):
     """What may be appended to: `mycelia.Log`, which stands above here."""
 
-    async def open_writer(self, link: Link, timeout: float) -> Any:
+    async def open_writer(
+        self, link: Link, timeout: float, *, middleware_for: MiddlewareFor
+    ) -> Any:
         """An `Appender` on this link."""
         ...
 
@@ -33,8 +36,9 @@ class Appendable(Protocol):
 class Appenders:
     """The writers of one client, each made for its log's first append."""
 
-    def __init__(self, link: Link, timeout: float) -> None:
+    def __init__(self, link: Link, timeout: float, middleware_for: MiddlewareFor) -> None:
         self._link = link
+        self._middleware_for = middleware_for
         self._timeout = timeout
         self._appenders: dict[Appendable, Appender] = {}
         self._opening = asyncio.Lock()
@@ -53,7 +57,9 @@ class Appenders:
     async def _opened(self, log: Appendable) -> Appender:
         made: Appender | None = None
         try:
-            made = await log.open_writer(self._link, self._timeout)
+            made = await log.open_writer(
+                self._link, self._timeout, middleware_for=self._middleware_for
+            )
         except LinkError:
             if not self._is_closed:
                 raise

@@ -80,7 +80,7 @@ class Client:
         name: the program's name in call ids and in the reply queue's name.
         config: Nameko's configuration keys that matter here: `serializer`, `SERIALIZERS`, `ACCEPT`,
             `rpc_exchange`, `AMQP_SSL`, `HEARTBEAT`, and in `mycelia` `connect_timeout`, `peer_timeout` and `requests_expire`.
-        middleware: around every call and event that leaves, outermost first: an `async def (call, next)` each, or an
+        middleware: around every call, event and batch of records that leaves, outermost first: an `async def (call, next)` each, or an
             object with a method `middleware(direction, target)`.
         context: context data (`{"user_id": 7}`) of every call and event that leaves. For a single one there is the option of
             that name: `client.publish(…, context=…)`, `client.service(name, context=…)`, `method.options(context=…)`.
@@ -161,7 +161,7 @@ class Client:
         await link.open(self.timeout if timeout is None else timeout)
         self._link = link
         self._exchanges = _Exchanges(link, self._config, self.timeout)
-        self._appenders = Appenders(link, self.timeout)
+        self._appenders = Appenders(link, self.timeout, self._middleware_for)
         self._events = Outlet(
             CallKind.EVENT,
             link,

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 from urllib.parse import quote
 
-import msgspec
-
 from mycelia.amqp import Message
 from mycelia.durations import Duration, seconds_of
 from mycelia.errors import (
@@ -32,6 +30,7 @@ from mycelia.flow.stream import source as stream_of
 from mycelia.log_event import event
 from mycelia.logs import FaultyRecord, Log, LogEntry, LogHandler, LogReader
 from mycelia.logs.layout import declare_log
+from mycelia.logs.log_handler import GroupStatistics
 from mycelia.logs.partition_lease import PartitionLease
 from mycelia.logs.position import StartAt
 from mycelia.runtime.decorators import decorator_of
@@ -65,22 +64,15 @@ _STOP_WAITS: Final = 8.0
 _THREADS: Final = 4
 
 
-class FlowStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What a flow has done in this process, and has."""
+class FlowStatistics(GroupStatistics, frozen=True, kw_only=True):
+    """What a flow has done in this process, and has. `records` are committed; `dead` are those that it went on without: a function raised
+    over them, or they have no key, or an impossible time."""
 
-    partitions: list[int]
-    """That are this instance's own."""
     standing_still: dict[int, str]
     """Of those that do not go on, why."""
-    records: int
-    """Taken, and committed."""
     commits: int
     published: int
     """Messages: batches of logs, and events."""
-    faults: int
-    """Records and entries that could not be read, and are dead letters."""
-    dead: int
-    """Records that the flow went on without, as dead letters: a function raised over them, or they have no key, or an impossible time."""
     watermarks_ms: dict[int, dict[str, int]]
     """By partition and step, as of the last commit."""
 
@@ -204,6 +196,8 @@ class FlowHandler(LogHandler):
 
     def statistics(self) -> FlowStatistics:  # type: ignore[override]  # of its own kind
         return FlowStatistics(
+            log=self.source.name,
+            group=self.group or "",
             partitions=[] if self._membership is None else self._membership.owned,
             standing_still=dict(self._standing_still),
             records=self._records,
@@ -212,6 +206,7 @@ class FlowHandler(LogHandler):
             faults=self._faults,
             dead=self._dead,
             watermarks_ms=dict(self._watermarks),
+            lag=self._known_lag(),
         )
 
     async def _in_thread(self, function: Callable[..., R], *args: Any) -> R:

@@ -10,6 +10,8 @@ Pure:
   position        where a reader stands
   open_batch      a batch that is being filled
 
+  append_call     a batch that leaves, as middleware sees it
+
 At the broker:
   layout          exchange and streams, declared
   writer          appends, in batches, confirmed
@@ -24,6 +26,7 @@ Handled in groups:
   group_places    how far groups have come, for people
 """
 
+from mycelia.logs.append_call import AppendCall
 from mycelia.logs.log import BlockingLogWriter, Log
 from mycelia.logs.log_handler import LogCall, LogHandler, log_handler
 from mycelia.logs.partitioning import partition_of
@@ -33,6 +36,7 @@ from mycelia.logs.record import FaultyRecord, Record, RecordHeaders, RecordKey
 from mycelia.logs.writer import LogWriter
 
 __all__ = [
+    "AppendCall",
     "BlockingLogWriter",
     "FaultyRecord",
     "Log",

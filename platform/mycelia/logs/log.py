@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Unpack, overload
 
 from mycelia.amqp import Link
+from mycelia.clients.chains import MiddlewareFor
 from mycelia.clients.from_thread import run_from_thread
 from mycelia.clients.two_ways import Injects, TwoWays
 from mycelia.durations import Duration, seconds_of
@@ -196,14 +197,19 @@ class Log(TwoWays, Generic[T]):
 
     # --- for programs ----------------------------------------------------------------------------
 
-    async def open_writer(self, link: Link, timeout: float) -> LogWriter[T]:
+    async def open_writer(
+        self, link: Link, timeout: float, *, middleware_for: MiddlewareFor = lambda _: ()
+    ) -> LogWriter[T]:
         """Declare the log, and make a writer that the caller closes. `Client.append()` does this.
 
         Args:
             timeout: seconds for the declaration, and for each append where the log says nothing.
+            middleware_for: what stands around each batch that leaves.
         """
         await declare_log(link, self.layout, timeout)
-        return LogWriter(link, self.layout, self.shape, self._options(timeout))
+        return LogWriter(
+            link, self.layout, self.shape, self._options(timeout), middleware_for=middleware_for
+        )
 
     def reader(
         self,
@@ -237,7 +243,11 @@ class Log(TwoWays, Generic[T]):
         timeout = self.container.settings.mycelia.publish_timeout
         await declare_log(self.container.host.link, self.layout)
         self._writer = LogWriter(
-            self.container.host.link, self.layout, self.shape, self._options(timeout)
+            self.container.host.link,
+            self.layout,
+            self.shape,
+            self._options(timeout),
+            middleware_for=self.container.middleware_for,
         )
 
     async def stop(self) -> None:

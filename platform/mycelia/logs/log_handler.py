@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import time
+from collections.abc import Sequence
 from random import Random
 from typing import Any, Final, Generic, TypeVar, Unpack
 
@@ -24,6 +25,7 @@ from mycelia.errors import (
     describe,
 )
 from mycelia.log_event import event
+from mycelia.logs.append_call import MAX_LINKS, carried_trace
 from mycelia.logs.batch_format import (
     KEY_HEADER,
     PRODUCER_HEADER,
@@ -31,19 +33,21 @@ from mycelia.logs.batch_format import (
     TIME_HEADER,
 )
 from mycelia.logs.group_places import GroupPlace, progress_stream, tell_place
+from mycelia.logs.lag_watch import LagWatch
 from mycelia.logs.layout import declare_log
 from mycelia.logs.log import Log
 from mycelia.logs.membership import Membership
 from mycelia.logs.partition_lease import PartitionLease, group_queue_name
 from mycelia.logs.position import StartAt, checked_start
 from mycelia.logs.reader import LogEntry, LogReader
-from mycelia.logs.record import FaultyRecord
+from mycelia.logs.record import FaultyRecord, RecordHeaders
 from mycelia.policies.retry import Retry, fixed
 from mycelia.runtime import Container, Entrypoint, EntrypointArguments
 from mycelia.runtime.decorators import decorator_of
 from mycelia.runtime.lane import Lane
+from mycelia.wire import TRACEPARENT
 
-__all__ = ["LogCall", "LogHandler", "LogHandlerStatistics", "log_handler"]
+__all__ = ["GroupStatistics", "LogCall", "LogHandler", "LogHandlerStatistics", "log_handler"]
 
 log = logging.getLogger("mycelia.logs")
 
@@ -65,24 +69,51 @@ LOG_RETRY: Final = Retry(attempts=6, backoff=fixed("500ms", "2s", "10s", "30s", 
 
 
 class LogCall(Call, Generic[T], eq=False, kw_only=True):
-    """A call with the records of an entry."""
+    """A call with the records of an entry. Its trace is that of the batch; it links to those that records name in their headers."""
 
     entry: LogEntry[T]
     ended: asyncio.Future[tuple[Outcome, Settlement]]
 
+    @property
+    def item_count(self) -> int:
+        return len(self.entry.values)
 
-class LogHandlerStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What a log handler has done here, and has."""
+    def decode_if_small(self) -> Arguments:
+        return self.decode()  # it has been read
 
+    def linked(self) -> Sequence[Call]:
+        found: dict[str, RecordHeaders] = {}
+        for headers in self.entry.headers if any(self.entry.headers) else ():
+            if headers and isinstance(trace := headers.get(TRACEPARENT), str):
+                found.setdefault(trace, headers)
+                if len(found) == MAX_LINKS:
+                    break
+        linked = (Call(self.target, headers=headers) for headers in found.values())
+        return [Call(self.target, headers=carried_trace(call)) for call in linked]
+
+
+class GroupStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What one of a group that reads a log has done here, and has."""
+
+    log: str
+    group: str
     partitions: list[int]
     """That are this instance's own."""
-    entries: int
-    """Handled."""
     records: int
+    """Handled."""
     faults: int
     """Records and entries that could not be read, and are dead letters."""
     dead: int
-    """Entries that are dead letters after their last attempt."""
+    """What could not be handled, and is a dead letter: whole entries of a log handler, records of a flow."""
+    lag: dict[int, int]
+    """Entries of each partition that have not been handled (of a flow: not committed); where it is known. 0 once it is another's."""
+
+
+class LogHandlerStatistics(GroupStatistics, frozen=True, kw_only=True):
+    """What a log handler has done here, and has."""
+
+    entries: int
+    """Handled."""
     checkpoints: int
 
 
@@ -105,6 +136,19 @@ class _Buried:
             self._done.set_result(is_there)
 
 
+class _Kept:
+    """The settler of an entry that is being handled: it is read already, so that losing its channel loses nothing."""
+
+    is_lost = False
+
+    def ack(self, delivery_tag: int) -> None: ...
+
+    def nack(self, delivery_tag: int, requeue: bool) -> None: ...
+
+
+_KEPT: Final = _Kept()
+
+
 class LogHandler(Entrypoint):
     """The entrypoint behind `@log_handler`.
 
@@ -122,7 +166,7 @@ class LogHandler(Entrypoint):
         options: those of every entrypoint (`Entrypoint`); `concurrency` is of partitions at once.
     """
 
-    kind = CallKind.OTHER
+    kind = CallKind.LOG
     container: Container
     needs_broker = True
     dead_letters = DeadLetters()
@@ -152,7 +196,10 @@ class LogHandler(Entrypoint):
         self._progress: Queue | None = None
         self._lane: Lane | None = None
         self._membership: Membership | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lag: LagWatch | None = None
+        self._handled: dict[int, int] = {}
+        """By partition, the offset behind what has been handled, written down or not."""
         self._leave: dict[int, asyncio.Event] = {}
         self._entries = self._records = self._faults = self._dead = self._checkpoints = 0
 
@@ -190,8 +237,12 @@ class LogHandler(Entrypoint):
             self._own,
             self._leave_partition,
         )
+        self._lag = LagWatch(self.container.host.link, self.source.name, self._offsets)
         name = f"mycelia:{kind}:{self.source.name}--{self.group}"
-        self._task = asyncio.create_task(self._membership.run(), name=name)
+        self._tasks = [
+            asyncio.create_task(self._membership.run(), name=name),
+            asyncio.create_task(self._lag.run(), name=f"{name}:lag"),
+        ]
 
     async def stop(self) -> None:
         """Take no further entry, write down what has been handled, and leave the partitions to others. Idempotent."""
@@ -201,23 +252,35 @@ class LogHandler(Entrypoint):
         await self._end(0.1)
 
     async def _end(self, timeout: float) -> None:
-        task, self._task = self._task, None
-        if task is not None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
             task.cancel()
-            await asyncio.wait([task])
+        if tasks:
+            await asyncio.wait(tasks)
         membership, self._membership = self._membership, None
         if membership is not None:
             await membership.aclose(timeout)
 
     def statistics(self) -> LogHandlerStatistics:
         return LogHandlerStatistics(
+            log=self.source.name,
+            group=self.group or "",
             partitions=[] if self._membership is None else self._membership.owned,
             entries=self._entries,
             records=self._records,
             faults=self._faults,
             dead=self._dead,
             checkpoints=self._checkpoints,
+            lag=self._known_lag(),
         )
+
+    def _offsets(self) -> dict[int, int]:
+        """Where it goes on in each of its partitions."""
+        written = {} if self._membership is None else self._membership.offsets()
+        return written | self._handled
+
+    def _known_lag(self) -> dict[int, int]:
+        return {} if self._lag is None else self._lag.lag()
 
     # --- a partition -----------------------------------------------------------------------------
 
@@ -270,6 +333,7 @@ class LogHandler(Entrypoint):
             )
         finally:
             self._leave.pop(partition, None)
+            self._handled.pop(partition, None)
 
     async def _follow(
         self, reader: LogReader[Any], lease: PartitionLease, leaving: asyncio.Event
@@ -351,6 +415,7 @@ class LogHandler(Entrypoint):
                 break
             if await _event_or(leaving, delay) or not lease.is_held:
                 return False
+        self._handled[entry.partition] = entry.offset + 1
         self._entries += 1
         self._records += len(entry.values)
         self._faults += len(entry.faults)
@@ -362,6 +427,8 @@ class LogHandler(Entrypoint):
         self._lane.submit(
             LogCall(
                 self.target,
+                headers=entry.delivery.properties.headers,
+                message=msgspec.structs.replace(entry.delivery, settler=_KEPT),
                 read=_records_of,
                 attempt=attempt,
                 parent_calls_tracked=self.container.settings.parent_calls_tracked,

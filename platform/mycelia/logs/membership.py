@@ -63,6 +63,7 @@ class Membership:
         self._member: LinkConsumer | None = None
         self._waiter: LinkConsumer | None = None
         self._owned: dict[int, asyncio.Task[None]] = {}
+        self._leases: dict[int, PartitionLease] = {}
         self._leaving: set[int] = set()
         self._seen_free: set[int] = set()
         self._random = Random()
@@ -72,6 +73,11 @@ class Membership:
     def owned(self) -> list[int]:
         """The partitions that are its own now, those included that it is about to leave."""
         return sorted(self._owned)
+
+    def offsets(self) -> dict[int, int]:
+        """Where the group goes on in each of them, by what has been written down."""
+        positions = {number: lease.position for number, lease in self._leases.items()}
+        return {number: at.offset for number, at in positions.items() if at is not None}
 
     async def run(self) -> None:
         """Take part until cancelled, whatever happens; `aclose()` comes after."""
@@ -171,6 +177,7 @@ class Membership:
             self._own(partition, lease), name=f"mycelia:log:{self._log_name}-{partition}"
         )
         self._owned[partition] = task
+        self._leases[partition] = lease
 
     async def _own(self, partition: int, lease: PartitionLease) -> None:
         try:
@@ -180,6 +187,7 @@ class Membership:
                 await lease.aclose()
             finally:
                 self._owned.pop(partition, None)
+                self._leases.pop(partition, None)
                 self._leaving.discard(partition)
 
     async def _tell_need(self, needs: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from mycelia.logs.append_call import Origins
 from mycelia.logs.batch_format import encode_columns
 from mycelia.logs.record import RecordHeaders, RecordKey
 
@@ -73,6 +74,7 @@ class OpenBatch:
         "_times",
         "_values",
         "deadline",
+        "origins",
         "ready_at",
         "size",
     )
@@ -83,6 +85,8 @@ class OpenBatch:
         self.deadline = 0.0
         """Until when it is tried: that of its last append."""
         self.size = 0
+        self.origins = Origins()
+        """Whose appends it is of."""
         self._keys: list[RecordKey] = []
         self._times: list[int | None] = []
         self._headers: list[RecordHeaders] | None = None

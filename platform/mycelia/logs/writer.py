@@ -23,6 +23,8 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from mycelia.amqp import Link, Message
+from mycelia.call import Arguments, Call, CallKind, Next, Outcome, get_current_call
+from mycelia.clients.chains import MiddlewareFor, OutboundChains
 from mycelia.errors import (
     BrokerUnavailable,
     ConfigError,
@@ -34,13 +36,14 @@ from mycelia.errors import (
     describe,
 )
 from mycelia.log_event import event
-from mycelia.logs.batch_format import MAX_ENTRY_BYTES, entry_properties
+from mycelia.logs.append_call import APPEND, AppendCall, append_target, carried_trace
+from mycelia.logs.batch_format import MAX_ENTRY_BYTES, decode_entry, entry_properties
 from mycelia.logs.layout import LogLayout, declare_log
 from mycelia.logs.open_batch import Appending, OpenBatch, Piece
 from mycelia.logs.partitioning import checked_key, partition_of, partitions_of
 from mycelia.logs.record import RecordHeaders, RecordKey
 from mycelia.logs.record_shape import RecordShape, time_ms_of
-from mycelia.wire import OFF_LOOP_BYTES, compressor_of
+from mycelia.wire import BAGGAGE, OFF_LOOP_BYTES, compressor_of
 
 __all__ = [
     "APPEND_DEFAULTS",
@@ -90,6 +93,7 @@ _MAX_RECORDS: Final = 10_000
 class AppendStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """What a writer has done, and has under way."""
 
+    log: str
     records: int
     """Confirmed."""
     batches: int
@@ -123,6 +127,7 @@ class LogWriter(Generic[T]):
 
     Args:
         link: an open link.
+        middleware_for: what stands around each batch that leaves (`AppendCall`); asked once, at the first append.
     """
 
     def __init__(
@@ -131,6 +136,8 @@ class LogWriter(Generic[T]):
         layout: LogLayout,
         shape: RecordShape[T],
         options: AppendOptions = APPEND_DEFAULTS,
+        *,
+        middleware_for: MiddlewareFor = lambda _: (),
     ) -> None:
         self._link = link
         self._layout = layout
@@ -141,6 +148,8 @@ class LogWriter(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self._lanes = [_Lane(partition) for partition in range(layout.partitions)]
         self._producer = uuid.uuid4().hex
+        self._target = append_target(layout.name)
+        self._chains = OutboundChains(CallKind.LOG, middleware_for, self._publish_call)
         first = randrange(
             layout.partitions
         )  # so that many short-lived writers do not all begin with partition 0
@@ -157,6 +166,7 @@ class LogWriter(Generic[T]):
 
     def statistics(self) -> AppendStatistics:
         return AppendStatistics(
+            log=self._layout.name,
             records=self._records,
             batches=self._batches,
             bytes=self._bytes,
@@ -315,7 +325,14 @@ class LogWriter(Generic[T]):
 
     async def _append(self, pieces: list[tuple[int, Piece]]) -> None:
         loop = self._loop
-        deadline = loop.time() + self._options.timeout
+        timeout = self._options.timeout
+        parent = get_current_call()
+        left = None if parent is None else parent.remaining()
+        is_shorter = left is not None and left < timeout
+        if is_shorter:  # nobody waits for what the call being handled does after its deadline
+            assert left is not None
+            timeout = max(left, 0.0)
+        deadline = loop.time() + timeout
         appending = Appending(len(pieces), loop)
         try:
             for partition, piece in pieces:
@@ -325,7 +342,17 @@ class LogWriter(Generic[T]):
         except BaseException:
             appending.done.cancel()  # of a part of it nobody will ask any more
             raise
-        await appending.done
+        if not is_shorter:
+            await appending.done
+            return
+        try:  # its batch may be tried for longer, for the sake of others
+            async with asyncio.timeout_at(deadline):
+                await appending.done
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"{self._what}: not confirmed within the {timeout:.3g} s that were left to the call being handled; it may or may "
+                "not be in the log."
+            ) from None
 
     # --- room ------------------------------------------------------------------------------------
 
@@ -399,6 +426,7 @@ class LogWriter(Generic[T]):
         if batch is None:
             batch = lane.open = OpenBatch(self._loop.time() + options.linger)
         batch.add(piece, appending, deadline)
+        batch.origins.add(self._chains.of(self._layout.name, APPEND) is not None)
         if batch.size >= options.batch_bytes:
             lane.ready.append(batch)
             lane.open = None
@@ -462,7 +490,8 @@ class LogWriter(Generic[T]):
     async def _send(self, lane: _Lane, batch: OpenBatch) -> Exception | None:
         """Publish a batch, and say what became of it. Never raises but for a cancellation."""
         try:
-            body, compression = await self._packed(batch.body())
+            plain = batch.body()
+            body, compression = await self._packed(plain)
             # The link tells by the message id which one came back: the partition belongs into it.
             message_id = f"{self._producer}-{lane.partition}-{lane.sequence}"
             properties = entry_properties(
@@ -472,22 +501,78 @@ class LogWriter(Generic[T]):
             message = Message(
                 self._layout.name, str(lane.partition), body, properties, mandatory=True
             )
-            try:
-                await self._publish(message, batch.deadline)
-            except Unroutable:
-                # The stream was deleted, or unbound. The link makes it anew.
-                log.warning(
-                    event("log_partition_missing", log=self._layout.name, partition=lane.partition)
-                )
-                await declare_log(self._link, self._layout, self._left(batch.deadline))
-                await self._publish(message, batch.deadline)
+            chain = self._chains.of(self._layout.name, APPEND)
+            if chain is not None:
+                outcome = await self._through(chain, batch, lane.partition, plain, message)
+                error = outcome.error
+                if error is None or isinstance(error, Exception):
+                    return error
+                return RuntimeStateError(f"{self._what}: a middleware gave up: {describe(error)}.")
+            if not batch.origins.is_mixed and (trace := carried_trace(batch.origins.chosen()[0])):
+                message = _with_headers(message, trace)
+            await self._publish_entry(message, batch.deadline)
         except MyceliaError as exc:
             return exc
         except Exception as exc:
             log.exception(event("log_batch_failed", log=self._layout.name, error=describe(exc)))
             return exc
-        self._bytes += len(body)
         return None
+
+    async def _through(
+        self, chain: Next, batch: OpenBatch, partition: int, plain: bytes, message: Message
+    ) -> Outcome:
+        """Send a batch through the middleware, in the context of one of its appends."""
+        codec = self._shape.codec
+        origins = batch.origins
+        chosen, context = origins.chosen()
+
+        def records(call: Call) -> Arguments:
+            properties = entry_properties(len(batch), self._producer, 0)
+            return (decode_entry(properties, plain, codec).records,), {}
+
+        call = AppendCall(
+            self._target,
+            headers=carried_trace(chosen),
+            deadline=clock.monotonic() + self._left(batch.deadline),
+            read=records,
+            entry=message,
+            partition=partition,
+            records=len(batch),
+            origins=origins.calls,
+            chosen=chosen,
+            is_mixed=origins.is_mixed,
+        )
+
+        async def pass_through() -> Outcome:
+            return await chain(call)
+
+        return await self._loop.create_task(pass_through(), context=context)
+
+    async def _publish_call(self, call: Call) -> Outcome:
+        """The end of the chain."""
+        assert isinstance(call, AppendCall)
+        try:
+            headers = call.outbound_headers()
+            if call.is_mixed:
+                headers.pop(BAGGAGE, None)  # of one of the calls, and the batch is of several
+            message = _with_headers(call.entry, headers) if headers else call.entry
+            left = call.remaining()
+            await self._publish_entry(message, self._loop.time() + (0.0 if left is None else left))
+        except Exception as exc:  # noqa: BLE001  the end of a chain never raises: the error is the outcome
+            return Outcome(error=exc)
+        return Outcome()
+
+    async def _publish_entry(self, message: Message, deadline: float) -> None:
+        try:
+            await self._publish(message, deadline)
+        except Unroutable:
+            # The stream was deleted, or unbound. The link makes it anew.
+            log.warning(
+                event("log_partition_missing", log=self._layout.name, partition=message.routing_key)
+            )
+            await declare_log(self._link, self._layout, self._left(deadline))
+            await self._publish(message, deadline)
+        self._bytes += len(message.body)
 
     async def _publish(self, message: Message, deadline: float) -> None:
         try:
@@ -582,6 +667,13 @@ class LogWriter(Generic[T]):
 
     def _closed(self) -> RuntimeStateError:
         return RuntimeStateError(f"{self._what}: nothing was appended: its writer is closed.")
+
+
+def _with_headers(message: Message, headers: dict[str, Any]) -> Message:
+    """The message with `headers` beside its own, which say what it is and go before."""
+    properties = message.properties
+    both = {**headers, **(properties.headers or {})}
+    return msgspec.structs.replace(message, properties=properties.republished(both))
 
 
 _encode_headers = msgspec.msgpack.Encoder().encode

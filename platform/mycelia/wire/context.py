@@ -76,7 +76,7 @@ _KEPT = (CALL_ID_STACK, AUTH_TOKEN, LANGUAGE, USER_ID, USER_AGENT)
 """What is context however many headers there are beside it."""
 
 # Headers about one message, set by the broker (dead lettering, quorum queues, streams, federation, shovel), by
-# kombu (`compression`) or by this platform.
+# kombu (`compression`) or by this platform (`x-log-` of an entry of a log).
 _ONE_MESSAGE = frozenset(
     {
         "x-acquired-count",
@@ -91,6 +91,7 @@ _ONE_MESSAGE = frozenset(
 )
 _ONE_MESSAGE_PREFIXES = (
     "x-first-death-",
+    "x-log-",
     "x-last-death-",
     "x-mycelia-",
     "x-opt-",

@@ -116,7 +116,7 @@ class Measures:
         its = {name: value for name, value in labels.items() if name != "direction"}
         retried = self.cells.series(RETRIED, its, "counter").at
         observe_waits = None
-        if kind in (CallKind.RPC, CallKind.EVENT, CallKind.MESSAGE, CallKind.OTHER):
+        if kind not in (CallKind.TIMER, CallKind.HTTP):
             observe_waits = _Waits(self.cells, its, self.long_bounds).observe
         monotonic = time.monotonic
 

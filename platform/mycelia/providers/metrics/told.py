@@ -17,6 +17,8 @@ from mycelia.entrypoints.statistics import (
     DeadLetterStatistics,
     TimerStatistics,
 )
+from mycelia.logs.log_handler import GroupStatistics
+from mycelia.logs.writer import AppendStatistics
 from mycelia.policies.kill_switch import ConsumptionState
 from mycelia.providers.metrics.cells import Kind
 from mycelia.runtime import HostStatistics, LaneStatistics, ServiceStatistics, ThreadStatistics
@@ -56,6 +58,16 @@ DESCRIPTIONS = {
     "mycelia_queue_messages": "Messages ready in a queue that is consumed.",
     "mycelia_dead_letters": "Messages moved to a dead-letter queue.",
     "mycelia_dead_letters_under_way": "Dead letters that the broker has not taken yet.",
+    "mycelia_log_appended_records": "Records appended to a log, and confirmed.",
+    "mycelia_log_appended_bytes": "Bytes of the batches confirmed, as they were sent.",
+    "mycelia_log_given_up_records": "Records whose appends have raised, because the broker did not confirm them.",
+    "mycelia_log_unconfirmed_bytes": "Bytes appended that the broker has not confirmed yet.",
+    "mycelia_log_appends_waiting": "Appends that wait for room.",
+    "mycelia_log_handled_records": "Records handled of a log.",
+    "mycelia_log_unreadable_records": "Records, and whole entries, that could not be read and are dead letters.",
+    "mycelia_log_failed": "What could not be handled and is a dead letter: entries of a log handler, records of a flow.",
+    "mycelia_log_partitions": "Partitions that are an instance's own.",
+    "mycelia_log_lag_entries": "Entries of a partition that a group has not handled.",
     "mycelia_timer_ticks": "Timer ticks whose workers were begun.",
     "mycelia_timer_skipped": "Timer ticks left out because a worker still ran.",
     "mycelia_threads": "Threads for `def` methods, by what they do.",
@@ -141,10 +153,39 @@ def _of_extension(service: str, name: str, told: Any) -> Iterator[Sample]:
         labels = {"service": service, "method": extension.partition(":")[2]}
         yield Sample("mycelia_timer_ticks", "counter", labels, float(told.ticks))
         yield Sample("mycelia_timer_skipped", "counter", labels, float(told.skipped))
+    elif isinstance(told, AppendStatistics):
+        yield from _of_appends({"service": service, "log": told.log}, told)
+    elif isinstance(told, GroupStatistics):
+        yield from _of_group(service, extension.partition(":")[2], told)
     else:
         for field, value in _numbers_in(told):
             labels = {"service": service, "extension": extension, "name": field}
             yield Sample("mycelia_extension", "sum", labels, value)
+
+
+def _of_appends(labels: dict[str, str], told: AppendStatistics) -> Iterator[Sample]:
+    for name, field in (
+        ("appended_records", "records"),
+        ("appended_bytes", "bytes"),
+        ("given_up_records", "failed"),
+    ):
+        yield Sample(f"mycelia_log_{name}", "counter", labels, float(getattr(told, field)))
+    yield Sample("mycelia_log_unconfirmed_bytes", "sum", labels, float(told.unconfirmed_bytes))
+    yield Sample("mycelia_log_appends_waiting", "sum", labels, float(told.waiting))
+
+
+def _of_group(service: str, method: str, told: GroupStatistics) -> Iterator[Sample]:
+    labels = {"service": service, "method": method, "log": told.log, "group": told.group}
+    for name, field in (
+        ("handled_records", "records"),
+        ("unreadable_records", "faults"),
+        ("failed", "dead"),
+    ):
+        yield Sample(f"mycelia_log_{name}", "counter", labels, float(getattr(told, field)))
+    yield Sample("mycelia_log_partitions", "sum", labels, float(len(told.partitions)))
+    for partition, lag in told.lag.items():
+        its = {"log": told.log, "group": told.group, "partition": str(partition)}
+        yield Sample("mycelia_log_lag_entries", "max", its, float(lag))
 
 
 def _of_kill_switch(labels: dict[str, str], told: ConsumerStatistics) -> Iterator[Sample]:

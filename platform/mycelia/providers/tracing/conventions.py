@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from mycelia.amqp import Delivery
 from mycelia.call import Call, CallKind, Direction, Target
+from mycelia.logs import AppendCall
 
 __all__ = [
     "DEAD_LETTER_ATTEMPTS",
@@ -61,12 +62,14 @@ def span_name(target: Target, call: Call) -> str:
     match kind:
         case CallKind.RPC:
             return f"{target.service}/{target.method}"
-        case CallKind.EVENT | CallKind.MESSAGE if is_inbound:
+        case CallKind.EVENT | CallKind.MESSAGE | CallKind.LOG if is_inbound:
             return f"process {target.name}"
         case CallKind.EVENT:
             return f"publish {call.target.service}.{call.target.method}"
         case CallKind.MESSAGE:  # a routing key may be anything
             return f"publish {target.service or '(default exchange)'}"
+        case CallKind.LOG:
+            return f"append {target.service}"
         case CallKind.HTTP:
             return _http_name(call) or target.name
         case _:
@@ -82,11 +85,12 @@ def attributes_of_target(target: Target) -> dict[str, Any]:
             "rpc.method": target.method,
             "messaging.system": "rabbitmq",
         }
-    if target.kind in (CallKind.EVENT, CallKind.MESSAGE):
+    if target.kind in (CallKind.EVENT, CallKind.MESSAGE, CallKind.LOG):
         is_inbound = target.direction is Direction.INBOUND
+        leaves = "append" if target.kind is CallKind.LOG else "publish"
         attributes = {
             "messaging.system": "rabbitmq",
-            "messaging.operation.name": "process" if is_inbound else "publish",
+            "messaging.operation.name": "process" if is_inbound else leaves,
             "messaging.operation.type": "process" if is_inbound else "send",
         }
         if is_inbound:
@@ -102,10 +106,14 @@ def attributes_of_call(call: Call) -> dict[str, Any]:
         found[_ATTEMPT] = call.attempt
     if call.target.direction is Direction.INBOUND:
         found[_CALL_ID] = call.call_id
+    if call.item_count:
+        found["messaging.batch.message_count"] = call.item_count
     if call.message is not None:
         _add_delivery(found, call.message)
-    elif call.items:
-        found["messaging.batch.message_count"] = len(call.items)
+    elif isinstance(call, AppendCall):
+        found["messaging.message.body.size"] = len(call.entry.body)
+        found["messaging.destination.name"] = clean(f"{call.service}:{call.partition}")
+        found["messaging.destination.partition.id"] = str(call.partition)
     elif call.kind is CallKind.HTTP:
         _add_request(found, call)
     elif call.target.direction is Direction.OUTBOUND and call.kind is not CallKind.RPC:

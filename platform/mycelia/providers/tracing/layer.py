@@ -86,9 +86,11 @@ _KINDS = {
     (Direction.INBOUND, CallKind.HTTP): SpanKind.SERVER,
     (Direction.INBOUND, CallKind.EVENT): SpanKind.CONSUMER,
     (Direction.INBOUND, CallKind.MESSAGE): SpanKind.CONSUMER,
+    (Direction.INBOUND, CallKind.LOG): SpanKind.CONSUMER,
     (Direction.OUTBOUND, CallKind.RPC): SpanKind.CLIENT,
     (Direction.OUTBOUND, CallKind.EVENT): SpanKind.PRODUCER,
     (Direction.OUTBOUND, CallKind.MESSAGE): SpanKind.PRODUCER,
+    (Direction.OUTBOUND, CallKind.LOG): SpanKind.PRODUCER,
 }
 
 
@@ -107,12 +109,13 @@ def span_layer(tracer_of: TracerOf, target: Target, roots: Roots | None = None) 
 
     async def traced(call: Call, next: Next) -> Outcome:
         parent = parent_of(call)
+        linked = call.linked()
         span = tracer_of().start_span(
             said.span_name(target, call),
             parent,
             kind,
             fixed | said.attributes_of_call(call),
-            [Link(context) for context in contexts_of(call.items)] if call.items else None,
+            [Link(context) for context in contexts_of(linked)] if linked else None,
             record_exception=False,
             set_status_on_exception=False,
         )
