@@ -54,7 +54,7 @@ FLOW = {
         "together",
     ),
     # running
-    *("flow", "FlowOutput", "FlowHandler", "FlowStatistics"),
+    *("flow", "FlowOutput", "FlowHandler", "FlowStatistics", "PartitionCommit", "StageStatistics"),
     *(
         "FlowPlan",
         "stages_of",

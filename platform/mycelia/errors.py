@@ -377,6 +377,10 @@ class FlowFunctionError(FlowError):
         self.position = position
         """Which record of the batch that the engine was given, from 0; None where it was no single one of them."""
         self.key = key
+        self.channel: object = None
+        """The partition that the record came from, as the engine calls it."""
+        self.also: list[FlowFunctionError] = []
+        """Those of other records of the same turn, where the engine collects them."""
 
 
 class StateUnavailable(FlowError):

@@ -31,9 +31,9 @@ SLOWLY = """
 
 import asyncio
 
-from mycelia.flow import FlowHandler
+from mycelia.flow.stage import Stage
 
-publish = FlowHandler._publish
+publish = Stage._publish
 
 
 async def slowly(self, numbered):
@@ -44,7 +44,7 @@ async def slowly(self, numbered):
         await asyncio.sleep(0.05)
 
 
-FlowHandler._publish = slowly
+Stage._publish = slowly
 """
 """Makes it likely that a process is killed between a commit and what is published of it, or between that and the next commit."""
 

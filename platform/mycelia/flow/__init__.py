@@ -3,12 +3,22 @@
 A flow is described with `source()` and the methods of `Stream`, checked and drawn as a `FlowPlan`, and run by an `Engine` on
 whole batches of records: the core, without I/O, clock or broker.
 
-In a service, over a log and with durable state:
+Where keys change, a flow is cut into stages:
+  key_names       whether two key functions give the same key (pure)
+  cuts            where it has to be cut (pure)
+  stages          the parts of a plan that is cut (pure)
+
+In a service, over logs and with durable state:
   outputs         where what leaves goes to
   outgoing        what leaves, as messages with ids (pure)
-  state_file      state, position and outbox of a partition, in SQLite
-  partition_run   an engine over such a file
-  flow_handler    `@flow`: partitions shared and run
+  relay_log       what goes from stage to stage (pure)
+  staging         a flow as stages, with the logs between them
+  partition_state, state_file
+                  state, positions and outbox of a partition: what is asked of a place for them, and SQLite as one
+  inflow          the sources of a partition, read in turn
+  partition_run   an engine over such a state
+  stage           the partitions of a stage, shared and run
+  flow_handler    `@flow`
 """
 
 from mycelia.flow.aggregations import (
@@ -29,11 +39,12 @@ from mycelia.flow.aggregations import (
 )
 from mycelia.flow.emission import after, every
 from mycelia.flow.engine import Engine, Given, RejectedRecord
-from mycelia.flow.flow_handler import FlowHandler, FlowStatistics, flow
+from mycelia.flow.flow_handler import FlowHandler, FlowStatistics, StageStatistics, flow
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.processing import KeyContext
 from mycelia.flow.results import LateRecord, WindowResult, WindowSpan
+from mycelia.flow.stage import PartitionCommit
 from mycelia.flow.stages import stages_of
 from mycelia.flow.state import Changes, MemoryStore, StateStore, StoreReader
 from mycelia.flow.stream import (
@@ -61,8 +72,10 @@ __all__ = [
     "KeyedStream",
     "LateRecord",
     "MemoryStore",
+    "PartitionCommit",
     "PatternStream",
     "RejectedRecord",
+    "StageStatistics",
     "StateStore",
     "StoreReader",
     "Stream",

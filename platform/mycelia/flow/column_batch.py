@@ -7,6 +7,7 @@ Three lists cost nothing where a step leaves two of them as they are (docs/decis
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Hashable
 from itertools import accumulate, compress
 from typing import Any, Final
 
@@ -53,7 +54,7 @@ class ColumnBatch:
         times: event times, milliseconds since 1970.
         values: what the records say.
         keys: what they are about; None as long as nothing has been said of keys.
-        channel: the source's partition that they came from, by its number in the engine.
+        channel: the source's partition that they came from, as the engine calls it.
         trail: the steps that changed which records these are, since the batch that the engine was given; None if these are
             no records of that batch, but results. It is asked for the position of a record that makes trouble.
     """
@@ -65,7 +66,7 @@ class ColumnBatch:
         times: list[int],
         values: list[Any],
         keys: list[Any] | None = None,
-        channel: int = 0,
+        channel: Hashable = 0,
         trail: tuple[Selection | Spread, ...] | None = None,
     ) -> None:
         self.times = times

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
-from mycelia.errors import ConfigError, RuntimeStateError, StateIncompatible
+from mycelia.errors import ConfigError, FlowFunctionError, RuntimeStateError, StateIncompatible
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME, ColumnBatch
 from mycelia.flow.graph import Building, FlowNode, FlowPlan
 from mycelia.flow.operators import Operator
@@ -82,7 +82,7 @@ class RejectedRecord(NamedTuple):
 class _Cell:
     """An operator in its place: what waits for it, who feeds it, and who is fed."""
 
-    __slots__ = ("inbox", "operator", "outputs", "timing", "to", "watermark")
+    __slots__ = ("inbox", "is_idle", "operator", "outputs", "timing", "to", "watermark")
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
@@ -95,6 +95,8 @@ class _Cell:
         """By port: the names of outputs of the flow."""
         self.watermark = BEGINNING_OF_TIME
         """As those who are fed see it."""
+        self.is_idle = False
+        """Whether all that it comes from is silent, so that it holds nobody up."""
 
 
 class Engine:
@@ -102,12 +104,14 @@ class Engine:
 
     Args:
         plan: what is run.
-        partitions: of each source by its name, its partitions: numbers or names.
+        partitions: of each source by its name, its partitions: numbers or names. A source that has none here has ended.
         store: where the state is; None to begin with nothing and keep it in memory.
         flow: the first part of the ids of what is given. Another for each engine that runs the same plan on other partitions.
+        collects: whether a turn in which a function without state raises goes on without the record, so that all records of which that is
+            true are told at once: the error's `also`. The engine is spent all the same.
 
     Raises:
-        ConfigError: the plan has a source without partitions, or there are partitions of another.
+        ConfigError: nothing was said of a source's partitions, or there are partitions of another.
         StateIncompatible: the store holds state of another plan than this.
     """
 
@@ -118,8 +122,10 @@ class Engine:
         *,
         store: StoreReader | None = None,
         flow: str = "flow",
+        collects: bool = False,
     ) -> None:
         self._plan = plan
+        self._collects = collects
         self._flow = flow
         self._channels = _channels_of(plan, partitions)
         self._cells: list[_Cell] = []
@@ -201,6 +207,7 @@ class Engine:
         operator: Operator,
         inputs: tuple[tuple[FlowNode, int], ...],
     ) -> None:
+        operator.collects = self._collects
         cell = cells[node] = _Cell(operator)
         for number, (feeding, port) in enumerate(inputs):
             cells[feeding].to.setdefault(port, []).append((cell, number))
@@ -222,10 +229,10 @@ class Engine:
         next_ones = consumers.get((node, 0), [])
         return (node, 0) in leaving or len(next_ones) != 1 or next_ones[0][0].step is None
 
-    def _channels_before(self, node: FlowNode) -> list[int]:
+    def _channels_before(self, node: FlowNode) -> list[Hashable]:
         """The channels of all sources whose records may come to a node."""
         names = {one.name for one in [node, *self._plan.upstream(node)] if one.kind == "source"}
-        return [number for (name, _), number in self._channels.items() if name in names]
+        return [channel for (name, _), channel in self._channels.items() if name in names]
 
     # --- turns ---------------------------------------------------------------------------------------
 
@@ -250,11 +257,22 @@ class Engine:
         Raises:
             FlowFunctionError: a function of the flow raised. The engine is spent: another starts from the last checkpoint.
         """
+        self.put(source, partition, values, times, keys)
+        return self._turn(now_ms)
+
+    def put(
+        self,
+        source: str,
+        partition: Hashable,
+        values: list[Any],
+        times: list[int],
+        keys: list[Any] | None = None,
+    ) -> None:
+        """As `feed()`, and leave it for the next turn: one for batches of several partitions costs less than one each."""
         channel = self._channel(source, partition)
         if values:
             cell = self._sources[source]
             cell.inbox.append((0, ColumnBatch(times, values, keys, channel, ())))
-        return self._turn(now_ms)
 
     def tick(self, now_ms: int) -> list[Given]:
         """Let time on the wall come by: for timers that ask for it, and for partitions that have fallen silent."""
@@ -278,6 +296,13 @@ class Engine:
         Raises:
             ConfigError: the source is none of those: its records say how far event time has come.
         """
+        self.put_relay(source, partition, watermark)
+        return self._turn(self._now_ms if now_ms is None else now_ms)
+
+    def put_relay(
+        self, source: str, partition: Hashable, watermark: int, is_idle: bool = False
+    ) -> None:
+        """As `relay()`, and leave it for the next turn; and whether the partition is silent: then it holds up nobody."""
         channel = self._channel(source, partition)
         if source not in self._relays:
             raise ConfigError(
@@ -285,15 +310,19 @@ class Engine:
             )
         operator = self._sources[source].operator
         assert isinstance(operator, Watching)
-        operator.relay(channel, watermark)
-        return self._turn(self._now_ms if now_ms is None else now_ms)
+        operator.relay(channel, watermark, is_idle)
+
+    def is_idle(self, output: str) -> bool:
+        """Whether all that an output comes from is silent: to be relayed, if that is a cut."""
+        node, _ = self._plan.outputs[output]
+        return self._cell_of[node].is_idle
 
     def watermark_of(self, output: str) -> int:
         """How far event time has come in what leaves by an output: to be relayed, if that is a cut. `BEGINNING_OF_TIME` before all."""
         node, _ = self._plan.outputs[output]
         return self._cell_of[node].watermark
 
-    def _channel(self, source: str, partition: Hashable) -> int:
+    def _channel(self, source: str, partition: Hashable) -> str:
         if self._is_spent:
             raise RuntimeStateError(
                 f'flow "{self._flow}": this engine has failed in the middle of a batch. Start another from the last checkpoint.'
@@ -311,10 +340,21 @@ class Engine:
         try:
             for cell in self._cells:
                 self._pass(cell, now_ms, given)
+        except FlowFunctionError as exc:
+            self._is_spent = True
+            exc.also = self._collected()
+            raise
         except BaseException:
             self._is_spent = True
             raise
+        if self._collects and (collected := self._collected()):
+            self._is_spent = True
+            collected[0].also = collected[1:]
+            raise collected[0]
         return given
+
+    def _collected(self) -> list[FlowFunctionError]:
+        return [one for cell in self._cells for one in cell.operator.failed]
 
     def _pass(self, cell: _Cell, now_ms: int, given: list[Given]) -> None:
         """One operator's part of a turn."""
@@ -326,9 +366,11 @@ class Engine:
                 operator.process(port, batch)
         if isinstance(operator, Watching):
             cell.watermark = operator.watch()
+            cell.is_idle = operator.is_idle
         else:
-            watermark = min([one.watermark for one in cell.timing])
-            if watermark > operator.watermark:
+            watermarks = [one.watermark for one in cell.timing if not one.is_idle]
+            cell.is_idle = not watermarks
+            if watermarks and (watermark := min(watermarks)) > operator.watermark:
                 operator.advance(watermark)
             cell.watermark = operator.watermark
         if operator.out:
@@ -371,7 +413,7 @@ class Engine:
     def take_rejected(self) -> list[RejectedRecord]:
         """The records that the flow went on without since the last time: without a key, or of an impossible time."""
         found: list[RejectedRecord] = []
-        of_channel = {number: one for one, number in self._channels.items()}
+        of_channel: dict[Hashable, Any] = {one: place for place, one in self._channels.items()}
         for cell in self._cells:
             for one in cell.operator.rejected:
                 source, partition = (None, None) if one.channel is None else of_channel[one.channel]
@@ -382,6 +424,10 @@ class Engine:
                 )
             cell.operator.rejected.clear()
         return found
+
+    def origin_of(self, channel: object) -> tuple[str, Hashable] | None:
+        """The source and the partition of a `FlowFunctionError.channel`."""
+        return next((place for place, one in self._channels.items() if one == channel), None)
 
     def watermarks(self) -> dict[str, int]:
         """How far event time has come for each step, milliseconds since 1970; without those that have seen nothing, and the ended."""
@@ -400,14 +446,14 @@ class Engine:
 
 def _channels_of(
     plan: FlowPlan, partitions: Mapping[str, Iterable[Hashable]]
-) -> dict[tuple[str, Hashable], int]:
-    """A number for each partition of each source."""
-    channels: dict[tuple[str, Hashable], int] = {}
+) -> dict[tuple[str, Hashable], str]:
+    """A name for each partition of each source. State is kept under it, so it does not depend on what else the flow reads."""
+    channels: dict[tuple[str, Hashable], str] = {}
     for name in plan.sources:
-        for partition in partitions.get(name, ()):
-            channels[name, partition] = len(channels)
-        if not any(one == name for one, _ in channels):
+        if name not in partitions:
             raise ConfigError(f'the flow reads "{name}", and no partition of it was given.')
+        for partition in partitions[name]:
+            channels[name, partition] = f"{name}/{partition}"
     for name in partitions:
         if name not in plan.sources:
             raise ConfigError(

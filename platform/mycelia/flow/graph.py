@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 from mycelia.errors import ConfigError
@@ -20,13 +20,13 @@ class Building:
 
     Attributes:
         name: the operator's.
-        channels: the numbers of the partitions whose records may come to it.
+        channels: the partitions whose records may come to it, as the engine calls them.
         store: where its state is, if it has been before.
     """
 
     __slots__ = ("channels", "name", "store")
 
-    def __init__(self, name: str, channels: list[int], store: StoreReader | None) -> None:
+    def __init__(self, name: str, channels: list[Hashable], store: StoreReader | None) -> None:
         self.name = name
         self.channels = channels
         self.store = store
@@ -43,9 +43,22 @@ class FlowNode:
         step: of a step without state, its function.
         is_relay: of a source, whether its event time is told by those who write to it: `Engine.relay()`.
         signature: what must stay as it is for its state to be read again; empty for one without state.
+        key: of a `key_by()`, what it was given: a function, or a field's name.
+        may_repartition: of a `key_by()`, whether its records may be split anew.
     """
 
-    __slots__ = ("inputs", "is_relay", "kind", "label", "make", "name", "signature", "step")
+    __slots__ = (
+        "inputs",
+        "is_relay",
+        "key",
+        "kind",
+        "label",
+        "make",
+        "may_repartition",
+        "name",
+        "signature",
+        "step",
+    )
 
     def __init__(
         self,
@@ -58,6 +71,8 @@ class FlowNode:
         signature: str = "",
         name: str | None = None,
         is_relay: bool = False,
+        key: object = None,
+        may_repartition: bool = True,
     ) -> None:
         self.kind = kind
         self.label = label
@@ -67,6 +82,8 @@ class FlowNode:
         self.signature = signature
         self.name = name
         self.is_relay = is_relay
+        self.key = key
+        self.may_repartition = may_repartition
 
     def copy(self, inputs: tuple[NodePort, ...], name: str) -> FlowNode:
         """The same step with other inputs."""
@@ -79,6 +96,8 @@ class FlowNode:
             signature=self.signature,
             name=name,
             is_relay=self.is_relay,
+            key=self.key,
+            may_repartition=self.may_repartition,
         )
 
     def __repr__(self) -> str:

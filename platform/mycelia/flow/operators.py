@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from mycelia.errors import FlowFunctionError
@@ -23,12 +23,12 @@ class Rejection(NamedTuple):
 
     Attributes:
         operator: the step that refused it.
-        channel: the partition that it came from, by its number in the engine, and `position` in the batch; None of what is a result.
+        channel: the partition that it came from, as the engine calls it, and `position` in the batch; None of what is a result.
         reason: a sentence that names what is wrong.
     """
 
     operator: str
-    channel: int | None
+    channel: Hashable | None
     position: int | None
     value: Any
     reason: str
@@ -53,6 +53,11 @@ class Operator:
         self.timed_by: tuple[int, ...] | None = None
         self.rejected: list[Rejection] = []
         """For the engine to take."""
+        self.collects = False
+        """Whether a record over which a function without state raises is left out, so that others may fail in the same turn. The engine is
+        spent after it all the same."""
+        self.failed: list[FlowFunctionError] = []
+        """Of those, with the cause of each: for the engine to raise."""
 
     def process(self, port: int, batch: ColumnBatch) -> None:
         """Take a batch, not empty, that came in by `port`."""
@@ -82,12 +87,46 @@ class Operator:
         self, cause: Exception, batch: ColumnBatch | None, position: int | None, key: object = None
     ) -> FlowFunctionError:
         """The error that names this operator and the record at `position` of `batch`."""
-        origin = None
+        origin = channel = None
         if batch is not None and position is not None:
             origin = batch.origin(position)
+            channel = None if origin is None else batch.channel
             if key is None and batch.keys is not None and position < len(batch.keys):
                 key = batch.keys[position]
-        return FlowFunctionError(self.name, cause, origin, key)
+        error = FlowFunctionError(self.name, cause, origin, key)
+        error.channel = channel
+        return error
+
+    def applied(
+        self, function: Callable[[Any], Any], batch: ColumnBatch
+    ) -> tuple[list[Any], ColumnBatch]:
+        """What a function makes of each record, and the records of which it made something: all, or it raises; with `collects`, the others
+        are in `failed`.
+
+        A loop in C. `list.extend` keeps what came before the function raised, so how much it kept is where.
+
+        Raises:
+            FlowFunctionError: it raised.
+        """
+        made: list[Any] = []
+        try:
+            made.extend(map(function, batch.values))
+        except Exception as exc:
+            if not self.collects:
+                raise self.fail(exc, batch, len(made)) from exc
+        else:
+            return made, batch
+        made, kept = [], []
+        for position, value in enumerate(batch.values):
+            try:
+                made.append(function(value))
+                kept.append(True)
+            except Exception as exc:  # noqa: BLE001  a user's function: the engine raises it
+                error = self.fail(exc, batch, position)
+                error.__cause__ = exc
+                self.failed.append(error)
+                kept.append(False)
+        return made, batch.only(kept)
 
     def fail_group(
         self,

@@ -13,12 +13,12 @@ from mycelia.amqp import Message, Properties
 from mycelia.errors import ContractError, UnserializableValueError
 from mycelia.flow.engine import Given
 from mycelia.flow.outputs import FlowOutput
-from mycelia.logs import Log, RecordKey
+from mycelia.logs import Log, RecordHeaders, RecordKey
 from mycelia.logs.batch_format import MAX_ENTRY_BYTES, encode_columns, entry_properties
 from mycelia.logs.partitioning import checked_key, partitions_of
 from mycelia.wire import Serializer
 
-__all__ = ["ID_HEADER", "Outgoing"]
+__all__ = ["ID_HEADER", "Outgoing", "entry_bodies"]
 
 ID_HEADER: Final = "id"
 """Of a record that a flow appended: its id, the same if it is there again."""
@@ -98,27 +98,10 @@ class Outgoing:
             chosen.setdefault(partition, []).append(index)
         made: list[Message] = []
         for partition, indexes in chosen.items():
-            waiting = [
-                indexes[begin : begin + _RECORDS_AT_ONCE]
-                for begin in range(0, len(indexes), _RECORDS_AT_ONCE)
-            ]
-            while waiting:
-                some = waiting.pop(0)
-                body = encode_columns(
-                    [of_log[one] for one in some],
-                    [at[one] for one in some],
-                    [{ID_HEADER: ids[one]} for one in some],
-                    [shape.codec.encode([values[one] for one in some])],
-                )
-                if len(body) > _BYTES_AT_ONCE and len(some) > 1:
-                    half = len(some) // 2
-                    waiting[:0] = [some[:half], some[half:]]
-                    continue
-                if len(body) > MAX_ENTRY_BYTES // 2:
-                    raise UnserializableValueError(
-                        f'log "{log.name}": a record of {len(body)} bytes, and one may have {MAX_ENTRY_BYTES // 2}.'
-                    )
-                made.append(self._batch(log, partition, len(some), body))
+            headers: list[RecordHeaders] = [{ID_HEADER: ids[one]} for one in indexes]
+            columns = [of_log[one] for one in indexes], [at[one] for one in indexes], headers
+            bodies = entry_bodies(log, *columns, [values[one] for one in indexes])
+            made += [self._batch(log, partition, count, body) for count, body in bodies]
         return made
 
     def _batch(self, log: Log[Any], partition: int, count: int, body: bytes) -> Message:
@@ -150,6 +133,40 @@ class Outgoing:
             )
             for one, value in zip(ids, values, strict=True)
         ]
+
+
+def entry_bodies(
+    log: Log[Any],
+    keys: Sequence[RecordKey],
+    times: Sequence[int | None],
+    headers: Sequence[RecordHeaders] | None,
+    values: Sequence[Any],
+) -> list[tuple[int, bytes]]:
+    """The bodies of batches of a log, none larger than a reader likes, with the number of records of each.
+
+    Raises:
+        UnserializableValueError: a record is not what the log takes, or too large for it.
+    """
+    made: list[tuple[int, bytes]] = []
+    spans = [
+        slice(begin, min(begin + _RECORDS_AT_ONCE, len(values)))
+        for begin in range(0, len(values), _RECORDS_AT_ONCE)
+    ][::-1]
+    while spans:
+        span = spans.pop()
+        own = None if headers is None else headers[span]
+        body = encode_columns(keys[span], times[span], own, [log.shape.codec.encode(values[span])])
+        count = span.stop - span.start
+        if len(body) > _BYTES_AT_ONCE and count > 1:
+            middle = span.start + count // 2
+            spans += [slice(middle, span.stop), slice(span.start, middle)]
+            continue
+        if len(body) > MAX_ENTRY_BYTES // 2:
+            raise UnserializableValueError(
+                f'log "{log.name}": a record of {len(body)} bytes, and one may have {MAX_ENTRY_BYTES // 2}.'
+            )
+        made.append((count, body))
+    return made
 
 
 def _key_of_stream(key: Any) -> RecordKey:

@@ -1,218 +1,444 @@
-"""One partition of a flow, run by its owner: an engine over a state file, and what has been given since the last commit.
+"""One partition of a stage, run by its owner: an engine over its state, and what has been taken since the last commit.
 
-No clock and no broker: entries go in, messages come out of a commit. Calls block, for the file's sake and the functions'; they are made in a
+No clock and no broker: entries go in, messages come out of a commit. Calls block, for the state's sake and the functions'; they are made in a
 thread, one at a time.
+
+What has been taken since the last commit is kept, so that records over which a function raises can be left out without reading anything
+again: the engine begins anew from the last commit, and is given the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from mycelia.amqp import Message
-from mycelia.errors import FlowError, FlowFunctionError, describe
-from mycelia.flow.engine import Engine, Given
+from mycelia.errors import FlowError, FlowFunctionError, UnserializableValueError, describe
+from mycelia.flow.engine import Engine, Given, RejectedRecord
 from mycelia.flow.graph import FlowPlan
+from mycelia.flow.inflow import FlowSource, Taken
 from mycelia.flow.outgoing import Outgoing
 from mycelia.flow.outputs import FlowOutput
-from mycelia.flow.state_file import StateFile
-from mycelia.logs import LogEntry, LogPosition
+from mycelia.flow.partition_state import PartitionState
+from mycelia.flow.relay_log import Relay, Relaying, RelayWord, word_of
+from mycelia.flow.state_codec import encode_state
+from mycelia.logs import FaultyRecord, Log, LogEntry, LogPosition
+from mycelia.logs.value_codec import ValueCodec
 from mycelia.wire import Serializer
 
-__all__ = ["FlowDescription", "PartitionRun", "RecordFailed"]
+__all__ = ["PartitionRun", "RecordFailed", "RecordsFailed", "StageDescription"]
+
+_PLAIN: Final[ValueCodec[Any]] = ValueCodec(None, "a record")
+
+Skipped = set[tuple[str, int, int]]
+"""Records that are left out: by source, offset of the entry, and index in it."""
 
 
-class FlowDescription:
-    """What is run of each partition: made once, when the service starts.
+class StageDescription:
+    """What is run of each partition of a stage: made once, when the service starts.
 
     Attributes:
-        group: the flow's name, part of all ids.
-        source: the name of the log that it reads.
+        group: the flow's name.
+        name: the stage's, part of all ids; a flow of one stage has the group's.
+        leased_as: what its leases and its state are called by, beside the group: a log that it reads, by default the first.
+        plan: its part of the flow.
+        sources: by the plan's names for them, those that are no cuts.
+        relays: what it reads from stages before it, by cut.
+        outputs: those of the flow that are in it.
+        gives: what it gives to stages behind it.
         exchange: that of the service's events.
     """
 
-    __slots__ = ("exchange", "group", "outputs", "plan", "serializer", "source")
+    __slots__ = (
+        "exchange",
+        "gives",
+        "group",
+        "leased_as",
+        "name",
+        "outputs",
+        "plan",
+        "relays",
+        "serializer",
+        "sources",
+    )
 
     def __init__(
         self,
         group: str,
-        source: str,
         plan: FlowPlan,
+        sources: Mapping[str, FlowSource],
         outputs: Sequence[FlowOutput],
         exchange: str,
         serializer: Serializer,
+        *,
+        name: str | None = None,
+        leased_as: str | None = None,
+        relays: Mapping[str, Relay] | None = None,
+        gives: Sequence[Relay] = (),
     ) -> None:
         self.group = group
-        self.source = source
+        self.name = name or group
         self.plan = plan
-        self.outputs = outputs
+        self.sources = dict(sources)
+        self.relays = dict(relays or {})
+        self.outputs = tuple(outputs)
+        self.gives = tuple(gives)
+        self.leased_as = leased_as or next(iter(self.reads.values())).name
         self.exchange = exchange
         self.serializer = serializer
 
+    @property
+    def reads(self) -> dict[str, FlowSource]:
+        """All that it reads, by the plan's names."""
+        cuts: dict[str, FlowSource] = {name: one.log for name, one in self.relays.items()}
+        return {name: (self.sources | cuts)[name] for name in self.plan.sources}
+
+    @property
+    def partitions(self) -> int:
+        """Of the stage; a source with fewer has none in the later ones."""
+        return max(source.partitions for source in self.reads.values())
+
+    def body_of(self, source: str, entry: LogEntry[Any], at: int) -> bytes:
+        """A record of a source as msgpack, for whoever looks at it as a dead letter."""
+        value = entry.values[at]
+        if source not in self.relays:
+            of = self.sources[source]
+            codec = of.shape.codec if isinstance(of, Log) else _PLAIN
+            return codec.encode([value])
+        try:
+            return _PLAIN.encode([value[1]])
+        except UnserializableValueError:
+            return encode_state(value[1])
+
 
 class RecordFailed(FlowError):
-    """A record that the flow cannot take; where a function raised over it, the cause is `__cause__`.
+    """A record that a flow cannot take; where a function raised over it, the cause is `__cause__`.
 
     Attributes:
+        source: the log that it is from.
         entry: the one that it is of.
         at: where in the entry's columns.
         index: its place in the entry as it was written.
+        operator: the step, and `key` the record's.
     """
 
-    def __init__(self, entry: LogEntry[Any], at: int, text: str) -> None:
+    def __init__(
+        self,
+        source: str,
+        entry: LogEntry[Any],
+        at: int,
+        text: str,
+        operator: str,
+        key: object = None,
+    ) -> None:
         super().__init__(text)
+        self.source = source
         self.entry = entry
         self.at = at
         self.index = entry.indexes[at]
+        self.operator = operator
+        self.key = key
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        return self.source, self.entry.offset, self.index
+
+
+class RecordsFailed(FlowError):
+    """Records over which functions raised: one, or all of a turn. The run goes on by `PartitionRun.again()`."""
+
+    def __init__(self, failed: Sequence[RecordFailed]) -> None:
+        super().__init__(str(failed[0]))
+        self.failed = list(failed)
+
+
+class _Turn(NamedTuple):
+    """What the engine was given at once."""
+
+    taken: Taken
+    now_ms: int
+
+
+_Places = list[tuple[LogEntry[Any], list[int]]]
+"""Of a batch, the entries that it was made of, with the places of their records."""
 
 
 class PartitionRun:
-    """Opens a partition's state, becomes its owner, and goes on from there.
+    """Becomes the owner of a partition's state, and goes on from there. Closes the state, also if it raises.
 
     Args:
         epoch: the lease's.
+        skipped: records that are left out; the run adds those that it has told as rejected.
+        collects: whether all records of a turn that fail are told at once.
 
     Raises:
         StateUnavailable, StateIncompatible: the state cannot be used.
     """
 
     def __init__(
-        self, description: FlowDescription, partition: int, path: Path, epoch: int
+        self,
+        description: StageDescription,
+        partition: int,
+        state: PartitionState,
+        epoch: int,
+        skipped: Skipped | None = None,
+        *,
+        collects: bool = False,
     ) -> None:
         self.partition = partition
-        self._source = description.source
-        what = f'flow "{description.group}", partition {partition}'
-        self.file = StateFile(path, what)
+        self.state = state
+        self.skipped: Skipped = set() if skipped is None else skipped
+        self._description = description
+        self._collects = collects
         try:
-            self.left_over = self.file.claim(epoch)
+            self.left_over = self.state.claim(epoch)
             """What may not have been published when the last owner went."""
-            checkpoint = self.file.checkpoint
-            name = f"{description.group}/{checkpoint.generation}/{partition}"
+            checkpoint = self.state.checkpoint
+            self._name = f"{description.name}/{checkpoint.generation}/{partition}"
+            self._sequences = dict(checkpoint.sequences)
             self._outgoing = Outgoing(
                 description.outputs,
-                name,
+                self._name,
                 partition,
-                dict(checkpoint.sequences),
+                self._sequences,
                 description.exchange,
                 description.serializer,
             )
-            self._engine = Engine(
-                description.plan, {self._source: [partition]}, store=self.file, flow=name
-            )
+            self._relaying = Relaying(description.gives, self._name, partition, self._sequences)
+            self._engine = self._new_engine()
         except BaseException:
-            self.file.close()
+            self.state.close()
             raise
         self._given: list[Given] = []
+        self._turns: list[_Turn] = []
+        self._rejected: list[RecordFailed] = []
+        self._places: dict[tuple[str, object], _Places] = {}
         self.uncommitted = 0
         """Records taken since the last commit."""
 
-    @property
-    def position(self) -> LogPosition | None:
-        """Where to go on, as of the last commit; `None`: nothing has been taken."""
-        return self.file.checkpoint.position
+    def _new_engine(self) -> Engine:
+        description, partition = self._description, self.partition
+        partitions: dict[str, Sequence[int]] = {
+            name: range(relay.writers) for name, relay in description.relays.items()
+        }
+        for name, source in description.sources.items():
+            partitions[name] = [partition] if partition < source.partitions else []
+        return Engine(
+            description.plan,
+            partitions,
+            store=self.state,
+            flow=self._name,
+            collects=self._collects,
+        )
+
+    # --- what it knows ---------------------------------------------------------------------------
 
     @property
-    def has_given(self) -> bool:
-        """Whether something waits for the next commit to leave."""
-        return bool(self._given)
+    def positions(self) -> dict[str, LogPosition]:
+        """Where to go on, by source, as of the last commit; of those that are not here, nothing has been taken."""
+        checkpoint = self.state.checkpoint
+        if checkpoint.position is not None and not checkpoint.positions:
+            return {next(iter(self._description.reads)): checkpoint.position}
+        return checkpoint.positions
+
+    @property
+    def offset(self) -> int | None:
+        """How far it has come, as one number that never goes back: the sum of the offsets. None: nothing has been taken."""
+        positions = self.positions
+        return sum(one.offset for one in positions.values()) if positions else None
+
+    def has_news(self, now_ms: int) -> bool:
+        """Whether something waits for the next commit to leave: records, or word of event time for the stages behind."""
+        return bool(self._given) or self._relaying.has_word(self._marks(), now_ms)
 
     def watermarks(self) -> dict[str, int]:
         return self._engine.watermarks()
 
-    def feed(
-        self, entries: Sequence[LogEntry[Any]], skipped: set[tuple[int, int]], now_ms: int
-    ) -> list[RecordFailed]:
-        """Take entries, as one batch. Returns the records that the flow goes on without: of no key, or of an impossible time.
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Of each step what it counted since this engine began; see `Engine.counts()`."""
+        return self._engine.counts()
 
-        Args:
-            skipped: records that are left out, by offset and index.
+    def _marks(self) -> dict[str, tuple[int, bool]]:
+        engine = self._engine
+        return {
+            relay.name: (engine.watermark_of(relay.name), engine.is_idle(relay.name))
+            for relay in self._description.gives
+        }
+
+    # --- turns -----------------------------------------------------------------------------------
+
+    def feed(self, taken: Taken, now_ms: int) -> None:
+        """Take entries, of all sources as one batch; without any, let time on the wall come by.
 
         Raises:
-            RecordFailed: a function raised over a record. This run is spent.
+            RecordsFailed: functions raised over records. `again()` goes on, without those that are in `skipped` by then.
             FlowFunctionError: a function raised, and over which record cannot be said. This run is spent.
         """
+        turn = _Turn(taken, now_ms)
+        if taken or self._turns:
+            self._turns.append(turn)
+        self._take(turn)
+
+    def tick(self, now_ms: int) -> None:
+        """Let time on the wall come by. Raises as `feed()`."""
+        self.feed({}, now_ms)
+
+    def again(self) -> None:
+        """Begin from the last commit, and take what has been taken since, without what is in `skipped`. Raises as `feed()`."""
+        self._engine = self._new_engine()
+        self._given = []
+        self.uncommitted = 0
+        for turn in self._turns:
+            self._take(turn)
+
+    def _take(self, turn: _Turn) -> None:
+        engine = self._engine
+        self._places = {}
+        for source, entries in turn.taken.items():
+            relay = self._description.relays.get(source)
+            if relay is None:
+                self._put(source, self.partition, entries, turn.now_ms)
+            else:
+                self._put_relayed(source, relay, entries, turn.now_ms)
+        try:
+            self._given += engine.tick(turn.now_ms)
+        except FlowFunctionError as exc:
+            failed = [one for error in (exc, *exc.also) if (one := self._failed(error)) is not None]
+            if not failed or self._failed(exc) is None:
+                raise
+            raise RecordsFailed(failed) from exc
+        for rejected in engine.take_rejected():
+            told = self._told(rejected)
+            if told is not None:
+                self.skipped.add(told.place)
+                self._rejected.append(told)
+
+    def _put(
+        self, source: str, partition: int, entries: Sequence[LogEntry[Any]], now_ms: int
+    ) -> None:
         values: list[Any] = []
         keys: list[Any] = []
         times: list[Any] = []
+        places: _Places = []
+        skipped = self.skipped
+        is_relayed = source in self._description.relays
         for entry in entries:
-            if skipped and any((entry.offset, index) in skipped for index in entry.indexes):
-                kept = _places(entry, skipped)
-                values += [entry.values[at] for at in kept]
-                keys += [entry.keys[at] for at in kept]
-                times += [entry.times[at] for at in kept]
+            at: list[int] | range = range(len(entry.values))
+            if skipped and any((source, entry.offset, index) in skipped for index in entry.indexes):
+                at = [n for n in at if (source, entry.offset, entry.indexes[n]) not in skipped]
+                values += [entry.values[n] for n in at]
+                keys += [entry.keys[n] for n in at]
+                times += [entry.times[n] for n in at]
             else:
                 values += entry.values
                 keys += entry.keys
                 times += entry.times
+            places.append((entry, list(at)))
+        if is_relayed:
+            keys = [pair[0] for pair in values]
+            values = [pair[1] for pair in values]
         if None in times:  # a plain message whose writer told none
             times = [now_ms if time is None else time for time in times]
         self.uncommitted += len(values)
-        try:
-            self._given += self._engine.feed(
-                self._source, self.partition, values, times, keys, now_ms=now_ms
-            )
-        except FlowFunctionError as exc:
-            cause = exc if exc.__cause__ is None else exc.__cause__
-            text = f'operator "{exc.operator}", key {exc.key!r:.80}: {describe(cause)}'
-            failed = self._failed(entries, skipped, exc.position, text)
-            if failed is None:
-                raise
-            raise failed from exc
-        rejected = (
-            self._failed(entries, skipped, one.position, f'operator "{one.operator}": {one.reason}')
-            for one in self._engine.take_rejected()
-        )
-        return [one for one in rejected if one is not None]
+        self._places[source, partition] = places
+        self._engine.put(source, partition, values, times, keys)
 
-    def _failed(
-        self,
-        entries: Sequence[LogEntry[Any]],
-        skipped: set[tuple[int, int]],
-        position: int | None,
-        text: str,
-    ) -> RecordFailed | None:
-        """The record at `position` of the batch, with what is wrong with it; None where it is no single one."""
-        if position is None:
-            return None
+    def _put_relayed(
+        self, source: str, relay: Relay, entries: Sequence[LogEntry[Any]], now_ms: int
+    ) -> None:
+        """Of each writer's entries the records, and after them what was told last."""
+        by_writer: dict[int, list[LogEntry[Any]]] = {}
+        words: dict[int, RelayWord] = {}
         for entry in entries:
-            kept = _places(entry, skipped)
-            if position < len(kept):
-                at = kept[position]
+            word = word_of(entry, relay.writers)
+            if word is None:
+                continue  # told by `strange()`
+            by_writer.setdefault(word.writer, []).append(entry)
+            if word.watermark is not None:
+                words[word.writer] = word
+            elif word.writer in words:
+                words[word.writer] = words[word.writer]._replace(is_idle=False)
+        for writer, its in by_writer.items():
+            self._put(source, writer, its, now_ms)
+        for writer, word in words.items():
+            assert word.watermark is not None
+            self._engine.put_relay(source, writer, word.watermark, word.is_idle)
+
+    def strange(self, source: str, entry: LogEntry[Any]) -> FaultyRecord | None:
+        """What is wrong with an entry of a log between stages that the flow has not written; None if it has."""
+        relay = self._description.relays.get(source)
+        if relay is None or entry.faults or word_of(entry, relay.writers) is not None:
+            return None
+        reason = f'log "{relay.log.name}" is a flow\'s own, and no stage of the flow wrote this'
+        return FaultyRecord(None, reason)
+
+    # --- what it cannot take ---------------------------------------------------------------------
+
+    def take_rejected(self) -> list[RecordFailed]:
+        """The records that the flow went on without since the last time: of no key, or of an impossible time. They are skipped from now on."""
+        rejected, self._rejected = self._rejected, []
+        return rejected
+
+    def _failed(self, error: FlowFunctionError) -> RecordFailed | None:
+        cause = error if error.__cause__ is None else error.__cause__
+        origin = self._engine.origin_of(error.channel)
+        text = f"key {error.key!r:.80}: {describe(cause)}"
+        failed = self._at(origin, error.position, error.operator, text, error.key)
+        if failed is not None:
+            failed.__cause__ = error
+        return failed
+
+    def _told(self, rejected: RejectedRecord) -> RecordFailed | None:
+        if rejected.source is None:
+            return None
+        origin = rejected.source, rejected.partition
+        return self._at(origin, rejected.position, rejected.operator, rejected.reason)
+
+    def _at(
+        self,
+        origin: tuple[str, object] | None,
+        position: int | None,
+        operator: str,
+        text: str,
+        key: object = None,
+    ) -> RecordFailed | None:
+        """The record at `position` of a batch, with what is wrong with it; None where it is no single one."""
+        if position is None or origin is None:
+            return None
+        source, _ = origin
+        for entry, places in self._places.get(origin, ()):
+            if position < len(places):
+                at = places[position]
                 where = (
-                    f"partition {self.partition}, offset {entry.offset}, record {entry.indexes[at]}"
+                    f'stage "{self._description.name}", log "{self._description.reads[source].name}", partition {self.partition}, '
+                    f'offset {entry.offset}, record {entry.indexes[at]}, operator "{operator}"'
                 )
-                return RecordFailed(entry, at, f"{where}, {text}")
-            position -= len(kept)
+                return RecordFailed(source, entry, at, f"{where}, {text}", operator, key)
+            position -= len(places)
         return None
 
-    def tick(self, now_ms: int) -> None:
-        """Let time on the wall come by.
+    # --- commits ---------------------------------------------------------------------------------
 
-        Raises:
-            FlowFunctionError: a function raised. This run is spent.
-        """
-        self._given += self._engine.tick(now_ms)
-
-    def commit(self, position: LogPosition | None, now_ms: int) -> list[tuple[int, Message]]:
-        """Write down all that was taken; what is returned is to be published, and said to be by `file.sent()`.
+    def commit(
+        self, positions: Mapping[str, LogPosition], now_ms: int
+    ) -> list[tuple[int, Message]]:
+        """Write down all that was taken; what is returned is to be published, and said to be by `state.sent()`.
 
         Raises:
             LeaseLost: the partition has another owner; nothing was committed.
             StateUnavailable, StateIncompatible, UnserializableValueError, ContractError: nothing was committed. This run is spent.
         """
         messages = self._outgoing.messages(self._given, now_ms)
-        numbered = self.file.commit(
-            self._engine.take_changes(), position, self._outgoing.sequences, messages
+        messages += self._relaying.messages(self._given, self._marks(), now_ms)
+        numbered = self.state.commit(
+            self._engine.take_changes(), positions, self._sequences, messages
         )
         self._given = []
+        self._turns = []
         self.uncommitted = 0
+        offsets = {source: one.offset for source, one in positions.items()}
+        self.skipped -= {one for one in self.skipped if one[1] < offsets.get(one[0], 0)}
         return numbered
 
     def close(self) -> None:
-        self.file.close()
-
-
-def _places(entry: LogEntry[Any], skipped: set[tuple[int, int]]) -> list[int]:
-    """Where in an entry's columns the records are that are not left out."""
-    return [at for at, index in enumerate(entry.indexes) if (entry.offset, index) not in skipped]
+        self.state.close()

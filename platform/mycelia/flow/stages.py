@@ -21,12 +21,13 @@ def stages_of(plan: FlowPlan, cuts: Iterable[str]) -> list[FlowPlan]:
     """The parts of a plan, those that feed others first.
 
     Each cut is an output of the part that it is in, and a source of those that go on from it. Names of steps, and so their state, stay.
+    Of several parts that read nothing from each other each is a part of its own.
 
     Args:
         cuts: the names of the `key_by()` steps after which records are split anew.
 
     Raises:
-        ConfigError: there is no such step; or what goes on from a cut also needs what is before it, uncut.
+        ConfigError: there is no such step; what goes on from a cut also needs what is before it, uncut; or event times are told behind one.
     """
     by_name = {name: node for node, name in plan.names.items()}
     chosen: dict[FlowNode, str] = {}
@@ -98,8 +99,17 @@ def _plan_of(
             inputs = tuple(copied(port) for port in node.inputs)
             copies[node] = node.copy(inputs, plan.names[node])
             if node in cuts:
+                # Told by the part that is before it: a flow that is cut elsewhere has its open windows in other places.
+                copies[node].signature = "key_by, and records are split anew"
                 outputs[cuts[node]] = (copies[node], 0)
     for name, (node, number) in plan.outputs.items():
         if parts[node] == part:
             outputs[name] = (copies[node], number)
-    return FlowPlan(outputs)
+    made = FlowPlan(outputs)
+    for node in made.nodes:
+        if node.kind == "event_time" and any(one.is_relay for one in made.upstream(node)):
+            raise ConfigError(
+                f'"{made.names[node]}" ({node.label}) comes after a key_by() by which records are split anew, and how far event time has come in '
+                "the log's partitions can be told before that alone. Put event_time() before key_by()."
+            )
+    return made

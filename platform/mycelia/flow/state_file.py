@@ -47,8 +47,10 @@ class FlowCheckpoint(msgspec.Struct, kw_only=True):
 
     generation: str
     """Made with the file: a flow that begins anew gives other ids than before."""
+    positions: dict[str, LogPosition] = {}
+    """By source: everything before it has been taken. Of one that is not here, nothing has."""
     position: LogPosition | None = None
-    """Everything before it has been taken; `None`: nothing has."""
+    """Of the only source, as it was kept before there could be several."""
     sequences: dict[str, int] = {}
     """The next sequence for each partition of each log that the flow appends to."""
 
@@ -67,6 +69,8 @@ class StateFile:
 
     def __init__(self, path: Path, what: str) -> None:
         self.path = path
+        self.where = str(path)
+        """Its place, for people."""
         self._what = what
         self.epoch = 0
         """This owner's; 0 before `claim()`."""
@@ -149,7 +153,7 @@ class StateFile:
     def commit(
         self,
         changes: Mapping[str, Mapping[bytes, bytes | None]],
-        position: LogPosition | None,
+        positions: Mapping[str, LogPosition],
         sequences: Mapping[str, int],
         messages: Sequence[Message],
     ) -> list[tuple[int, Message]]:
@@ -161,7 +165,9 @@ class StateFile:
         """
         db = self._db
         checkpoint = FlowCheckpoint(
-            generation=self.checkpoint.generation, position=position, sequences=dict(sequences)
+            generation=self.checkpoint.generation,
+            positions=dict(positions),
+            sequences=dict(sequences),
         )
         numbered = list(enumerate(messages, self._next_number))
         with self._told(), self._transaction():

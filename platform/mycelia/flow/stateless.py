@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import datetime
 from itertools import chain, compress, repeat
 from typing import Any, Final
@@ -12,7 +12,7 @@ from mycelia.flow.column_batch import ColumnBatch, Selection, Spread
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.state import Changes, StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
-from mycelia.flow.watermarks import PartitionWatermarks
+from mycelia.flow.watermarks import NOTHING_EVER_MS, PartitionWatermarks
 
 __all__ = ["Branching", "FlowStep", "Fused", "Merging", "Stamping", "Watching"]
 
@@ -34,7 +34,7 @@ class FlowStep:
 class Fused(Operator):
     """Steps without state, one after the other over the whole batch: `map`, `filter`, `flat_map`, `key_by`.
 
-    Each is a loop in C over one column. `list.extend` keeps what came before a function raised, so how much it kept is where.
+    Each is a loop in C over one column.
     """
 
     def __init__(self, steps: list[FlowStep]) -> None:
@@ -42,59 +42,62 @@ class Fused(Operator):
         self._steps = steps
 
     def process(self, port: int, batch: ColumnBatch) -> None:
-        times, values, keys, trail = batch.times, batch.values, batch.keys, batch.trail
+        name = self.name
         for step in self._steps:
-            made: list[Any] = []
-            try:
-                made.extend(map(step.function, values))
-                if step.kind == "map":
-                    values = made
-                elif step.kind == "key_by":
-                    keys = made
-                    # A key that cannot be one is found here, by name, and not in a window.
-                    if None in set(made):
-                        batch = ColumnBatch(times, values, keys, batch.channel, trail)
-                        batch = self._with_keys(step, batch)
-                        times, values = batch.times, batch.values
-                        keys, trail = batch.keys, batch.trail
-                elif step.kind == "filter":
-                    trail = None if trail is None else (*trail, Selection(made))
-                    times, values = list(compress(times, made)), list(compress(values, made))
-                    keys = None if keys is None else list(compress(keys, made))
-                else:
-                    counts = list(map(len, made))
-                    trail = None if trail is None else (*trail, Spread(counts))
-                    values = list(chain.from_iterable(made))
-                    times = list(chain.from_iterable(map(repeat, times, counts)))
-                    keys = (
-                        None
-                        if keys is None
-                        else list(chain.from_iterable(map(repeat, keys, counts)))
-                    )
-            except Exception as exc:
-                self.name = step.name
-                at = len(made) if len(made) < len(values) else _first_unhashable(made)
-                raise self.fail(exc, ColumnBatch(times, values, keys, 0, trail), at) from exc
+            self.name = step.name
+            made, batch = self.applied(step.function, batch)
+            if not made:
+                break
+            times, values, keys, trail = batch.times, batch.values, batch.keys, batch.trail
+            if step.kind == "map":
+                values = made
+            elif step.kind == "key_by":
+                batch = self._keyed(step, made, batch)
+                continue
+            elif step.kind == "filter":
+                trail = None if trail is None else (*trail, Selection(made))
+                times, values = list(compress(times, made)), list(compress(values, made))
+                keys = None if keys is None else list(compress(keys, made))
+            else:
+                counts = list(map(len, made))
+                trail = None if trail is None else (*trail, Spread(counts))
+                values = list(chain.from_iterable(made))
+                times = list(chain.from_iterable(map(repeat, times, counts)))
+                keys = (
+                    None if keys is None else list(chain.from_iterable(map(repeat, keys, counts)))
+                )
+            batch = ColumnBatch(times, values, keys, batch.channel, trail)
             if not values:
-                return
-        self.out.append((MAIN, ColumnBatch(times, values, keys, batch.channel, trail)))
+                break
+        self.name = name
+        if len(batch):
+            self.out.append((MAIN, batch))
 
-    def _with_keys(self, step: FlowStep, batch: ColumnBatch) -> ColumnBatch:
-        """Those records that have a key."""
-        assert batch.keys is not None
-        for position, key in enumerate(batch.keys):
+    def _keyed(self, step: FlowStep, keys: list[Any], batch: ColumnBatch) -> ColumnBatch:
+        """Those records that have a key. One that cannot be a key is found here, by name, and not in a window."""
+        batch = ColumnBatch(batch.times, batch.values, keys, batch.channel, batch.trail)
+        try:
+            is_whole = None not in set(keys)
+        except TypeError:
+            keys, batch = self.applied(_hashable_of(step.function), batch)
+            is_whole = None not in keys
+        if is_whole:
+            return batch
+        for position, key in enumerate(keys):
             if key is None:
                 self.reject(batch, position, f"{step.name} gives it no key (None)")
-        return batch.only([key is not None for key in batch.keys])
+        return batch.only([key is not None for key in keys])
 
 
-def _first_unhashable(values: list[Any]) -> int | None:
-    for position, value in enumerate(values):
-        try:
-            hash(value)
-        except TypeError:
-            return position
-    return None
+def _hashable_of(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """As `function`, and raises where what it gives cannot be a key."""
+
+    def key_of(value: Any) -> Any:
+        key = function(value)
+        hash(key)
+        return key
+
+    return key_of
 
 
 class Merging(Operator):
@@ -111,12 +114,11 @@ class Branching(Operator):
         super().__init__(name)
         self._function = function
 
+    def _is_taken(self, value: Any) -> bool:
+        return bool(self._function(value))
+
     def process(self, port: int, batch: ColumnBatch) -> None:
-        taken: list[Any] = []
-        try:
-            taken.extend(map(bool, map(self._function, batch.values)))
-        except Exception as exc:
-            raise self.fail(exc, batch, len(taken)) from exc
+        taken, batch = self.applied(self._is_taken, batch)
         for to, kept in ((MAIN, taken), (SIDE, [not one for one in taken])):
             if any(kept):
                 self.out.append((to, batch.only(kept)))
@@ -128,7 +130,7 @@ class Watching(Operator):
     def __init__(
         self,
         name: str,
-        channels: list[int],
+        channels: list[Hashable],
         disorder_ms: int,
         idle_ms: int | None,
         store: StoreReader | None = None,
@@ -140,7 +142,8 @@ class Watching(Operator):
         self.channels = channels
         self._ahead_ms = ahead_ms
         self._is_relay = is_relay
-        self._partitions = PartitionWatermarks(channels, disorder_ms, idle_ms)
+        empty_ms = None if is_relay else NOTHING_EVER_MS
+        self._partitions = PartitionWatermarks(channels, disorder_ms, idle_ms, empty_ms)
         self._saved: bytes | None = None
         self._now_ms = 0
         if store is not None:
@@ -192,11 +195,16 @@ class Watching(Operator):
             return f"its event time ({time} ms) is more than {ahead} in the future (event_time(ahead=))"
         return None
 
-    def relay(self, channel: int, watermark: int) -> None:
-        """A partition's watermark, as those say who write to it."""
-        self._partitions.relayed(channel, watermark)
+    @property
+    def is_idle(self) -> bool:
+        """Whether all partitions were silent when it was last asked how far event time has come."""
+        return self._partitions.is_idle
 
-    def end(self, channel: int) -> None:
+    def relay(self, channel: Hashable, watermark: int, is_idle: bool = False) -> None:
+        """A partition's watermark, and whether it is silent, as those say who write to it."""
+        self._partitions.relayed(channel, watermark, is_idle)
+
+    def end(self, channel: Hashable) -> None:
         """Nothing more will come from a partition."""
         self._partitions.ended(channel)
 
@@ -224,7 +232,7 @@ class Stamping(Watching):
         name: str,
         function: Callable[[Any], Any],
         unit_ms: int,
-        channels: list[int],
+        channels: list[Hashable],
         disorder_ms: int,
         idle_ms: int | None,
         store: StoreReader | None = None,
@@ -235,20 +243,24 @@ class Stamping(Watching):
         self._unit_ms = unit_ms
 
     def process(self, port: int, batch: ColumnBatch) -> None:
-        said: list[Any] = []
+        said, kept = self.applied(self._function, batch)
         times: list[int] = []
-        try:
-            said.extend(map(self._function, batch.values))
-            if self._unit_ms == 1 and set(map(type, said)) == {int}:
-                times = said
-            else:
+        if self._unit_ms == 1 and set(map(type, said)) == {int}:
+            times = said
+        else:
+            try:
                 times.extend(map(self._milliseconds, said))
-        except Exception as exc:
-            position = len(said) if len(said) < len(batch.values) else len(times)
-            raise self.fail(exc, batch, position) from exc
-        super().process(
-            port, ColumnBatch(times, batch.values, batch.keys, batch.channel, batch.trail)
-        )
+            except Exception as exc:
+                if not self.collects:
+                    raise self.fail(exc, kept, len(times)) from exc
+                times, kept = self.applied(self._time_of, kept)
+        if times:
+            super().process(
+                port, ColumnBatch(times, kept.values, kept.keys, kept.channel, kept.trail)
+            )
+
+    def _time_of(self, value: Any) -> int:
+        return self._milliseconds(self._function(value))
 
     def _milliseconds(self, said: Any) -> int:
         if isinstance(said, datetime):

@@ -226,18 +226,28 @@ class Stream(Generic[T]):
         return stamped
 
     @overload
-    def key_by(self, key: str) -> KeyedStream[Any, T]: ...
+    def key_by(self, key: str, *, repartition: bool = True) -> KeyedStream[Any, T]: ...
     @overload
-    def key_by(self, key: Callable[[T], K]) -> KeyedStream[K, T]: ...
-    def key_by(self, key: Any) -> KeyedStream[Any, T]:
+    def key_by(self, key: Callable[[T], K], *, repartition: bool = True) -> KeyedStream[K, T]: ...
+    def key_by(self, key: Any, *, repartition: bool = True) -> KeyedStream[Any, T]:
         """The same records, each with its key: what state, windows and joins tell apart, and within which order is kept.
+
+        In a service, where state or a join follows, all records of a key have to come to one partition. If the log is not split by this key
+        already, they are split anew: they pass through a log of the flow's own (docs/flows.md says what that costs). It is not done where the
+        key is the log's own, or several fields with that among them (`lambda f: f.origin` and "origin" are the same), or the log has one
+        partition.
 
         Args:
             key: a function of a record, or the name of a field. Keys are text, numbers, bytes, or tuples of these. A record whose key is
                 None is rejected: see `Engine.take_rejected()`.
+            repartition: False is a promise: all records of one key are in one partition of the log as it is, and in the same one of a log
+                that this is joined with. Where it is not kept, each partition counts for itself, and joins miss their partners, in silence.
         """
         function = getter_of(key, "key_by()")
-        return KeyedStream((self._step("key_by", function, function), MAIN))
+        node = self._step("key_by", function, function)
+        node.key = key
+        node.may_repartition = bool(repartition)
+        return KeyedStream((node, MAIN))
 
 
 def _listing(function: Callable[[T], Iterable[U]]) -> Callable[[T], list[U]]:

@@ -2,49 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import Final
 
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME
 
 __all__ = ["PartitionWatermarks"]
+
+NOTHING_EVER_MS: Final = 10_000
+"""Silence after which a partition in which nothing has ever come is left out, where nothing else is said. Keys do not fill all partitions."""
 
 
 class PartitionWatermarks:
     """The watermark over the partitions of a source: the lowest of those that are not idle, and never back.
 
     A partition's own is its greatest event time less `disorder`: records up to it are expected to have come. One that has said
-    nothing holds all others up, until it has been silent for `idle`; what comes from it then may be late.
+    nothing holds all others up, until it has been silent for `idle`; what comes from it then may be late. Of partitions that others
+    watch (`relayed()`), those say it.
 
     Args:
-        channels: the numbers of the partitions.
+        channels: the partitions, as the engine calls them. Without any, event time has come to its end.
         disorder_ms: how much earlier than the latest a record may be.
         idle_ms: silence, in processing time, after which a partition is left out. None: never.
+        empty_ms: the same of a partition in which nothing has ever come, where `idle_ms` says nothing.
     """
 
-    def __init__(self, channels: Iterable[int], disorder_ms: int, idle_ms: int | None) -> None:
-        self._greatest = dict.fromkeys(channels, BEGINNING_OF_TIME)
-        self._heard: dict[int, int | None] = dict.fromkeys(self._greatest)
+    def __init__(
+        self,
+        channels: Iterable[Hashable],
+        disorder_ms: int,
+        idle_ms: int | None,
+        empty_ms: int | None = None,
+    ) -> None:
+        self._greatest: dict[Hashable, int] = dict.fromkeys(channels, BEGINNING_OF_TIME)
+        self._heard: dict[Hashable, int | None] = dict.fromkeys(self._greatest)
         """When each was last heard, in processing time; None before anything was."""
+        self._told_idle: set[Hashable] = set()
+        """Those that are silent, as they were relayed."""
         self._disorder_ms = disorder_ms
         self._idle_ms = idle_ms
-        self.watermark = BEGINNING_OF_TIME
+        self._empty_ms = empty_ms if idle_ms is None else idle_ms
+        self.is_idle = False
+        """Whether all of them were left out when it was last asked how far event time has come."""
+        self.watermark = BEGINNING_OF_TIME if self._greatest else END_OF_TIME
 
-    def heard(self, channel: int, greatest: int, now_ms: int) -> None:
+    def heard(self, channel: Hashable, greatest: int, now_ms: int) -> None:
         """A batch came from `channel`; its latest event time is `greatest`."""
         if greatest > self._greatest[channel]:
             self._greatest[channel] = greatest
         self._heard[channel] = now_ms
 
-    def greatest(self, channel: int) -> int | None:
+    def greatest(self, channel: Hashable) -> int | None:
         """The latest event time of a partition; None before there was one."""
         found = self._greatest[channel]
         return None if found == BEGINNING_OF_TIME else found
 
-    def relayed(self, channel: int, watermark: int) -> None:
-        """The watermark of `channel`, as those say who know it. One that is lower than before says nothing."""
+    def relayed(self, channel: Hashable, watermark: int, is_idle: bool = False) -> None:
+        """The watermark of `channel`, and whether it is silent, as those say who know it. A lower one than before says nothing."""
         self._greatest[channel] = max(self._greatest[channel], watermark + self._disorder_ms)
+        if is_idle:
+            self._told_idle.add(channel)
+        else:
+            self._told_idle.discard(channel)
 
-    def ended(self, channel: int) -> None:
+    def ended(self, channel: Hashable) -> None:
         """Nothing more will come from `channel`."""
         self._greatest[channel] = END_OF_TIME + self._disorder_ms
 
@@ -53,29 +74,38 @@ class PartitionWatermarks:
         lowest = min((self._greatest[one] for one in self._active(now_ms)), default=None)
         if lowest is not None:
             self.watermark = max(self.watermark, lowest - self._disorder_ms)
+        self.is_idle = lowest is None and bool(self._greatest)
         return self.watermark
 
-    def _active(self, now_ms: int) -> list[int]:
-        idle_ms = self._idle_ms
-        if idle_ms is None:
-            return list(self._greatest)
+    def _active(self, now_ms: int) -> list[Hashable]:
+        if self._idle_ms is None and self._empty_ms is None:
+            return [one for one in self._greatest if one not in self._told_idle]
         active = []
         for channel, heard in self._heard.items():
             if heard is None:  # its silence begins when somebody looks for the first time
                 self._heard[channel] = heard = now_ms
-            if now_ms - heard < idle_ms or self._greatest[channel] >= END_OF_TIME:
+            greatest = self._greatest[channel]
+            patience = self._empty_ms if greatest == BEGINNING_OF_TIME else self._idle_ms
+            if patience is None or now_ms - heard < patience or greatest >= END_OF_TIME:
                 active.append(channel)
         return active
 
     def plain(self) -> list[object]:
-        return [self.watermark, self._greatest]
+        told: list[object] = [self.watermark, self._greatest]
+        return [*told, sorted(self._told_idle, key=repr)] if self._told_idle else told
 
     def restore(self, plain: list[object]) -> None:
         """Go on from `plain()`. A partition that is new since then begins at the beginning; one that is gone holds nothing up."""
-        watermark, greatest = plain
+        watermark, greatest, *idle = plain
         assert isinstance(watermark, int)
         assert isinstance(greatest, dict)
         self.watermark = watermark
-        self._greatest.update(
-            {one: time for one, time in greatest.items() if one in self._greatest}
-        )
+        known = list(self._greatest)
+        for channel, time in greatest.items():
+            if type(channel) is int and channel not in self._greatest and channel < len(known):
+                channel = known[channel]  # as it was kept before partitions had names
+            if channel in self._greatest:
+                self._greatest[channel] = time
+        for told in idle:
+            assert isinstance(told, list)
+            self._told_idle.update(one for one in told if one in self._greatest)

@@ -160,6 +160,8 @@ class Log(TwoWays, Generic[T]):
             chosen["segment_bytes"],
         )
         self.shape: RecordShape[T] = RecordShape(what, of, chosen["key"], chosen["time"])
+        self.split_by: Extractor | None = chosen["key"]
+        """What it is split by, as it was given."""
         for option in ("batch_bytes", "buffer_bytes"):
             size = chosen[option]
             if type(size) is not int or size < 1:

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, TypeVar, Unpack
 
 import msgspec
 
-from mycelia.amqp import Delivery, Properties, Queue
+from mycelia.amqp import Queue
 from mycelia.call import Arguments, Call, CallKind, GiveBack, Outcome, Settlement
 from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.tick_lease import LeaseLink
@@ -21,23 +21,17 @@ from mycelia.errors import (
     LeaseLost,
     LinkError,
     OffsetGone,
-    UndecodableMessage,
     describe,
 )
 from mycelia.log_event import event
 from mycelia.logs.append_call import MAX_LINKS, carried_trace
-from mycelia.logs.batch_format import (
-    KEY_HEADER,
-    PRODUCER_HEADER,
-    SEQUENCE_HEADER,
-    TIME_HEADER,
-)
+from mycelia.logs.burial import bury_entry, bury_fault
 from mycelia.logs.group_places import GroupPlace, progress_stream, tell_place
 from mycelia.logs.lag_watch import LagWatch
 from mycelia.logs.layout import declare_log
 from mycelia.logs.log import Log
 from mycelia.logs.membership import Membership
-from mycelia.logs.partition_lease import PartitionLease, group_queue_name
+from mycelia.logs.partition_lease import PartitionLease
 from mycelia.logs.position import StartAt, checked_start
 from mycelia.logs.reader import LogEntry, LogReader
 from mycelia.logs.record import FaultyRecord, RecordHeaders
@@ -115,25 +109,6 @@ class LogHandlerStatistics(GroupStatistics, frozen=True, kw_only=True):
     entries: int
     """Handled."""
     checkpoints: int
-
-
-class _Buried:
-    """The settler of a copy that is buried: says when the dead letter is there, or that it will never be."""
-
-    is_lost = False
-
-    def __init__(self, done: asyncio.Future[bool]) -> None:
-        self._done = done
-
-    def ack(self, delivery_tag: int) -> None:
-        self._set(True)
-
-    def nack(self, delivery_tag: int, requeue: bool) -> None:
-        self._set(False)
-
-    def _set(self, is_there: bool) -> None:
-        if not self._done.done():
-            self._done.set_result(is_there)
 
 
 class _Kept:
@@ -224,10 +199,6 @@ class LogHandler(Entrypoint):
 
     def start(self) -> None:
         self._lane = self.container.make_lane(self)
-        self._join_group("log")
-
-    def _join_group(self, kind: str) -> None:
-        """Share the log's partitions with the group's other instances from now on; `_own()` runs each that is ours."""
         assert self.group is not None
         self._membership = Membership(
             self.leases.link,
@@ -238,7 +209,7 @@ class LogHandler(Entrypoint):
             self._leave_partition,
         )
         self._lag = LagWatch(self.container.host.link, self.source.name, self._offsets)
-        name = f"mycelia:{kind}:{self.source.name}--{self.group}"
+        name = f"mycelia:log:{self.source.name}--{self.group}"
         self._tasks = [
             asyncio.create_task(self._membership.run(), name=name),
             asyncio.create_task(self._lag.run(), name=f"{name}:lag"),
@@ -409,7 +380,7 @@ class LogHandler(Entrypoint):
                 else None
             )
             if delay is None:
-                if not await self._bury(_first_published(entry), "handler_error", error, attempt):
+                if not await self._bury(entry, error, attempt):
                     return False
                 self._dead += 1
                 break
@@ -445,33 +416,20 @@ class LogHandler(Entrypoint):
 
     # --- what cannot be handled ------------------------------------------------------------------
 
-    async def _bury_fault(
-        self, entry: LogEntry[Any], fault: FaultyRecord, error: BaseException | None = None
-    ) -> bool:
-        """Bury a record that could not be read, or, with `error`, one that could not be handled."""
-        letter = _first_published(entry) if fault.index is None else _alone(entry, fault)
-        if error is not None:
-            return await self._bury(letter, "handler_error", error, 1)
-        place = f"offset {entry.offset}" + ("" if fault.index is None else f", {fault.index}")
-        unread = UndecodableMessage(f"{place}: {fault.reason}")
-        return await self._bury(letter, "undecodable", unread, 1)
-
-    async def _bury(
-        self, letter: Delivery, reason: str, error: BaseException, attempts: int
-    ) -> bool:
-        """Publish a dead letter, trying for as long as dead letters are tried. Whether it is there."""
+    async def _bury_fault(self, entry: LogEntry[Any], fault: FaultyRecord) -> bool:
+        """Bury a record, or an entry, that could not be read. Whether the dead letter is there."""
         assert self.group is not None
-        done: asyncio.Future[bool] = self.container.loop.create_future()
-        letter.settler = _Buried(done)
-        self.dead_letters.bury(
-            letter,
-            queue=group_queue_name(self.source.name, self.group),
-            method=self.method_name,
-            reason=reason,
-            attempts=attempts,
-            error=error,
-        )
-        if await done:
+        letters, name = self.dead_letters, self.source.name
+        if await bury_fault(letters, name, self.group, self.method_name, entry, fault):
+            return True
+        log.error(event("log_dead_letter_failed", call=self.target.name, error=fault.reason))
+        return False
+
+    async def _bury(self, entry: LogEntry[Any], error: BaseException, attempts: int) -> bool:
+        """Bury an entry that could not be handled. Whether the dead letter is there."""
+        assert self.group is not None
+        letters, name = self.dead_letters, self.source.name
+        if await bury_entry(letters, name, self.group, self.method_name, entry, error, attempts):
             return True
         log.error(event("log_dead_letter_failed", call=self.target.name, error=describe(error)))
         return False
@@ -480,26 +438,6 @@ class LogHandler(Entrypoint):
 def _records_of(call: Call) -> Arguments:
     assert isinstance(call, LogCall)
     return (call.entry.records,), {}
-
-
-def _first_published(entry: LogEntry[Any]) -> Delivery:
-    """The entry's message as somebody might publish it anew: without what would make it a repetition."""
-    delivery = entry.delivery
-    headers = dict(delivery.properties.headers or {})
-    headers.pop(PRODUCER_HEADER, None)
-    headers.pop(SEQUENCE_HEADER, None)
-    return msgspec.structs.replace(delivery, properties=delivery.properties.republished(headers))
-
-
-def _alone(entry: LogEntry[Any], fault: FaultyRecord) -> Delivery:
-    """One record of an entry as a plain message."""
-    headers: dict[str, Any] = {"x-log-offset": entry.offset, "x-log-index": fault.index}
-    if isinstance(fault.key, str | int):
-        headers[KEY_HEADER] = fault.key
-    if fault.time is not None:
-        headers[TIME_HEADER] = fault.time
-    properties = Properties(content_type="application/x-msgpack", headers=headers, delivery_mode=2)
-    return msgspec.structs.replace(entry.delivery, properties=properties, body=fault.body)
 
 
 async def _event_or(event: asyncio.Event, timeout: float) -> bool:

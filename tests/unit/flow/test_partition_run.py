@@ -13,20 +13,32 @@ from mycelia import Log
 from mycelia.amqp import Message
 from mycelia.errors import LeaseLost, StateIncompatible, StateUnavailable
 from mycelia.flow import FlowOutput, FlowPlan, KeyedStream, count, source, state_file, tumbling
-from mycelia.flow.partition_run import FlowDescription, PartitionRun, RecordFailed
+from mycelia.flow.partition_run import PartitionRun, RecordsFailed, StageDescription
 from mycelia.flow.state_file import StateFile
 from mycelia.logs import LogEntry, LogPosition
 from mycelia.logs.batch_format import decode_entry, producer_of
 from mycelia.wire import SerializerRegistry
 
 COUNTED: Log[Any] = Log("counted", partitions=3)
+IN: Log[Any] = Log("in", partitions=1)
+
+
+def started(
+    path: Path, *, epoch: int = 1, of: StageDescription | None = None, **options: Any
+) -> PartitionRun:
+    state = StateFile(path, "flow")
+    return PartitionRun(description() if of is None else of, 0, state, epoch, **options)
+
+
+def at(offset: int) -> dict[str, LogPosition]:
+    return {"in": LogPosition(offset=offset)}
 
 
 def keyed() -> KeyedStream[str, Any]:
     return source("in", tuple).event_time(lambda row: row[1], unit="ms").key_by(lambda row: row[0])
 
 
-def description(*outputs: FlowOutput) -> FlowDescription:
+def description(*outputs: FlowOutput) -> StageDescription:
     if not outputs:
         results = keyed().window(tumbling(0.05)).aggregate(count())
         outputs = (
@@ -35,7 +47,7 @@ def description(*outputs: FlowOutput) -> FlowDescription:
         )
     serializer = SerializerRegistry().by_name(None)
     plan = FlowPlan({one.name: one.port for one in outputs})
-    return FlowDescription("g", "in", plan, outputs, "svc.events", serializer)
+    return StageDescription("g", plan, {"in": IN}, outputs, "svc.events", serializer)
 
 
 def entry(offset: int, values: list[Any]) -> LogEntry[Any]:
@@ -80,23 +92,23 @@ def published(path: Path, seed: int, crash_rate: float) -> list[tuple[int, Messa
             may_die()
             sent.append(one)
         if numbered:
-            run.file.sent(numbered[-1][0])
+            run.state.sent(numbered[-1][0])
 
     while True:
-        run = PartitionRun(description(), 0, path, epoch=1)
+        run = started(path)
         try:
             publish(run, run.left_over)
-            at = 0 if run.position is None else run.position.offset
-            while at < len(of):
-                some = of[at : at + 1 + Random(f"{seed} {at}").randrange(3)]
-                run.feed(some, set(), 0)
+            begin = run.offset or 0
+            while begin < len(of):
+                some = of[begin : begin + 1 + Random(f"{seed} {begin}").randrange(3)]
+                run.feed({"in": some}, 0)
                 may_die()
-                at += len(some)
-                numbered = run.commit(LogPosition(offset=at), 1000)
+                begin += len(some)
+                numbered = run.commit(at(begin), 1000)
                 may_die()
                 publish(run, numbered)
-            run.file.forget_sent()
-            assert run.file._db.execute("SELECT COUNT(*) FROM outbox").fetchone() == (0,)
+            run.state.forget_sent()
+            assert run.state._db.execute("SELECT COUNT(*) FROM outbox").fetchone() == (0,)
             assert crash_rate == 0 or crashes > 5
             return sent
         except Dies:
@@ -133,34 +145,34 @@ def test_crashes_at_any_point_give_what_there_is_without(seed: int, tmp_path: Pa
 
 
 def test_former_owner_commits_nothing(tmp_path: Path) -> None:
-    former = PartitionRun(description(), 0, tmp_path / "a", epoch=3)
-    former.feed(entries()[:10], set(), 0)
-    owner = PartitionRun(description(), 0, tmp_path / "a", epoch=2)  # whatever the broker says
-    assert owner.file.epoch == 4
+    former = started(tmp_path / "a", epoch=3)
+    former.feed({"in": entries()[:10]}, 0)
+    owner = started(tmp_path / "a", epoch=2)  # whatever the broker says
+    assert owner.state.epoch == 4
 
     with pytest.raises(LeaseLost, match="another owner has the state file"):
-        former.commit(LogPosition(offset=10), 0)
-    owner.feed(entries()[:5], set(), 0)
-    owner.commit(LogPosition(offset=5), 0)
+        former.commit(at(10), 0)
+    owner.feed({"in": entries()[:5]}, 0)
+    owner.commit(at(5), 0)
     former.close()
     owner.close()
 
-    after = PartitionRun(description(), 0, tmp_path / "a", epoch=1)
-    assert after.position == LogPosition(offset=5)
+    after = started(tmp_path / "a")
+    assert after.positions == at(5)
     after.close()
 
 
 def test_former_owner_deletes_nothing_of_the_outbox(tmp_path: Path) -> None:
-    former = PartitionRun(description(), 0, tmp_path / "a", epoch=1)
-    former.feed(entries(), set(), 0)
-    numbered = former.commit(LogPosition(offset=40), 0)
-    former.file.sent(numbered[-1][0])
-    owner = PartitionRun(description(), 0, tmp_path / "a", epoch=2)
-    former.file.forget_sent()
+    former = started(tmp_path / "a")
+    former.feed({"in": entries()}, 0)
+    numbered = former.commit(at(40), 0)
+    former.state.sent(numbered[-1][0])
+    owner = started(tmp_path / "a", epoch=2)
+    former.state.forget_sent()
     former.close()
     owner.close()
 
-    last = PartitionRun(description(), 0, tmp_path / "a", epoch=3)
+    last = started(tmp_path / "a", epoch=3)
     assert last.left_over == numbered
     last.close()
 
@@ -169,11 +181,11 @@ def test_flow_that_begins_anew_gives_other_ids(tmp_path: Path) -> None:
     """Whoever drops repetitions must not take its results for those of before."""
 
     def ids(path: Path) -> set[Any]:
-        run = PartitionRun(description(), 0, path, epoch=1)
-        run.feed(entries(), set(), 0)
+        run = started(path)
+        run.feed({"in": entries()}, 0)
         found = {
             producer_of(one.properties.headers) or one.properties.message_id
-            for _, one in run.commit(None, 0)
+            for _, one in run.commit({}, 0)
         }
         run.close()
         return found
@@ -189,33 +201,34 @@ def test_record_that_fails_is_named_by_its_place_in_the_log(tmp_path: Path) -> N
 
     outputs = keyed().filter(lambda row: row[0] != "skip").map(picky).to(COUNTED)
     some = [entry(5, [("a", 1), ("skip", 2)]), entry(9, [("skip", 3), ("b", 77), ("c", 4)])]
-    run = PartitionRun(description(outputs), 0, tmp_path / "a", epoch=1)
-    with pytest.raises(RecordFailed) as failed:
-        run.feed(some, {(5, 0)}, 0)
-    run.close()
+    run = started(tmp_path / "a", of=description(outputs), skipped={("in", 5, 0)})
+    with pytest.raises(RecordsFailed) as told:
+        run.feed({"in": some}, 0)
+    (failed,) = told.value.failed
 
-    assert (failed.value.entry.offset, failed.value.index) == (9, 1)
-    assert "partition 0, offset 9, record 1, operator" in str(failed.value)
-    assert "key 'b': ZeroDivisionError: no such time" in str(failed.value)
-    left_out = PartitionRun(description(outputs), 0, tmp_path / "a", epoch=1)
-    left_out.feed(some, {(5, 0), (9, 1)}, 0)
-    assert left_out.uncommitted == 3
-    left_out.close()
+    assert failed.place == ("in", 9, 1)
+    assert 'stage "g", log "in", partition 0, offset 9, record 1, operator' in str(failed)
+    assert "key 'b': ZeroDivisionError: no such time" in str(failed)
+    run.skipped.add(failed.place)
+    run.again()
+    assert run.uncommitted == 3
+    assert [one.values for one in run._given] == [[("c", 4)]]
+    run.close()
 
 
 def test_locked_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_file, "LOCK_TIMEOUT", 0.1)
-    run = PartitionRun(description(), 0, tmp_path / "a", epoch=1)
+    run = started(tmp_path / "a")
     other = sqlite3.connect(tmp_path / "a", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    run.feed(entries()[:2], set(), 0)
+    run.feed({"in": entries()[:2]}, 0)
     with pytest.raises(StateUnavailable, match=r"a cannot be used: database is locked\. Another"):
-        run.commit(LogPosition(offset=2), 0)
+        run.commit(at(2), 0)
     with pytest.raises(StateUnavailable, match="Another process holds its lock"):
-        PartitionRun(description(), 0, tmp_path / "a", epoch=1)
+        started(tmp_path / "a")
     other.execute("ROLLBACK")
     other.close()
-    run.commit(LogPosition(offset=2), 0)
+    run.commit(at(2), 0)
     run.close()
 
 

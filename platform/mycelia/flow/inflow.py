@@ -1,0 +1,133 @@
+"""What one partition of a stage reads: a reader for each of its sources, taken from in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from mycelia.amqp import Link
+from mycelia.logs import LogEntry, LogPosition
+from mycelia.logs.position import StartAt
+
+__all__ = ["BATCH_RECORDS", "FlowSource", "Inflow", "SourceReader", "Taken"]
+
+BATCH_RECORDS: Final = 2000
+"""Records that the engine is given at once. It runs in a thread, so this bounds how soon a stop is seen, not how long the loop waits."""
+
+Taken = dict[str, list[LogEntry[Any]]]
+"""Entries by source, in their order."""
+
+
+class SourceReader(Protocol):
+    """Reads one partition of a source, as `LogReader` does."""
+
+    @property
+    def position(self) -> LogPosition | None:
+        """Behind the last entry that was taken; None where nothing was, and where it began is not known."""
+
+    async def open(self) -> None: ...
+
+    async def take(self, timeout: float | None = None) -> LogEntry[Any] | None:
+        """The next entry; None if none came in time. Cancelled, it has taken nothing."""
+
+    async def aclose(self) -> None: ...
+
+
+class FlowSource(Protocol):
+    """What a flow reads, in partitions: a `Log`."""
+
+    name: str
+
+    @property
+    def partitions(self) -> int: ...
+
+    @property
+    def split_by(self) -> Any:
+        """What its records are split by: a field's name, a function; None where it cannot be said."""
+
+    async def declare(self, link: Link, timeout: float | None = None) -> None: ...
+
+    def reader(self, link: Link, partition: int, start: StartAt = "first") -> SourceReader: ...
+
+
+class Inflow:
+    """Reads one partition of each of several sources.
+
+    Args:
+        readers: by source.
+    """
+
+    def __init__(self, readers: Mapping[str, SourceReader]) -> None:
+        self._readers = dict(readers)
+        self._order = list(readers)
+
+    async def open(self) -> None:
+        """Begin to read; what was opened is closed by `aclose()`, whether or not it succeeds."""
+        await asyncio.gather(*(reader.open() for reader in self._readers.values()))
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+        for reader in self._readers.values():
+            await reader.aclose()
+
+    def positions(self) -> dict[str, LogPosition]:
+        """Behind what has been taken, of each source of which it is known."""
+        return {
+            name: position
+            for name, reader in self._readers.items()
+            if (position := reader.position) is not None
+        }
+
+    async def gather(self, timeout: float) -> Taken:
+        """What is there, up to the records of a batch; if nothing is, what comes first within `timeout` seconds.
+
+        Each source gives its share, and one another time the first.
+        """
+        if len(self._order) == 1:
+            (name,) = self._order
+            entries = await _gather(self._readers[name], timeout, BATCH_RECORDS)
+            return {name: entries} if entries else {}
+        self._order.append(self._order.pop(0))
+        taken: Taken = {}
+        share = max(BATCH_RECORDS // len(self._order), 1)
+        for name in self._order:
+            entries = await _gather(self._readers[name], 0, share)
+            if entries:
+                taken[name] = entries
+        return taken or await self._first(timeout)
+
+    async def _first(self, timeout: float) -> Taken:
+        """An entry of whichever source has one first."""
+        tasks = {
+            name: asyncio.ensure_future(reader.take(timeout))
+            for name, reader in self._readers.items()
+        }
+        try:
+            await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            results = await asyncio.gather(*tasks.values(), return_exceptions=True)
+        taken: Taken = {}
+        for name, result in zip(tasks, results, strict=True):
+            if isinstance(result, asyncio.CancelledError):
+                continue
+            if isinstance(result, BaseException):
+                raise result
+            if result is not None:
+                taken[name] = [result]
+        return taken
+
+
+async def _gather(reader: SourceReader, timeout: float, records: int) -> list[LogEntry[Any]]:
+    """The next entry, and what else is there already."""
+    entries: list[LogEntry[Any]] = []
+    entry = await reader.take(timeout)
+    while entry is not None:
+        entries.append(entry)
+        records -= len(entry.values)
+        if records <= 0:
+            break
+        entry = await reader.take(0)
+    return entries

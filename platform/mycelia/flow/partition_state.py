@@ -1,0 +1,80 @@
+"""What a stage asks of the place where the state of one of its partitions is kept. `StateFile` is one such place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from mycelia.amqp import Message
+from mycelia.flow.state import StoreReader
+from mycelia.flow.state_file import FlowCheckpoint
+from mycelia.logs.position import LogPosition
+
+__all__ = ["OpensState", "PartitionState", "StatePlace"]
+
+
+class StatePlace(NamedTuple):
+    """Whose state it is."""
+
+    source: str
+    """The first source of the stage: with the group, what its leases are called by."""
+    group: str
+    """The flow."""
+    stage: str
+    partition: int
+
+    def __str__(self) -> str:
+        stage = "" if self.stage == self.source else f', stage "{self.stage}"'
+        return f'flow "{self.group}"{stage}, partition {self.partition}'
+
+
+class PartitionState(StoreReader, Protocol):
+    """The state of one partition, as an owner has it. Calls block; they are made in a thread, one at a time.
+
+    Attributes:
+        where: its place, for people.
+        epoch: this owner's; 0 before `claim()`.
+        checkpoint: as of the last commit, or of `claim()`.
+    """
+
+    where: str
+    epoch: int
+    checkpoint: FlowCheckpoint
+
+    def claim(self, epoch: int) -> list[tuple[int, Message]]:
+        """Become the owner: nobody before commits any more. Returns the outbox: what may not have been published, with its numbers.
+
+        Args:
+            epoch: the lease's; its own is as great, and greater than that of any owner before.
+        """
+
+    def commit(
+        self,
+        changes: Mapping[str, Mapping[bytes, bytes | None]],
+        positions: Mapping[str, LogPosition],
+        sequences: Mapping[str, int],
+        messages: Sequence[Message],
+    ) -> list[tuple[int, Message]]:
+        """All of it, or nothing; returns the messages with their numbers in the outbox.
+
+        Raises:
+            LeaseLost: it has another owner by now; nothing was written.
+            StateUnavailable: it cannot be written; nothing was.
+        """
+
+    def sent(self, number: int) -> None:
+        """The outbox has been published up to this number. It is deleted with the next commit: till then it may be published again."""
+
+    def forget_sent(self) -> None:
+        """Delete now what has been published. After another owner has claimed it, it deletes nothing."""
+
+    def scan(self, space: str) -> Iterable[tuple[bytes, bytes]]: ...
+
+    def close(self) -> None:
+        """Idempotent."""
+
+
+class OpensState(Protocol):
+    """Opens the state of a partition; in a thread."""
+
+    def __call__(self, place: StatePlace) -> PartitionState: ...

@@ -1,0 +1,238 @@
+"""Between two stages of a flow: a log of its own, in which records are split anew, with word of how far event time has come. Pure.
+
+Its records carry key and value as state has them (`state_codec`), because what passes from step to step is no log's type. Each entry says in
+its headers which partition of the stage before wrote it; the last entry of a commit, how far event time had come there:
+
+| header | is |
+|---|---|
+| `x-flow-from` | the writer's partition, a whole number |
+| `x-flow-watermark-ms` | that all before this time has been written, milliseconds since 1970 |
+| `x-flow-idle` | true where all that the writer reads is silent: it holds up nobody |
+
+An entry without records says the last two alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from mycelia.amqp import Message
+from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME
+from mycelia.flow.engine import Given
+from mycelia.flow.outgoing import entry_bodies
+from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.logs import Log, LogEntry
+from mycelia.logs.batch_format import encode_columns, entry_properties
+from mycelia.logs.partitioning import key_bytes
+from mycelia.logs.value_codec import Columns, ValueCodec
+
+__all__ = ["Relay", "RelayLog", "RelayWord", "Relaying", "relay_partition", "word_of"]
+
+FROM_HEADER: Final = "x-flow-from"
+WATERMARK_HEADER: Final = "x-flow-watermark-ms"
+IDLE_HEADER: Final = "x-flow-idle"
+
+TELL_EVERY_MS: Final = 200
+"""Between two words to a partition to which no records go. Each is a message: of four partitions to eight, 160 a second."""
+
+
+class _RelayCodec(ValueCodec[Any]):
+    """Keys and values, each pair as state has it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(bytes, what)
+
+    def encode(self, values: Sequence[Any]) -> bytes:
+        return super().encode([encode_state(pair) for pair in values])
+
+    def decode_columns(self, body: bytes) -> Columns:
+        keys, times, headers, values = super().decode_columns(body)
+        return keys, times, headers, list(map(decode_state, values))
+
+    def decode_value(self, body: bytes) -> Any:
+        return decode_state(super().decode_value(body))
+
+    def decode_json(self, body: bytes) -> Any:
+        raise msgspec.ValidationError("a flow's own log has no JSON")
+
+
+class RelayLog(Log[Any]):
+    """A log between two stages. Its values are lists of a key and a value."""
+
+    def __init__(
+        self, name: str, partitions: int, retain: float | None, retain_bytes: int | None
+    ) -> None:
+        super().__init__(name, partitions=partitions, retain=retain, retain_bytes=retain_bytes)
+        self.shape.codec = _RelayCodec(f'log "{name}"')
+
+
+class Relay:
+    """A cut of a flow, and what is between its two sides.
+
+    Attributes:
+        name: of the `key_by()` step: an output of the stage before it, a source of the one behind.
+        writers: partitions of the stage before it.
+    """
+
+    __slots__ = ("log", "name", "writers")
+
+    def __init__(self, name: str, log: RelayLog, writers: int) -> None:
+        self.name = name
+        self.log = log
+        self.writers = writers
+
+
+class RelayWord(NamedTuple):
+    """What an entry of a relay's log says beside its records."""
+
+    writer: int
+    watermark: int | None
+    """None: it says nothing of event time."""
+    is_idle: bool
+
+
+def word_of(entry: LogEntry[Any], writers: int) -> RelayWord | None:
+    """What an entry says; None if it is not of the flow."""
+    headers = entry.delivery.properties.headers or {}
+    writer, watermark = headers.get(FROM_HEADER), headers.get(WATERMARK_HEADER)
+    if type(writer) is not int or not 0 <= writer < writers:
+        return None
+    if type(watermark) is not int:
+        return RelayWord(writer, None, False)
+    return RelayWord(writer, watermark, headers.get(IDLE_HEADER) is True)
+
+
+def relay_partition(key: Any, partitions: int) -> int:
+    """The partition of a key: of text, bytes and whole numbers that of any log; keys that are equal in Python are in one."""
+    return crc32(_key_bytes(key)) % partitions
+
+
+def _key_bytes(key: Any) -> bytes:
+    plain = _plain_key(key)
+    if isinstance(plain, str | bytes) or (type(plain) is int and -(2**63) <= plain < 2**64):
+        return key_bytes(plain)
+    return encode_state(plain)
+
+
+def _plain_key(key: Any) -> Any:
+    """1, 1.0 and True are one key, also within a tuple."""
+    if isinstance(key, bool | int) or (isinstance(key, float) and key.is_integer()):
+        return int(key)
+    if type(key) is tuple:
+        return tuple(map(_plain_key, key))
+    return key
+
+
+class Relaying:
+    """Makes messages of what one partition of a stage gives to the stages behind it.
+
+    Args:
+        producer: the producer of the batches; no other partition's, and no earlier flow's.
+        partition: the stage's.
+        sequences: the next sequence of each partition of a log, `log/partition`; counted on.
+    """
+
+    def __init__(
+        self, relays: Iterable[Relay], producer: str, partition: int, sequences: dict[str, int]
+    ) -> None:
+        self._relays = list(relays)
+        self._producer = producer
+        self._partition = partition
+        self._sequences = sequences
+        self._told: dict[tuple[str, int], tuple[int, bool, int]] = {}
+        """Of each partition that is written to: watermark, idleness, and when it was told."""
+
+    def has_word(self, marks: Mapping[str, tuple[int, bool]], now_ms: int) -> bool:
+        """Whether there is something to tell of event time that should not wait for records."""
+        return any(
+            self._is_due(relay.name, partition, marks[relay.name], now_ms)
+            for relay in self._relays
+            for partition in range(relay.log.partitions)
+        )
+
+    def messages(
+        self, given: Iterable[Given], marks: Mapping[str, tuple[int, bool]], now_ms: int
+    ) -> list[Message]:
+        """Batches, in the order of the records of each cut, and what is to be told.
+
+        Args:
+            marks: of each cut, how far event time has come there, and whether all is silent. Of all that has been given.
+
+        Raises:
+            StateIncompatible: a key or a value is of a type that is not kept.
+        """
+        by_output: dict[str, list[Given]] = {}
+        for one in given:
+            by_output.setdefault(one.output, []).append(one)
+        made: list[Message] = []
+        for relay in self._relays:
+            mark = marks[relay.name]
+            columns = self._split(relay, by_output.get(relay.name, ()))
+            for partition in range(relay.log.partitions):
+                keys, times, values = columns.get(partition, ([], [], []))
+                if values:
+                    bodies = entry_bodies(relay.log, keys, times, None, values)
+                elif self._is_due(relay.name, partition, mark, now_ms):
+                    bodies = [(0, encode_columns([], [], None, []))]
+                else:
+                    continue
+                for number, (count, body) in enumerate(bodies, 1):
+                    says = mark if number == len(bodies) and mark[0] > BEGINNING_OF_TIME else None
+                    if count == 0:
+                        says = mark
+                    made.append(self._entry(relay.log, partition, count, body, says))
+                self._told[relay.name, partition] = (*mark, now_ms)
+        return made
+
+    def _is_due(self, relay: str, partition: int, mark: tuple[int, bool], now_ms: int) -> bool:
+        told = self._told.get((relay, partition))
+        if told is None:
+            return mark != (BEGINNING_OF_TIME, False)
+        watermark, is_idle, at_ms = told
+        if mark == (watermark, is_idle):
+            return False
+        return mark[0] >= END_OF_TIME or not 0 <= now_ms - at_ms < TELL_EVERY_MS
+
+    def _split(
+        self, relay: Relay, given: Iterable[Given]
+    ) -> dict[int, tuple[list[Any], list[int], list[Any]]]:
+        """The records of a cut by the partition that they go to: keys for people, times, and pairs of key and value."""
+        partitions = relay.log.partitions
+        chosen: dict[int, tuple[list[Any], list[int], list[Any]]] = {}
+        known: dict[Any, tuple[list[Any], list[int], list[Any]]] = {}
+        for one in given:
+            for key, time, value in zip(one.keys, one.times, one.values, strict=True):
+                columns = known.get(key)
+                if columns is None:
+                    to = relay_partition(key, partitions)
+                    columns = known[key] = chosen.setdefault(to, ([], [], []))
+                keys, times, values = columns
+                keys.append(key if type(key) in (str, bytes) else None)
+                times.append(time)
+                values.append([key, value])
+        return chosen
+
+    def _entry(
+        self,
+        log: RelayLog,
+        partition: int,
+        count: int,
+        body: bytes,
+        says: tuple[int, bool] | None,
+    ) -> Message:
+        place = f"{log.name}/{partition}"
+        sequence = self._sequences.get(place, 0)
+        self._sequences[place] = sequence + 1
+        properties = entry_properties(count, self._producer, sequence)
+        assert properties.headers is not None
+        properties.headers[FROM_HEADER] = self._partition
+        if says is not None:
+            watermark, is_idle = says
+            properties.headers[WATERMARK_HEADER] = watermark
+            if is_idle:
+                properties.headers[IDLE_HEADER] = True
+        return Message(log.name, str(partition), body, properties, mandatory=True)

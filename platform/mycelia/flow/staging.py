@@ -1,0 +1,118 @@
+"""A described flow as the stages that a service runs: cut where it has to be, with the logs between them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from mycelia.flow.cuts import cuts_of
+from mycelia.flow.graph import FlowPlan
+from mycelia.flow.inflow import FlowSource
+from mycelia.flow.outputs import FlowOutput
+from mycelia.flow.partition_run import StageDescription
+from mycelia.flow.relay_log import Relay, RelayLog
+from mycelia.flow.stages import stages_of
+from mycelia.wire import Serializer
+
+__all__ = ["BETWEEN", "LogsBetween", "descriptions_of"]
+
+
+class LogsBetween(msgspec.Struct, frozen=True, kw_only=True):
+    """How the logs between stages are kept. Nothing deletes what has been read: the broker does, by these."""
+
+    retain_s: float = 3 * 86_400.0
+    retain_bytes: int | None = 8 * 1024 * 1024 * 1024
+    """Of a partition."""
+
+
+BETWEEN: Final = LogsBetween()
+
+
+def descriptions_of(
+    group: str,
+    outputs: Sequence[FlowOutput],
+    sources: Mapping[str, FlowSource],
+    exchange: str,
+    serializer: Serializer,
+    between: LogsBetween = BETWEEN,
+) -> list[StageDescription]:
+    """The stages of a flow, those that feed others first.
+
+    Raises:
+        ConfigError: something in the flow cannot be.
+    """
+    whole = FlowPlan({one.name: one.port for one in outputs})
+    cuts = cuts_of(whole, sources)
+    plans = stages_of(whole, cuts)
+    writers = {
+        name: max(_partitions(plan, sources, cuts))
+        for plan in plans
+        for name in plan.outputs
+        if name in cuts
+    }
+    relays = {
+        name: Relay(
+            name,
+            RelayLog(f"{group}.{name}", partitions, between.retain_s, between.retain_bytes),
+            writers[name],
+        )
+        for name, partitions in cuts.items()
+    }
+    labels = _labels(plans, sources, relays)
+    by_source = [label for label, plan in zip(labels, plans, strict=True) if _own(plan, sources)]
+    names = {
+        label: group
+        if label == by_source[0]
+        else label
+        if label not in by_source
+        else f"{group}.{label}"
+        for label in labels
+    }
+    return [
+        StageDescription(
+            group,
+            plan,
+            {name: sources[name] for name in plan.sources if name in sources},
+            [one for one in outputs if one.name in plan.outputs],
+            exchange,
+            serializer,
+            name=names[label],
+            leased_as=label,
+            relays={name: relays[name] for name in plan.sources if name in relays},
+            gives=[relays[name] for name in plan.outputs if name in relays],
+        )
+        for label, plan in zip(labels, plans, strict=True)
+    ]
+
+
+def _partitions(
+    plan: FlowPlan, sources: Mapping[str, FlowSource], cuts: Mapping[str, int]
+) -> list[int]:
+    return [sources[name].partitions if name in sources else cuts[name] for name in plan.sources]
+
+
+def _own(plan: FlowPlan, sources: Mapping[str, FlowSource]) -> list[str]:
+    """The sources of a part that are no cuts."""
+    return sorted(name for name in plan.sources if name in sources)
+
+
+def _labels(
+    plans: Sequence[FlowPlan], sources: Mapping[str, FlowSource], relays: Mapping[str, Relay]
+) -> list[str]:
+    """Of each part what its leases and state are called by: a log that it reads, with its first step where others read that too."""
+    found = [
+        own[0] if (own := _own(plan, sources)) else relays[min(plan.sources)].log.name
+        for plan in plans
+    ]
+    shared = Counter(found)
+    return [
+        label if shared[label] == 1 else f"{label}.{_first_step(plan)}"
+        for label, plan in zip(found, plans, strict=True)
+    ]
+
+
+def _first_step(plan: FlowPlan) -> str:
+    return next(plan.names[node] for node in plan.nodes if node.kind != "source")
