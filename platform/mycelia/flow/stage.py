@@ -225,10 +225,10 @@ class Stage:
                     await self._run_partition(partition, lease, leaving)
                     continue
                 except LeaseLost as exc:
-                    self._tell("log_checkpoint_refused", partition, exc)
+                    log.info(event("log_checkpoint_refused", **self._place(partition), reason=exc))
                     return
                 except LinkError as exc:
-                    self._tell("flow_waiting", partition, exc)
+                    log.info(event("flow_waiting", **self._place(partition), reason=exc))
                     pause = 1.0
                 except Exception as exc:  # noqa: BLE001  a user's function, or the state: told, and tried again
                     pause = self._stands_still(partition, exc, failures)
@@ -247,9 +247,8 @@ class Stage:
             ):
                 kept.pop(partition, None)
 
-    def _tell(self, name: str, partition: int, reason: Exception) -> None:
-        called, stage = self._host.called, self.name
-        log.info(event(name, call=called, stage=stage, partition=partition, reason=reason))
+    def _place(self, partition: int) -> dict[str, object]:
+        return {"call": self._host.called, "stage": self.name, "partition": partition}
 
     def _stands_still(self, partition: int, error: Exception, failures: int) -> float:
         """Say it; returns for how long."""
@@ -265,10 +264,8 @@ class Stage:
         log.error(
             event(
                 "flow_stands_still",
-                call=self._host.called,
-                stage=self.name,
+                **self._place(partition),
                 log=reads[source].name,
-                partition=partition,
                 offset=None if record is None else record.entry.offset,
                 record=None if record is None else record.index,
                 operator=getattr(of_function, "operator", None),
