@@ -52,6 +52,11 @@ class Broker:
             for name in exchanges:
                 channel.exchange_delete(name)
 
+    def declare(self, queue: str) -> None:
+        """A durable classic queue."""
+        with self.connection() as connection:
+            connection.channel().queue_declare(queue, durable=True)
+
     def has_consumer(self, queue: str) -> bool:
         """Whether anybody consumes from this queue now; False where there is no such queue."""
         with self.connection() as connection, _quiet_pika():
