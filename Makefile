@@ -14,7 +14,7 @@ WORKERS ?= 3
 RABBITMQ ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup rabbit demo up test test-rabbit lint fmt check bench docs clean
+.PHONY: help setup rabbit demo up test test-rabbit lint fmt check bench bench-flow docs clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,13 @@ bench: setup  ## the benchmarks, on a broker of their own
 	@$(PY) -c 'import aio_pika, fastapi, faststream' 2>/dev/null \
 		|| $(PY) -m pip install -qq --disable-pip-version-check -e '.[bench]'
 	@$(PY) -m benchmarks
+
+bench-flow: setup  ## the benchmarks of flows, in memory and over a broker of their own; results in benchmarks/results
+	@$(PY) -c 'import aio_pika, bytewax, faststream, pathway' 2>/dev/null \
+		|| $(PY) -m pip install -qq --disable-pip-version-check -e '.[bench]' bytewax pathway
+	@at=benchmarks/results/$$(date -u +%Y-%m-%dT%H%M%S)-flow; \
+		$(PY) -m benchmarks.flow --nexmark 500000 --json $$at-memory.json \
+		&& $(PY) -m benchmarks.flow_broker --json $$at-broker.json
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: setup  ## the documentation site, in build/site; a dead link fails it. Its code is run by `make test ARGS=tests/docs`

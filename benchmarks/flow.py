@@ -11,16 +11,21 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import random
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from time import process_time
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "platform"))
 
+from benchmarks.environment import describe
 from benchmarks.nexmark import Nexmark, query
 from mycelia.flow import Engine, FlowPlan, Stream, count, hopping, session, source, tumbling
 
@@ -112,6 +117,31 @@ def bytewaxs(shape: str, records: list[Event], batch: int) -> int:
     return len(out)
 
 
+def pathways(shape: str, file: str, number: int) -> float:
+    """Records per second of one core, in Pathway: a process of its own, over a file."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.peers.pathway_peer", shape, file],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    for line in ran.stdout.splitlines():
+        if line.startswith('{"bench"'):
+            return number / float(json.loads(line)["cpu_s"])
+    raise RuntimeError(f"pathway: {ran.stderr[-500:]}")
+
+
+def written(records: list[Event], directory: str) -> str:
+    """A file of them, as JSON lines."""
+    file = Path(directory) / f"{len(records)}-{len({one.key for one in records})}.jsonl"
+    with file.open("w") as out:
+        for one in records:
+            out.write(json.dumps(one._asdict()) + "\n")
+    return str(file)
+
+
 def measured(run: Callable[[], int], number: int) -> float:
     """Records per second of one core: by the time of the processor, so that a busy machine slows neither side. The collector is told that the records are here to stay, as it would have in a service that runs."""
     gc.collect()
@@ -152,34 +182,47 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    try:
-        import bytewax.dataflow  # noqa: F401
-
-        has_peer = True
-    except ImportError:
-        has_peer = False
-        print("NOT RUN: bytewax is not installed")
+    has_bytewax, has_pathway = map(_is_installed, ("bytewax", "pathway"))
     best: dict[str, dict[str, float]] = {}
-    for keys in (10, 1_000):
-        records = events(given.records, keys)
-        fewer = records[: given.peer_records]
-        for shape, build in SHAPES.items():
-            row = best.setdefault(f"{shape}, {keys} keys", {})
-            for _ in range(given.rounds):
-                for batch in BATCHES:
-                    rate = measured(lambda: ours(build, records, batch), len(records))  # noqa: B023  # called at once
-                    row["mycelia"] = max(row.get("mycelia", 0.0), rate)
-                    if has_peer:
-                        rate = measured(lambda: bytewaxs(shape, fewer, batch), len(fewer))  # noqa: B023
-                        row["bytewax"] = max(row.get("bytewax", 0.0), rate)
+    with tempfile.TemporaryDirectory(prefix="mycelia-bench-") as directory:
+        for keys in (10, 1_000):
+            records = events(given.records, keys)
+            fewer = records[: given.peer_records]
+            file = written(records, directory) if has_pathway else ""
+            for shape, build in SHAPES.items():
+                row = best.setdefault(f"{shape}, {keys} keys", {})
+                for _ in range(given.rounds):
+                    for batch in BATCHES:
+                        rate = measured(lambda: ours(build, records, batch), len(records))  # noqa: B023  # called at once
+                        row["mycelia"] = max(row.get("mycelia", 0.0), rate)
+                        if has_bytewax:
+                            rate = measured(lambda: bytewaxs(shape, fewer, batch), len(fewer))  # noqa: B023
+                            row["bytewax"] = max(row.get("bytewax", 0.0), rate)
+                    if has_pathway and not shape.startswith("session"):
+                        rate = pathways(shape, file, len(records))
+                        row["pathway"] = max(row.get("pathway", 0.0), rate)
     if given.nexmark:
         best |= nexmark(given.nexmark, given.rounds)
     for name, row in best.items():
-        peer = row.get("bytewax")
-        beside = f"{peer:>12,.0f} {row['mycelia'] / peer:>7.1f}x" if peer else ""
-        print(f"{name:<34} {row['mycelia']:>12,.0f} {beside}")
+        beside = "".join(
+            f"  {peer} {row[peer]:>10,.0f} {row['mycelia'] / row[peer]:>6.1f}x"
+            for peer in ("bytewax", "pathway")
+            if peer in row
+        )
+        print(f"{name:<34} {row['mycelia']:>12,.0f}{beside}")
     if given.json is not None:
-        given.json.write_text(json.dumps({"python": sys.version, "records_per_s": best}, indent=1))
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        environment = describe("none", ())
+        given.json.write_text(
+            json.dumps({"environment": environment, "records_per_cpu_s": best}, indent=1)
+        )
+
+
+def _is_installed(peer: str) -> bool:
+    if find_spec(peer) is None:
+        print(f"NOT RUN: {peer} is not installed")
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import events, rpc, startup, tables
+from benchmarks import events, flow_broker, rpc, startup, tables
 from benchmarks.broker import Broker
 from benchmarks.peers.rpc_load import quantile
 from benchmarks.process import ROOT, PeerFailed, PeerProcess
@@ -173,3 +173,19 @@ def test_failed_and_absent_peers_are_said() -> None:
     answers = Answers(not_run={"go": "no Go tool chain"}, failed={"pika": "ended"})
 
     assert tables.absences(answers) == ["go: NOT RUN (no Go tool chain)", "pika: FAILED ended"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+async def test_flows_over_a_broker_are_measured(rabbit_uri: str) -> None:
+    measured = await flow_broker.measure(
+        Broker(rabbit_uri), rounds=1, number=5_000, hops=50, seconds=1.0
+    )
+
+    for role in (*flow_broker.FLOWS, *flow_broker.CLIENTS):
+        (sample,) = measured["samples"][role]
+        assert sample["records_per_s"] > 0
+    assert [one["p50_ms"] > 0 for one in measured["latency"]] == [True, True]
+    assert any(
+        line.startswith("flow-count to client-count: ") for line in flow_broker.shown(measured)
+    )
