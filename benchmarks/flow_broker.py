@@ -158,9 +158,10 @@ async def _latency(broker: Broker, rate: float, seconds: float) -> dict[str, flo
         await SOURCE.declare(client.link)
         with _peer("flow-updates", broker.uri, 0) as process:
             await asyncio.to_thread(process.expect, "ready", 60.0)
-            await asyncio.sleep(2)  # it takes its lease, and begins at the end of an empty log
             found: list[float] = []
-            reading = asyncio.create_task(_take_latencies(client, found))
+            begun = asyncio.Event()
+            reading = asyncio.create_task(_take_latencies(client, found, begun))
+            await _probe(client, begun)
             await _append_at(client, rate, seconds)
             behind = time.time()
             await asyncio.wait_for(reading, STALLED_S)
@@ -174,7 +175,18 @@ async def _latency(broker: Broker, rate: float, seconds: float) -> dict[str, flo
     }
 
 
-async def _take_latencies(client: Client, found: list[float]) -> None:
+async def _probe(client: Client, begun: asyncio.Event) -> None:
+    """Append records until one of them has come through: then the flow has begun, at the end of the log."""
+    until = time.monotonic() + STALLED_S
+    while not begun.is_set():
+        if time.monotonic() > until:
+            raise RuntimeError(f"the flow did not begin within {STALLED_S:g} s")
+        await client.append(SOURCE, Reading("probe", int(time.time() * 1000), 1, time.time()))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(begun.wait(), 0.2)
+
+
+async def _take_latencies(client: Client, found: list[float], begun: asyncio.Event) -> None:
     await COUNTED.declare(client.link)
     async with COUNTED.reader(client.link, 0, "next") as reader:
         while True:
@@ -183,9 +195,11 @@ async def _take_latencies(client: Client, found: list[float]) -> None:
                 raise RuntimeError("no results")
             now = time.time()
             for one in entry.values:
+                begun.set()
                 if one.key == "end":
                     return
-                found.append(now - one.sent_at)
+                if one.key != "probe":
+                    found.append(now - one.sent_at)
 
 
 async def _append_at(client: Client, rate: float, seconds: float) -> None:
