@@ -21,6 +21,8 @@ EXTRAS = {
     "cron": ("cronsim", "tzdata"),
     "top": ("rich",),
     "logs": ("backports.zstd",),
+    "sql": ("sqlalchemy", "greenlet"),
+    "parquet": ("pyarrow",),
     "nameko": ("nameko", "kombu", "eventlet", "werkzeug"),
 }
 """What can be imported with each extra and not without; by the names of the modules."""

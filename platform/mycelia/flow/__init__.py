@@ -10,6 +10,8 @@ Where keys change, a flow is cut into stages:
 
 In a service, over logs and with durable state:
   outputs         where what leaves goes to
+  sinks/          … that is no log and no event: tables, files, calls, POST, whoever looks on
+  delivery        brings them what lies in the outbox
   outgoing        what leaves, as messages with ids (pure)
   relay_log       what goes from stage to stage (pure)
   staging         a flow as stages, with the logs between them
@@ -44,6 +46,10 @@ from mycelia.flow.graph import FlowPlan
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.processing import KeyContext
 from mycelia.flow.results import LateRecord, WindowResult, WindowSpan
+from mycelia.flow.sinks.broadcast import Broadcast
+from mycelia.flow.sinks.files import FileSink, json_lines, parquet_files
+from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused, SinkWriter
+from mycelia.flow.sinks.sql_table import SqlTable, sql_table
 from mycelia.flow.stage import PartitionCommit
 from mycelia.flow.stages import stages_of
 from mycelia.flow.state import Changes, MemoryStore, StateStore, StoreReader
@@ -60,11 +66,14 @@ from mycelia.flow.windows import counting, hopping, session, sliding, tumbling
 
 __all__ = [
     "Aggregation",
+    "Broadcast",
     "Changes",
     "Engine",
+    "FileSink",
     "FlowHandler",
     "FlowOutput",
     "FlowPlan",
+    "FlowSink",
     "FlowStatistics",
     "Given",
     "JoinedStream",
@@ -75,6 +84,10 @@ __all__ = [
     "PartitionCommit",
     "PatternStream",
     "RejectedRecord",
+    "SinkRecord",
+    "SinkRefused",
+    "SinkWriter",
+    "SqlTable",
     "StageStatistics",
     "StateStore",
     "StoreReader",
@@ -93,14 +106,17 @@ __all__ = [
     "first",
     "flow",
     "hopping",
+    "json_lines",
     "last",
     "max_of",
     "mean",
     "min_of",
+    "parquet_files",
     "quantile",
     "session",
     "sliding",
     "source",
+    "sql_table",
     "stages_of",
     "sum_of",
     "together",

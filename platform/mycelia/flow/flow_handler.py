@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 from urllib.parse import quote
 
-from mycelia.amqp import Link
+from mycelia.amqp import Delivery, Link, Properties
 from mycelia.call import CallKind
 from mycelia.durations import Duration, seconds_of
 from mycelia.entrypoints.dead_letters import DeadLetters
@@ -21,13 +21,14 @@ from mycelia.entrypoints.tick_lease import LeaseLink
 from mycelia.errors import ConfigError, describe
 from mycelia.flow.outputs import checked_outputs
 from mycelia.flow.partition_state import StatePlace
+from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused
 from mycelia.flow.stage import PartitionCommit, Stage, StageOptions
 from mycelia.flow.staging import BETWEEN, LogsBetween, descriptions_of
 from mycelia.flow.state_file import StateFile
 from mycelia.flow.stream import source as stream_of
 from mycelia.log_event import event
 from mycelia.logs import FaultyRecord, Log, LogEntry
-from mycelia.logs.burial import bury_fault
+from mycelia.logs.burial import bury_fault, bury_letter
 from mycelia.logs.layout import declare_log
 from mycelia.logs.log_handler import GroupStatistics
 from mycelia.logs.position import StartAt, checked_start
@@ -61,6 +62,10 @@ class StageStatistics(GroupStatistics, frozen=True, kw_only=True):
     commits: int
     published: int
     """Messages: batches of logs, and events."""
+    delivered: int
+    """Bodies that sinks have taken."""
+    waiting_bytes: int
+    """Of what sinks have not taken yet. At 8 MiB a partition takes no further record."""
     watermarks_ms: dict[int, dict[str, int]]
     """By partition and step, as of the last commit."""
 
@@ -181,6 +186,12 @@ class FlowHandler(Entrypoint):
             Stage(self, one, self.options, opens_state=self._open_state) for one in descriptions
         ]
         await self.declare()
+        for sink in self._sinks():
+            await sink.open(container)
+
+    def _sinks(self) -> list[FlowSink[Any]]:
+        outputs = [output for stage in self.stages for output in stage.description.outputs]
+        return [output.sink for output in outputs if output.sink is not None]
 
     def _check_arguments(self, streams: int) -> None:
         taken = [
@@ -262,6 +273,8 @@ class FlowHandler(Entrypoint):
 
     async def _end(self, timeout: float) -> None:
         await asyncio.gather(*(stage.aclose(timeout) for stage in self.stages))
+        for sink in self._sinks():
+            await sink.aclose()
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -280,6 +293,8 @@ class FlowHandler(Entrypoint):
             records=0 if first is None else first.records,
             commits=sum(one.commits for one in every),
             published=sum(one.published for one in every),
+            delivered=sum(one.delivered for one in every),
+            waiting_bytes=sum(one.waiting_bytes for one in every),
             faults=sum(one.faults for one in every),
             dead=sum(one.dead for one in every),
             stages=stages,
@@ -335,6 +350,25 @@ class FlowHandler(Entrypoint):
         log.error(event("log_dead_letter_failed", call=self.called, error=reason))
         return False
 
+    async def bury_refused(
+        self, source: str, output: str, record: SinkRecord[Any], error: SinkRefused
+    ) -> bool:
+        """Publish a dead letter of a record that a sink has refused; whether it is there."""
+        assert self.group is not None
+        serializer = self.container.host.serializers.by_name(None)
+        properties = Properties(
+            content_type=serializer.content_type,
+            content_encoding=serializer.content_encoding,
+            headers={"x-flow-output": output, "x-flow-record": record.id},
+            delivery_mode=2,
+            message_id=record.id,
+        )
+        nobody: Any = None  # who buries it puts in a settler
+        body = serializer.encode(record.value)
+        letter = Delivery(nobody, "", 0, False, "", output, properties, body)
+        letters, method = self.dead_letters, self.method_name
+        return await bury_letter(letters, source, self.group, method, letter, error, 1)
+
     def committed(self, commit: PartitionCommit) -> None:
         for observer in self.observers:
             observer(commit)
@@ -350,6 +384,8 @@ def _statistics_of(stage: Stage) -> StageStatistics:
         records=stage.records,
         commits=stage.commits,
         published=stage.published,
+        delivered=stage.delivered,
+        waiting_bytes=stage.waiting_bytes,
         faults=stage.faults,
         dead=stage.dead,
         watermarks_ms=dict(stage.watermarks),

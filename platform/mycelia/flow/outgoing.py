@@ -1,4 +1,4 @@
-"""What leaves a flow, as messages: batches of a log, and events. Pure.
+"""What leaves a flow, as messages: batches of a log, events, and bodies for sinks. Pure.
 
 The same records have the same ids, and a batch the same producer and sequence, however often it is published: whoever reads a log drops the
 second one, as it drops a batch that a writer had to send again. So the messages are made once, with the commit, and kept in its outbox.
@@ -11,8 +11,10 @@ from typing import Any, Final
 
 from mycelia.amqp import Message, Properties
 from mycelia.errors import ContractError, UnserializableValueError
+from mycelia.flow.delivery import sink_message
 from mycelia.flow.engine import Given
 from mycelia.flow.outputs import FlowOutput
+from mycelia.flow.sinks.sink import FlowSink, SinkRecord
 from mycelia.logs import Log, RecordHeaders, RecordKey
 from mycelia.logs.batch_format import MAX_ENTRY_BYTES, encode_columns, entry_properties
 from mycelia.logs.partitioning import checked_key, partitions_of
@@ -22,6 +24,9 @@ __all__ = ["ID_HEADER", "Outgoing", "entry_bodies"]
 
 ID_HEADER: Final = "id"
 """Of a record that a flow appended: its id, the same if it is there again."""
+
+_BODIES: Final = "~bodies"
+"""Among what a sink keeps: how many there have been."""
 
 _RECORDS_AT_ONCE: Final = 2000
 _BYTES_AT_ONCE: Final = 512 * 1024
@@ -73,14 +78,48 @@ class Outgoing:
                     keys += one.keys
                     times += one.times
                     values += one.values
-            if not values:
+            if output.sink is not None:
+                records = list(map(SinkRecord, ids, keys, times, values))
+                made += self._for_sink(output.name, output.sink, records, now_ms)
+            elif not values:
                 continue
-            if output.log is not None:
+            elif output.log is not None:
                 made += self._appended(output.log, ids, keys, times, values)
             else:
                 assert output.event_type is not None
                 made += self._events(output.event_type, ids, values, now_ms // 1000)
         return made
+
+    def is_due(self, now_ms: int) -> bool:
+        """Whether there is something to leave though nothing was given."""
+        return any(
+            output.sink.is_due(self._kept(output.name), now_ms)
+            for output in self._outputs
+            if output.sink is not None
+        )
+
+    # --- to a sink -------------------------------------------------------------------------------
+
+    def _kept(self, output: str) -> dict[str, int]:
+        """What the sink of an output keeps: it is among the sequences, under its name."""
+        prefix = f"~{output}/"
+        return {
+            name.removeprefix(prefix): number
+            for name, number in self.sequences.items()
+            if name.startswith(prefix)
+        }
+
+    def _for_sink(
+        self, name: str, sink: FlowSink[Any], records: list[SinkRecord[Any]], now_ms: int
+    ) -> list[Message]:
+        kept = self._kept(name)
+        if not records and not sink.is_due(kept, now_ms):
+            return []
+        number = kept.pop(_BODIES, 0)
+        bodies = sink.pack(records, kept, now_ms, self._producer)
+        kept[_BODIES] = number + len(bodies)
+        self.sequences.update({f"~{name}/{one}": value for one, value in kept.items()})
+        return [sink_message(name, number + at, body) for at, body in enumerate(bodies)]
 
     # --- to a log --------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from mycelia.errors import ConfigError
 from mycelia.flow.graph import NodePort
+from mycelia.flow.sinks.sink import FlowSink
 from mycelia.logs import Log
 
 __all__ = ["FlowOutput", "checked_outputs"]
@@ -18,10 +19,11 @@ class FlowOutput:
         name: unique in its flow; part of the ids of what leaves by it.
         port: the stream's step, and which of its ports.
         log: the log that its records are appended to; or
-        event_type: the type of the service's event that each of them is.
+        event_type: the type of the service's event that each of them is; or
+        sink: what else has them.
     """
 
-    __slots__ = ("event_type", "log", "name", "port")
+    __slots__ = ("event_type", "log", "name", "port", "sink")
 
     def __init__(
         self,
@@ -30,13 +32,17 @@ class FlowOutput:
         *,
         log: Log[Any] | None = None,
         event_type: str | None = None,
+        sink: FlowSink[Any] | None = None,
     ) -> None:
         self.name = name
         self.port = port
         self.log = log
         self.event_type = event_type
+        self.sink = sink
 
     def __repr__(self) -> str:
+        if self.sink is not None:
+            return f"<FlowOutput {self.name!r} to {self.sink!r}>"
         where = f"log {self.name!r}" if self.log is not None else f"event {self.event_type!r}"
         return f"<FlowOutput to {where}>"
 
@@ -58,5 +64,7 @@ def checked_outputs(described: object, where: str) -> tuple[FlowOutput, ...]:
     names = [one.name for one in outputs]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f'{where}: two streams go to "{name}". Merge them before.')
+            raise ConfigError(
+                f'{where}: two streams go to "{name}". Merge them before, or give one another name, to(…, name=…).'
+            )
     return outputs

@@ -247,9 +247,18 @@ class PartitionRun:
         positions = self.positions
         return sum(one.offset for one in positions.values()) if positions else None
 
+    @property
+    def flow(self) -> str:
+        """The first part of the ids of what is given."""
+        return self._name
+
     def has_news(self, now_ms: int) -> bool:
-        """Whether something waits for the next commit to leave: records, or word of event time for the stages behind."""
-        return bool(self._given) or self._relaying.has_word(self._marks(), now_ms)
+        """Whether something waits for the next commit to leave: records, word of event time for the stages behind, or what a sink asks for."""
+        return (
+            bool(self._given)
+            or self._relaying.has_word(self._marks(), now_ms)
+            or self._outgoing.is_due(now_ms)
+        )
 
     def watermarks(self) -> dict[str, int]:
         return self._engine.watermarks()

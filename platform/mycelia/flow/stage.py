@@ -20,6 +20,7 @@ from mycelia.errors import (
     StateUnavailable,
     describe,
 )
+from mycelia.flow.delivery import SINK_EXCHANGE, SinkDelivery
 from mycelia.flow.inflow import Inflow, Taken
 from mycelia.flow.partition_run import (
     PartitionRun,
@@ -28,6 +29,7 @@ from mycelia.flow.partition_run import (
     StageDescription,
 )
 from mycelia.flow.partition_state import OpensState, StatePlace
+from mycelia.flow.sinks.sink import SinkRecord, SinkRefused
 from mycelia.log_event import event
 from mycelia.logs import FaultyRecord, LogEntry, LogPosition
 from mycelia.logs.lag_watch import LagWatch
@@ -50,6 +52,9 @@ TICK_EVERY: Final = 0.25
 
 TELL_EVERY: Final = 1.0
 """Seconds between two words to the broker of how far the group has come. What counts is the state."""
+
+LEAVING_WAITS: Final = 2.0
+"""Seconds that a partition that is left gives its sinks; what they have not had by then is the next owner's."""
 
 PAUSES: Final = (1.0, 5.0, 15.0, 60.0)
 """Seconds that a partition stands still before it tries again what failed; the last again and again."""
@@ -120,6 +125,11 @@ class StageHost(Protocol):
     ) -> bool:
         """Publish a dead letter; whether it is there."""
 
+    async def bury_refused(
+        self, source: str, output: str, record: SinkRecord[Any], error: SinkRefused
+    ) -> bool:
+        """Publish a dead letter of a record that a sink has refused; whether it is there."""
+
     def committed(self, commit: PartitionCommit) -> None:
         """Told after each commit."""
 
@@ -166,6 +176,19 @@ class Stage:
         self._skipped: dict[int, set[tuple[str, int, int]]] = {}
         self._attempts: dict[int, dict[tuple[str, int, int], int]] = {}
         self._random = Random()
+        self._sinks = {one.name: one.sink for one in description.outputs if one.sink is not None}
+        self._deliveries: dict[int, SinkDelivery] = {}
+        self._delivered = 0
+
+    @property
+    def delivered(self) -> int:
+        """Bodies that sinks have taken."""
+        return self._delivered + sum(one.delivered for one in self._deliveries.values())
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of what sinks have not taken yet."""
+        return sum(one.waiting_bytes for one in self._deliveries.values())
 
     @property
     def partitions(self) -> list[int]:
@@ -284,22 +307,33 @@ class Stage:
         place = StatePlace(description.leased_as, description.group, self.name, partition)
         skipped = self._skipped.setdefault(partition, set())
         run = await host.in_thread(self._opened, place, lease.epoch or 1, skipped)
+        delivery = self._deliveries[partition] = SinkDelivery(
+            self._sinks, run.flow, host.called, self._bury_refused if self._options.buries else None
+        )
         try:
             self._check_state(run, lease, place)
             self._note_offset(run)
             await host.declare()
-            await self._publish(run.left_over)
-            if run.left_over:
-                run.state.sent(run.left_over[-1][0])
+            await self._send(run, delivery, run.left_over)
             inflow = self._inflow(run)
             try:
                 await inflow.open()
                 with suppress(_Left):
-                    await self._pump(run, inflow, lease, leaving)
+                    await self._pump(run, delivery, inflow, lease, leaving)
             finally:
                 await inflow.aclose()
         finally:
+            await self._end_delivery(run, delivery)
             await host.in_thread(run.close)
+
+    async def _end_delivery(self, run: PartitionRun, delivery: SinkDelivery) -> None:
+        await delivery.aclose()
+        if delivery.delivered:
+            run.state.sent(delivery.done_up_to())
+            with suppress(StateUnavailable):  # then the next owner delivers it again
+                await self._host.in_thread(run.state.forget_sent)
+        self._delivered += delivery.delivered
+        self._deliveries.pop(run.partition, None)
 
     def _opened(
         self, place: StatePlace, epoch: int, skipped: set[tuple[str, int, int]]
@@ -346,20 +380,29 @@ class Stage:
             )
 
     async def _pump(
-        self, run: PartitionRun, inflow: Inflow, lease: PartitionLease, leaving: asyncio.Event
+        self,
+        run: PartitionRun,
+        delivery: SinkDelivery,
+        inflow: Inflow,
+        lease: PartitionLease,
+        leaving: asyncio.Event,
     ) -> None:
         """Take, compute, commit, publish; until the partition is to be left."""
         loop = asyncio.get_running_loop()
         options = self._options
         begun_at = loop.time()
         if not run.positions and inflow.positions():
-            await self._commit(
-                run, inflow, begun_at
-            )  # so that "next" means the same to the next one
+            # so that "next" means the same to the next one
+            await self._commit(run, delivery, inflow, begun_at)
         commit_at: float | None = None
         tell_at = loop.time() + TELL_EVERY
         has_news = False
         while lease.is_held and not leaving.is_set():
+            for output, why in delivery.standing_still.items():
+                self.standing_still[run.partition] = f'output "{output}": {why}'
+            if not delivery.has_room:
+                await delivery.wait(TICK_EVERY)
+                continue
             until = TICK_EVERY if commit_at is None else max(commit_at - loop.time(), 0.0)
             taken = await inflow.gather(min(until, TICK_EVERY))
             await self._bury_faults(run, taken)
@@ -367,20 +410,23 @@ class Stage:
             has_news = has_news or bool(taken)
             if not has_news:
                 has_news = run.has_news(self._host.now_ms())
-            self.standing_still.pop(run.partition, None)
+            if not delivery.standing_still:
+                self.standing_still.pop(run.partition, None)
             if has_news and commit_at is None:
                 begun_at = loop.time()
                 commit_at = begun_at + options.commit_every
             is_due = commit_at is not None and loop.time() >= commit_at
             if is_due or run.uncommitted >= options.commit_records:
-                await self._commit(run, inflow, begun_at)
+                await self._commit(run, delivery, inflow, begun_at)
                 commit_at, has_news = None, False
             if commit_at is None and loop.time() >= tell_at:
                 tell_at = loop.time() + TELL_EVERY
                 await _tell_group(run, lease)
         if lease.is_held:
             if has_news:
-                await self._commit(run, inflow, begun_at)
+                await self._commit(run, delivery, inflow, begun_at)
+            await delivery.aclose(LEAVING_WAITS)
+            run.state.sent(delivery.done_up_to())
             await self._host.in_thread(run.state.forget_sent)
             await _tell_group(run, lease)
 
@@ -446,16 +492,17 @@ class Stage:
         if position is not None:
             self._offsets[run.partition] = position.offset
 
-    async def _commit(self, run: PartitionRun, inflow: Inflow, begun_at: float) -> None:
+    async def _commit(
+        self, run: PartitionRun, delivery: SinkDelivery, inflow: Inflow, begun_at: float
+    ) -> None:
+        run.state.sent(delivery.done_up_to())
         host, records = self._host, run.uncommitted
         numbered = await host.in_thread(run.commit, inflow.positions(), host.now_ms())
         self.commits += 1
         self.records += records
         self.watermarks[run.partition] = run.watermarks()
         self._note_offset(run)
-        await self._publish(numbered)
-        if numbered:
-            run.state.sent(numbered[-1][0])
+        await self._send(run, delivery, numbered)
         host.committed(
             PartitionCommit(
                 stage=self.name,
@@ -470,6 +517,25 @@ class Stage:
         )
 
     # --- what leaves -----------------------------------------------------------------------------
+
+    async def _send(
+        self, run: PartitionRun, delivery: SinkDelivery, numbered: list[tuple[int, Message]]
+    ) -> None:
+        """Publish what is published, and have the sinks get theirs beside it.
+
+        Raises:
+            LinkError: not all of what is published is confirmed.
+        """
+        published: list[tuple[int, Message]] = []
+        for number, message in numbered:
+            if message.exchange == SINK_EXCHANGE:
+                delivery.put(number, message)
+            else:
+                published.append((number, message))
+        await self._publish(published)
+        if numbered:
+            delivery.published_up_to = numbered[-1][0]
+            run.state.sent(delivery.done_up_to())
 
     async def _publish(self, numbered: list[tuple[int, Message]]) -> None:
         """Publish all of it, with confirms. Batches of one partition of a log one after the other: the order of a key holds.
@@ -508,6 +574,15 @@ class Stage:
                             f'log "{name}", offset {entry.offset}: what cannot be read could not be made a dead letter.'
                         )
                     self.faults += 1
+
+    async def _bury_refused(
+        self, records: list[SinkRecord[Any]], output: str, refused: SinkRefused
+    ) -> bool:
+        for record in records:
+            if not await self._host.bury_refused(self.reads_first.name, output, record, refused):
+                return False
+            self.dead += 1
+        return True
 
     async def _bury_rejected(self, run: PartitionRun) -> None:
         rejected = run.take_rejected()

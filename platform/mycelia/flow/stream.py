@@ -6,7 +6,7 @@ while a flow is described, and a stream may be used any number of times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Generic, Literal, Self, TypeGuard, TypeVar, overload
 
@@ -27,6 +27,9 @@ from mycelia.flow.patterns import UNFINISHED, Deduplication, Following
 from mycelia.flow.processing import KeyContext, Processing
 from mycelia.flow.results import LateRecord, WindowResult
 from mycelia.flow.session_windows import MergingWindows
+from mycelia.flow.sinks.http_posts import PostSink
+from mycelia.flow.sinks.rpc_calls import RpcSink
+from mycelia.flow.sinks.sink import FlowSink, OwnSink, SinkWriter
 from mycelia.flow.sliding_windows import TrailingWindows
 from mycelia.flow.stateless import Branching, FlowStep, Merging, Stamping
 from mycelia.flow.windows import (
@@ -139,16 +142,90 @@ class Stream(Generic[T]):
 
     # --- where it goes -------------------------------------------------------------------------------
 
-    def to(self, log: Log[T]) -> FlowOutput:
-        """Append these records to a log: what a method under `@flow` returns.
+    def to(
+        self, where: Log[T] | FlowSink[T] | SinkWriter[T], *, name: str | None = None
+    ) -> FlowOutput:
+        """Append these records to a log, or hand them to a sink: what a method under `@flow` returns.
 
-        A record's key and time are what the log takes from it; where it takes none, those that it has in the flow. It is in the log once
+        In a log a record's key and time are what the log takes from it; where it takes none, those that it has in the flow. It is there once
         for whoever reads it with Mycelia, whatever crashes: batches that were published again are dropped by their sequence, and the
         record's header `id` is the same.
+
+        A sink gets them after the commit, in order, and again after a crash, with the same ids; while it is away the flow waits.
+
+        Args:
+            where: a `Log`; `sql_table(…)`, `json_lines(…)`, `parquet_files(…)`, a `Broadcast`; or an object of yours with `async def write(records)`.
+            name: the output's, part of its records' ids; that of the log or the sink by default.
         """
-        if not isinstance(log, Log):
-            raise ConfigError(f'to({log!r:.60}): expected a Log. For an event: emit("type").')
-        return FlowOutput(log.name, self.port, log=log)
+        if isinstance(where, Log):
+            if name is not None:
+                raise ConfigError(f'to(…, name="{name}"): an output to a log has the log\'s name.')
+            return FlowOutput(where.name, self.port, log=where)
+        if isinstance(where, SinkWriter) and not isinstance(where, FlowSink):
+            where = OwnSink(where)
+        if not isinstance(where, FlowSink):
+            raise ConfigError(
+                f'to({where!r:.60}): expected a Log, a sink, or an object with `async def write(records)`. For an event: emit("type").'
+            )
+        return FlowOutput(name or where.name, self.port, sink=where)
+
+    def call(
+        self,
+        method: str,
+        *,
+        batch: int | None = None,
+        concurrency: int = 16,
+        timeout: Duration | None = None,
+        attempts: int = 6,
+        name: str | None = None,
+    ) -> FlowOutput:
+        """Call a service's method with each of these records: `alerts.call("pager.page")`. What a method under `@flow` returns.
+
+        The context data `idempotency_key` is the same if a call is made again: after a timeout, or a crash. While the service is
+        away the flow waits; calls of different keys are made at the same time, those of one key one after the other.
+
+        Args:
+            batch: call with lists of so many records at most, one call at a time.
+            concurrency: calls of a partition at a time, without `batch`.
+            timeout: of a call; the setting `mycelia.rpc_timeout` by default.
+            attempts: after so many calls in which the method raised, the flow's `on_error` says what becomes of the record.
+        """
+        sink: RpcSink[T] = RpcSink(
+            method, batch=batch, concurrency=concurrency, timeout=timeout, attempts=attempts
+        )
+        return FlowOutput(name or sink.name, self.port, sink=sink)
+
+    def post(
+        self,
+        url: str,
+        *,
+        batch: int | None = None,
+        concurrency: int = 4,
+        timeout: Duration = "30s",
+        attempts: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        name: str | None = None,
+    ) -> FlowOutput:
+        """POST each of these records, as JSON: `alerts.post("https://…", headers={"Authorization": …})`.
+
+        The header `Idempotency-Key` is the same if a request is made again: after no answer, an answer of 408, 425, 429 or 5xx, or a crash.
+        `Retry-After` is followed. Any other answer than 2xx is a refusal: the flow's `on_error` says what becomes of the record. Redirections are not followed.
+
+        Args:
+            batch: a list of so many records at most as one request.
+            concurrency: requests of a partition at a time, without `batch`; four threads make those of all partitions.
+            attempts: after so many answers of those that may change the request counts as refused; None: it is made again for as long as it takes.
+            headers: of each request.
+        """
+        sink: PostSink[T] = PostSink(
+            url,
+            batch=batch,
+            concurrency=concurrency,
+            timeout=timeout,
+            attempts=attempts,
+            headers=headers,
+        )
+        return FlowOutput(name or sink.name, self.port, sink=sink)
 
     def emit(self, event_type: str) -> FlowOutput:
         """Make an event of the service of each of these records: what a method under `@flow` returns.

@@ -20,7 +20,7 @@ from mycelia.logs.partition_lease import group_queue_name
 from mycelia.logs.reader import LogEntry
 from mycelia.logs.record import FaultyRecord
 
-__all__ = ["bury_entry", "bury_fault"]
+__all__ = ["bury_entry", "bury_fault", "bury_letter"]
 
 _OFFSET_HEADER: Final = "x-log-offset"
 _INDEX_HEADER: Final = "x-log-index"
@@ -56,7 +56,7 @@ async def bury_entry(
 ) -> bool:
     """Bury a whole entry that could not be handled, trying for as long as dead letters are tried. Whether the letter is there."""
     letter = _first_published(entry)
-    return await _bury(dead_letters, log_name, group, method, letter, error, attempts)
+    return await bury_letter(dead_letters, log_name, group, method, letter, error, attempts)
 
 
 async def bury_fault(
@@ -74,10 +74,10 @@ async def bury_fault(
     if error is None:
         place = f"offset {entry.offset}" + ("" if fault.index is None else f", {fault.index}")
         error = UndecodableMessage(f"{place}: {fault.reason}")
-    return await _bury(dead_letters, log_name, group, method, letter, error, attempts)
+    return await bury_letter(dead_letters, log_name, group, method, letter, error, attempts)
 
 
-async def _bury(
+async def bury_letter(
     dead_letters: DeadLetters,
     log_name: str,
     group: str,
@@ -86,6 +86,7 @@ async def _bury(
     error: BaseException,
     attempts: int,
 ) -> bool:
+    """Bury a message of the caller's making. Whether the letter is there."""
     done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     letter.settler = _Buried(done)
     dead_letters.bury(

@@ -1,0 +1,280 @@
+"""Files that are committed with the checkpoint: JSON lines, and Parquet.
+
+The checkpoint knows how far each file has come: which one, and how many bytes. What leaves with a commit says where it belongs, and is
+written there after the commit: the same bytes at the same place, however often. So a kill in the middle leaves what the next owner writes
+over, and neither half lines nor doubled ones.
+
+A file is `….part` until it is full: of `max_bytes`, `max_records`, or `every` so long. Then it is renamed, or made a Parquet file of, and never changes
+again. Readers take those with the final name.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from mycelia.durations import Duration, seconds_of
+from mycelia.errors import ConfigError, FlowError, UnserializableValueError
+from mycelia.extras import require_extra
+from mycelia.flow.sinks.sink import FlowSink, SinkPlace, SinkRecord
+from mycelia.flow.sinks.threaded import SinkThreads, fields_of_record
+from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.runtime import Container
+
+__all__ = ["FileSink", "json_lines", "parquet_files"]
+
+T = TypeVar("T")
+
+MIB: Final = 1024 * 1024
+_BODY_BYTES: Final = 512 * 1024
+"""Of one row of the outbox."""
+
+_LENGTH: Final = struct.Struct(">I")
+
+
+class _Chunk(msgspec.Struct, array_like=True):
+    """What the outbox keeps: `data` at the place `at` of a file, which is full then if `closes`."""
+
+    number: int
+    at: int
+    data: bytes
+    closes: bool
+
+
+_encode_chunk: Final = msgspec.msgpack.Encoder().encode
+_decode_chunk: Final = msgspec.msgpack.Decoder(_Chunk).decode
+_encode_json: Final = msgspec.json.Encoder().encode
+
+
+class FileSink(FlowSink[T]):
+    """Files in a directory; made by `json_lines()` and `parquet_files()`.
+
+    A file is called `GROUP-GENERATION-PARTITION-NUMBER.SUFFIX`: each partition of a flow writes its own.
+    """
+
+    suffix = ".jsonl"
+
+    def __init__(
+        self,
+        directory: str | Path,
+        every: Duration | None,
+        max_bytes: int,
+        max_records: int | None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.name = str(directory)
+        what = f"{type(self).__name__}({str(directory)!r})"
+        self._every_ms = None if every is None else round(seconds_of(every, what) * 1000)
+        for name, number in (("max_bytes", max_bytes), ("max_records", max_records)):
+            if number is not None and (type(number) is not int or number < 1):
+                raise ConfigError(f"{what}: {name}={number!r:.60}; expected a number from 1.")
+        if self._every_ms == 0:
+            raise ConfigError(f"{what}: every={every!r}; expected a time above 0.")
+        self._max_bytes = max_bytes
+        self._max_records = max_records
+        self._threads = SinkThreads("mycelia-flow-files")
+
+    async def open(self, container: Container) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.directory, os.W_OK | os.X_OK):
+                raise PermissionError("this process may not write there")
+        except OSError as exc:
+            raise ConfigError(
+                f"files cannot be written to {self.directory}: {exc.strerror or exc}."
+            ) from exc
+
+    # --- at the commit ---------------------------------------------------------------------------
+
+    def line(self, value: T) -> bytes:
+        """A record as it is written."""
+        return _encode_json(value) + b"\n"
+
+    def pack(
+        self, records: list[SinkRecord[T]], kept: dict[str, int], now_ms: int, flow: str
+    ) -> list[bytes]:
+        bodies: list[bytes] = []
+        number, at = kept.get("file", 0), kept.get("bytes", 0)
+        count, since = kept.get("records", 0), kept.get("since", now_ms)
+        data: list[bytes] = []
+        size = 0
+
+        def cut(closes: bool) -> None:
+            nonlocal number, at, count, data, size, since
+            if data or closes:
+                bodies.append(_encode_chunk(_Chunk(number, at, b"".join(data), closes)))
+            at += size
+            data, size = [], 0
+            if closes:
+                number, at, count = number + 1, 0, 0
+
+        if self._is_old(count, since, now_ms):
+            cut(closes=True)
+        for record in records:
+            try:
+                line = self.line(record.value)
+            except (TypeError, ValueError) as exc:
+                raise UnserializableValueError(
+                    f"{self.name}: {record.value!r:.80} cannot be written: {exc}."
+                ) from exc
+            if not count:
+                since = now_ms
+            data.append(line)
+            size += len(line)
+            count += 1
+            if at + size >= self._max_bytes or count == self._max_records:
+                cut(closes=True)
+            elif size >= _BODY_BYTES:
+                cut(closes=False)
+        cut(closes=False)
+        kept.update(file=number, bytes=at, records=count, since=since)
+        return bodies
+
+    def _is_old(self, count: int, since: int, now_ms: int) -> bool:
+        return bool(count) and self._every_ms is not None and now_ms - since >= self._every_ms
+
+    def is_due(self, kept: dict[str, int], now_ms: int) -> bool:
+        return self._is_old(kept.get("records", 0), kept.get("since", now_ms), now_ms)
+
+    def told_of(self, body: bytes) -> list[SinkRecord[Any]]:
+        return []
+
+    # --- after it --------------------------------------------------------------------------------
+
+    async def deliver(self, body: bytes, place: SinkPlace, done: set[str]) -> None:
+        await self._threads.run(self._write, _decode_chunk(body), place)
+
+    def _write(self, chunk: _Chunk, place: SinkPlace) -> None:
+        flow = "-".join(quote(part, safe="") for part in place.flow.split("/"))
+        final = self.directory / f"{flow}-{chunk.number:06}{self.suffix}"
+        part = final.with_name(f"{final.name}.part")
+        if final.exists():  # what comes after a crash has been written before
+            part.unlink(missing_ok=True)
+            return
+        try:
+            file = os.open(part, os.O_WRONLY | (0 if chunk.at else os.O_CREAT), 0o666)
+        except FileNotFoundError:
+            raise FlowError(
+                f"{part} is not here, and {chunk.at} bytes of it have been written: on another machine, or somebody removed it. Give all "
+                "instances the same directory, or bring the file back."
+            ) from None
+        try:
+            length = os.fstat(file).st_size
+            if length < chunk.at:
+                raise FlowError(
+                    f"{part} has {length} bytes, and {chunk.at} had been written: somebody has cut it. Bring it back."
+                )
+            os.ftruncate(file, chunk.at)  # half of what follows, if a kill left it
+            at = chunk.at
+            data = memoryview(chunk.data)
+            while data:
+                written = os.pwrite(file, data, at)
+                at, data = at + written, data[written:]
+            os.fsync(file)
+        finally:
+            os.close(file)
+        if chunk.closes:
+            self._finish(part, final)
+            _sync_directory(self.directory)
+
+    def _finish(self, part: Path, final: Path) -> None:
+        """A full file gets its name."""
+        part.rename(final)
+
+    async def aclose(self) -> None:
+        self._threads.close()
+
+
+class _ParquetSink(FileSink[T]):
+    """Rows are gathered in a part of its own form, `length, state` each, and made a Parquet file of when it is full."""
+
+    suffix = ".parquet"
+
+    def __init__(self, *args: Any, schema: Any) -> None:
+        super().__init__(*args)
+        self._schema = schema
+
+    async def open(self, container: Container) -> None:
+        require_extra("parquet", f"{container.service_name}: parquet_files()")
+        await super().open(container)
+
+    def line(self, value: T) -> bytes:
+        row = {
+            name: msgspec.to_builtins(
+                field, builtin_types=(datetime, date, timedelta, Decimal, bytes)
+            )
+            for name, field in fields_of_record(value, self.name).items()
+        }
+        data = encode_state(row)
+        return _LENGTH.pack(len(data)) + data
+
+    def _finish(self, part: Path, final: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        rows: list[dict[str, Any]] = []
+        data = part.read_bytes()
+        at = 0
+        while at < len(data):
+            (length,) = _LENGTH.unpack_from(data, at)
+            at += _LENGTH.size + length
+            rows.append(decode_state(data[at - length : at]))
+        made = final.with_name(f"{final.name}.made")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=self._schema), made)
+        with made.open("rb") as written:
+            os.fsync(written.fileno())
+        made.rename(final)
+        part.unlink()
+
+
+def _sync_directory(path: Path) -> None:
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def json_lines(
+    directory: str | Path,
+    *,
+    every: Duration | None = "5m",
+    max_bytes: int = 64 * MIB,
+    max_records: int | None = None,
+) -> FileSink[Any]:
+    """Files of JSON lines, a record a line: `stream.to(json_lines("out/hourly"))`.
+
+    Each record is in the finished files once, whatever was killed in between.
+
+    Args:
+        directory: made if it is not there. All instances of the flow need the same.
+        every: a file is finished when its first record is so old, "5m" by default, at the commit after it; None: when it is full.
+        max_bytes: a file is finished with the record that takes it there; 64 MiB by default.
+        max_records: … or at so many records.
+    """
+    return FileSink(directory, every, max_bytes, max_records)
+
+
+def parquet_files(
+    directory: str | Path,
+    *,
+    schema: Any = None,
+    every: Duration | None = "5m",
+    max_bytes: int = 64 * MIB,
+    max_records: int | None = None,
+) -> FileSink[Any]:
+    """Parquet files, a column for each field of a record. Needs the extra `parquet`.
+
+    As `json_lines()`. Rows are gathered beside it until a file is full, and are no Parquet file before.
+
+    Args:
+        schema: a `pyarrow.Schema`; by default each file has what its rows look like, so that a column without any value has no type.
+    """
+    return _ParquetSink(directory, every, max_bytes, max_records, schema=schema)

@@ -1,0 +1,340 @@
+"""Rows of a SQL table, each batch of them once.
+
+A batch is one transaction at the table's database, and with it goes, in a table beside (`mycelia_flow_outputs`), which was the last: what comes again
+after a crash is seen there and left out, and so is what a former owner of the partition still has in its hands. So it is rows as they are counted, not
+only upserts that may be repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import types
+import typing
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin
+from uuid import UUID
+
+import msgspec
+
+from mycelia.errors import ConfigError, FlowError, describe
+from mycelia.extras import require_extra
+from mycelia.flow.sinks.sink import FlowSink, SinkPlace, SinkRecord, unpack_records
+from mycelia.flow.sinks.threaded import SinkThreads, fields_of_record
+from mycelia.log_event import event
+from mycelia.redaction import redact
+from mycelia.runtime import Container
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+__all__ = ["SqlTable", "sql_table"]
+
+log = logging.getLogger("mycelia.flow")
+
+T = TypeVar("T")
+
+PROGRESS_TABLE: Final = "mycelia_flow_outputs"
+
+_BUSY_S: Final = 10.0
+"""That a lock of SQLite's is waited for."""
+
+
+class SqlTable(FlowSink[T]):
+    """Made by `sql_table()`."""
+
+    def __init__(
+        self, url: str, table: str, key: Sequence[str], of: type[T] | None, create: bool
+    ) -> None:
+        what = f"sql_table({table!r})"
+        if not table:
+            raise ConfigError(f"{what}: expected the name of a table.")
+        self._url = url
+        self.name = table
+        self._table_name = table
+        self.key = tuple(key)
+        self._of = of
+        self._create = create
+        if create and (of is None or not _fields_of_type(of)):
+            raise ConfigError(
+                f"{what}: create=True needs of=, a dataclass or the like, to know the columns."
+            )
+        self._engine: sqlalchemy.Engine | None = None
+        self._table: sqlalchemy.Table | None = None
+        self._progress: sqlalchemy.Table | None = None
+        self._threads = SinkThreads("mycelia-flow-sql")
+
+    # --- the table -------------------------------------------------------------------------------
+
+    async def open(self, container: Container) -> None:
+        require_extra("sql", f"{container.service_name}: {self!r}")
+        import sqlalchemy as sa
+
+        try:
+            await self._threads.run(self._prepare)
+        except sa.exc.OperationalError as exc:  # it is tried again with what comes for it
+            log.warning(
+                event(
+                    "flow_sink_waiting",
+                    call=container.service_name,
+                    output=self.name,
+                    attempt=0,
+                    error=describe(exc),
+                    retry_in_s=None,
+                )
+            )
+
+    def _prepare(self) -> None:
+        import sqlalchemy as sa
+
+        if self._table is not None:
+            return
+        what = f'table "{self._table_name}" of {redact(self._url)}'
+        try:
+            url = sa.make_url(self._url)
+            if url.get_backend_name() not in ("postgresql", "postgres", "sqlite"):
+                raise ConfigError(f"{what}: expected a URL of PostgreSQL or SQLite.")
+            engine = _engine_of(url)
+        except (sa.exc.ArgumentError, ImportError) as exc:
+            raise ConfigError(f"{what}: {exc}") from exc
+        try:
+            self._table = self._found(engine, what)
+        except BaseException:
+            engine.dispose()
+            raise
+        self._engine = engine
+
+    def _found(self, engine: sqlalchemy.Engine, what: str) -> sqlalchemy.Table:
+        """The table, and the one beside it; made where they may be."""
+        import sqlalchemy as sa
+
+        schema, _, name = self._table_name.rpartition(".")
+        metadata = sa.MetaData()
+        self._progress = sa.Table(
+            PROGRESS_TABLE,
+            metadata,
+            sa.Column("flow", sa.Text, primary_key=True),
+            sa.Column("number", sa.BigInteger, nullable=False),
+            schema=schema or None,
+        )
+        if self._create:
+            assert self._of is not None
+            columns = [
+                sa.Column(one, _column_type(kind), primary_key=one in self.key, autoincrement=False)
+                for one, kind in _fields_of_type(self._of).items()
+            ]
+            sa.Table(name, metadata, *columns, schema=schema or None)
+        try:
+            metadata.create_all(engine)
+            table = sa.Table(name, sa.MetaData(), autoload_with=engine, schema=schema or None)
+        except sa.exc.NoSuchTableError:
+            raise ConfigError(
+                f"{what}: there is none. Create it, with {', '.join(self.key) or 'its columns'} as its primary key, or let it be created: "
+                "sql_table(…, of=…, create=True)."
+            ) from None
+        self._check_key(table, what)
+        return table
+
+    def _check_key(self, table: sqlalchemy.Table, what: str) -> None:
+        import sqlalchemy as sa
+
+        missing = [one for one in self.key if one not in table.columns]
+        if missing:
+            raise ConfigError(f"{what}: it has no column {', '.join(missing)}, named in key=.")
+        if not self.key:
+            return
+        unique = [{column.name for column in table.primary_key.columns}]
+        unique += [
+            {column.name for column in constraint.columns}
+            for constraint in table.constraints
+            if isinstance(constraint, sa.UniqueConstraint)
+        ]
+        unique += [
+            {column.name for column in index.columns} for index in table.indexes if index.unique
+        ]
+        if set(self.key) not in unique:
+            raise ConfigError(
+                f"{what}: nothing makes ({', '.join(self.key)}) unique there, and rows are found by it. Make it the primary key, or a unique "
+                "index."
+            )
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    def pack(
+        self, records: list[SinkRecord[T]], kept: dict[str, int], now_ms: int, flow: str
+    ) -> list[bytes]:
+        rows: list[Any] = [
+            SinkRecord(
+                one.id,
+                None,
+                one.time_ms,
+                {
+                    name: _plain(field)
+                    for name, field in fields_of_record(one.value, self.name).items()
+                },
+            )
+            for one in records
+        ]
+        return super().pack(rows, kept, now_ms, flow)
+
+    async def deliver(self, body: bytes, place: SinkPlace, done: set[str]) -> None:
+        rows = [one.value for one in unpack_records(body) if one.id not in done]
+        await self._threads.run(self._write, rows, place)
+
+    def _write(self, rows: list[dict[str, Any]], place: SinkPlace) -> None:
+        self._prepare()
+        assert self._engine is not None
+        with self._engine.begin() as connection:
+            self.write_rows(connection, rows, place)
+
+    def write_rows(
+        self, connection: sqlalchemy.Connection, rows: list[dict[str, Any]], place: SinkPlace
+    ) -> bool:
+        """In a transaction of the caller's; whether these had not been written before."""
+        assert self._table is not None
+        assert self._progress is not None
+        insert = _insert_of(connection)
+        progress = self._progress
+        flow = f"{place.flow}/{place.output}"
+        told = insert(progress).values(flow=flow, number=place.number)
+        # First of all: its lock has others wait who deliver for the same partition.
+        told = told.on_conflict_do_update(
+            index_elements=["flow"],
+            set_={"number": told.excluded.number},
+            where=progress.c.number < told.excluded.number,
+        )
+        if connection.execute(told.returning(progress.c.number)).first() is None:
+            return False
+        if connection.dialect.name == "sqlite":  # which keeps no time zones
+            rows = [{name: _in_utc(one) for name, one in row.items()} for row in rows]
+        for names, some in self._alike(rows).items():
+            unknown = [name for name in names if name not in self._table.columns]
+            if unknown:
+                raise FlowError(
+                    f'table "{self._table_name}" has no column {", ".join(unknown)}. Add it, or leave it out of the records, with map().'
+                )
+            statement = insert(self._table)
+            others = [name for name in names if name not in self.key]
+            if self.key and others:
+                statement = statement.on_conflict_do_update(
+                    index_elements=list(self.key),
+                    set_={name: statement.excluded[name] for name in others},
+                )
+            elif self.key:
+                statement = statement.on_conflict_do_nothing(index_elements=list(self.key))
+            connection.execute(statement, some)
+        return True
+
+    def _alike(self, rows: list[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+        """Rows by their columns. Of each key only what is the last to be said of a column."""
+        if self.key:
+            merged: dict[Any, dict[str, Any]] = {}
+            for row in rows:
+                key = tuple(row.get(name) for name in self.key)
+                merged[key] = {**merged.get(key, {}), **row}
+            rows = list(merged.values())
+        found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        for row in rows:
+            found.setdefault(tuple(row), []).append(row)
+        return found
+
+    async def aclose(self) -> None:
+        self._threads.close()
+        engine, self._engine, self._table = self._engine, None, None
+        if engine is not None:
+            engine.dispose()
+
+
+def _engine_of(url: sqlalchemy.URL) -> sqlalchemy.Engine:
+    import sqlalchemy as sa
+
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() == "sqlite":
+        return sa.create_engine(url, connect_args={"timeout": _BUSY_S})
+    return sa.create_engine(url, pool_pre_ping=True)
+
+
+def _insert_of(connection: sqlalchemy.Connection) -> Any:
+    if connection.dialect.name == "sqlite":
+        from sqlalchemy.dialects.sqlite import insert as of_sqlite
+
+        return of_sqlite
+    from sqlalchemy.dialects.postgresql import insert as of_postgresql
+
+    return of_postgresql
+
+
+def _in_utc(value: Any) -> Any:
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        return value.astimezone(UTC)
+    return value
+
+
+_KEPT: Final = (str, int, float, bool, bytes, datetime, date, Decimal, UUID, type(None))
+
+
+def _plain(value: Any) -> Any:
+    """A field as a column takes it: what is no single value becomes what JSON is made of."""
+    if isinstance(value, _KEPT):
+        return value
+    return msgspec.to_builtins(value, str_keys=True)
+
+
+def _fields_of_type(of: type[Any]) -> dict[str, Any]:
+    """The fields of a class that is a record, with their types."""
+    if issubclass(of, msgspec.Struct):
+        names: Sequence[str] = of.__struct_fields__
+    elif dataclasses.is_dataclass(of):
+        names = [field.name for field in dataclasses.fields(of)]
+    else:
+        names = list(getattr(of, "_fields", ())) or list(getattr(of, "__annotations__", ()))
+    hints = typing.get_type_hints(of)
+    return {name: hints[name] for name in names if name in hints}
+
+
+def _column_type(hint: Any) -> Any:
+    import sqlalchemy as sa
+
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint, *others) = [one for one in get_args(hint) if one is not type(None)]
+        if others:
+            hint = object
+    found: dict[Any, Any] = {
+        str: sa.Text(),
+        int: sa.BigInteger(),
+        float: sa.Double(),
+        bool: sa.Boolean(),
+        bytes: sa.LargeBinary(),
+        datetime: sa.DateTime(timezone=True),
+        date: sa.Date(),
+        Decimal: sa.Numeric(),
+        UUID: sa.Uuid(),
+    }
+    return found.get(hint, sa.JSON())
+
+
+def sql_table(
+    url: str,
+    table: str,
+    *,
+    key: Sequence[str] = (),
+    of: type[T] | None = None,
+    create: bool = False,
+) -> SqlTable[T]:
+    """Rows of a table: `stream.to(sql_table("postgresql://…", "hourly", key=("origin", "hour")))`. Needs the extra `sql`.
+
+    A record's fields are the columns of its names. With `key`, a row of the same key is overwritten in the record's columns; without, each record
+    is a row. Either is done once for each record, whatever crashes: beside the table there is one, `mycelia_flow_outputs`, in which each batch leaves its number
+    in the same transaction. While the database is away the flow waits.
+
+    Args:
+        url: of PostgreSQL or SQLite.
+        table: its name, perhaps with a schema: `stats.hourly`. It must exist, and something must make `key` unique.
+        of: what each record is, for type checkers, and for `create`.
+        create: make the table where it is missing: `key` is its primary key, the columns are the fields of `of`.
+    """
+    names = (key,) if isinstance(key, str) else key
+    return SqlTable(url, table, names, of, create)

@@ -1,0 +1,173 @@
+"""Files hold each record once, whatever was killed in between: the same bytes come to the same place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mycelia.errors import ConfigError, FlowError, UnserializableValueError
+from mycelia.flow.sinks.files import FileSink, json_lines, parquet_files
+from mycelia.flow.sinks.sink import SinkPlace, SinkRecord
+
+FLOW = "delays.hourly/abc/3"
+PLACE = SinkPlace(FLOW, "out", 0)
+
+
+def records(*values: Any) -> list[SinkRecord[Any]]:
+    return [SinkRecord(f"id{value}", None, 0, value) for value in values]
+
+
+def written(directory: Path) -> list[Any]:
+    return [
+        json.loads(line)
+        for file in sorted(directory.glob("*.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+
+
+def deliver(sink: FileSink[Any], body: bytes) -> None:
+    from mycelia.flow.sinks.files import _decode_chunk
+
+    sink._write(_decode_chunk(body), PLACE)
+
+
+@given(
+    commits=st.lists(st.integers(0, 12), min_size=1, max_size=12),
+    max_records=st.sampled_from([None, 1, 5]),
+    max_bytes=st.sampled_from([1, 40, 10_000]),
+    seed=st.integers(0, 1000),
+)
+def test_kills_anywhere_leave_each_record_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    commits: list[int],
+    max_records: int | None,
+    max_bytes: int,
+    seed: int,
+) -> None:
+    """After a kill the bodies come again from one that had been written, and the last may have been written by half."""
+    directory = tmp_path_factory.mktemp("out")
+    sink: FileSink[Any] = json_lines(
+        directory, every=None, max_records=max_records, max_bytes=max_bytes
+    )
+    kept: dict[str, int] = {}
+    bodies: list[bytes] = []
+    total = 0
+    for count in commits:
+        bodies += sink.pack(records(*range(total, total + count)), kept, 0, FLOW)
+        total += count
+    chance = Random(seed)
+    at = 0
+    while at < len(bodies):
+        deliver(sink, bodies[at])
+        at += 1
+        if chance.random() < 0.3:
+            for part in directory.glob("*.part"):  # what a kill leaves of the next
+                with part.open("ab") as file:
+                    file.write(b'{"half')
+            at = max(0, at - chance.randrange(4))
+    if kept["records"]:  # the last file is made full by time
+        timed: FileSink[Any] = json_lines(directory, every="1s")
+        for body in timed.pack([], kept, 10_000, FLOW):
+            deliver(sink, body)
+
+    assert written(directory) == list(range(total))
+    assert not list(directory.glob("*.part"))
+
+
+def test_file_is_finished_when_its_first_record_is_old(tmp_path: Path) -> None:
+    sink: FileSink[Any] = json_lines(tmp_path, every="10s")
+    kept: dict[str, int] = {}
+    for body in sink.pack(records(1), kept, 1000, FLOW):
+        deliver(sink, body)
+    assert not sink.is_due(kept, 10_999)
+    assert written(tmp_path) == []
+    assert sink.is_due(kept, 11_000)
+    for body in sink.pack([], kept, 11_000, FLOW):
+        deliver(sink, body)
+
+    assert written(tmp_path) == [1]
+    assert not sink.is_due(kept, 99_000), "a file that has no record is none"
+    (file,) = tmp_path.iterdir()
+    assert file.name == "delays.hourly-abc-3-000000.jsonl"
+
+
+def test_finished_file_never_changes_and_no_part_of_it_comes_back(tmp_path: Path) -> None:
+    """A former owner wakes up, and delivers what it still has in its hands."""
+    sink: FileSink[Any] = json_lines(tmp_path, max_records=2)
+    kept: dict[str, int] = {}
+    bodies = sink.pack(records(1), kept, 0, FLOW) + sink.pack(records(2, 3), kept, 0, FLOW)
+    for body in bodies:
+        deliver(sink, body)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    deliver(sink, bodies[0])
+
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_part_that_is_not_here_or_was_cut_is_missed(tmp_path: Path) -> None:
+    sink: FileSink[Any] = json_lines(tmp_path)
+    kept: dict[str, int] = {}
+    first = sink.pack(records(1), kept, 0, FLOW)
+    second = sink.pack(records(2), kept, 0, FLOW)
+    with pytest.raises(FlowError, match="is not here, and 2 bytes of it have been written"):
+        deliver(sink, second[0])
+    deliver(sink, first[0])
+    (part,) = tmp_path.iterdir()
+    part.write_bytes(b"")
+
+    with pytest.raises(FlowError, match="somebody has cut it"):
+        deliver(sink, second[0])
+
+
+def test_record_that_is_no_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnserializableValueError, match="cannot be written"):
+        json_lines(tmp_path).pack(records(object()), {}, 0, FLOW)
+
+
+def test_impossible_limits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_records=0"):
+        json_lines(tmp_path, max_records=0)
+    with pytest.raises(ConfigError, match="above 0"):
+        json_lines(tmp_path, every=0)
+
+
+async def test_directory_that_cannot_be_is_told_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    nobody: Any = None
+    with pytest.raises(ConfigError, match="files cannot be written to"):
+        await json_lines(tmp_path / "file" / "out").open(nobody)
+
+
+@dataclass
+class Hour:
+    origin: str
+    hour: datetime
+    mean: float | None
+
+
+def test_parquet_files_have_a_column_for_each_field(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    sink: FileSink[Any] = parquet_files(tmp_path, max_records=3)
+    kept: dict[str, int] = {}
+    hours = [Hour("JFK", datetime(2013, 1, 1, n, tzinfo=UTC), n / 2 or None) for n in range(6)]
+    bodies = [
+        body
+        for n in range(0, 6, 2)
+        for body in sink.pack(records(*hours[n : n + 2]), kept, 0, FLOW)
+    ]
+    for body in [*bodies[:2], *bodies]:  # with a kill
+        deliver(sink, body)
+
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".parquet", ".parquet"]
+    rows = [
+        row for file in sorted(tmp_path.iterdir()) for row in parquet.read_table(file).to_pylist()
+    ]
+    assert [Hour(**row) for row in rows] == hours
