@@ -233,3 +233,25 @@ def test_mistakes_are_told(
 
     assert (done.returncode, done.stdout) == (code, "")
     assert said in done.stderr
+
+
+def test_dead_letters_of_a_log_are_shown_with_their_place(
+    mycelia: MyceliaCommand, tmp_path: Path, rabbit_uri: str
+) -> None:
+    land(rabbit_uri, 3)
+
+    async def publish_garbage(client: Client) -> None:
+        bad = Message("landed", "0", b"\xff", Properties(content_type="application/json"))
+        await client.link.publish(bad)
+
+    on_client(rabbit_uri, publish_garbage)
+    handle(rabbit_uri, 3)
+
+    def shown(*more: str) -> Done:
+        queue = "log-landed--count.dead"
+        return mycelia("dlq", "show", queue, *more, cwd=tmp_path, AMQP_URI=rabbit_uri)
+
+    place = json.loads(shown("--json").stdout)["log_place"]
+    assert place["partition"] == 0
+    assert f"in the log   partition 0, offset {place['offset']}" in shown().stdout
+    assert "undecodable" in shown().stdout

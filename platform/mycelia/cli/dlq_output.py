@@ -21,6 +21,7 @@ from mycelia.control.dead_letters import (
 )
 from mycelia.durations import duration_text
 from mycelia.entrypoints.republished import TRACEBACK_HEADER
+from mycelia.logs.batch_format import INDEX_HEADER, OFFSET_HEADER, PARTITION_HEADER
 
 __all__ = [
     "Progress",
@@ -113,6 +114,7 @@ def of_letter(letter: Letter) -> dict[str, Any]:
         "queue": letter.queue,
         "exchange": letter.exchange,
         "routing_key": letter.routing_key,
+        "log_place": _log_place(letter),
         "properties": _properties_of(letter),
         "headers": properties.headers or {},
         "size_bytes": len(letter.body),
@@ -147,6 +149,19 @@ def _properties_of(letter: Letter) -> dict[str, Any]:
     values = msgspec.structs.asdict(letter.properties)
     del values["headers"]
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _log_place(letter: Letter) -> dict[str, int] | None:
+    """Where in a log it was; `None`: in none."""
+    headers = letter.properties.headers or {}
+    names = {"partition": PARTITION_HEADER, "offset": OFFSET_HEADER, "record": INDEX_HEADER}
+    told = {name: headers.get(header) for name, header in names.items()}
+    return {name: at for name, at in told.items() if type(at) is int} or None
+
+
+def _place_text(letter: Letter) -> str | None:
+    place = _log_place(letter) or {}
+    return ", ".join(f"{name} {at}" for name, at in place.items()) or None
 
 
 def _time(ms: int | None) -> str | None:
@@ -256,6 +271,7 @@ def print_letter(letter: Letter, total: int) -> None:
         ("exchange", letter.exchange),
         ("routing key", letter.routing_key),
         ("trace", letter.trace_id),
+        ("in the log", _place_text(letter)),
     ):
         if value:
             print(f"{name:12} {_line(value, 500)}")

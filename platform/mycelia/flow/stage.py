@@ -599,8 +599,17 @@ class Stage:
         entry, at = failed.entry, failed.at
         source = self.description.reads[failed.source]
         body = self.description.body_of(failed.source, entry, at)
-        letter = FaultyRecord(failed.index, str(failed), entry.keys[at], entry.times[at], body)
-        if not await self._host.bury(source.name, entry, letter, failed, attempts):
+        letter = FaultyRecord(
+            failed.index,
+            str(failed),
+            entry.keys[at],
+            entry.times[at],
+            body,
+            headers=entry.headers[at],
+            is_read=True,
+        )
+        error = failed if failed.__cause__ is not None else None  # no function raised: rejected
+        if not await self._host.bury(source.name, entry, letter, error, attempts):
             return False
         self.dead += 1
         return True

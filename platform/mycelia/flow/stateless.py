@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from datetime import datetime
 from itertools import chain, compress, repeat
-from typing import Any, Final
+from typing import Any
 
-from mycelia.durations import duration_text
 from mycelia.flow.column_batch import ColumnBatch, Selection, Spread
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.state import Changes, StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.watermarks import NOTHING_EVER_MS, PartitionWatermarks
+from mycelia.logs.record_shape import YEAR_MS, impossible_time
 
 __all__ = ["Branching", "FlowStep", "Fused", "Merging", "Stamping", "Watching"]
-
-
-YEAR_MS: Final = 365 * 86_400_000
 
 
 class FlowStep:
@@ -186,14 +183,9 @@ class Watching(Operator):
 
     def _impossible(self, time: int, before: int | None) -> str | None:
         """What is wrong with an event time, after those up to `before`."""
-        if time < 0:
-            return f"its event time is before 1970 ({time} ms)"
-        ahead = duration_text(self._ahead_ms / 1000)
-        if before is not None and time > before + self._ahead_ms:
-            return f"its event time ({time} ms) is more than {ahead} after all others of its partition (event_time(ahead=))"
-        if self._now_ms and time > self._now_ms + self._ahead_ms:
-            return f"its event time ({time} ms) is more than {ahead} in the future (event_time(ahead=))"
-        return None
+        return impossible_time(
+            time, self._now_ms or None, self._ahead_ms, "event_time(ahead=)", before
+        )
 
     @property
     def is_idle(self) -> bool:

@@ -32,8 +32,11 @@ __all__ = [
     "COUNT_HEADER",
     "FORMAT_HEADER",
     "FORMAT_VERSION",
+    "INDEX_HEADER",
     "KEY_HEADER",
     "MAX_ENTRY_BYTES",
+    "OFFSET_HEADER",
+    "PARTITION_HEADER",
     "PRODUCER_HEADER",
     "RECORDS_CONTENT_TYPE",
     "SEQUENCE_HEADER",
@@ -57,6 +60,10 @@ KEY_HEADER: Final = "x-log-key"
 """Of a plain message: its record's key, text or a whole number."""
 TIME_HEADER: Final = "x-log-time-ms"
 """Of a plain message: its record's time. Without it the property `timestamp` counts, which is in seconds."""
+PARTITION_HEADER: Final = "x-log-partition"
+OFFSET_HEADER: Final = "x-log-offset"
+INDEX_HEADER: Final = "x-log-index"
+"""Of a dead letter: where in its log it was; of a record alone, its place in the entry."""
 
 MAX_ENTRY_BYTES: Final = 16 * 1024 * 1024
 """Of one entry, decompressed. Writers close a batch long before."""
@@ -74,6 +81,9 @@ _OURS: Final = frozenset(
         SEQUENCE_HEADER,
         KEY_HEADER,
         TIME_HEADER,
+        PARTITION_HEADER,
+        OFFSET_HEADER,
+        INDEX_HEADER,
         COMPRESSION_HEADER,
         STREAM_OFFSET,
     }
@@ -265,7 +275,9 @@ def _decode_one_by_one(
             read = codec.decode_value(value)
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
             decoded.faults.append(
-                FaultyRecord(index, f"value {index}: {exc}", key, time, bytes(value))
+                FaultyRecord(
+                    index, f"value {index}: {exc}", key, time, bytes(value), headers=of_record
+                )
             )
         else:
             decoded.keys.append(key)

@@ -5,25 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-import msgspec
-
-from mycelia.amqp import Delivery, Properties
+from mycelia.amqp import Delivery
 from mycelia.entrypoints.dead_letters import DeadLetters
-from mycelia.errors import UndecodableMessage
-from mycelia.logs.batch_format import (
-    KEY_HEADER,
-    PRODUCER_HEADER,
-    SEQUENCE_HEADER,
-    TIME_HEADER,
-)
+from mycelia.errors import ContractError, UndecodableMessage
+from mycelia.logs.bad_records import letter_of
 from mycelia.logs.partition_lease import group_queue_name
 from mycelia.logs.reader import LogEntry
 from mycelia.logs.record import FaultyRecord
 
-__all__ = ["bury_entry", "bury_fault", "bury_letter"]
+__all__ = ["BadRecord", "bury_entry", "bury_fault", "bury_faults", "bury_letter"]
 
-_OFFSET_HEADER: Final = "x-log-offset"
-_INDEX_HEADER: Final = "x-log-index"
+_AT_ONCE: Final = 100
+"""Dead letters on their way."""
+
+
+class BadRecord(ContractError):
+    """A record that could be read, and cannot be: by its time, or for want of a key."""
 
 
 class _Buried:
@@ -55,7 +52,7 @@ async def bury_entry(
     attempts: int,
 ) -> bool:
     """Bury a whole entry that could not be handled, trying for as long as dead letters are tried. Whether the letter is there."""
-    letter = _first_published(entry)
+    letter = letter_of(entry)
     return await bury_letter(dead_letters, log_name, group, method, letter, error, attempts)
 
 
@@ -69,12 +66,24 @@ async def bury_fault(
     error: BaseException | None = None,
     attempts: int = 1,
 ) -> bool:
-    """Bury a record that could not be read, or, with `error`, one that could not be handled. Whether the letter is there."""
-    letter = _first_published(entry) if fault.index is None else _alone(entry, fault)
+    """Bury a record that cannot be taken, or, with `error`, one over which the application raised. Whether the letter is there."""
     if error is None:
-        place = f"offset {entry.offset}" + ("" if fault.index is None else f", {fault.index}")
-        error = UndecodableMessage(f"{place}: {fault.reason}")
+        place = f"partition {entry.partition}, offset {entry.offset}: {fault.reason}"
+        error = BadRecord(place) if fault.is_read else UndecodableMessage(place)
+    letter = letter_of(entry, fault)
     return await bury_letter(dead_letters, log_name, group, method, letter, error, attempts)
+
+
+async def bury_faults(
+    dead_letters: DeadLetters, log_name: str, group: str, method: str, entry: LogEntry[Any]
+) -> bool:
+    """Bury all of an entry that cannot be taken. Whether all the letters are there."""
+    for begin in range(0, len(entry.faults), _AT_ONCE):
+        some = entry.faults[begin : begin + _AT_ONCE]
+        buried = (bury_fault(dead_letters, log_name, group, method, entry, one) for one in some)
+        if not all(await asyncio.gather(*buried)):
+            return False
+    return True
 
 
 async def bury_letter(
@@ -93,28 +102,14 @@ async def bury_letter(
         letter,
         queue=group_queue_name(log_name, group),
         method=method,
-        reason="undecodable" if isinstance(error, UndecodableMessage) else "handler_error",
+        reason=_reason_of(error),
         attempts=attempts,
         error=error,
     )
     return await done
 
 
-def _first_published(entry: LogEntry[Any]) -> Delivery:
-    """The entry's message as somebody might publish it anew: without what would make it a repetition."""
-    delivery = entry.delivery
-    headers = dict(delivery.properties.headers or {})
-    headers.pop(PRODUCER_HEADER, None)
-    headers.pop(SEQUENCE_HEADER, None)
-    return msgspec.structs.replace(delivery, properties=delivery.properties.republished(headers))
-
-
-def _alone(entry: LogEntry[Any], fault: FaultyRecord) -> Delivery:
-    """One record of an entry as a plain message."""
-    headers: dict[str, Any] = {_OFFSET_HEADER: entry.offset, _INDEX_HEADER: fault.index}
-    if isinstance(fault.key, str | int):
-        headers[KEY_HEADER] = fault.key
-    if fault.time is not None:
-        headers[TIME_HEADER] = fault.time
-    properties = Properties(content_type="application/x-msgpack", headers=headers, delivery_mode=2)
-    return msgspec.structs.replace(entry.delivery, properties=properties, body=fault.body)
+def _reason_of(error: BaseException) -> str:
+    if isinstance(error, UndecodableMessage):
+        return "undecodable"
+    return "rejected" if isinstance(error, BadRecord) else "handler_error"

@@ -14,6 +14,7 @@ import msgspec
 
 from mycelia.amqp import Queue
 from mycelia.call import Arguments, Call, CallKind, GiveBack, Outcome, Settlement
+from mycelia.durations import Duration, seconds_of
 from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.tick_lease import LeaseLink
 from mycelia.errors import (
@@ -25,7 +26,8 @@ from mycelia.errors import (
 )
 from mycelia.log_event import event
 from mycelia.logs.append_call import MAX_LINKS, carried_trace
-from mycelia.logs.burial import bury_entry, bury_fault
+from mycelia.logs.bad_records import with_possible_times
+from mycelia.logs.burial import bury_entry, bury_faults
 from mycelia.logs.group_places import GroupPlace, progress_stream, tell_place
 from mycelia.logs.lag_watch import LagWatch
 from mycelia.logs.layout import declare_log
@@ -34,7 +36,7 @@ from mycelia.logs.membership import Membership
 from mycelia.logs.partition_lease import PartitionLease
 from mycelia.logs.position import StartAt, checked_start
 from mycelia.logs.reader import LogEntry, LogReader
-from mycelia.logs.record import FaultyRecord, RecordHeaders
+from mycelia.logs.record import RecordHeaders
 from mycelia.policies.retry import Retry, fixed
 from mycelia.runtime import Container, Entrypoint, EntrypointArguments
 from mycelia.runtime.decorators import decorator_of
@@ -138,6 +140,8 @@ class LogHandler(Entrypoint):
         start: where a group begins that has never run: `"first"`, `"last"`, `"next"`, an offset, or a time.
         retry: how often an entry is tried, its partition waiting meanwhile; then it is a dead letter. 0.5 s, 2 s, 10 s, 30 s and a minute
             apart by default; `None`: once.
+        ahead: how far beyond now a record's time may lie, a year by default; one that lies further, or before 1970, is a dead letter (`rejected`).
+            `None`: any time.
         options: those of every entrypoint (`Entrypoint`); `concurrency` is of partitions at once.
     """
 
@@ -154,6 +158,7 @@ class LogHandler(Entrypoint):
         group: str | None = None,
         start: StartAt = "first",
         retry: Retry | None = LOG_RETRY,
+        ahead: Duration | None = "365d",
         **options: Unpack[EntrypointArguments],
     ) -> None:
         super().__init__(**options)
@@ -167,6 +172,7 @@ class LogHandler(Entrypoint):
         self.group: str | None = group
         self.start_at = checked_start(start, f'log "{source.name}"')
         self.retry = Retry(attempts=1) if retry is None else retry
+        self.ahead: float | None = None if ahead is None else seconds_of(ahead, "ahead=")
         self._random = Random()
         self._progress: Queue | None = None
         self._lane: Lane | None = None
@@ -362,9 +368,12 @@ class LogHandler(Entrypoint):
         self, entry: LogEntry[Any], lease: PartitionLease, leaving: asyncio.Event
     ) -> bool:
         """Have an entry handled, or buried. False: neither, and whoever has the partition next is to do it."""
-        for fault in entry.faults:
-            if not await self._bury_fault(entry, fault):
-                return False
+        if self.ahead is not None:
+            now_ms = int(time.time() * 1000)
+            codec = self.source.shape.codec
+            entry = with_possible_times(entry, codec, now_ms, int(self.ahead * 1000))
+        if entry.faults and not await self._bury_faults(entry):
+            return False
         attempt = 0
         while entry.values:
             attempt += 1
@@ -416,13 +425,14 @@ class LogHandler(Entrypoint):
 
     # --- what cannot be handled ------------------------------------------------------------------
 
-    async def _bury_fault(self, entry: LogEntry[Any], fault: FaultyRecord) -> bool:
-        """Bury a record, or an entry, that could not be read. Whether the dead letter is there."""
+    async def _bury_faults(self, entry: LogEntry[Any]) -> bool:
+        """Bury what of an entry cannot be taken. Whether the dead letters are there."""
         assert self.group is not None
         letters, name = self.dead_letters, self.source.name
-        if await bury_fault(letters, name, self.group, self.method_name, entry, fault):
+        if await bury_faults(letters, name, self.group, self.method_name, entry):
             return True
-        log.error(event("log_dead_letter_failed", call=self.target.name, error=fault.reason))
+        reason = entry.faults[0].reason
+        log.error(event("log_dead_letter_failed", call=self.target.name, error=reason))
         return False
 
     async def _bury(self, entry: LogEntry[Any], error: BaseException, attempts: int) -> bool:

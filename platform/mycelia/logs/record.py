@@ -41,3 +41,6 @@ class FaultyRecord(msgspec.Struct, frozen=True):
     time: int | None = None
     body: bytes = b""
     """What could not be read: the record's value, or the entry's body as it came."""
+    headers: RecordHeaders = None
+    is_read: bool = False
+    """Whether it could be read after all, and cannot be taken for another reason."""

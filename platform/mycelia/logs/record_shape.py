@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter, itemgetter
-from typing import Any, Generic, TypeVar, is_typeddict
+from typing import Any, Final, Generic, TypeVar, is_typeddict
 
+from mycelia.durations import duration_text
 from mycelia.errors import ConfigError, ContractError
 from mycelia.logs.partitioning import checked_key
 from mycelia.logs.record import RecordKey
 from mycelia.logs.value_codec import ValueCodec
 
-__all__ = ["Extractor", "RecordShape", "time_ms_of"]
+__all__ = ["YEAR_MS", "Extractor", "RecordShape", "impossible_time", "time_ms_of"]
 
 T = TypeVar("T")
 
@@ -36,6 +37,30 @@ def time_ms_of(time: object) -> int | None:
     raise ContractError(
         f"time {time!r:.60} is no moment: expected a datetime in a time zone, or whole milliseconds since the epoch."
     )
+
+
+YEAR_MS: Final = 365 * 86_400_000
+
+
+def impossible_time(
+    time_ms: int, now_ms: int | None, ahead_ms: int, setting: str, before_ms: int | None = None
+) -> str | None:
+    """Why an event time cannot be; `None` if it can.
+
+    Args:
+        now_ms: of the wall; `None`: not known.
+        ahead_ms: how far beyond now it may lie, and beyond `before_ms`.
+        setting: where that is said, for the text.
+        before_ms: the greatest of its partition so far.
+    """
+    if time_ms < 0:
+        return f"its event time is before 1970 ({time_ms} ms)"
+    ahead = duration_text(ahead_ms / 1000)
+    if before_ms is not None and time_ms > before_ms + ahead_ms:
+        return f"its event time ({time_ms} ms) is more than {ahead} after all others of its partition ({setting})"
+    if now_ms is not None and time_ms > now_ms + ahead_ms:
+        return f"its event time ({time_ms} ms) is more than {ahead} in the future ({setting})"
+    return None
 
 
 class RecordShape(Generic[T]):
