@@ -368,9 +368,10 @@ class Engine:
             cell.watermark = operator.watch()
             cell.is_idle = operator.is_idle
         else:
-            watermarks = [one.watermark for one in cell.timing if not one.is_idle]
-            cell.is_idle = not watermarks
-            if watermarks and (watermark := min(watermarks)) > operator.watermark:
+            timing = [one.watermark for one in cell.timing if not one.is_idle]
+            cell.is_idle = not timing
+            watermark = min(timing) if timing else max([one.watermark for one in cell.timing])
+            if watermark > operator.watermark:
                 operator.advance(watermark)
             cell.watermark = operator.watermark
         if operator.out:

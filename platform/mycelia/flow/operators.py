@@ -109,23 +109,25 @@ class Operator:
             FlowFunctionError: it raised.
         """
         made: list[Any] = []
-        try:
-            made.extend(map(function, batch.values))
-        except Exception as exc:
-            if not self.collects:
-                raise self.fail(exc, batch, len(made)) from exc
-        else:
-            return made, batch
-        made, kept = [], []
-        for position, value in enumerate(batch.values):
+        failed: list[int] = []
+        values = iter(batch.values)
+        while True:
             try:
-                made.append(function(value))
-                kept.append(True)
-            except Exception as exc:  # noqa: BLE001  a user's function: the engine raises it
+                made.extend(map(function, values))
+                break
+            except Exception as exc:
+                position = len(made) + len(failed)
                 error = self.fail(exc, batch, position)
+                if not self.collects:
+                    raise error from exc
                 error.__cause__ = exc
                 self.failed.append(error)
-                kept.append(False)
+                failed.append(position)
+        if not failed:
+            return made, batch
+        kept = [True] * len(batch)
+        for position in failed:
+            kept[position] = False
         return made, batch.only(kept)
 
     def fail_group(

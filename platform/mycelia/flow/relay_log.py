@@ -15,6 +15,7 @@ An entry without records says the last two alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -119,8 +120,12 @@ def _key_bytes(key: Any) -> bytes:
 
 
 def _plain_key(key: Any) -> Any:
-    """1, 1.0 and True are one key, also within a tuple."""
-    if isinstance(key, bool | int) or (isinstance(key, float) and key.is_integer()):
+    """1, 1.0, True and Decimal(1) are one key, also within a tuple."""
+    if isinstance(key, int):
+        return int(key)
+    if isinstance(key, float) and key.is_integer():
+        return int(key)
+    if isinstance(key, Decimal) and key.is_finite() and key == key.to_integral_value():
         return int(key)
     if type(key) is tuple:
         return tuple(map(_plain_key, key))

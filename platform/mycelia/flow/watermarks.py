@@ -70,11 +70,16 @@ class PartitionWatermarks:
         self._greatest[channel] = END_OF_TIME + self._disorder_ms
 
     def advance(self, now_ms: int) -> int:
-        """The watermark as of `now_ms`. With all partitions idle it stays where it was: their silence says nothing of time."""
-        lowest = min((self._greatest[one] for one in self._active(now_ms)), default=None)
-        if lowest is not None:
-            self.watermark = max(self.watermark, lowest - self._disorder_ms)
-        self.is_idle = lowest is None and bool(self._greatest)
+        """The watermark as of `now_ms`. With all partitions idle it comes as far as the one that is ahead: it had waited for the others alone."""
+        if not self._greatest:
+            return self.watermark
+        active = self._active(now_ms)
+        self.is_idle = not active
+        reached = (min if active else max)(
+            map(self._greatest.__getitem__, active or self._greatest)
+        )
+        if reached > BEGINNING_OF_TIME:
+            self.watermark = max(self.watermark, reached - self._disorder_ms)
         return self.watermark
 
     def _active(self, now_ms: int) -> list[Hashable]:

@@ -291,6 +291,48 @@ def test_silence_of_all_says_nothing_of_time() -> None:
     assert partitions.advance(10_000) == 100
 
 
+def test_silence_of_all_lets_time_come_as_far_as_the_one_that_waited_for_the_others() -> None:
+    """Whether they fall silent one after the other or all at once makes no difference."""
+    partitions = PartitionWatermarks([0, 1], 0, 1000)
+    partitions.heard(0, 100, 0)
+    partitions.heard(1, 300, 0)
+    assert partitions.advance(500) == 100
+    assert partitions.advance(1000) == 300
+    assert partitions.is_idle
+    partitions.heard(0, 250, 1500)
+    assert partitions.advance(1500) == 300
+    assert not partitions.is_idle
+
+
+def test_partition_in_which_nothing_ever_came_is_left_out_after_a_while_of_its_own() -> None:
+    partitions = PartitionWatermarks([0, 1], 0, None, empty_ms=500)
+    partitions.heard(0, 100, 0)
+    assert partitions.advance(0) == BEGINNING_OF_TIME
+    assert partitions.advance(600) == 100
+    partitions.heard(1, 20, 700)
+    partitions.heard(0, 200, 700)
+    assert partitions.advance(10_000) == 100  # it has had something, and nothing is said of silence
+
+
+def test_relayed_silence_is_kept_with_the_state() -> None:
+    partitions = PartitionWatermarks(["a/0", "a/1"], 0, None)
+    partitions.relayed("a/0", 100, True)
+    partitions.relayed("a/1", 200)
+    assert partitions.advance(0) == 200
+    restored = PartitionWatermarks(["a/0", "a/1"], 0, None)
+    restored.restore(decode_state(encode_state(partitions.plain())))
+    restored.relayed("a/1", 300)
+    assert restored.advance(0) == 300
+    restored.relayed("a/0", 150)
+    assert restored.advance(0) == 300
+
+
+def test_watermarks_that_were_kept_by_number_are_read() -> None:
+    partitions = PartitionWatermarks(["a/3"], 0, None)
+    partitions.restore([90, {0: 100}])
+    assert partitions.advance(0) == 100
+
+
 def test_ended_partitions_are_at_the_end_of_time() -> None:
     partitions = PartitionWatermarks([0, 1], 7, 1000)
     partitions.heard(0, 100, 0)
