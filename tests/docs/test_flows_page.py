@@ -13,8 +13,9 @@ import pytest
 from tests.docs.documents import ROOT, blocks_of
 from tests.docs.test_examples import block_with, load
 
-from mycelia import Client
+from mycelia import Client, rpc
 from mycelia.flow import FlowPlan, Stream, collect, source, tumbling
+from mycelia.logs import partition_of
 from mycelia.testing import FlowDriver, eventually, run_services
 
 PAGE = ROOT / "docs" / "flows.md"
@@ -43,7 +44,7 @@ def test_flows_are_tested_as_the_page_does(tmp_path: Path) -> None:
     )
 
     assert "2 passed" in done.stdout, done.stdout + done.stderr
-    assert len(blocks) == 5
+    assert len(blocks) == 6
 
 
 async def test_flow_of_a_service_is_shown_on_the_board(
@@ -72,6 +73,38 @@ async def test_flow_of_a_service_is_shown_on_the_board(
     }
     for name in ("delays", "board"):
         monkeypatch.delitem(sys.modules, name)
+
+
+async def test_flights_are_enriched_by_another_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Airports:
+        name = "airports"
+
+        @rpc
+        async def country(self, origin: str) -> str:
+            return {"JFK": "US", "ZRH": "CH"}[origin]
+
+    for name, part in (("delays", "class HourlyDelay"), ("enriched", "class Enrichment")):
+        (tmp_path / f"{name}.py").write_text(block_with(PAGE, part).text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    delays, enriched = importlib.import_module("delays"), importlib.import_module("enriched")
+    flights = [delays.Departed(n, 5, datetime(2013, 1, 1, tzinfo=UTC)) for n in ("JFK", "ZRH")]
+    broker = "memory://enriched-page"
+    async with run_services(enriched.Enrichment, Airports, broker=broker), Client(broker) as client:
+        await client.append_many(enriched.DEPARTED, flights)
+        found: dict[str, str] = {}
+        for partition in {partition_of("JFK", 4), partition_of("ZRH", 4)}:
+            async with enriched.ENRICHED.reader(client.link, partition) as reader:
+                entry = await reader.take(20)
+                assert entry is not None
+                found |= {one.flight.origin: one.country for one in entry.values}
+    for name in ("delays", "enriched"):
+        monkeypatch.delitem(sys.modules, name)
+
+    assert found == {"JFK": "US", "ZRH": "CH"}
 
 
 def test_first_flow_is_drawn_as_the_page_shows(tmp_path: Path) -> None:

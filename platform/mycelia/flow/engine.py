@@ -15,6 +15,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from mycelia.errors import ConfigError, FlowFunctionError, RuntimeStateError, StateIncompatible
+from mycelia.flow.async_steps import RunsCoroutines, in_own_loop
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME, ColumnBatch
 from mycelia.flow.graph import Building, FlowNode, FlowPlan
 from mycelia.flow.operators import Operator
@@ -109,6 +110,7 @@ class Engine:
         flow: the first part of the ids of what is given. Another for each engine that runs the same plan on other partitions.
         collects: whether a turn in which a function without state raises goes on without the record, so that all records of which that is
             true are told at once: the error's `also`. The engine is spent all the same.
+        run: runs what `async` steps await, while the call that brought their records waits.
 
     Raises:
         ConfigError: nothing was said of a source's partitions, or there are partitions of another.
@@ -123,8 +125,10 @@ class Engine:
         store: StoreReader | None = None,
         flow: str = "flow",
         collects: bool = False,
+        run: RunsCoroutines = in_own_loop,
     ) -> None:
         self._plan = plan
+        self._run = run
         self._collects = collects
         self._flow = flow
         self._channels = _channels_of(plan, partitions)
@@ -190,7 +194,7 @@ class Engine:
                 )
             else:
                 assert node.make is not None
-                operator = node.make(Building(name, channels, store))
+                operator = node.make(Building(name, channels, store, self._run))
             operator.watermark = watermarks.get(operator.name, BEGINNING_OF_TIME)
             self._place(cells, node, operator, node.inputs)
             if isinstance(operator, Watching):

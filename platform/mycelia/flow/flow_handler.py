@@ -49,6 +49,9 @@ OnError = Literal["fail", "dead-letter"]
 _STOP_WAITS: Final = 8.0
 """Seconds that a stop leaves to commits; below the container's 10 s for a hook."""
 
+_THREADS_WAITING: Final = 32
+"""Of a flow with `async` steps: most of its threads wait for them."""
+
 _THREADS: Final = 4
 """Of a flow. A partition has one call in a thread at a time and goes to the end of the queue for the next, so all come by in turn."""
 
@@ -155,6 +158,8 @@ class FlowHandler(Entrypoint):
         self.observers: list[Callable[[PartitionCommit], None]] = []
         """Told after each commit of a partition, on the loop; they raise nothing."""
         self._directory = Path()
+        self._service: Any = None
+        """What the method was called on. It has the service's shared dependencies from `start()` on, for `async` steps."""
         self._threads: ThreadPoolExecutor | None = None
 
     # --- life ------------------------------------------------------------------------------------
@@ -172,7 +177,8 @@ class FlowHandler(Entrypoint):
             for one in self.sources
         ]
         self._check_arguments(len(streams))
-        described = self.method(container.service_cls(), *streams)
+        self._service = container.service_cls()
+        described = self.method(self._service, *streams)
         descriptions = descriptions_of(
             group,
             checked_outputs(described, name),
@@ -260,7 +266,13 @@ class FlowHandler(Entrypoint):
     def start(self) -> None:
         assert self.group is not None
         partitions = sum(stage.description.partitions for stage in self.stages)
-        self._threads = ThreadPoolExecutor(min(_THREADS, partitions), f"mycelia-flow-{self.group}")
+        awaits = any(stage.description.plan.awaits for stage in self.stages)
+        most = _THREADS_WAITING if awaits else _THREADS
+        self._threads = ThreadPoolExecutor(min(most, partitions), f"mycelia-flow-{self.group}")
+        for provider in self.container.dependencies:
+            if provider.is_shared and provider.attr_name is not None:
+                shared = provider.shared_dependency(is_async=True)
+                self._service.__dict__[provider.attr_name] = shared
         for stage in self.stages:
             stage.start()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 from mycelia.errors import ConfigError
+from mycelia.flow.async_steps import ASYNC_KINDS, RunsCoroutines, in_own_loop
 from mycelia.flow.flow_graph import FlowGraph, GraphEdge, GraphNode, graph_text, output_id
 from mycelia.flow.operators import Operator
 from mycelia.flow.state import StoreReader
@@ -22,14 +23,22 @@ class Building:
         name: the operator's.
         channels: the partitions whose records may come to it, as the engine calls them.
         store: where its state is, if it has been before.
+        run: runs what it awaits.
     """
 
-    __slots__ = ("channels", "name", "store")
+    __slots__ = ("channels", "name", "run", "store")
 
-    def __init__(self, name: str, channels: list[Hashable], store: StoreReader | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        channels: list[Hashable],
+        store: StoreReader | None,
+        run: RunsCoroutines = in_own_loop,
+    ) -> None:
         self.name = name
         self.channels = channels
         self.store = store
+        self.run = run
 
 
 class FlowNode:
@@ -192,6 +201,11 @@ class FlowPlan:
                             f'"{self.names[node]}" ({node.label}) comes after "{self.names[feeding]}" ({feeding.label}), whose '
                             "results have their event times already. Put event_time() before it."
                         )
+
+    @property
+    def awaits(self) -> bool:
+        """Whether a step of it awaits."""
+        return any(node.kind in ASYNC_KINDS for node in self.nodes)
 
     def upstream(self, node: FlowNode) -> list[FlowNode]:
         """All that records of `node` may have come through."""

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from mycelia.amqp import Message
 from mycelia.errors import FlowError, FlowFunctionError, UnserializableValueError, describe
+from mycelia.flow.async_steps import RunsCoroutines, in_own_loop
 from mycelia.flow.engine import Engine, Given, RejectedRecord
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.inflow import FlowSource, Taken
@@ -170,6 +171,7 @@ class PartitionRun:
         epoch: the lease's.
         skipped: records that are left out; the run adds those that it has told as rejected.
         collects: whether all records of a turn that fail are told at once.
+        run: runs what `async` steps await.
 
     Raises:
         StateUnavailable, StateIncompatible: the state cannot be used.
@@ -184,7 +186,9 @@ class PartitionRun:
         skipped: Skipped | None = None,
         *,
         collects: bool = False,
+        run: RunsCoroutines = in_own_loop,
     ) -> None:
+        self._run = run
         self.partition = partition
         self.state = state
         self.skipped: Skipped = set() if skipped is None else skipped
@@ -229,6 +233,7 @@ class PartitionRun:
             store=self.state,
             flow=self._name,
             collects=self._collects,
+            run=self._run,
         )
 
     # --- what it knows ---------------------------------------------------------------------------

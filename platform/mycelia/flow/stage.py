@@ -20,6 +20,7 @@ from mycelia.errors import (
     StateUnavailable,
     describe,
 )
+from mycelia.flow.async_steps import OnLoop, RunsCoroutines, StepsCancelled
 from mycelia.flow.delivery import SINK_EXCHANGE, SinkDelivery
 from mycelia.flow.inflow import Inflow, Taken
 from mycelia.flow.partition_run import (
@@ -177,6 +178,7 @@ class Stage:
         self._attempts: dict[int, dict[tuple[str, int, int], int]] = {}
         self._random = Random()
         self._sinks = {one.name: one.sink for one in description.outputs if one.sink is not None}
+        self._awaiting: dict[int, OnLoop] = {}
         self._deliveries: dict[int, SinkDelivery] = {}
         self._delivered = 0
 
@@ -234,6 +236,9 @@ class Stage:
         leaving = self._leave.get(partition)
         if leaving is not None:
             leaving.set()
+        awaiting = self._awaiting.get(partition)
+        if awaiting is not None:
+            awaiting.cancel()
 
     # --- a partition -----------------------------------------------------------------------------
 
@@ -262,6 +267,7 @@ class Stage:
         finally:
             for kept in (
                 self._leave,
+                self._awaiting,
                 self.standing_still,
                 self._skipped,
                 self._attempts,
@@ -306,7 +312,10 @@ class Stage:
         host, description = self._host, self.description
         place = StatePlace(description.leased_as, description.group, self.name, partition)
         skipped = self._skipped.setdefault(partition, set())
-        run = await host.in_thread(self._opened, place, lease.epoch or 1, skipped)
+        awaiting = self._awaiting[partition] = OnLoop(asyncio.get_running_loop())
+        if leaving.is_set():
+            awaiting.cancel()
+        run = await host.in_thread(self._opened, place, lease.epoch or 1, skipped, awaiting)
         delivery = self._deliveries[partition] = SinkDelivery(
             self._sinks, run.flow, host.called, self._bury_refused if self._options.buries else None
         )
@@ -336,7 +345,11 @@ class Stage:
         self._deliveries.pop(run.partition, None)
 
     def _opened(
-        self, place: StatePlace, epoch: int, skipped: set[tuple[str, int, int]]
+        self,
+        place: StatePlace,
+        epoch: int,
+        skipped: set[tuple[str, int, int]],
+        run: RunsCoroutines,
     ) -> PartitionRun:
         return PartitionRun(
             self.description,
@@ -345,6 +358,7 @@ class Stage:
             epoch,
             skipped,
             collects=self._options.buries,
+            run=run,
         )
 
     def _inflow(self, run: PartitionRun) -> Inflow:
@@ -439,6 +453,8 @@ class Stage:
         host = self._host
         try:
             await host.in_thread(run.feed, taken, host.now_ms())
+        except StepsCancelled:
+            raise _Left from None
         except RecordsFailed as exc:
             failed = exc
         else:
@@ -450,6 +466,8 @@ class Stage:
                 raise _Left
             try:
                 await host.in_thread(run.again)
+            except StepsCancelled:
+                raise _Left from None
             except RecordsFailed as exc:
                 failed = exc
             else:

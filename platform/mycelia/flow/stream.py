@@ -6,16 +6,17 @@ while a flow is described, and a stream may be used any number of times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Generic, Literal, Self, TypeGuard, TypeVar, overload
 
 import msgspec
 
-from mycelia.durations import Duration, duration_text
+from mycelia.durations import Duration, duration_text, seconds_of
 from mycelia.errors import ConfigError
 from mycelia.flow.aggregations import Aggregation, all_of, collect
 from mycelia.flow.aligned_windows import AlignedWindows
+from mycelia.flow.async_steps import Awaiting, AwaitingOptions
 from mycelia.flow.count_windows import FillingWindows
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod, Mode, emission_of
 from mycelia.flow.fields import getter_of
@@ -41,6 +42,7 @@ from mycelia.flow.windows import (
     milliseconds_of,
 )
 from mycelia.logs import Log
+from mycelia.policies.retry import Retry
 
 __all__ = [
     "JoinedStream",
@@ -97,6 +99,32 @@ class Stream(Generic[T]):
         label = f"{kind}({described(function)})"
         return FlowNode(kind, label, (self.port,), step=FlowStep(kind, label, made))
 
+    def _awaiting(
+        self,
+        kind: str,
+        function: Any,
+        concurrency: int,
+        timeout: Duration | None,
+        retry: Retry | None,
+    ) -> FlowNode:
+        where = f"{kind}({described(function) if callable(function) else function!r:.60})"
+        if not callable(function):
+            raise ConfigError(f"{where}: expected an `async def` function of a record.")
+        if type(concurrency) is not int or concurrency < 1:
+            raise ConfigError(
+                f"{where}: concurrency={concurrency!r:.60}; expected a number from 1."
+            )
+        if retry is not None and not isinstance(retry, Retry):
+            raise ConfigError(f"{where}: retry={retry!r:.60}; expected a Retry, or None.")
+        seconds = None if timeout is None else seconds_of(timeout, f"{where}: timeout=")
+        options = AwaitingOptions(concurrency, seconds, retry)
+        is_flat = kind == "flat_map_async"
+
+        def make(built: Building) -> Operator:
+            return Awaiting(built.name, function, options, built.run, is_flat=is_flat)
+
+        return FlowNode(kind, where, (self.port,), make=make)
+
     # --- steps without state -------------------------------------------------------------------------
 
     def map(self, function: Callable[[T], U]) -> Stream[U]:
@@ -114,6 +142,39 @@ class Stream(Generic[T]):
     def flat_map(self, function: Callable[[T], Iterable[U]]) -> Stream[U]:
         """All that `function` gives for each record: none, one or many, at the record's event time."""
         return Stream((self._step("flat_map", function, _listing(function)), MAIN))
+
+    def map_async(
+        self,
+        function: Callable[[T], Awaitable[U]],
+        *,
+        concurrency: int = 16,
+        timeout: Duration | None = "30s",
+        retry: Retry | None = None,
+    ) -> Stream[U]:
+        """What an `async def` function makes of each record, in the order of the records: a call of another service, a look-up.
+
+        It runs on the service's loop, for so many records of a partition at a time; the rest of the flow goes on with the batch when it has all. A
+        record that fails is dealt with as one over which any function raises. After a crash it is called again for what was not committed.
+
+        Args:
+            function: of a record. A method of the service may use its dependencies: `await self.planes.get(flight.tail)`.
+            concurrency: calls at a time, for each partition.
+            timeout: of a call; None: any.
+            retry: when it is called again before the record counts as failed; not at all, by default.
+        """
+        return Stream((self._awaiting("map_async", function, concurrency, timeout, retry), MAIN))
+
+    def flat_map_async(
+        self,
+        function: Callable[[T], Awaitable[Iterable[U]]],
+        *,
+        concurrency: int = 16,
+        timeout: Duration | None = "30s",
+        retry: Retry | None = None,
+    ) -> Stream[U]:
+        """All that an `async def` function gives for each record; see `map_async()`."""
+        node = self._awaiting("flat_map_async", function, concurrency, timeout, retry)
+        return Stream((node, MAIN))
 
     def branch(self, function: Callable[[T], object]) -> tuple[Self, Self]:
         """Those of which `function` is true, and the others."""
@@ -354,6 +415,41 @@ class KeyedStream(Stream[T], Generic[K, T]):
     def flat_map(self, function: Callable[[T], Iterable[U]]) -> KeyedStream[K, U]:
         """All that `function` gives for each record, under the record's key."""
         return KeyedStream((self._step("flat_map", function, _listing(function)), MAIN))
+
+    def map_async(
+        self,
+        function: Callable[[T], Awaitable[U]],
+        *,
+        concurrency: int = 16,
+        timeout: Duration | None = "30s",
+        retry: Retry | None = None,
+    ) -> KeyedStream[K, U]:
+        """What an `async def` function makes of each record, under the record's key, in the order of the records: a call of another service, a look-up.
+
+        It runs on the service's loop, for so many records of a partition at a time; the rest of the flow goes on with the batch when it has all. A
+        record that fails is dealt with as one over which any function raises. After a crash it is called again for what was not committed.
+
+        Args:
+            function: of a record. A method of the service may use its dependencies: `await self.planes.get(flight.tail)`.
+            concurrency: calls at a time, for each partition.
+            timeout: of a call; None: any.
+            retry: when it is called again before the record counts as failed; not at all, by default.
+        """
+        return KeyedStream(
+            (self._awaiting("map_async", function, concurrency, timeout, retry), MAIN)
+        )
+
+    def flat_map_async(
+        self,
+        function: Callable[[T], Awaitable[Iterable[U]]],
+        *,
+        concurrency: int = 16,
+        timeout: Duration | None = "30s",
+        retry: Retry | None = None,
+    ) -> KeyedStream[K, U]:
+        """All that an `async def` function gives for each record, under the record's key; see `map_async()`."""
+        node = self._awaiting("flat_map_async", function, concurrency, timeout, retry)
+        return KeyedStream((node, MAIN))
 
     @overload
     def merge(self, other: KeyedStream[K, U]) -> KeyedStream[K, T | U]: ...
