@@ -351,11 +351,11 @@ async def test_hostile_answers_are_passed_over(bed: ServiceBed) -> None:
 
     async def answer_badly() -> None:
         for body in (b"", b"{}", b"\xff", b"[" * 10_000, b'{"id": 1}'):
-            properties = Properties(correlation_id=asker._question)
-            await link.publish(Message("", asker._queue, body, properties))
+            (question,) = asker._questions._asked
+            properties = Properties(correlation_id=question)
+            await link.publish(Message("", asker._questions.queue, body, properties))
 
-    await asker.ask()
-    await answer_badly()
+    await asyncio.gather(asker.ask(), answer_badly())
 
     async def figures() -> Any:
         return (await asker.ask()).instances

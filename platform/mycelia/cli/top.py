@@ -13,25 +13,16 @@ from typing import Any
 
 import msgspec
 
-from mycelia.amqp import (
-    ConsumeOptions,
-    Delivery,
-    Link,
-    LinkOptions,
-    Message,
-    Properties,
-    Queue,
-    connect,
-)
+from mycelia.amqp import Link, LinkOptions, connect
 from mycelia.cli.call_and_publish import add_connection_arguments
 from mycelia.cli.run import event_loop_factory, read_config
 from mycelia.cli.top_view import Screen, plain_text
+from mycelia.clients.broker_questions import BrokerQuestions
 from mycelia.errors import BrokerUnavailable, ConfigError, LinkError, MyceliaError, TopologyError
 from mycelia.extras import require_extra
 from mycelia.providers.metrics.answers import TOP_EXCHANGE, ProcessAnswer
 from mycelia.providers.metrics.figures import FleetFigures, figures_of
 from mycelia.runtime.settings import DEFAULT_BROKER, Settings
-from mycelia.wire import new_uuid
 
 __all__ = ["Asker", "add_top_arguments", "top_command"]
 
@@ -147,11 +138,9 @@ class Asker:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._queue = f"{TOP_EXCHANGE.name}.asker.{new_uuid()}"
-        self._question = ""
+        self._questions = BrokerQuestions(link, TOP_EXCHANGE)
         self._answers: dict[str, ProcessAnswer] = {}
         self._before: dict[str, ProcessAnswer] = {}
-        self._came = asyncio.Event()
 
     @property
     def state(self) -> str:
@@ -164,47 +153,32 @@ class Asker:
         Raises:
             LinkError: the broker does not let us, or not in time.
         """
-        await self._link.declare(
-            TOP_EXCHANGE, Queue(self._queue, durable=False, exclusive=True), timeout=timeout
-        )
-        await self._link.consume(
-            self._queue, self._on_answers, ConsumeOptions(no_ack=True), timeout=timeout
-        )
+        await self._questions.start(timeout)
 
     async def ask(self) -> FleetFigures:
         """Ask once. Processes that do not answer within a second are not in the figures; nor is any while the broker is away."""
         expected = set(self._answers)
         self._before = self._before | self._answers
         self._answers = {}
-        self._question = new_uuid()
-        question = Properties(
-            reply_to=self._queue, correlation_id=self._question, expiration="5000"
-        )
-        try:
-            self._link.publish_nowait(Message(TOP_EXCHANGE.name, "", b"", question))
-            async with asyncio.timeout(FIRST_WAIT_S):
-                while not expected or not expected <= self._answers.keys():
-                    self._came.clear()
-                    await self._came.wait()
-        except (TimeoutError, LinkError):
-            pass
+
+        def is_enough(body: bytes) -> bool:
+            self._take(body)
+            return bool(expected) and expected <= self._answers.keys()
+
+        await self._questions.ask_all(is_enough, FIRST_WAIT_S)
         answers = list(self._answers.values())
         figures = figures_of(answers, self._before, await self._ready(answers))
         # Of those that have gone nothing is kept: they would come back as others.
         self._before = {key: value for key, value in self._before.items() if key in self._answers}
         return figures
 
-    def _on_answers(self, deliveries: list[Delivery]) -> None:
-        for delivery in deliveries:
-            if delivery.properties.correlation_id != self._question:
-                continue  # too late, for the question before
-            try:
-                answer = msgspec.json.decode(delivery.body, type=ProcessAnswer)
-            except msgspec.DecodeError:
-                continue  # of another version, or not of ours at all
-            if len(self._answers) < MAX_PROCESSES:
-                self._answers[answer.id] = answer
-                self._came.set()
+    def _take(self, body: bytes) -> None:
+        try:
+            answer = msgspec.json.decode(body, type=ProcessAnswer)
+        except (msgspec.DecodeError, RecursionError):
+            return  # of another version, or not of ours at all
+        if len(self._answers) < MAX_PROCESSES:
+            self._answers[answer.id] = answer
 
     async def _ready(self, answers: list[ProcessAnswer]) -> dict[str, int | None]:
         queues = {

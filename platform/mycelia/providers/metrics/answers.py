@@ -1,13 +1,6 @@
 """How processes that count answer `mycelia top`: over the broker, each by a queue of its own, and only when somebody asks.
 
-Whoever asks publishes to the exchange `mycelia-top` with `reply_to`, and gets a `ProcessAnswer` as JSON of each process.
-
-| | exchange | routing key | properties | body |
-|---|---|---|---|---|
-| question | `mycelia-top` (fanout) | any | `reply_to`, `correlation_id`, `expiration` 5000 | empty |
-| answer | the default one | the question's `reply_to` | its `correlation_id`, `content_type` `application/json` | `ProcessAnswer` |
-
-An answer is worth something at once or never: both are transient and unconfirmed.
+Whoever asks publishes to the exchange `mycelia-top`, and gets a `ProcessAnswer` as JSON of each process (`clients/broker_questions.py`).
 """
 
 from __future__ import annotations
@@ -20,21 +13,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from mycelia.amqp import (
-    Binding,
-    ConsumeOptions,
-    Delivery,
-    Exchange,
-    Link,
-    Message,
-    Properties,
-    Queue,
-)
+from mycelia.amqp import Delivery, Exchange, Link
+from mycelia.clients.broker_questions import AnsweringQueue, send_answer
 from mycelia.errors import MyceliaError, describe
 from mycelia.log_event import event
 from mycelia.providers.metrics.cells import Reading
 from mycelia.providers.metrics.health import Health
-from mycelia.wire import new_uuid
 
 __all__ = ["TOP_EXCHANGE", "Answering", "ProcessAnswer"]
 
@@ -87,24 +71,16 @@ class Answering:
         self._link = link
         self._health = health
         self._read = read
-        self._id = new_uuid()
+        self._queue = AnsweringQueue(link, TOP_EXCHANGE, self._on_question)
         self._began = time.monotonic()
         self._answer = b""
         self._answered_at = -SAME_ANSWER_S
 
     async def start(self) -> None:
         """Listen for questions. Without the permission to, that is said, and nothing is answered."""
-        queue = f"{TOP_EXCHANGE.name}.{self._id}"
-        parts = (
-            TOP_EXCHANGE,
-            Queue(queue, durable=False, exclusive=True),
-            Binding(queue, TOP_EXCHANGE.name, ""),
-        )
         try:
-            await self._link.declare(*parts)
-            await self._link.consume(queue, self._on_questions, ConsumeOptions(prefetch=20))
+            await self._queue.start("")
         except MyceliaError as exc:
-            self._link.forget(*parts)
             log.warning(
                 event(
                     "top_not_answered",
@@ -113,27 +89,14 @@ class Answering:
                 )
             )
 
-    def _on_questions(self, deliveries: list[Delivery]) -> None:
-        for delivery in deliveries:
-            delivery.ack()
-            properties = delivery.properties
-            if not properties.reply_to:
-                continue
-            answer = Properties(
-                content_type="application/json",
-                correlation_id=properties.correlation_id,
-                expiration="5000",
-            )
-            try:
-                self._link.publish_nowait(Message("", properties.reply_to, self._made(), answer))
-            except MyceliaError as exc:
-                log.debug(event("top_answer_unsent", reason=exc))
+    def _on_question(self, question: Delivery) -> None:
+        send_answer(self._link, question, self._made())
 
     def _made(self) -> bytes:
         now = time.monotonic()
         if now - self._answered_at >= SAME_ANSWER_S:
             answer = ProcessAnswer(
-                id=self._id,
+                id=self._queue.id,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 at=now,
