@@ -80,6 +80,8 @@ ERRORS = {
         "FlowFunctionError",
         "StateIncompatible",
         "StateUnavailable",
+        "UnknownTableKey",
+        "PartitionAway",
     ),
     *("LinkError", "BrokerUnavailable", "BrokerBlocked", "AccessRefused", "PublishRejected"),
     "MessageTooLarge",

@@ -34,6 +34,8 @@
         ├── FlowFunctionError      a user's function in a flow raised
         ├── StateIncompatible      the state of a flow is not what its code can read
         ├── StateUnavailable       the state of a flow cannot be read or written
+        ├── UnknownTableKey        a table of a flow has nothing of the key
+        ├── PartitionAway          a partition of a flow has no owner that answers
         ├── LeaseLost              a partition has another owner by now
         └── OffsetGone             a log does not hold the entry any more that a reader has to go on from
 
@@ -69,6 +71,7 @@ __all__ = [
     "MyceliaError",
     "OffsetGone",
     "Overloaded",
+    "PartitionAway",
     "ProtocolError",
     "PublishRejected",
     "RemoteError",
@@ -82,6 +85,7 @@ __all__ = [
     "UndecodableMessage",
     "UnknownSerializer",
     "UnknownService",
+    "UnknownTableKey",
     "Unroutable",
     "UnserializableValueError",
 ]
@@ -404,6 +408,31 @@ class StateUnavailable(FlowError):
 
 class StateIncompatible(FlowError):
     """State that this code cannot read, or that belongs to another flow than this one has become."""
+
+
+class UnknownTableKey(FlowError):
+    """A table of a flow has nothing of the key that was asked for, as of the last commit."""
+
+    def __init__(self, table: str, flow: str, key: object) -> None:
+        super().__init__(
+            f'table "{table}" of flow "{flow}" has nothing of key {key!r:.80}. Keys are as key_by() gives them: 1 and "1" are two.'
+        )
+        self.table = table
+        self.key = key
+
+
+class PartitionAway(FlowError):
+    """A partition of a flow has no owner now, or none that answers in time; so what it has of a key is not known."""
+
+    retryable = True
+
+    def __init__(self, flow: str, stage: str, partition: int, waited: float) -> None:
+        super().__init__(
+            f'flow "{flow}", stage "{stage}", partition {partition}: no owner answered within {waited:.1f} s. It is moving, or no instance of '
+            "the flow runs. Ask again, or see `mycelia flow show`."
+        )
+        self.flow = flow
+        self.partition = partition
 
 
 def describe(error: BaseException) -> str:

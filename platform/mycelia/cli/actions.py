@@ -1,12 +1,34 @@
-"""Commands that have actions: `mycelia dlq ls`, `mycelia log tail`."""
+"""Commands that have actions: `mycelia dlq ls`, `mycelia log tail`; and what those share that look at a broker."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
-__all__ = ["AddAction", "RunAction", "add_command_of_actions"]
+from mycelia.amqp import Link
+from mycelia.cli.call_and_publish import client_of, say_usage
+from mycelia.cli.dlq_output import for_terminal
+from mycelia.cli.run import event_loop_factory
+from mycelia.durations import seconds_of
+from mycelia.errors import ConfigError, MyceliaError
+from mycelia.logs.position import StartAt
+
+__all__ = [
+    "AddAction",
+    "RunAction",
+    "add_command_of_actions",
+    "on_link",
+    "print_line",
+    "print_table",
+    "start_argument",
+    "whole_number",
+]
 
 RunAction = Callable[[argparse.Namespace], int]
 """What an action does; returns the exit status."""
@@ -42,3 +64,61 @@ def add_command_of_actions(
         return parser
 
     return add
+
+
+def whole_number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
+    return int(text)
+
+
+def start_argument(text: str) -> StartAt:
+    """Where to begin, as a command line says it."""
+    if text in ("first", "last", "next"):
+        return text
+    if text.isascii() and text.isdigit() and len(text) <= 18:
+        return int(text)
+    with suppress(ValueError):
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    with suppress(ConfigError, OverflowError, OSError, ValueError):
+        return datetime.fromtimestamp(time.time() - seconds_of(text), UTC)
+    raise argparse.ArgumentTypeError(
+        f"{text!r}: expected first, last, next, an offset, a time such as 2026-11-26T12:00Z (UTC where it does not say), "
+        "or how long ago: 10m"
+    )
+
+
+def on_link(action: Callable[[argparse.Namespace, Link], Awaitable[int]]) -> RunAction:
+    """The action as a command: on an open link, its errors in words."""
+
+    def run(args: argparse.Namespace) -> int:
+        async def act() -> int:
+            async with client_of(args) as client:
+                return await action(args, client.link)
+
+        try:
+            with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+                return runner.run(act())
+        except KeyboardInterrupt:
+            return 130
+        except ConfigError as exc:
+            return say_usage(str(exc))
+        except MyceliaError as exc:
+            print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+            return 1
+
+    return run
+
+
+def print_line(line: str) -> None:
+    sys.stdout.write(f"{for_terminal(line)}\n")
+    sys.stdout.flush()
+
+
+def print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print_line(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )

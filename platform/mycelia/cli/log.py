@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -14,13 +12,20 @@ from typing import Any
 from mycelia.amqp import Link
 from mycelia.amqp.uri import parse_uri
 from mycelia.broker.management_api import ManagementApiError
-from mycelia.cli.actions import RunAction, add_command_of_actions
-from mycelia.cli.call_and_publish import add_connection_arguments, client_of, say_usage
-from mycelia.cli.dlq_output import as_json, for_terminal
-from mycelia.cli.run import event_loop_factory, read_config
+from mycelia.cli.actions import (
+    add_command_of_actions,
+    on_link,
+    print_line,
+    print_table,
+    start_argument,
+    whole_number,
+)
+from mycelia.cli.call_and_publish import add_connection_arguments
+from mycelia.cli.dlq_output import as_json
+from mycelia.cli.run import read_config
 from mycelia.control.dead_letters import management_of
-from mycelia.durations import duration_text, seconds_of
-from mycelia.errors import ConfigError, MyceliaError, TopologyError
+from mycelia.durations import duration_text
+from mycelia.errors import ConfigError, TopologyError
 from mycelia.logs.group_places import count_partitions, move_group, read_places
 from mycelia.logs.layout import LogLayout, stream_name
 from mycelia.logs.partition_lease import consumers_of, lease_queue
@@ -55,41 +60,39 @@ def add_log_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
         epilog=EXAMPLES,
     )
 
-    ls = action("ls", "list the logs at a broker", _command(_ls))
+    ls = action("ls", "list the logs at a broker", on_link(_ls))
     ls.add_argument(
         "--management",
         metavar="URL",
         help="the management API, which finds logs (default: port 15672 of the broker, or the private node's)",
     )
-    tail = action("tail", "print the records of a log as they come", _command(_tail))
+    tail = action("tail", "print the records of a log as they come", on_link(_tail))
     _add_log_argument(tail)
-    tail.add_argument("--partition", type=_whole, metavar="P", help="this one alone")
+    tail.add_argument("--partition", type=whole_number, metavar="P", help="this one alone")
     tail.add_argument(
         "--from",
         dest="start",
-        type=_start,
+        type=start_argument,
         default="next",
         metavar="WHERE",
         help="first, last, next, an offset, a time (2026-11-26T12:00Z), or how long ago (10m); default: next",
     )
-    tail.add_argument("--count", type=_whole, metavar="N", help="end after so many records")
-    lag = action("lag", "tell how far a group has come", _command(_lag))
+    tail.add_argument("--count", type=whole_number, metavar="N", help="end after so many records")
+    lag = action("lag", "tell how far a group has come", on_link(_lag))
     _add_log_argument(lag)
     lag.add_argument("group", metavar="GROUP", help="service.method, or as the handler says")
-    replay = action(
-        "replay", "have a group that is stopped go on from elsewhere", _command(_replay)
-    )
+    replay = action("replay", "have a group that is stopped go on from elsewhere", on_link(_replay))
     _add_log_argument(replay)
     replay.add_argument("group", metavar="GROUP", help="service.method, or as the handler says")
     replay.add_argument(
         "--from",
         dest="start",
-        type=_start,
+        type=start_argument,
         required=True,
         metavar="WHERE",
         help="first, last, next, an offset, a time, or how long ago",
     )
-    replay.add_argument("--partition", type=_whole, metavar="P", help="this one alone")
+    replay.add_argument("--partition", type=whole_number, metavar="P", help="this one alone")
     for parser in (ls, tail, lag, replay):
         parser.add_argument("--json", action="store_true", help="print JSON")
         add_connection_arguments(parser)
@@ -97,64 +100,6 @@ def add_log_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def _add_log_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("log", metavar="LOG", help="its name: flights.departed")
-
-
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number")
-    return int(text)
-
-
-def _start(text: str) -> StartAt:
-    """Where to begin, as a command line says it."""
-    if text in ("first", "last", "next"):
-        return text
-    if text.isascii() and text.isdigit() and len(text) <= 18:
-        return int(text)
-    with suppress(ValueError):
-        moment = datetime.fromisoformat(text)
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    with suppress(ConfigError, OverflowError, OSError, ValueError):
-        return datetime.fromtimestamp(time.time() - seconds_of(text), UTC)
-    raise argparse.ArgumentTypeError(
-        f"{text!r}: expected first, last, next, an offset, a time such as 2026-11-26T12:00Z (UTC where it does not say), "
-        "or how long ago: 10m"
-    )
-
-
-def _command(action: Callable[[argparse.Namespace, Link], Awaitable[int]]) -> RunAction:
-    """The action as a command: on an open link, its errors in words."""
-
-    def run(args: argparse.Namespace) -> int:
-        async def act() -> int:
-            async with client_of(args) as client:
-                return await action(args, client.link)
-
-        try:
-            with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-                return runner.run(act())
-        except KeyboardInterrupt:
-            return 130
-        except ConfigError as exc:
-            return say_usage(str(exc))
-        except MyceliaError as exc:
-            print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
-            return 1
-
-    return run
-
-
-def _print(line: str) -> None:
-    sys.stdout.write(f"{for_terminal(line)}\n")
-    sys.stdout.flush()
-
-
-def _table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        _print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
 
 
 # --- ls ----------------------------------------------------------------------------------------------
@@ -195,10 +140,10 @@ async def _ls(args: argparse.Namespace, link: Link) -> int:
             }
         )
     if args.json:
-        _print(as_json(found))
+        print_line(as_json(found))
     elif found:
         head = ("LOG", "PARTITIONS", "ENTRIES", "KEPT FOR", "KEPT BYTES")
-        _table(
+        print_table(
             [
                 head,
                 *(
@@ -228,7 +173,7 @@ async def _tail(args: argparse.Namespace, link: Link) -> int:
                 for line in _lines(entry, args.json):
                     if not left.take():
                         return
-                    _print(line)
+                    print_line(line)
                 if left.is_over:
                     return
 
@@ -330,7 +275,7 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
             }
         )
     if args.json:
-        _print(as_json(rows))
+        print_line(as_json(rows))
         return 0
     table: list[tuple[str, ...]] = [("PARTITION", "END", "AT", "LAG", "OWNER", "SAID")]
     for row in rows:
@@ -340,7 +285,7 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
             "-" if row[name] is None else str(row[name]) for name in ("end", "at", "lag", "owner")
         )
         table.append((str(row["partition"]), *cells, said))
-    _table(table)
+    print_table(table)
     return 0
 
 
@@ -355,10 +300,10 @@ async def _replay(args: argparse.Namespace, link: Link) -> int:
     }
     await move_group(link, args.log, args.group, offsets)
     if args.json:
-        _print(as_json([{"partition": p, "at": offset} for p, offset in offsets.items()]))
+        print_line(as_json([{"partition": p, "at": offset} for p, offset in offsets.items()]))
     else:
         for partition, offset in offsets.items():
-            _print(f"partition {partition} goes on from offset {offset}")
+            print_line(f"partition {partition} goes on from offset {offset}")
     return 0
 
 

@@ -16,6 +16,7 @@ from mycelia.cli.call_and_publish import (
 )
 from mycelia.cli.completion import SHELLS, completion_script
 from mycelia.cli.dlq import add_dlq_commands
+from mycelia.cli.flow import add_flow_commands
 from mycelia.cli.leaving import leave
 from mycelia.cli.log import add_log_commands
 from mycelia.cli.nameko_hook import add_nameko_hook_commands
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_dlq_commands(commands)
     add_log_commands(commands)
+    add_flow_commands(commands)
 
     top = commands.add_parser(
         "top",

@@ -23,10 +23,19 @@ from mycelia.flow.state import Changes, StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.stateless import FlowStep, Fused, Watching
 
-__all__ = ["Engine", "Given", "RejectedRecord"]
+__all__ = ["Engine", "Given", "RejectedRecord", "saved_watermarks"]
 
 SPACE: Final = "~engine"
 """Where the engine keeps what is not an operator's."""
+
+
+def saved_watermarks(store: StoreReader) -> dict[str, int]:
+    """How far event time had come for each step when a store was written last; without those that have seen nothing, and the ended."""
+    (saved,) = store.read(SPACE, [b"state"])
+    if saved is None:
+        return {}
+    watermarks: dict[str, int] = decode_state(saved).get("watermarks", {})
+    return {name: one for name, one in watermarks.items() if BEGINNING_OF_TIME < one < END_OF_TIME}
 
 
 class Given:

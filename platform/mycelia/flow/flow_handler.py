@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import tempfile
 import time
@@ -18,14 +17,22 @@ from mycelia.call import CallKind
 from mycelia.durations import Duration, seconds_of
 from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.tick_lease import LeaseLink
-from mycelia.errors import ConfigError, describe
-from mycelia.flow.outputs import checked_outputs
+from mycelia.errors import ConfigError, LinkError, describe
+from mycelia.flow.committed_state import committed_state
+from mycelia.flow.described_flow import DescribedFlow, described_flow
+from mycelia.flow.engine import saved_watermarks
+from mycelia.flow.flow_watch import FlowWatch
+from mycelia.flow.partition_run import StageDescription
 from mycelia.flow.partition_state import StatePlace
+from mycelia.flow.relay_log import relay_partition
 from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused
 from mycelia.flow.stage import PartitionCommit, Stage, StageOptions
 from mycelia.flow.staging import BETWEEN, LogsBetween, descriptions_of
+from mycelia.flow.standing import StageSource, StageStanding
 from mycelia.flow.state_file import StateFile
-from mycelia.flow.stream import source as stream_of
+from mycelia.flow.table_answers import FlowTables, TablePlace
+from mycelia.flow.table_rpc import TableRpc, table_method
+from mycelia.flow.tables import TableRow, row_of, table_step
 from mycelia.log_event import event
 from mycelia.logs import FaultyRecord, Log, LogEntry
 from mycelia.logs.burial import bury_fault, bury_letter
@@ -51,6 +58,9 @@ _STOP_WAITS: Final = 8.0
 
 _THREADS_WAITING: Final = 32
 """Of a flow with `async` steps: most of its threads wait for them."""
+
+_FOLLOW_EVERY: Final = 0.25
+"""Seconds between two looks at which partitions are ours, where somebody may ask for what is in them."""
 
 _THREADS: Final = 4
 """Of a flow. A partition has one call in a thread at a time and goes to the end of the queue for the next, so all come by in turn."""
@@ -161,27 +171,36 @@ class FlowHandler(Entrypoint):
         self._service: Any = None
         """What the method was called on. It has the service's shared dependencies from `start()` on, for `async` steps."""
         self._threads: ThreadPoolExecutor | None = None
+        self._described: DescribedFlow | None = None
+        self._watch: FlowWatch | None = None
+        self._tables: FlowTables | None = None
+        self._answering: asyncio.Task[None] | None = None
 
     # --- life ------------------------------------------------------------------------------------
 
+    def bind(self, container: Any, method_name: str = "") -> Any:
+        """As every entrypoint; its tables bring methods with them, `get_<table>`."""
+        instance = super().bind(container, method_name)
+        instance._service = container.service_cls()
+        described = instance._described = described_flow(instance._service, method_name, instance)
+        for table in described.tables:
+            name = table_method(table)
+            if hasattr(container.service_cls, name):
+                raise ConfigError(
+                    f'{instance.target.name}: its table "{table}" is asked by the method {name}, and {container.service_cls.__qualname__} has '
+                    "something of that name. Call one of them otherwise."
+                )
+            bound = TableRpc(table, instance.get_row).bind(container, name)
+            container.entrypoints.append(bound)
+        return instance
+
     async def setup(self) -> None:
-        name = self.target.name
-        group = self.group = self.group or name
-        container = self.container
-        if inspect.iscoroutinefunction(self.method):
-            raise ConfigError(
-                f"{name}: the method under @flow describes the flow, once; make it `def`, not `async def`."
-            )
-        streams = [
-            stream_of(one.name, object if (of := one.shape.codec.of) is None else of)
-            for one in self.sources
-        ]
-        self._check_arguments(len(streams))
-        self._service = container.service_cls()
-        described = self.method(self._service, *streams)
+        group = self.group = self.group or self.target.name
+        container, described = self.container, self._described
+        assert described is not None
         descriptions = descriptions_of(
             group,
-            checked_outputs(described, name),
+            described.outputs,
             {one.name: one for one in self.sources},
             event_exchange(container.service_name, container.config).name,
             container.host.serializers.by_name(None),
@@ -191,6 +210,20 @@ class FlowHandler(Entrypoint):
         self.stages = [
             Stage(self, one, self.options, opens_state=self._open_state) for one in descriptions
         ]
+        self._watch = FlowWatch(
+            self.link,
+            group,
+            self.called,
+            described.graph,
+            map(_told_of, descriptions),
+            self.stages,
+            self._state_bytes,
+        )
+        self.observers.append(self._watch.committed)
+        if places := [place for one in descriptions for place in _tables_of(one)]:
+            self._tables = FlowTables(
+                self.link, group, places, self._owned, self._row, relay_partition
+            )
         await self.declare()
         for sink in self._sinks():
             await sink.open(container)
@@ -198,18 +231,6 @@ class FlowHandler(Entrypoint):
     def _sinks(self) -> list[FlowSink[Any]]:
         outputs = [output for stage in self.stages for output in stage.description.outputs]
         return [output.sink for output in outputs if output.sink is not None]
-
-    def _check_arguments(self, streams: int) -> None:
-        taken = [
-            one
-            for one in list(inspect.signature(self.method).parameters.values())[1:]
-            if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
-        ]
-        if len(taken) != streams:
-            logs = ", ".join(one.name for one in self.sources)
-            raise ConfigError(
-                f"{self.target.name}: the method takes {len(taken)} streams, and @flow names {streams} logs ({logs}): one argument for each."
-            )
 
     def _prepare_directory(self, stages: Sequence[str]) -> None:
         """Where the state files are, made and tried.
@@ -275,6 +296,7 @@ class FlowHandler(Entrypoint):
                 self._service.__dict__[provider.attr_name] = shared
         for stage in self.stages:
             stage.start()
+        self._answering = asyncio.create_task(self._answer(), name=f"mycelia:flow:{self.group}")
 
     async def stop(self) -> None:
         """Take no further entry, commit what has been taken, and leave the partitions to others. Idempotent."""
@@ -284,9 +306,16 @@ class FlowHandler(Entrypoint):
         await self._end(0.1)
 
     async def _end(self, timeout: float) -> None:
+        answering, self._answering = self._answering, None
+        if answering is not None:
+            answering.cancel()
+            await asyncio.wait([answering])
         await asyncio.gather(*(stage.aclose(timeout) for stage in self.stages))
         for sink in self._sinks():
             await sink.aclose()
+        for telling in (self._watch, self._tables):
+            if telling is not None:
+                await telling.aclose()
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -311,6 +340,63 @@ class FlowHandler(Entrypoint):
             dead=sum(one.dead for one in every),
             stages=stages,
         )
+
+    # --- those who ask it --------------------------------------------------------------------------
+
+    async def _answer(self) -> None:
+        """Tell how it stands, and what its tables say, until cancelled."""
+        assert self._watch is not None
+        await self._watch.start()
+        while (tables := self._tables) is not None:
+            try:
+                await tables.follow()
+            except LinkError as exc:
+                log.info(event("flow_tables_waiting", call=self.called, reason=exc))
+            await asyncio.sleep(_FOLLOW_EVERY)
+
+    def _stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def _owned(self, stage: str) -> list[int]:
+        return self._stage(stage).partitions
+
+    def _state_path(self, stage: str, partition: int) -> Path:
+        leased_as = self._stage(stage).description.leased_as
+        return self._directory_of(leased_as) / f"{partition}.sqlite3"
+
+    def _state_bytes(self, stage: str, partition: int) -> int | None:
+        try:
+            return self._state_path(stage, partition).stat().st_size
+        except OSError:
+            return None
+
+    async def get_row(self, table: str, key: Any, timeout: float) -> dict[str, Any]:
+        """What a table says of a key: `FlowTables.get()`."""
+        assert self._tables is not None
+        return await self._tables.get(table, key, timeout)
+
+    async def _row(self, place: TablePlace, partition: int, key: Any) -> TableRow | None:
+        path = self._state_path(place.stage, partition)
+        what = f'flow "{self.group}", partition {partition}'
+        assert self._watch is not None
+        committed_ms = self._watch.committed_ms(place.stage, partition)
+
+        def read() -> TableRow | None:
+            with committed_state(path, what) as store:
+                found = row_of(store, place.step, key)
+                if found is None:
+                    return None
+                time_ms, value = found
+                return TableRow(
+                    key=key,
+                    value=value,
+                    time_ms=time_ms,
+                    partition=partition,
+                    watermark_ms=saved_watermarks(store).get(place.step),
+                    committed_ms=committed_ms,
+                )
+
+        return await asyncio.to_thread(read)
 
     # --- what its stages ask of it -----------------------------------------------------------------
 
@@ -384,6 +470,26 @@ class FlowHandler(Entrypoint):
     def committed(self, commit: PartitionCommit) -> None:
         for observer in self.observers:
             observer(commit)
+
+
+def _told_of(stage: StageDescription) -> StageStanding:
+    return StageStanding(
+        name=stage.name,
+        partitions=stage.partitions,
+        leased_as=stage.leased_as,
+        sources=[
+            StageSource(name=name, log=one.name, partitions=one.partitions)
+            for name, one in stage.reads.items()
+        ],
+    )
+
+
+def _tables_of(stage: StageDescription) -> list[TablePlace]:
+    return [
+        TablePlace(output.table, table_step(output.table), stage.name, stage.partitions)
+        for output in stage.outputs
+        if output.table is not None
+    ]
 
 
 def _statistics_of(stage: Stage) -> StageStatistics:

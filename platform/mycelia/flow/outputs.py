@@ -20,10 +20,11 @@ class FlowOutput:
         port: the stream's step, and which of its ports.
         log: the log that its records are appended to; or
         event_type: the type of the service's event that each of them is; or
-        sink: what else has them.
+        sink: what else has them; or
+        table: the name under which each key's last record is kept: nothing leaves.
     """
 
-    __slots__ = ("event_type", "log", "name", "port", "sink")
+    __slots__ = ("event_type", "log", "name", "port", "sink", "table")
 
     def __init__(
         self,
@@ -33,16 +34,20 @@ class FlowOutput:
         log: Log[Any] | None = None,
         event_type: str | None = None,
         sink: FlowSink[Any] | None = None,
+        table: str | None = None,
     ) -> None:
         self.name = name
         self.port = port
         self.log = log
         self.event_type = event_type
         self.sink = sink
+        self.table = table
 
     def __repr__(self) -> str:
         if self.sink is not None:
             return f"<FlowOutput {self.name!r} to {self.sink!r}>"
+        if self.table is not None:
+            return f"<FlowOutput to table {self.table!r}>"
         where = f"log {self.name!r}" if self.log is not None else f"event {self.event_type!r}"
         return f"<FlowOutput to {where}>"
 

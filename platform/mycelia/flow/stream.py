@@ -33,6 +33,7 @@ from mycelia.flow.sinks.rpc_calls import RpcSink
 from mycelia.flow.sinks.sink import FlowSink, OwnSink, SinkWriter
 from mycelia.flow.sliding_windows import TrailingWindows
 from mycelia.flow.stateless import Branching, FlowStep, Merging, Stamping
+from mycelia.flow.tables import KIND, Tabling, table_step
 from mycelia.flow.windows import (
     CountWindows,
     HoppingWindows,
@@ -564,6 +565,29 @@ class KeyedStream(Stream[T], Generic[K, T]):
         node = self._stateful("pattern", label, Following(steps, within_ms))
         node.signature = f"pattern of {len(steps)}"
         return PatternStream((node, MAIN))
+
+    def as_table(self, name: str) -> FlowOutput:
+        """Keep of each key the record that is the newest in event time, to be asked for: what a method under `@flow` returns.
+
+        The service answers `get_<name>(key)` by RPC, whichever of its instances has the key. It is kept with the state, and answers are
+        of the last commit. Keys stay until the flow is reset.
+
+        Args:
+            name: part of the name of a method: letters, digits and `_`. Its step is called `table-<name>`.
+        """
+        if type(name) is not str or not name.isidentifier() or name.startswith("_"):
+            raise ConfigError(
+                f"as_table({name!r:.60}): expected a name of letters, digits and _, as it is part of a method's."
+            )
+        node = FlowNode(
+            KIND,
+            f"as_table({name})",
+            (self.port,),
+            make=lambda built: Tabling(built.name, built.store),
+            signature="table",
+            name=table_step(name),
+        )
+        return FlowOutput(table_step(name), (node, MAIN), table=name)
 
     # --- joins ---------------------------------------------------------------------------------------
 

@@ -17,8 +17,9 @@ from typing import Any, Final, NamedTuple
 
 from mycelia.durations import Duration, seconds_of
 from mycelia.errors import ConfigError
-from mycelia.flow import Engine, FlowPlan, Given, MemoryStore, RejectedRecord, Stream
+from mycelia.flow import Engine, FlowOutput, FlowPlan, Given, MemoryStore, RejectedRecord, Stream
 from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.flow.tables import rows_of, table_step
 
 __all__ = ["DrivenRecord", "FlowDriver"]
 
@@ -52,7 +53,7 @@ class FlowDriver:
     """Runs a flow over records that a test appends.
 
     Args:
-        outputs: the streams that leave the flow, by name.
+        outputs: the streams that leave the flow, by name; or what `as_table()` gave, for `table()`.
         partitions: of each source, or of the sources by name.
         seed: decides in which order partitions are read, when is committed, and where it crashes. The order does not depend on
             crashes: the same seed without them reads the same.
@@ -61,7 +62,7 @@ class FlowDriver:
 
     def __init__(
         self,
-        outputs: Mapping[str, Stream[Any]],
+        outputs: Mapping[str, Stream[Any] | FlowOutput],
         *,
         partitions: int | Mapping[str, int] = 1,
         seed: int = 0,
@@ -142,6 +143,13 @@ class FlowDriver:
         self.now_ms += round(seconds_of(duration, "advance()") * 1000)
         while not self._survive(self._tick):
             pass
+
+    def table(self, name: str) -> dict[Any, Any]:
+        """What a table (`KeyedStream.as_table()`) says of each key, as of the last commit."""
+        step = table_step(name)
+        if step not in self.plan.signatures():
+            raise ConfigError(f'the flow has no table "{name}".')
+        return {key: value for key, _, value in rows_of(self.store, step)}
 
     def records(self, output: str) -> list[DrivenRecord]:
         """What left by an output, each id once, in the order in which it was published first.

@@ -1,0 +1,85 @@
+"""`mycelia flow`: its arguments. What it does is in `flow_actions`, which other commands need not load."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mycelia.cli.actions import RunAction, add_command_of_actions
+from mycelia.cli.call_and_publish import add_connection_arguments
+
+__all__ = ["add_flow_commands"]
+
+EXAMPLES = """\
+Flows that run answer over the broker, and only when asked.
+
+examples:
+  mycelia flow ls                                    the flows that run
+  mycelia flow show delays.hourly                    its partitions: owners, lag, watermarks, what stands still
+  mycelia flow graph delays.hourly                   its steps, with rates, watermarks and lag
+  mycelia flow graph delays.hourly --svg delays.svg --watch   a drawing, made again every two seconds
+  mycelia flow graph services.delays:Delays          as it is described, without a broker
+  mycelia flow lag delays.hourly --watch             until Ctrl-C
+
+exit codes: 0 done; 1 an error, told on stderr; 2 the command is wrong; 130 Ctrl-C
+"""
+
+
+def add_flow_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add `flow` to the command line. The chosen action is left in `args.main`."""
+    action = add_command_of_actions(
+        subparsers,
+        "flow",
+        text="list, show and draw flows",
+        description="Flows: pipelines with state, run by services.",
+        epilog=EXAMPLES,
+    )
+    ls = action("ls", "list the flows that run", _action("ls_action"))
+    show = action("show", "tell how a flow stands, partition by partition", _action("show_action"))
+    graph = action("graph", "draw a flow", _action("graph_action"))
+    lag = action("lag", "tell how far a flow has come", _action("lag_action"))
+    for parser in (show, lag):
+        parser.add_argument("flow", metavar="NAME", help="service.method, or its group")
+    graph.add_argument(
+        "flow",
+        metavar="NAME",
+        help="service.method, or its group; or module:Class, as it is described, without a broker",
+    )
+    graph.add_argument(
+        "--svg", type=Path, metavar="FILE", help="draw into this file, not as text; - for stdout"
+    )
+    for parser in (show, graph, lag):
+        parser.add_argument(
+            "--interval",
+            type=_interval,
+            default=2.0,
+            metavar="SECONDS",
+            help="between two looks; rates are those of that time (default: 2)",
+        )
+    for parser in (graph, lag):
+        parser.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
+    for parser in (ls, show, graph, lag):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+        add_connection_arguments(parser, taken="the broker", timeout=10.0)
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds from 0.1 to 3600")
+    return seconds
+
+
+def _action(name: str) -> RunAction:
+    """One of `flow_actions`, loaded as it runs."""
+
+    def run(args: argparse.Namespace) -> int:
+        status: int = getattr(import_module("mycelia.cli.flow_actions"), name)(args)
+        return status
+
+    return run

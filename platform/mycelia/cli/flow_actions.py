@@ -1,0 +1,340 @@
+"""What the actions of `mycelia flow` do: flows listed, shown and drawn as they run."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mycelia.amqp import Link
+from mycelia.cli.actions import on_link, print_line, print_table
+from mycelia.cli.call_and_publish import say_usage
+from mycelia.cli.dlq_output import as_json
+from mycelia.cli.failures import FailedImport, describe_failure
+from mycelia.cli.loading import load_services
+from mycelia.control.flows import FlowAsker
+from mycelia.errors import ConfigError, MyceliaError, RuntimeStateError
+from mycelia.flow import FlowHandler
+from mycelia.flow.described_flow import described_flow
+from mycelia.flow.flow_graph import graph_text
+from mycelia.flow.graph_svg import graph_svg
+from mycelia.flow.standing import FlowFigures, behind_text, flow_notes, rate_text
+from mycelia.nearest import nearest
+from mycelia.runtime import find_entrypoints
+from mycelia.runtime.declarations import get_service_name
+
+__all__ = ["graph_action", "lag_action", "ls_action", "show_action"]
+
+# --- what runs ---------------------------------------------------------------------------------------
+
+
+async def _ls(args: argparse.Namespace, link: Link) -> int:
+    asker = FlowAsker(link)
+    await asker.start(args.timeout)
+    await asker.ask()
+    found = await asker.figures()
+    if args.json:
+        print_line(as_json([_summary(one) for one in found]))
+        return 0
+    if not found:
+        print(
+            "no flow answers at this broker: none runs, or not under this virtual host",
+            file=sys.stderr,
+        )
+        return 0
+    head = (
+        "FLOW",
+        "SERVICE",
+        "LOGS",
+        "PARTITIONS",
+        "INSTANCES",
+        "LAG",
+        "LATE",
+        "DEAD",
+        "STANDING STILL",
+    )
+    rows: list[tuple[str, ...]] = [head]
+    for one in found:
+        told = _summary(one)
+        rows.append(
+            (
+                one.flow,
+                one.service,
+                ", ".join(told["logs"]),
+                _of(told["owned"], told["partitions"]),
+                str(len(one.instances)),
+                _or_dash(one.lag),
+                str(one.late),
+                str(one.dead + one.faults),
+                str(len(one.standing_still)) if one.standing_still else "-",
+            )
+        )
+    print_table(rows)
+    return 0
+
+
+def _summary(one: FlowFigures) -> dict[str, Any]:
+    sources = [node.name for node in one.graph.nodes if node.kind == "source"]
+    return {
+        "flow": one.flow,
+        "service": one.service,
+        "method": one.method,
+        "logs": sources,
+        "stages": len(one.stages),
+        "partitions": len(one.partitions),
+        "owned": len(one.partitions) - len(one.without_owner),
+        "instances": one.instances,
+        "lag": one.lag,
+        "late": one.late,
+        "faults": one.faults,
+        "dead": one.dead,
+        "standing_still": len(one.standing_still),
+    }
+
+
+async def _looked(
+    args: argparse.Namespace, link: Link, tell: Callable[[FlowFigures], None], again: bool
+) -> int:
+    """Look twice, so that there are rates, and tell; with `again`, go on so until Ctrl-C."""
+    asker = FlowAsker(link)
+    await asker.start(args.timeout)
+    await asker.ask()
+    await _one(asker, args.flow)
+    while True:
+        await asyncio.sleep(args.interval)
+        await asker.ask()
+        tell(await _one(asker, args.flow))
+        if not again:
+            return 0
+
+
+async def _one(asker: FlowAsker, name: str) -> FlowFigures:
+    found = await asker.figures(name)
+    if len(found) > 1:
+        raise ConfigError(
+            f'"{name}" is more than one flow: {", ".join(one.flow for one in found)}. Name its group.'
+        )
+    if found:
+        return found[0]
+    meant = nearest(name, asker.known)
+    known = ", ".join(asker.known)
+    hint = (
+        f'Did you mean "{meant}"?' if meant else f"There are: {known}." if known else "None does."
+    )
+    raise RuntimeStateError(
+        f'no flow "{name}" answers at this broker: no instance of it runs, or it did not answer within a second. {hint}'
+    )
+
+
+async def _show(args: argparse.Namespace, link: Link) -> int:
+    def tell(one: FlowFigures) -> None:
+        if args.json:
+            print_line(as_json(msgspec.to_builtins(one)))
+            return
+        rate = "-" if one.records_per_s is None else rate_text(one.records_per_s)
+        print_line(f"{one.flow}   {one.service}.{one.method}, {len(one.instances)} instances")
+        print_line(
+            f"{rate} records, lag {_or_dash(one.lag)}, late {one.late}, dead letters {one.dead + one.faults}"
+        )
+        for stage in one.stages:
+            sources = ", ".join(source.log for source in stage.sources)
+            print_line("")
+            print_line(f"{stage.name}: {stage.partitions} partitions of {sources}")
+            _print_partitions(one, stage.name)
+        for partition in one.standing_still:
+            print_line("")
+            print_line(
+                f"{partition.stage}, partition {partition.partition} stands still: {partition.standing_still}"
+            )
+
+    return await _looked(args, link, tell, again=False)
+
+
+def _print_partitions(one: FlowFigures, stage: str) -> None:
+    now_ms = time.time() * 1000
+    rows: list[tuple[str, ...]] = [
+        ("PARTITION", "OWNER", "RECORDS", "LAG", "WATERMARK", "LATE", "COMMITTED", "TOOK", "STATE")
+    ]
+    rows += [
+        (
+            str(it.partition),
+            it.owner or "nobody",
+            "-" if it.records_per_s is None else rate_text(it.records_per_s),
+            _or_dash(it.lag),
+            _moment(it.watermark_ms),
+            str(it.late),
+            "-" if it.committed_ms is None else _ago(now_ms - it.committed_ms),
+            "-" if it.commit_s is None else f"{it.commit_s * 1000:.0f} ms",
+            "-" if it.state_bytes is None else _bytes(it.state_bytes),
+        )
+        for it in one.partitions
+        if it.stage == stage
+    ]
+    print_table(rows)
+
+
+async def _lag(args: argparse.Namespace, link: Link) -> int:
+    def tell(one: FlowFigures) -> None:
+        rows: list[tuple[str, ...]] = [("STAGE", "PARTITION", "SOURCE", "AT", "LAG", "OWNER")]
+        told: list[dict[str, Any]] = []
+        for it in one.partitions:
+            stage = next(stage for stage in one.stages if stage.name == it.stage)
+            for source in stage.sources:
+                if it.partition >= source.partitions:
+                    continue
+                at, behind = it.offsets.get(source.name), it.lags.get(source.name)
+                told.append(
+                    {
+                        "stage": it.stage,
+                        "partition": it.partition,
+                        "source": source.log,
+                        "at": at,
+                        "lag": behind,
+                        "owner": it.owner,
+                        "watermark_ms": it.watermark_ms,
+                    }
+                )
+                cells = (_or_dash(at), _or_dash(behind), it.owner or "nobody")
+                rows.append((it.stage, str(it.partition), source.log, *cells))
+        if args.json:
+            print_line(as_json(told, indent=None if args.watch else 2))
+        else:
+            print_table(rows)
+            rate = "-" if one.records_per_s is None else rate_text(one.records_per_s)
+            print_line(f"{rate} records, lag {_or_dash(one.lag)} entries")
+
+    return await _looked(args, link, tell, again=args.watch)
+
+
+# --- a drawing ---------------------------------------------------------------------------------------
+
+
+def graph_action(args: argparse.Namespace) -> int:
+    """A drawing, of what runs or of what is described."""
+    if ":" in args.flow:
+        return _graph_of_class(args)
+    return on_link(_graph_of_running)(args)
+
+
+async def _graph_of_running(args: argparse.Namespace, link: Link) -> int:
+    def tell(one: FlowFigures) -> None:
+        notes, flows = flow_notes(one, int(time.time() * 1000))
+        title = f"{one.flow} · {len(one.instances)} instances"
+        if one.records_per_s is not None:
+            title += f" · {rate_text(one.records_per_s)}"
+        if args.json:
+            told = {
+                "flow": one.flow,
+                "graph": msgspec.to_builtins(one.graph),
+                "notes": msgspec.to_builtins(notes),
+                "flows": [{"node": n, "port": port, "rate": r} for (n, port), r in flows.items()],
+            }
+            print_line(as_json(told, indent=None if args.watch else 2))
+        elif args.svg is not None:
+            _write(args.svg, graph_svg(one.graph, title, notes, flows))
+        else:
+            if args.watch and sys.stdout.isatty():
+                sys.stdout.write("\x1b[H\x1b[2J")
+            print_line(title)
+            _print_text(graph_text(one.graph, notes))
+
+    return await _looked(args, link, tell, again=args.watch)
+
+
+def _graph_of_class(args: argparse.Namespace) -> int:
+    try:
+        if args.watch:
+            raise ConfigError("--watch is of a flow that runs; a class does not change.")
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        graphs = {
+            f"{get_service_name(cls)}.{method}": described_flow(cls(), method, declared).graph
+            for cls in load_services([args.flow])
+            for method, declared in find_entrypoints(cls)
+            if isinstance(declared, FlowHandler)
+        }
+        if not graphs:
+            raise ConfigError(f"{args.flow} has no method under @flow.")
+        if args.svg is not None and len(graphs) > 1:
+            raise ConfigError(
+                f"{args.flow} has several flows ({', '.join(graphs)}); an SVG is of one."
+            )
+    except FailedImport as exc:
+        print(describe_failure(str(exc), exc.error), file=sys.stderr)
+        return 1
+    except ConfigError as exc:
+        return say_usage(str(exc))
+    except MyceliaError as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        return 1
+    for name, graph in graphs.items():
+        if args.json:
+            print_line(as_json({"flow": name, "graph": msgspec.to_builtins(graph)}))
+        elif args.svg is not None:
+            _write(args.svg, graph_svg(graph, name))
+        else:
+            print_line(name)
+            _print_text(graph_text(graph))
+    return 0
+
+
+def _write(path: Path, drawn: str) -> None:
+    """In one step, so that whoever shows the file never sees half of it."""
+    if str(path) == "-":
+        sys.stdout.write(drawn)
+        return
+    try:
+        beside = path.with_name(f".{path.name}.new")
+        beside.write_text(drawn, encoding="utf-8")
+        beside.replace(path)
+    except OSError as exc:
+        raise ConfigError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+
+
+def _print_text(text: str) -> None:
+    for line in text.splitlines():
+        print_line(line)
+
+
+# --- cells -------------------------------------------------------------------------------------------
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _of(some: int, every: int) -> str:
+    return str(every) if some == every else f"{some} of {every}"
+
+
+def _ago(milliseconds: float) -> str:
+    return behind_text(max(milliseconds, 0) / 1000).replace(" behind", " ago")
+
+
+def _bytes(size: int) -> str:
+    for unit, of in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= of:
+            return f"{size / of:.1f} {unit}"
+    return f"{size} B"
+
+
+def _moment(time_ms: int | None) -> str:
+    if time_ms is None:
+        return "-"
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")[:19] + "Z"
+    except (ValueError, OverflowError, OSError):
+        return f"{time_ms} ms"
+
+
+ls_action = on_link(_ls)
+show_action = on_link(_show)
+lag_action = on_link(_lag)

@@ -1,0 +1,82 @@
+"""A flow as its method describes it, without a broker: what a service makes as it starts, and what is drawn of a class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+from mycelia.errors import ConfigError
+from mycelia.flow.flow_graph import FlowGraph
+from mycelia.flow.graph import FlowPlan
+from mycelia.flow.outputs import FlowOutput, checked_outputs
+from mycelia.flow.stream import source as stream_of
+from mycelia.logs import Log
+
+__all__ = ["DescribedFlow", "ReadsLogs", "described_flow"]
+
+
+class ReadsLogs(Protocol):
+    """The declaration of a flow: `FlowHandler`."""
+
+    @property
+    def sources(self) -> tuple[Log[Any], ...]: ...
+
+
+class DescribedFlow(NamedTuple):
+    plan: FlowPlan
+    """All of it, uncut."""
+    outputs: tuple[FlowOutput, ...]
+
+    @property
+    def tables(self) -> list[str]:
+        """What it may be asked for."""
+        return [one.table for one in self.outputs if one.table is not None]
+
+    @property
+    def graph(self) -> FlowGraph:
+        """To be drawn."""
+        return self.plan.graph({one.name: _where(one) for one in self.outputs})
+
+
+def described_flow(service: object, method: str, declared: ReadsLogs) -> DescribedFlow:
+    """What method `method` says when it is called on an instance of the service's class.
+
+    Raises:
+        ConfigError: it describes no flow.
+    """
+    cls = type(service)
+    name = f"{getattr(cls, 'name', cls.__qualname__)}.{method}"
+    function = getattr(cls, method)
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(
+            f"{name}: the method under @flow describes the flow, once; make it `def`, not `async def`."
+        )
+    _check_arguments(function, declared.sources, name)
+    streams = [
+        stream_of(one.name, object if (of := one.shape.codec.of) is None else of)
+        for one in declared.sources
+    ]
+    outputs = checked_outputs(function(service, *streams), name)
+    return DescribedFlow(FlowPlan({one.name: one.port for one in outputs}), outputs)
+
+
+def _check_arguments(function: Any, sources: Iterable[Log[Any]], name: str) -> None:
+    names = [one.name for one in sources]
+    taken = [
+        one
+        for one in list(inspect.signature(function).parameters.values())[1:]
+        if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(taken) != len(names):
+        raise ConfigError(
+            f"{name}: the method takes {len(taken)} streams, and @flow names {len(names)} logs ({', '.join(names)}): one argument for each."
+        )
+
+
+def _where(output: FlowOutput) -> str:
+    if output.table is not None:
+        return f"get_{output.table}(key)"
+    if output.sink is not None:
+        return repr(output.sink)
+    return f"log {output.log.name}" if output.log is not None else f"event {output.event_type}"
