@@ -89,7 +89,7 @@ async def test_what_cannot_be_told_is_said(broker: str, tmp_path: Path) -> None:
         with pytest.raises(IncorrectSignature):
             await bed.client.call("ranking", "get_latest")
         with pytest.raises(Exception, match="It has: get_hours, get_latest"):
-            await row(bed.client, "A3", "lates")
+            await row(bed.client, "A3", "newest")
 
     assert unknown.value.exc_type == "UnknownTableKey"
 
