@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -302,6 +303,37 @@ async def test_closed_link_returns_what_it_has_not_settled(
     await again.wait(3)
     assert again.bodies == [b"1", b"2", b"3"]
     assert all(delivery.redelivered for delivery in again.deliveries)
+
+
+@pytest.mark.parametrize("first", ["cancelled", "prefetch_changed", "retired", "nothing"])
+async def test_what_is_settled_right_before_the_close_does_not_come_again(
+    link: Link, link_factory: LinkFactory, first: str
+) -> None:
+    """Also where there is so much of it that the broker's channel keeps some back from a quorum queue."""
+    await link.declare(Queue("many", arguments={"x-queue-type": "quorum"}))
+    await asyncio.gather(
+        *(link.publish(Message("", "many", b"%d" % n, Properties())) for n in range(1000))
+    )
+    inbox = Inbox()
+    consumer = await link.consume("many", inbox, ConsumeOptions(prefetch=1000))
+    await inbox.wait(1000)
+    if first == "cancelled":
+        await consumer.cancel()
+    elif first == "prefetch_changed":
+        await consumer.set_prefetch(500)
+    elif first == "retired":
+        consumer.retire()
+
+    for delivery in inbox.deliveries[1::2]:
+        delivery.ack()
+    for delivery in inbox.deliveries[2::4]:
+        delivery.nack(requeue=True)
+    await consumer.aclose()
+
+    again = Inbox()
+    await (await link_factory()).consume("many", again, ConsumeOptions(prefetch=1000))
+    await again.wait(500)
+    assert sorted(map(int, again.bodies)) == list(range(0, 1000, 2))
 
 
 async def test_settling_after_the_consumer_closed_does_nothing(

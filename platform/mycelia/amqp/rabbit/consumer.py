@@ -60,6 +60,7 @@ class RabbitConsumer:
 
     Args:
         declared: what is remembered of a queue's declaration.
+        is_adopted: whether a declared queue was found with other arguments.
         connected: waits for a connection on which the topology is declared.
         redeclare: declares what is missing of the remembered topology.
     """
@@ -72,6 +73,7 @@ class RabbitConsumer:
         statistics: LinkStatistics,
         *,
         declared: Callable[[str], Queue | None],
+        is_adopted: Callable[[Queue], bool],
         connected: Callable[[], Awaitable[BrokerConnection]],
         redeclare: Callable[[], Awaitable[None]],
         backoff: Backoff,
@@ -84,6 +86,7 @@ class RabbitConsumer:
         self._on_deliveries = on_deliveries
         self._statistics = statistics
         self._declared = declared
+        self._is_adopted = is_adopted
         self._connected = connected
         self._redeclare = redeclare
         self._backoff = backoff
@@ -217,6 +220,8 @@ class RabbitConsumer:
                     if self._is_retired
                     else intake.cancel(timeout, is_closing=True)
                 )
+                if intake.channel.is_open:
+                    await intake.settle_through(max(0.0, deadline - loop.time()))
             finally:
                 intake.settle_soon()
                 intake.close()
@@ -397,14 +402,16 @@ class RabbitConsumer:
 
     async def _start_intake(self, connection: BrokerConnection) -> Intake:
         channel = await connection.open_channel(self._step_timeout)
+        declared = self._declared(self._queue)
         intake = Intake(
             channel,
             self._queue,
             self._options,
             self._on_deliveries,
             self._statistics,
-            self._declared(self._queue),
+            declared,
             self._changed.set,
+            is_as_declared=declared is None or not self._is_adopted(declared),
         )
         if self._is_paused:
             intake.hold()

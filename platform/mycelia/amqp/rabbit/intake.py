@@ -25,6 +25,14 @@ _QUIET_S: Final = 0.1
 """Without a delivery for so long, with all acknowledgements at the broker, nothing is on its way. Arbitrary; a round trip and the
 queue's part take milliseconds."""
 
+_HANDLED_ANYWAY: Final = 16
+"""Settlements in a row that a quorum queue is sure to be told, even if the channel is closed right behind them. RabbitMQ sends a queue 32
+that it has not handled (`quorum_commands_soft_limit`); what is beyond waits in the channel, and is forgotten when that is closed: the
+messages come again, though they were acknowledged. Half of 32, because its channel has some of its own to send."""
+
+_BEHIND_ALL_OTHERS: Final = -1000
+"""The priority of a consumer that wants no message."""
+
 _ACK_DELAY: Final = 0.004
 """Seconds an acknowledgement may wait for others. Bounds what is handled twice when the process dies right then."""
 
@@ -53,6 +61,8 @@ class Intake:
         statistics: LinkStatistics,
         declared: Queue | None,
         on_place_known: Callable[[], None],
+        *,
+        is_as_declared: bool = True,
     ) -> None:
         self.channel = channel
         self.batch: list[Delivery] = []
@@ -69,6 +79,7 @@ class Intake:
         self._subscriptions: list[str] = []
         """Consumer tags that the broker delivers to, the latest last."""
         self._subscription_count = 0
+        self._latest_tag = self.consumer_tag
         self._is_accepted = False
         """Whether the broker has accepted a subscription that has not been cancelled."""
         self._connection = channel.connection
@@ -81,6 +92,16 @@ class Intake:
             declared is None or declared.arguments.get("x-queue-type") == "stream"
         ) and not options.no_ack
         """Messages of a queue may bear a stream's header too, as their publisher sent it."""
+        self._may_be_quorum = not (
+            options.no_ack
+            or (
+                declared is not None
+                and is_as_declared
+                and declared.arguments.get("x-queue-type", "quorum") != "quorum"
+            )
+        )
+        self._told = 0
+        """Settlements written since the broker's queue was last seen to have handled them."""
         self._on_deliveries = on_deliveries
         self._take: OnDeliveries = on_deliveries
         self._statistics = statistics
@@ -193,6 +214,7 @@ class Intake:
         if not self.channel.is_open:
             return
         number = self._number
+        self._told += len(news.rejected) + (news.acked_through > 0) + len(news.acked_singly)
         if news.rejected:
             out.extend(encode_nack(number, tag, requeue) for tag, requeue in news.rejected)
         if news.acked_through:
@@ -315,8 +337,49 @@ class Intake:
                     last = self.ledger.last
                     await self.flush(timeout)
                     await asyncio.sleep(_QUIET_S)
+                while self._may_be_quorum and self._subscriptions:
+                    await self._unsubscribe(timeout)
         except (LinkError, TimeoutError) as exc:
             _log.debug(event("cancel_unanswered", queue=self._queue, reason=exc))
+
+    async def settle_through(self, timeout: float) -> None:
+        """Be about to be closed, with nothing subscribed: return when the queue has handled what is settled, or after `timeout`.
+
+        Of a quorum queue what is settled last may still wait in the broker's channel, which forgets it when it is closed. Only what asks
+        the queue itself, on this channel, comes back behind it: the start and the end of a consumer. It may be given one message, which
+        goes back with the channel; so it is only asked where so much was settled that some may wait.
+        """
+        self._is_closing = True
+        self.settle_soon()
+        self._connection.write_settlements()
+        if not self._may_be_quorum or self.is_stream or self._options.exclusive:
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                if self._told > _HANDLED_ANYWAY:
+                    await self._ask_queue(timeout)
+                await self.flush(timeout)
+        except (LinkError, TimeoutError) as exc:
+            _log.debug(event("cancel_unanswered", queue=self._queue, reason=exc))
+
+    async def _ask_queue(self, timeout: float) -> None:
+        """
+        Raises:
+            As `start()`.
+        """
+        tag = self._latest_tag
+        await self.channel.call("basic_qos", timeout, prefetch_count=1)
+        await self.channel.call(
+            "basic_consume",
+            timeout,
+            queue=self._queue,
+            on_message_callback=_never_called,
+            consumer_tag=tag,
+            arguments={"x-priority": _BEHIND_ALL_OTHERS},
+        )
+        # What waited is sent when the channel hears, behind the answer to that, that all before is handled; this comes behind it.
+        await self.channel.call("basic_cancel", timeout, consumer_tag=tag)
+        self._told = 0
 
     def close(self) -> None:
         """It has ended: give the channel up, and say what is lost with it."""
@@ -337,6 +400,7 @@ class Intake:
             tag = f"{tag}.{self._subscription_count:06}"
         self._subscription_count += 1
         self._subscriptions.append(tag)
+        self._latest_tag = tag
         await self.channel.call(
             "basic_consume",
             timeout,
@@ -354,6 +418,8 @@ class Intake:
         tag = self._subscriptions.pop(0)
         self._is_accepted = bool(self._subscriptions)
         if not self.channel.closed.done() and not self.ended.done():
+            self._connection.write_settlements()
+            self._told = 0  # the queue answers behind them
             await self.channel.call("basic_cancel", timeout, consumer_tag=tag)
 
     def _set_prefetch(self, prefetch: int) -> None:

@@ -467,6 +467,7 @@ class RabbitLink:
             on_deliveries,
             self._statistics,
             declared=self._topology.queue,
+            is_adopted=self._declarer.is_adopted,
             connected=self._consuming.connected,
             redeclare=self._watch.looked,
             backoff=Backoff(self._random),
