@@ -369,16 +369,18 @@ class Intake:
         """
         tag = self._latest_tag
         await self.channel.call("basic_qos", timeout, prefetch_count=1)
-        await self.channel.call(
-            "basic_consume",
-            timeout,
-            queue=self._queue,
-            on_message_callback=_never_called,
-            consumer_tag=tag,
-            arguments={"x-priority": _BEHIND_ALL_OTHERS},
-        )
-        # What waited is sent when the channel hears, behind the answer to that, that all before is handled; this comes behind it.
-        await self.channel.call("basic_cancel", timeout, consumer_tag=tag)
+        # What waits is sent when the channel hears that all before is handled: behind the answer to the first, and with 3.10 even later,
+        # when the queue has read the message that it gives us. Twice, so that the last comes behind it for sure.
+        for _ in range(2):
+            await self.channel.call(
+                "basic_consume",
+                timeout,
+                queue=self._queue,
+                on_message_callback=_never_called,
+                consumer_tag=tag,
+                arguments={"x-priority": _BEHIND_ALL_OTHERS},
+            )
+            await self.channel.call("basic_cancel", timeout, consumer_tag=tag)
         self._told = 0
 
     def close(self) -> None:
