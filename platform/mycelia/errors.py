@@ -402,7 +402,8 @@ class StateUnavailable(FlowError):
             told = f"{told}. {hint}"
         else:
             told = str(reason)
-        super().__init__(f"{what}: the state file {path} cannot be used: {told}.")
+        kind = "state in" if "://" in path else "state file"
+        super().__init__(f"{what}: the {kind} {path} cannot be used: {told}.")
         self.path = path
 
 

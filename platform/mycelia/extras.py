@@ -23,6 +23,7 @@ EXTRAS = {
     "logs": ("backports.zstd",),
     "sql": ("sqlalchemy", "greenlet"),
     "parquet": ("pyarrow",),
+    "postgresql": ("psycopg",),
     "nameko": ("nameko", "kombu", "eventlet", "werkzeug"),
 }
 """What can be imported with each extra and not without; by the names of the modules."""

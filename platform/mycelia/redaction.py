@@ -53,6 +53,8 @@ _KNOWN_SCHEMES = frozenset(
         "redis",
         "rediss",
         "kafka",
+        "postgres",
+        "postgresql",
         "mqtt",
         "mqtts",
         "stomp",

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
-from urllib.parse import quote
 
 from mycelia.amqp import Delivery, Link, Properties
 from mycelia.call import CallKind
 from mycelia.durations import Duration, seconds_of
 from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.tick_lease import LeaseLink
-from mycelia.errors import ConfigError, LinkError, describe
-from mycelia.flow.committed_state import committed_state
+from mycelia.errors import ConfigError, LinkError, StateUnavailable, describe
 from mycelia.flow.described_flow import DescribedFlow, described_flow
 from mycelia.flow.engine import saved_watermarks
 from mycelia.flow.flow_watch import FlowWatch
@@ -29,7 +25,7 @@ from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused
 from mycelia.flow.stage import PartitionCommit, Stage, StageOptions
 from mycelia.flow.staging import BETWEEN, LogsBetween, descriptions_of
 from mycelia.flow.standing import StageSource, StageStanding
-from mycelia.flow.state_file import StateFile
+from mycelia.flow.state_home import StateHome, state_home
 from mycelia.flow.table_answers import FlowTables, TablePlace
 from mycelia.flow.table_rpc import TableRpc, table_method
 from mycelia.flow.tables import TableRow, row_of, table_step
@@ -96,7 +92,7 @@ class FlowHandler(Entrypoint):
     The method is called once, when the service starts, with a stream of the records of each log, and returns where its streams go:
     `Stream.to()`, `Stream.emit()`. Where records have to be split anew by another key, the flow is cut into stages (docs/flows.md). Each
     partition of a stage is run by one instance of the group at a time, for itself. State, positions, timers, watermarks and what is to
-    leave are committed together in a file of SQLite in `mycelia.flows.state`; a commit of an owner that another has followed is refused.
+    leave are committed together in `mycelia.flows.state`, files of SQLite or a PostgreSQL; a commit of an owner that another has followed is refused.
     Then what leaves is published, with confirms; after a crash perhaps again, with the same ids.
 
     Args:
@@ -167,7 +163,7 @@ class FlowHandler(Entrypoint):
         """Those that feed others first; from `setup()` on."""
         self.observers: list[Callable[[PartitionCommit], None]] = []
         """Told after each commit of a partition, on the loop; they raise nothing."""
-        self._directory = Path()
+        self._home: StateHome | None = None
         self._service: Any = None
         """What the method was called on. It has the service's shared dependencies from `start()` on, for `async` steps."""
         self._threads: ThreadPoolExecutor | None = None
@@ -206,9 +202,9 @@ class FlowHandler(Entrypoint):
             container.host.serializers.by_name(None),
             self.between,
         )
-        self._prepare_directory([one.leased_as for one in descriptions])
+        await self._prepare_state([one.leased_as for one in descriptions])
         self.stages = [
-            Stage(self, one, self.options, opens_state=self._open_state) for one in descriptions
+            Stage(self, one, self.options, opens_state=self.home.open) for one in descriptions
         ]
         self._watch = FlowWatch(
             self.link,
@@ -232,41 +228,19 @@ class FlowHandler(Entrypoint):
         outputs = [output for stage in self.stages for output in stage.description.outputs]
         return [output.sink for output in outputs if output.sink is not None]
 
-    def _prepare_directory(self, stages: Sequence[str]) -> None:
-        """Where the state files are, made and tried.
-
+    async def _prepare_state(self, stages: Sequence[str]) -> None:
+        """
         Raises:
-            ConfigError: they cannot be there; or there are some of a stage that the flow does not have any more.
+            ConfigError: the state cannot be kept there.
         """
         section = self.container.settings.mycelia.flows or FlowsSection()
-        self._directory = Path(section.state).absolute()
-        name, directory = self.target.name, self._directory
+        name = self.target.name
+        self._home = state_home(section.state)
         try:
-            for stage in stages:
-                directory = self._directory_of(stage)
-                directory.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryFile(dir=directory):
-                    pass
-        except OSError as exc:
-            raise ConfigError(
-                f"{name}: its state cannot be kept in {directory}: {exc.strerror or exc}. Set mycelia.flows.state to a "
-                "directory that this process may write, and that all instances on this machine share."
-            ) from exc
-        wanted = {self._directory_of(stage).name for stage in stages}
-        there = {one.name for one in self._directory.glob(f"*--{quote(self.group or '', safe='')}")}
-        if gone := sorted(there - wanted):
-            raise ConfigError(
-                f"{name}: in {self._directory} is state of this flow in {', '.join(gone)}, and as it is described now it has only "
-                f"{', '.join(sorted(wanted))}. Its open windows would be lost in silence: describe it as it was, let it begin anew with another "
-                "group=, or move that state away."
-            )
-
-    def _directory_of(self, stage: str) -> Path:
-        return self._directory / f"{quote(stage, safe='')}--{quote(self.group or '', safe='')}"
-
-    def _open_state(self, place: StatePlace) -> StateFile:
-        path = self._directory_of(place.source) / f"{place.partition}.sqlite3"
-        return StateFile(path, str(place))
+            await asyncio.to_thread(self._home.prepare, name, self.group or "", stages)
+        except StateUnavailable as exc:
+            # It may be back any moment: the partitions stand still until then.
+            log.warning(event("flow_waiting", call=name, stage=None, partition=None, reason=exc))
 
     async def declare(self) -> None:
         """The logs that are read, those between stages, and where the outputs go."""
@@ -319,6 +293,8 @@ class FlowHandler(Entrypoint):
         threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown(wait=False, cancel_futures=True)
+        if self._home is not None:
+            self._home.close()
 
     def statistics(self) -> FlowStatistics:
         stages = {stage.name: _statistics_of(stage) for stage in self.stages}
@@ -341,6 +317,12 @@ class FlowHandler(Entrypoint):
             stages=stages,
         )
 
+    @property
+    def home(self) -> StateHome:
+        """Where its state is; from `setup()` on."""
+        assert self._home is not None
+        return self._home
+
     # --- those who ask it --------------------------------------------------------------------------
 
     async def _answer(self) -> None:
@@ -360,15 +342,12 @@ class FlowHandler(Entrypoint):
     def _owned(self, stage: str) -> list[int]:
         return self._stage(stage).partitions
 
-    def _state_path(self, stage: str, partition: int) -> Path:
-        leased_as = self._stage(stage).description.leased_as
-        return self._directory_of(leased_as) / f"{partition}.sqlite3"
-
     def _state_bytes(self, stage: str, partition: int) -> int | None:
-        try:
-            return self._state_path(stage, partition).stat().st_size
-        except OSError:
-            return None
+        return self.home.size_bytes(self._state_place(stage, partition))
+
+    def _state_place(self, stage: str, partition: int) -> StatePlace:
+        leased_as = self._stage(stage).description.leased_as
+        return StatePlace(leased_as, self.group or "", stage, partition)
 
     async def get_row(self, table: str, key: Any, timeout: float) -> dict[str, Any]:
         """What a table says of a key: `FlowTables.get()`."""
@@ -376,13 +355,12 @@ class FlowHandler(Entrypoint):
         return await self._tables.get(table, key, timeout)
 
     async def _row(self, place: TablePlace, partition: int, key: Any) -> TableRow | None:
-        path = self._state_path(place.stage, partition)
-        what = f'flow "{self.group}", partition {partition}'
+        state = self._state_place(place.stage, partition)
         assert self._watch is not None
         committed_ms = self._watch.committed_ms(place.stage, partition)
 
         def read() -> TableRow | None:
-            with committed_state(path, what) as store:
+            with self.home.reading(state) as store:
                 found = row_of(store, place.step, key)
                 if found is None:
                     return None

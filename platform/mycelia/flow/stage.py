@@ -61,6 +61,10 @@ PAUSES: Final = (1.0, 5.0, 15.0, 60.0)
 """Seconds that a partition stands still before it tries again what failed; the last again and again."""
 
 
+STATE_PAUSES: Final = (1.0, 2.0, 5.0)
+"""The same where its state could not be read or written, which is not asked of much to look after."""
+
+
 class StageOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How stages are run; see `FlowHandler`."""
 
@@ -281,7 +285,8 @@ class Stage:
 
     def _stands_still(self, partition: int, error: Exception, failures: int) -> float:
         """Say it; returns for how long."""
-        pause = PAUSES[min(failures, len(PAUSES) - 1)]
+        pauses = STATE_PAUSES if isinstance(error, StateUnavailable) else PAUSES
+        pause = pauses[min(failures, len(pauses) - 1)]
         failed = error.failed[0] if isinstance(error, RecordsFailed) else error
         record = failed if isinstance(failed, RecordFailed) else None
         of_function = failed.__cause__ if record is not None else failed

@@ -153,11 +153,12 @@ class FlowsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """The section `mycelia: flows:`: what `@flow` keeps, and where."""
 
     state: str = ".mycelia/flows"
-    """The directory of state files, from the working directory; of this machine, and the same for all instances on it."""
+    """The directory of state files, from the working directory: of this machine, and the same for all instances on it. Or, for instances on
+    several machines, `postgresql://user:password@host:port/database`, which needs the extra `postgresql`."""
 
     def __post_init__(self) -> None:
         if not self.state:
-            raise ValueError("state must be the path of a directory")
+            raise ValueError("state must be the path of a directory, or a postgresql:// URL")
 
 
 class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

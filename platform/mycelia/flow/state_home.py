@@ -1,0 +1,81 @@
+"""Where the states of flows are kept: files of SQLite in a directory, or a PostgreSQL by its URL. Chosen by `mycelia.flows.state`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from mycelia.flow.partition_state import PartitionState, StatePlace
+from mycelia.flow.state import StoreReader
+from mycelia.flow.state_directory import StateDirectory
+from mycelia.flow.state_file import FlowCheckpoint
+
+__all__ = ["KeptPartition", "StateHome", "is_database", "state_home"]
+
+
+class KeptPartition(NamedTuple):
+    """A partition of a flow that has state, and what it has come to."""
+
+    source: str
+    """See `StatePlace`."""
+    partition: int
+    checkpoint: FlowCheckpoint
+
+
+class StateHome(Protocol):
+    """Keeps the states of all partitions of flows. Calls block; they are made in threads, several at a time.
+
+    Attributes:
+        where: the place, for people. Without passwords.
+        is_shared: whether several machines may use it.
+    """
+
+    where: str
+    is_shared: bool
+
+    def prepare(self, what: str, group: str, sources: Sequence[str]) -> None:
+        """Make it, and try it.
+
+        Args:
+            what: who asks: `service.method`.
+            group: the flow.
+            sources: what its stages are leased by, of all of them.
+
+        Raises:
+            ConfigError: it cannot be used; or there is state of a stage that the flow does not have any more.
+            StateUnavailable: it does not answer now, which may pass.
+        """
+
+    def open(self, place: StatePlace) -> PartitionState:
+        """
+        Raises:
+            StateUnavailable, StateIncompatible: see `StateFile`.
+        """
+
+    def reading(self, place: StatePlace) -> AbstractContextManager[StoreReader]:
+        """The state of a partition as of its last commit, read beside its owner; empty where there is none."""
+
+    def size_bytes(self, place: StatePlace) -> int | None:
+        """How large a partition's state is, where that can be said at once. The only one of these that may be called on an event loop."""
+
+    def close(self) -> None:
+        """Idempotent."""
+
+
+def is_database(state: str) -> bool:
+    """Whether the setting `mycelia.flows.state` is a URL."""
+    return state.startswith(("postgresql://", "postgres://"))
+
+
+def state_home(state: str) -> StateHome:
+    """The place that the setting `mycelia.flows.state` names. Opens nothing.
+
+    Raises:
+        ConfigError: it is a URL that cannot be read, or what it needs is not installed.
+    """
+    if is_database(state):
+        from mycelia.flow.state_database import StateDatabase  # psycopg, which not everybody has
+
+        return StateDatabase(state)
+    return StateDirectory(state)

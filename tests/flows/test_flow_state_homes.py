@@ -1,0 +1,134 @@
+"""`@flow` over the places where its state may be: every record counted once, also where PostgreSQL is away in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.flows.counting import (
+    PARTITIONS,
+    Counting,
+    Tally,
+    append,
+    departures,
+    expected,
+    sentinels,
+)
+
+from mycelia import Client
+from mycelia.flow import FlowHandler, FlowStatistics, stage
+from mycelia.testing import ServiceBed, eventually, run_services
+
+if TYPE_CHECKING:
+    from tests.postgres import PrivatePostgres
+
+
+def config(state: str | Path) -> dict[str, Any]:
+    return {"mycelia": {"flows": {"state": str(state)}}}
+
+
+def statistics(bed: ServiceBed, service: type = Counting) -> FlowStatistics:
+    (handler,) = [e for e in bed.container(service).entrypoints if isinstance(e, FlowHandler)]
+    return handler.statistics()
+
+
+async def slowly(client: Client, flights: list[Any]) -> AsyncIterator[int]:
+    for begin in range(0, len(flights), 100):
+        await append(client, flights[begin : begin + 100])
+        await asyncio.sleep(0.02)
+        yield begin
+
+
+async def test_instances_share_a_database_and_partitions_move_without_loss(
+    rabbit_uri: str, postgres_uri: str
+) -> None:
+    flights = departures(10_000)
+    wanted = expected(flights)
+
+    async def instance(stack: AsyncExitStack) -> None:
+        service = type("Counting", (Counting,), {})
+        bed = await stack.enter_async_context(
+            run_services(service, broker=rabbit_uri, config=config(postgres_uri))
+        )
+        beds.append((bed, service))
+
+    def owned() -> list[int]:
+        return sorted(len(statistics(*one).partitions) for one in beds)
+
+    async def appending() -> None:
+        async for _ in slowly(client, flights):
+            pass
+        await append(client, sentinels())
+
+    beds: list[tuple[ServiceBed, Any]] = []
+    async with Client(rabbit_uri) as client, AsyncExitStack() as others, AsyncExitStack() as first:
+        await instance(first)
+        running = asyncio.ensure_future(appending())
+        tally = Tally(client)
+        await eventually(lambda: owned() == [PARTITIONS], 20)
+        await instance(others)
+        await eventually(lambda: owned() == [2, 2], 30)
+        await first.aclose()
+        beds.pop(0)
+        await eventually(lambda: owned() == [PARTITIONS], 30)
+        await running
+        await eventually(lambda: tally.has(len(wanted)), 40)
+        await tally.aclose()
+
+    assert tally.counts() == wanted
+    assert len(tally.by_id()) == len(wanted)
+
+
+@pytest.mark.timeout(120)
+async def test_database_that_is_away_is_waited_for_and_nothing_is_lost_or_doubled(
+    broker: str,
+    own_postgres: PrivatePostgres,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tests.postgres import fresh_database
+
+    monkeypatch.setattr(stage, "STATE_PAUSES", (0.1,))
+    flights = departures(8_000)
+    wanted = expected(flights)
+    with fresh_database(own_postgres) as uri:
+        async with Client(broker) as client:
+            tally = Tally(client)
+            async with run_services(Counting, broker=broker, config=config(uri)) as bed:
+                async for begin in slowly(client, flights):
+                    if begin == 3_000:
+                        await asyncio.to_thread(own_postgres.kill)
+                        await eventually(
+                            lambda: len(statistics(bed).standing_still) == PARTITIONS, 30
+                        )
+                    if begin == 6_000:
+                        await asyncio.to_thread(own_postgres.start)
+                await append(client, sentinels())
+                await eventually(lambda: tally.has(len(wanted)), 40)
+                assert not statistics(bed).standing_still
+            await tally.aclose()
+
+    assert tally.counts() == wanted
+    assert len(tally.records) == len(wanted), "nothing was there twice"
+    assert "See that PostgreSQL runs at 127.0.0.1" in caplog.text
+
+
+@pytest.mark.timeout(60)
+async def test_service_starts_while_its_database_is_away(
+    broker: str, own_postgres: PrivatePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.postgres import fresh_database
+
+    monkeypatch.setattr(stage, "STATE_PAUSES", (0.1,))
+    with fresh_database(own_postgres) as uri:
+        await asyncio.to_thread(own_postgres.kill)
+        async with Client(broker) as client:
+            await append(client, departures(500))
+            async with run_services(Counting, broker=broker, config=config(uri)) as bed:
+                await eventually(lambda: len(statistics(bed).standing_still) == PARTITIONS, 30)
+                await asyncio.to_thread(own_postgres.start)
+                await eventually(lambda: statistics(bed).records == 500, 30)
