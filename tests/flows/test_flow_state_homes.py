@@ -102,10 +102,11 @@ async def test_database_that_is_away_is_waited_for_and_nothing_is_lost_or_double
                 async for begin in slowly(client, flights):
                     if begin == 3_000:
                         await asyncio.to_thread(own_postgres.kill)
-                        await eventually(
-                            lambda: len(statistics(bed).standing_still) == PARTITIONS, 30
+                        stands_still = asyncio.ensure_future(
+                            eventually(lambda: bool(statistics(bed).standing_still), 30)
                         )
                     if begin == 6_000:
+                        await stands_still
                         await asyncio.to_thread(own_postgres.start)
                 await append(client, sentinels())
                 await eventually(lambda: tally.has(len(wanted)), 40)
