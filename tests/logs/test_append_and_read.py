@@ -26,6 +26,8 @@ from mycelia.logs.layout import declare_log, log_layout
 from mycelia.logs.position import LogPosition
 from mycelia.logs.reader import LogReader
 from mycelia.logs.stream_ends import first_offset
+from mycelia.testing import eventually
+from mycelia.wire import compressor_of
 
 LinkFactory = Callable[[], Awaitable[Link]]
 
@@ -373,3 +375,76 @@ async def test_deleted_partition_is_not_taken_for_another_that_is_written_at_the
 
     assert [r.value.number for r in records_of(await read(link, of, 0, 1))] == [2]
     assert [r.value.number for r in records_of(await read(link, of, 1, 1))] == [1]
+
+
+async def turns_during(reading: Awaitable[Any]) -> int:
+    """How often the event loop has come round while something was read."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    counting = asyncio.ensure_future(count())
+    await asyncio.sleep(0)
+    begun = turns
+    await reading
+    counting.cancel()
+    return turns - begun
+
+
+async def test_what_is_buffered_is_not_read_in_one_turn_of_the_loop(link: Link) -> None:
+    """Four megabytes in entries of 64 KiB."""
+    of = layout(1)
+    async with writing(link, of, linger=0, batch_bytes=64 * 1024, compression=None) as writer:
+        for number in range(64):
+            await writer.append(Departed("J" * 64 * 1024, number))
+    async with LogReader(link, of, shape(), 0) as reader:
+        await eventually(lambda: reader.statistics().buffered >= 16, 15)
+        buffered = reader.statistics().buffered
+
+        async def drain() -> None:
+            for _ in range(buffered):
+                assert await reader.take(0) is not None
+
+        turns = await turns_during(drain())
+
+    assert turns >= buffered * 64 // 256 - 1
+
+
+async def test_a_large_entry_is_read_beside_the_loop(link: Link) -> None:
+    """And one that is small only because it is compressed."""
+    of = layout(1)
+    await declare_log(link, of, 30)
+    value = msgspec.msgpack.encode(Departed("JFK", 1))
+    body = encode_columns(["JFK"] * 60_000, [None] * 60_000, None, [value] * 60_000)
+    content_type, compress = compressor_of("zlib")
+    headers = {"x-log-format": 1, "compression": content_type}
+    for packed, of_it in ((body, {"x-log-format": 1}), (compress(body), headers)):
+        properties = Properties(content_type="application/x-mycelia-records", headers=of_it)
+        await link.publish(Message(of.name, "0", packed, properties, mandatory=True), timeout=15)
+
+    async with LogReader(link, of, shape(), 0) as reader:
+        await eventually(lambda: reader.statistics().buffered == 2, 15)
+        turns = [await turns_during(reader.take(0)) for _ in range(2)]
+        assert reader.statistics().records == 120_000
+
+    assert min(turns) >= 5
+
+
+async def test_a_large_entry_whose_reading_is_cancelled_is_read_by_the_next(link: Link) -> None:
+    of = layout(1)
+    async with writing(link, of, linger=0, compression=None) as writer:
+        await writer.append(Departed("J" * 600_000, 1))
+    async with LogReader(link, of, shape(), 0) as reader:
+        await eventually(lambda: reader.statistics().buffered == 1, 15)
+        reading = asyncio.ensure_future(reader.take())
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading])
+        entry = await reader.take(15)
+
+    assert entry is not None
+    assert entry.records[0].value.number == 1

@@ -23,7 +23,7 @@ from mycelia.amqp import STREAM_OFFSET, Properties
 from mycelia.errors import UndecodableMessage
 from mycelia.logs.record import FaultyRecord, Record, RecordHeaders, RecordKey
 from mycelia.logs.value_codec import ValueCodec, array_header
-from mycelia.wire import COMPRESSION_HEADER
+from mycelia.wire import COMPRESSION_HEADER, OFF_LOOP_BYTES
 from mycelia.wire.bounds import bounds_for, check_json
 from mycelia.wire.compression import decompress
 from mycelia.wire.msgpack_codec import decode_msgpack
@@ -43,6 +43,7 @@ __all__ = [
     "TIME_HEADER",
     "DecodedEntry",
     "decode_entry",
+    "decode_entry_if_small",
     "encode_columns",
     "entry_properties",
     "producer_of",
@@ -197,9 +198,40 @@ def decode_entry(
         time_of: of a plain message that names no time: the time of its value. May raise.
         max_bytes: a larger body is not read.
     """
-    content_type = _plain_type(properties.content_type)
     try:
         plain = _plain_body(properties, body, max_bytes)
+    except UndecodableMessage as exc:
+        return DecodedEntry(faults=[FaultyRecord(None, str(exc), body=body)])
+    return _decode_body(properties, body, plain, codec, key_of, time_of)
+
+
+def decode_entry_if_small(
+    properties: Properties,
+    body: bytes,
+    codec: ValueCodec[T],
+    key_of: Callable[[Any], Any] | None = None,
+    time_of: Callable[[Any], int | None] | None = None,
+) -> DecodedEntry[T] | None:
+    """`decode_entry()`; `None` where that may take too long for the event loop, more than some milliseconds."""
+    if len(body) > OFF_LOOP_BYTES:
+        return None
+    try:
+        plain = _plain_body(properties, body, 2 * OFF_LOOP_BYTES)
+    except UndecodableMessage:
+        return None  # too much, or nothing that can be read: found out elsewhere
+    return _decode_body(properties, body, plain, codec, key_of, time_of)
+
+
+def _decode_body(
+    properties: Properties,
+    body: bytes,
+    plain: bytes,
+    codec: ValueCodec[T],
+    key_of: Callable[[Any], Any] | None,
+    time_of: Callable[[Any], int | None] | None,
+) -> DecodedEntry[T]:
+    content_type = _plain_type(properties.content_type)
+    try:
         if content_type == RECORDS_CONTENT_TYPE:
             return _decode_batch(properties.headers or {}, plain, codec)
         return _decode_plain(content_type, properties, plain, codec, key_of, time_of)

@@ -3,6 +3,8 @@
 What a reader has is `buffer_bytes` at most: the broker delivers as many messages ahead as its credit says, an acknowledgement is credit
 for one more, and given when an entry that was handed out is done with. How many that are goes by how large they are.
 
+The event loop has its turn after each quarter of a megabyte, and what is large is read beside it.
+
 When the connection is lost, what is buffered stays good, for a stream does not change; the reader goes on behind the last
 entry that it has got.
 """
@@ -21,13 +23,19 @@ import msgspec
 from mycelia.amqp import STREAM_OFFSET, ConsumeOptions, Delivery, Link, LinkConsumer
 from mycelia.errors import BrokerUnavailable, ConfigError, LinkError, OffsetGone, RuntimeStateError
 from mycelia.log_event import event
-from mycelia.logs.batch_format import DecodedEntry, decode_entry, producer_of
+from mycelia.logs.batch_format import (
+    DecodedEntry,
+    decode_entry,
+    decode_entry_if_small,
+    producer_of,
+)
 from mycelia.logs.layout import LogLayout, stream_name
 from mycelia.logs.position import LogPosition, StartAt, checked_start
 from mycelia.logs.record import FaultyRecord
 from mycelia.logs.record_shape import RecordShape
 from mycelia.logs.sequences import SeenSequences
 from mycelia.logs.stream_ends import first_offset, last_offset
+from mycelia.wire import COMPRESSION_HEADER, OFF_LOOP_BYTES
 
 __all__ = ["LogEntry", "LogReader", "ReadStatistics"]
 
@@ -125,6 +133,8 @@ class LogReader(Generic[T]):
         self._is_closed = False
         self._buffered_bytes = 0
         self._average_bytes = 0.0
+        self._decoded_bytes = 0
+        """On the loop, since others had their turn."""
         self._entries = self._records = self._faults = self._repeated = 0
 
     @property
@@ -266,15 +276,6 @@ class LogReader(Generic[T]):
             if not await self._wait(until):
                 return None
 
-    def take_nowait(self) -> list[LogEntry[T]]:
-        """What else is there already, to be handled together with the entry that `take()` gave; often nothing."""
-        entries = []
-        while self._buffer and not self._is_jump(self._buffer[0]):
-            entry = self._decoded(self._popped())
-            if entry is not None:
-                entries.append(entry)
-        return entries
-
     async def __aiter__(self) -> AsyncIterator[LogEntry[T]]:
         while (entry := await self.take()) is not None:
             yield entry
@@ -307,7 +308,14 @@ class LogReader(Generic[T]):
             log.debug(
                 event("log_offsets_skipped", stream=self._stream, expected=expected, found=found)
             )
-        return self._decoded(self._popped())
+        delivery = self._buffer[0]
+        if self._decoded_bytes > OFF_LOOP_BYTES:  # for whoever else has something to do
+            self._decoded_bytes = 0
+            await asyncio.sleep(0)
+        decoded = await self._decoded(delivery)
+        if not self._buffer:  # closed meanwhile
+            return None
+        return self._taken(self._popped(), decoded)
 
     def _is_jump(self, delivery: Delivery) -> bool:
         """Whether entries may have gone between the last one and this."""
@@ -322,20 +330,33 @@ class LogReader(Generic[T]):
         self._handed_out.append(delivery)
         return delivery
 
-    def _decoded(self, delivery: Delivery) -> LogEntry[T] | None:
+    async def _decoded(self, delivery: Delivery) -> DecodedEntry[T]:
+        """What the message holds. A large one is read beside the loop; cancelled, nothing has been taken."""
+        if delivery.fault is not None:
+            reason = f"the message's headers cannot be read: {delivery.fault}"
+            return DecodedEntry(faults=[FaultyRecord(None, reason, body=delivery.body)])
+        shape = self._shape
+        arguments = (
+            delivery.properties,
+            delivery.body,
+            shape.codec,
+            shape.key_of if shape.has_key else None,
+            shape.time_of if shape.has_time else None,
+        )
+        decoded = decode_entry_if_small(*arguments)
+        if decoded is None:
+            return await asyncio.to_thread(lambda: decode_entry(*arguments))
+        # What a body becomes counts, and a compressed one becomes more: it is taken for four times as much.
+        is_packed = COMPRESSION_HEADER in (delivery.properties.headers or {})
+        self._decoded_bytes += len(delivery.body) * (4 if is_packed else 1)
+        return decoded
+
+    def _taken(self, delivery: Delivery, decoded: DecodedEntry[T]) -> LogEntry[T] | None:
+        """The entry; `None` if it had come before."""
         offset = delivery.offset
         assert offset is not None
         self._next = offset + 1
-        if delivery.fault is not None:
-            reason = f"the message's headers cannot be read: {delivery.fault}"
-            faults = [FaultyRecord(None, reason, body=delivery.body)]
-            self._entries += 1
-            self._faults += 1
-            return LogEntry(
-                faults=faults, partition=self.partition, offset=offset, delivery=delivery
-            )
-        properties = delivery.properties
-        told = producer_of(properties.headers)
+        told = None if delivery.fault is not None else producer_of(delivery.properties.headers)
         if told is not None and not self._seen.is_new(*told):
             self._repeated += 1
             log.info(
@@ -348,14 +369,6 @@ class LogReader(Generic[T]):
                 )
             )
             return None
-        shape = self._shape
-        decoded = decode_entry(
-            properties,
-            delivery.body,
-            shape.codec,
-            shape.key_of if shape.has_key else None,
-            shape.time_of if shape.has_time else None,
-        )
         self._entries += 1
         self._records += len(decoded.values)
         self._faults += len(decoded.faults)
