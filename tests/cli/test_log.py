@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.commands import Done, MyceliaCommand
+from tests.cli.commands import MYCELIA, Done, MyceliaCommand
+from tests.processes import Process
 
 from mycelia import Client, Log, Record, log_handler
 from mycelia.amqp import Message, Properties
@@ -255,3 +257,69 @@ def test_dead_letters_of_a_log_are_shown_with_their_place(
     assert place["partition"] == 0
     assert f"in the log   partition 0, offset {place['offset']}" in shown().stdout
     assert "undecodable" in shown().stdout
+
+
+def append(uri: str, log_: Log[Any], values: list[dict[str, Any]]) -> None:
+    on_client(uri, lambda client: client.append_many(log_, values))
+
+
+def test_logs_are_compared_by_what_identifies_their_records(
+    log: LogCommand, rabbit_uri: str
+) -> None:
+    old = Log("counted", key="origin", partitions=2)
+    new = Log("counted.shadow", key="origin", partitions=3)
+    rows = [{"origin": f"A{n % 7}", "hour": n // 7, "flights": n, "pid": 1} for n in range(70)]
+    append(rabbit_uri, old, rows)
+    append(rabbit_uri, new, [{**row, "pid": 2} for row in reversed(rows)])
+    by = ("diff", "counted", "counted.shadow", "--by", "key,value.hour")
+
+    same = log(*by, "--ignore", "pid")
+    append(rabbit_uri, new, [{"origin": "A1", "hour": 99, "flights": 1, "pid": 2}])
+    one_more = log(*by, "--ignore", "pid")
+    all_differ = log(*by, "--json", "--show", "1")
+
+    assert (same.returncode, same.stderr) == (0, "")
+    assert same.stdout.startswith("70 the same, 0 different, 0 only in counted, 0 only in counted")
+    assert one_more.returncode == 1
+    assert one_more.stdout.splitlines()[0].startswith('+ "A1", 99  0: {"flights": 1')
+    told = json.loads(all_differ.stdout)
+    assert (told["different"], told["only_right"], len(told["differences"])) == (70, 1, 1)
+
+
+def test_a_group_s_way_is_shown_until_it_has_caught_up(log: LogCommand, rabbit_uri: str) -> None:
+    land(rabbit_uri, 30)
+    handle(rabbit_uri, 30)
+    log("replay", "landed", "count", "--from", "first")
+
+    async def run() -> Done:
+        class Counting:
+            name = "counting"
+
+            @log_handler(LANDED, group="count")
+            async def landed(self, records: list[Record[Any]]) -> None:
+                await asyncio.sleep(0.3)
+
+        async with run_services(Counting, broker=rabbit_uri):
+            return await asyncio.to_thread(log, "lag", "landed", "count", "--follow")
+
+    done = asyncio.run(run())
+
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1] == "caught up: 30 entries"
+
+
+def test_looking_on_that_is_ended_says_how_far_the_group_is_and_how_to_go_on(
+    tmp_path: Path, rabbit_uri: str
+) -> None:
+    land(rabbit_uri, 10)
+    handle(rabbit_uri, 10)
+    argv = (*MYCELIA, "log", "replay", "landed", "count", "--from", "first", "--follow")
+    with Process(*argv, cwd=tmp_path, AMQP_URI=rabbit_uri) as replay:
+        assert replay.wait_until(lambda lines: any("it has not begun" in one for one in lines), 40)
+        replay.send(signal.SIGINT)
+        assert replay.wait_until(lambda lines: any("To look on" in one for one in lines), 20)
+        said = replay.output
+
+    assert "stopped looking: 0 of 10 entries (0%), 10 to go" in said
+    assert "at 0 of" in said
+    assert "mycelia log lag landed count --follow" in said

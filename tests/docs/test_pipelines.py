@@ -8,13 +8,16 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tests.cli.commands import MYCELIA
 from tests.docs.documents import ROOT, Block, blocks_of
-from tests.processes import environment
+from tests.processes import environment, run
 
 from mycelia import Client
+from mycelia.logs import LogHandler
 from mycelia.testing import eventually, run_services
 
 PIPELINES = ROOT / "docs" / "pipelines.md"
@@ -37,7 +40,7 @@ async def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             (tmp_path / block.name).write_text(block.text, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("tower", "resume", "audit"):
+    for name in ("tower", "resume", "audit", "routes", "routes_shadow"):
         sys.modules.pop(name, None)
 
 
@@ -116,3 +119,43 @@ async def test_log_of_the_plain_client_is_one_to_us(tmp_path: Path, rabbit_uri: 
     assert [record.value for record in second.records] == [{"flight": "AA4"}]
     read_by_pika = await printed(tmp_path / block.name, rabbit_uri)
     assert "1 JFK AA4" in read_by_pika.splitlines()
+
+
+async def test_shadow_of_the_guide_differs_where_its_change_shows(
+    folder: Path, rabbit_uri: str
+) -> None:
+    tower, routes = importlib.import_module("tower"), importlib.import_module("routes")
+    shadow = importlib.import_module("routes_shadow")
+    at = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+    async def diff() -> subprocess.CompletedProcess[str]:
+        command = (*MYCELIA, "log", "diff", "legs", "legs.shadow", "--broker", rabbit_uri)
+        return await asyncio.to_thread(run, command, folder)
+
+    async def have(count: int) -> bool:
+        handlers = [
+            next(one for one in bed.container(cls).entrypoints if isinstance(one, LogHandler))
+            for cls in (routes.Routes, shadow.Shadow)
+        ]
+        return all(one.statistics().records == count for one in handlers)
+
+    async with (
+        run_services(routes.Routes, shadow.Shadow, broker=rabbit_uri) as bed,
+        Client(rabbit_uri) as client,
+    ):
+        flights = [tower.Departed(f"AA{n}", f"A{n % 5}", at) for n in range(50)]
+        await client.append_many(tower.DEPARTED, flights)
+        await eventually(lambda: have(50), 30)
+        same = await diff()
+        await client.append(tower.DEPARTED, tower.Departed("aa99", "A1", at))
+        await eventually(lambda: have(51), 30)
+        differs = await diff()
+
+    assert same.stdout == (
+        "5 the same, 0 different, 0 only in legs, 0 only in legs.shadow; by key, of 50 and 50 records\n"
+    )
+    assert (same.returncode, differs.returncode) == (0, 1)
+    assert differs.stdout.splitlines()[:2] == [
+        '- "A1"  10: {"flight": "aa99", "origin": "A1"}',
+        '+ "A1"  10: {"flight": "AA99", "origin": "A1"}',
+    ]

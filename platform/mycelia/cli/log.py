@@ -22,6 +22,8 @@ from mycelia.cli.actions import (
 )
 from mycelia.cli.call_and_publish import add_connection_arguments
 from mycelia.cli.dlq_output import as_json
+from mycelia.cli.log_diff import add_diff_arguments, diff_logs, end_of
+from mycelia.cli.log_follow import follow_group
 from mycelia.cli.run import read_config
 from mycelia.control.dead_letters import management_of
 from mycelia.durations import duration_text
@@ -45,8 +47,10 @@ examples:
   mycelia log tail flights.departed --from 10m       since ten minutes ago
   mycelia log lag flights.departed audit             how far the group "audit" has come
   mycelia log replay flights.departed audit --from first   have it begin anew, while it is stopped
+  mycelia log lag flights.departed audit --follow    until it has caught up
+  mycelia log diff delays delays.shadow --by key,value.hour   the new code's results beside the old's
 
-exit codes: 0 done; 1 an error, told on stderr; 2 the command is wrong; 130 Ctrl-C
+exit codes: 0 done; 1 an error, told on stderr, or logs that differ; 2 the command is wrong; 130 Ctrl-C
 """
 
 
@@ -93,7 +97,15 @@ def add_log_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="first, last, next, an offset, a time, or how long ago",
     )
     replay.add_argument("--partition", type=whole_number, metavar="P", help="this one alone")
-    for parser in (ls, tail, lag, replay):
+    for parser, does in ((lag, "show"), (replay, "then show")):
+        parser.add_argument(
+            "--follow",
+            action="store_true",
+            help=f"{does} how the group comes along, until it is where the log ends now; Ctrl-C only ends the looking",
+        )
+    diff = action("diff", "tell whether two logs say the same", on_link(diff_logs))
+    add_diff_arguments(diff)
+    for parser in (ls, tail, lag, replay, diff):
         parser.add_argument("--json", action="store_true", help="print JSON")
         add_connection_arguments(parser)
 
@@ -259,9 +271,9 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
             f'log "{args.log}" has no group "{args.group}" here. It is `service.method`, or what @log_handler(group=…) says.'
         ) from None
     rows = []
+    ends: dict[int, int] = {}
     for partition in range(partitions):
-        last = await last_offset(link, stream_name(args.log, partition))
-        end = 0 if last is None else last + 1
+        end = ends[partition] = await end_of(link, args.log, partition)
         place = places.get(partition)
         queue = lease_queue(args.log, args.group, partition).name
         rows.append(
@@ -274,6 +286,10 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
                 "said_s_ago": None if place is None else max(time.time() - place.at_ms / 1000, 0.0),
             }
         )
+    if args.follow:
+        begin = {one: place.offset for one, place in places.items()}
+        await follow_group(link, args.log, args.group, begin, ends)
+        return 0
     if args.json:
         print_line(as_json(rows))
         return 0
@@ -304,6 +320,9 @@ async def _replay(args: argparse.Namespace, link: Link) -> int:
     else:
         for partition, offset in offsets.items():
             print_line(f"partition {partition} goes on from offset {offset}")
+    if args.follow:
+        ends = {one: await end_of(link, args.log, one) for one in chosen}
+        await follow_group(link, args.log, args.group, offsets, ends)
     return 0
 
 

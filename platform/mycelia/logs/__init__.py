@@ -21,6 +21,8 @@ At the broker:
 
 Handled in groups:
   lease_register  whose a partition is, and how far the group has come (pure)
+  catching_up     how a group comes along on its way to the end (pure)
+  log_diff        whether two logs say the same (pure)
   shares          how many partitions an instance takes and gives (pure)
   partition_lease, membership, log_handler
   group_places    how far groups have come, for people
