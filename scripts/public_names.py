@@ -23,6 +23,8 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
                 "links_of",
                 "Metrics",
                 "MetricFactory",
+                "Outbox",
+                "Inbox",
             ),
             *("Batch", "ServerSentEvents", "ServerSentEvent", "Queue", "Exchange", "Binding"),
         ),

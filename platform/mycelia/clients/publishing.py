@@ -104,11 +104,28 @@ class Outlet:
         parent = get_current_call()
         timeout = options.timeout
         deadline = deadline_of(parent, self.timeout if timeout is None else timeout)
-        headers = event_headers(parent, self._caller)
+        headers = self.headers_of(options)
+        return self.publish_with(source, name, payload, headers, deadline, options)
+
+    def headers_of(self, options: PublishOptions) -> dict[str, Any]:
+        """The headers of a message that is published here and now: of the call being handled, and those that `options` name."""
+        headers = event_headers(get_current_call(), self._caller)
         if self._context is not None:
             headers |= self._context
         if options.headers or options.extra_headers or options.context:
             _add(headers, options)
+        return headers
+
+    def publish_with(
+        self,
+        source: str,
+        name: str,
+        payload: Any,
+        headers: dict[str, Any],
+        deadline: float,
+        options: PublishOptions,
+    ) -> Coroutine[Any, Any, None]:
+        """Publish with these headers, which are all: nothing is inherited. For what is published later than it was meant."""
         chain = self._chains.of(source)
         if chain is None:
             return self._publish(source, name, payload, headers, deadline, options)
@@ -147,7 +164,7 @@ class Outlet:
         deadline: float,
         options: PublishOptions,
     ) -> None:
-        content_type, content_encoding, body = self._written(payload, options)
+        content_type, content_encoding, body = self.written(payload, options)
         if options.compression is not None:
             headers[COMPRESSION_HEADER], compress = compressor_of(options.compression)
             body = compress(body) if len(body) < OFF_LOOP_BYTES else await to_thread(compress, body)
@@ -190,8 +207,8 @@ class Outlet:
         left = max(deadline - time.monotonic(), 0.0)
         await delays.publish(message, seconds_of(after, "after="), timeout=left)
 
-    def _written(self, payload: Any, options: PublishOptions) -> tuple[str, str, bytes]:
-        """Content type, content encoding and body of a payload."""
+    def written(self, payload: Any, options: PublishOptions) -> tuple[str, str, bytes]:
+        """Content type, content encoding and body of a payload; not compressed."""
         if options.content_type is not None:
             return raw_body(payload, options.content_type, options.content_encoding)
         serializer = self._serializers.by_name(options.serializer)

@@ -238,6 +238,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Metrics for Prometheus and `mycelia top`; off without this section."""
     health: HealthSection | None = None
     """Where probes ask whether the process lives and is ready; nowhere without this section."""
+    database: str | None = None
+    """SQLAlchemy's URL of the database that `Outbox()` and `Inbox()` work in, where their declaration does not say."""
     flows: FlowsSection | None = None
     """Where `@flow` keeps its state; in `.mycelia/flows` below the working directory without this section."""
 
