@@ -156,7 +156,7 @@ def settle(
             "claimed_by": None,
         }
         if isinstance(fate, Park):
-            values["parked_at"] = now
+            values |= {"parked_at": now, "free_at": 0.0}
         else:
             values["free_at"] = now + fate.pause
         connection.execute(update(OUTBOX).where(_claimed([id_], claimed_by)).values(values))

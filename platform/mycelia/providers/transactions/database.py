@@ -13,7 +13,7 @@ from mycelia.errors import ConfigError, RuntimeStateError
 from mycelia.runtime import BoundTo
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import URL, Connection, Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["Database", "session_within", "settled_url"]
@@ -56,10 +56,7 @@ class Database:
             raise ConfigError(
                 f"{who}: databases of {self.dialect} are not supported; these are: {', '.join(DIALECTS)}."
             )
-        if self.dialect == "sqlite" and _is_in_memory(engine.url):
-            raise ConfigError(
-                f"{who}: a SQLite database in memory is another one for each connection. Give it a file."
-            )
+        _refuse_memory(engine.url, who)
         # The clauses of `claims` see what others have committed meanwhile. SQLite has one writer at a time.
         self._options = (
             {"isolation_level": "READ COMMITTED"} if self.dialect == "postgresql" else {}
@@ -136,6 +133,7 @@ def _engine_for(url: str, who: str) -> Engine | AsyncEngine:
         raise ConfigError(
             f"{who}: no URL that SQLAlchemy can read: {type(exc).__name__}."
         ) from None
+    _refuse_memory(parsed, who)
     more: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2}
     if parsed.get_backend_name() == "sqlite":
         more = {"connect_args": {"timeout": _SQLITE_PATIENCE_S}}
@@ -149,8 +147,13 @@ def _engine_for(url: str, who: str) -> Engine | AsyncEngine:
         raise ConfigError(f"{who}: the database's driver is missing: {exc}.") from exc
 
 
-def _is_in_memory(url: Any) -> bool:
-    return url.database in (None, "", ":memory:") or "mode=memory" in str(url)
+def _refuse_memory(url: URL, who: str) -> None:
+    if url.get_backend_name() != "sqlite":
+        return
+    if url.database in (None, "", ":memory:") or url.query.get("mode") == "memory":
+        raise ConfigError(
+            f"{who}: a SQLite database in memory is another one for each connection. Give it a file."
+        )
 
 
 def settled_url(database: Any, container: BoundTo, who: str) -> Any:

@@ -30,8 +30,16 @@ async def prepare_tables(database: Database, who: str, *, create: bool) -> None:
     """See that the tables are there. A database that is away is no reason not to start: its relay waits for it.
 
     Raises:
-        ConfigError: they are not, and are not to be created.
+        ConfigError: they are not, and are not to be created. The database is closed then.
     """
+    try:
+        await _prepare(database, who, create)
+    except BaseException:
+        await database.aclose()
+        raise
+
+
+async def _prepare(database: Database, who: str, create: bool) -> None:
     from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
     try:
