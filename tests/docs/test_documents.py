@@ -40,6 +40,7 @@ OTHERS = {"QueueConsumer", "ReplyListener", "RpcConsumer", "ServiceContainer", "
     ),
     *("HTTPException", "ExceptionMiddleware", "RequestBodyLimitMiddleware", "Server", "Allow"),
     *("ClusterRpcProxy", "Semaphore", "Timeout", "Decimal", "Infinity", "NaN"),
+    *("Session", "AsyncSession", "AsyncEngine"),  # SQLAlchemy
     *(
         "EncodeError",
         "WebServer",

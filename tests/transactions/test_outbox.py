@@ -199,7 +199,7 @@ async def test_what_a_process_that_is_gone_has_committed_is_found_by_another(
 
 async def test_stop_publishes_what_has_been_committed(engine: sa.Engine) -> None:
     async with run_services(bank_of(engine, poll="1h")) as bed:
-        await bed.client.call("bank", "pay_many", 1, 1000)
+        await bed.client.call("bank", "pay_many", 1, 150)
 
     assert count_of(engine, "mycelia_outbox") == 0
 

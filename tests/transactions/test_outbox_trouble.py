@@ -35,7 +35,7 @@ from mycelia.errors import ConfigError, MessageTooLarge
 from mycelia.providers.transactions import claims
 from mycelia.providers.transactions.database import Database
 from mycelia.providers.transactions.fate import Park, PutOff
-from mycelia.providers.transactions.stored_message import StoredMessage
+from mycelia.providers.transactions.outbox_message import OutboxMessage
 from mycelia.providers.transactions.tables import OutboxRow
 from mycelia.testing import ServiceBed, eventually, run_services
 
@@ -159,7 +159,7 @@ async def test_parked_row_is_put_back_by_one_statement(engine: sa.Engine, broker
     bank = bank_of(engine, engine)
     async with run_services(bank, broker=broker, timeout=20) as bed:
         await bed.client.call("bank", "send", "amq.topic.gone")
-        await eventually(lambda: told(bed, bank).parked == 1)
+        await eventually(lambda: [row.reason for row in rows(engine) if row.parked_at])
         with engine.begin() as connection:
             connection.execute(
                 sa.text(
@@ -247,8 +247,8 @@ async def test_instances_publish_each_row_once_and_each_key_in_order(
     assert rows(engine) == []
 
 
-def message(number: int) -> StoredMessage:
-    return StoredMessage.made(
+def message(number: int) -> OutboxMessage:
+    return OutboxMessage.made(
         CallKind.EVENT,
         "bank",
         "paid",

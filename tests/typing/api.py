@@ -5,14 +5,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack, assert_type
 
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
 from mycelia import (
     BlockingClient,
     Client,
     Config,
     Entrypoint,
     EventDispatcher,
+    Inbox,
     Log,
     Logger,
+    Outbox,
     Publisher,
     Queue,
     Record,
@@ -96,6 +101,16 @@ class Planes:
     log = Logger()
     flights = FLIGHTS
     flights_blocking = FLIGHTS.blocking
+    outbox = Outbox("sqlite:///planes.db", poll="2s", priority=1)
+    inbox = Inbox(keep="30d")
+    inbox_blocking = Inbox().blocking
+
+    @rpc
+    async def land(self, session: AsyncSession, blocking: Session) -> None:
+        assert_type(self.outbox(session).emit("landed", 1, key="N1", headers={"a": 1}), str)
+        assert_type(self.outbox(blocking).publish(1, routing_key="q"), str)
+        assert_type(await self.inbox.is_first(session, message_id="m"), bool)
+        assert_type(self.inbox_blocking.is_first(blocking), bool)
 
     @rpc
     async def fly(self, origin: str) -> None:

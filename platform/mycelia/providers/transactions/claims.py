@@ -1,7 +1,7 @@
 """What the relay does to the table of the outbox: each function is one transaction's work, over a connection.
 
 An instance publishes the rows that it has claimed: `free_at` lies ahead then, by the database's clock. An instance that dies
-leaves its claims to run out. Nobody claims a row while an earlier one of its key is claimed, or put off; so that two who claim
+leaves its claims to run out. Nobody claims a row while another one of its key is claimed, or put off; so that two who claim
 at the same time do not miss each other's claims, they do it one after the other (PostgreSQL: a lock of the transaction, for some
 milliseconds; SQLite has one writer at a time, and the claim is one statement).
 """
@@ -18,9 +18,9 @@ from sqlalchemy import (
     and_,
     cast,
     delete,
-    exists,
     extract,
     func,
+    or_,
     select,
     text,
     update,
@@ -29,15 +29,15 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from mycelia.call import CallKind
 from mycelia.providers.transactions.fate import Park, PutOff
-from mycelia.providers.transactions.stored_message import StoredMessage
-from mycelia.providers.transactions.tables import OUTBOX
+from mycelia.providers.transactions.outbox_message import OutboxMessage
+from mycelia.providers.transactions.tables import IS_HELD_OR_WAS, OUTBOX
 
-__all__ = ["Backlog", "ClaimedRow", "claim", "count", "give_back", "is_any_free", "settle"]
+__all__ = ["Backlog", "ClaimedRow", "backlog_of", "claim", "give_back", "is_any_free", "settle"]
 
-_LOCK_SPACE = (
-    0x6D79636C  # "mycl": of the two numbers of an advisory lock, the one that says it is ours
-)
+_LOCK_SPACE = 0x6D79636C
+"""Of the two numbers of PostgreSQL's advisory lock, the one that says it is ours: "mycl"."""
 MAX_COUNTED = 10_000
+"""How far rows are counted: a look at a long table must not cost more than one at a short one."""
 
 
 class ClaimedRow:
@@ -45,7 +45,7 @@ class ClaimedRow:
 
     __slots__ = ("attempts", "id", "key", "message")
 
-    def __init__(self, id: int, key: str | None, attempts: int, message: StoredMessage) -> None:
+    def __init__(self, id: int, key: str | None, attempts: int, message: OutboxMessage) -> None:
         self.id = id
         self.key = key
         self.attempts = attempts
@@ -92,17 +92,23 @@ def claim(
             {"space": _LOCK_SPACE, "name": name},
         )
     now = now_in(connection)
-    row, earlier = OUTBOX.alias("row"), OUTBOX.alias("earlier")
-    held_up = exists().where(
-        earlier.c.service == row.c.service,
-        earlier.c.key == row.c.key,
-        earlier.c.id < row.c.id,
-        earlier.c.parked_at.is_(None),
-        earlier.c.free_at > now,
+    # `NOT IN`, because PostgreSQL makes a join of `NOT EXISTS`, and of a long table that it has not looked at yet a slow one.
+    held = select(OUTBOX.c.key).where(
+        OUTBOX.c.service == service,
+        OUTBOX.c.key.is_not(None),
+        OUTBOX.c.parked_at.is_(None),
+        IS_HELD_OR_WAS,
+        OUTBOX.c.free_at > now,
     )
+    row = OUTBOX.alias("free")
     free = (
         select(row.c.id)
-        .where(row.c.service == service, row.c.parked_at.is_(None), row.c.free_at <= now, ~held_up)
+        .where(
+            row.c.service == service,
+            row.c.parked_at.is_(None),
+            row.c.free_at <= now,
+            or_(row.c.key.is_(None), row.c.key.not_in(held)),
+        )
         .order_by(row.c.id)
         .limit(limit)
     )
@@ -117,7 +123,7 @@ def claim(
 
 
 def _claimed_row(row: Any) -> ClaimedRow:
-    message = StoredMessage(
+    message = OutboxMessage(
         kind=CallKind(row.kind),
         source=row.source,
         name=row.name,
@@ -175,7 +181,7 @@ def give_back(connection: Connection, claimed_by: str) -> None:
     connection.execute(freed.values(free_at=0.0, claimed_by=None))
 
 
-def count(connection: Connection, service: str) -> Backlog:
+def backlog_of(connection: Connection, service: str) -> Backlog:
     """What there is of a service's rows, each number up to `MAX_COUNTED`."""
 
     def counted(condition: ColumnElement[bool]) -> Any:

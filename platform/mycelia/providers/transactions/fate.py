@@ -26,7 +26,7 @@ from mycelia.errors import (
 )
 from mycelia.policies.retry import Retry
 
-__all__ = ["Fate", "GiveBack", "Park", "PutOff", "fate_of", "lines_of"]
+__all__ = ["Fate", "LeftFree", "Park", "PutOff", "fate_of", "lines_of"]
 
 _AWAY = (BrokerUnavailable, BrokerBlocked)
 _FOR_GOOD = (
@@ -41,7 +41,7 @@ _MAX_REASON = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class GiveBack:
+class LeftFree:
     """Any instance may take it again at once."""
 
 
@@ -61,7 +61,7 @@ class Park:
     reason: str
 
 
-Fate = GiveBack | PutOff | Park
+Fate = LeftFree | PutOff | Park
 
 
 def fate_of(error: BaseException, attempt: int, retry: Retry, random: Random) -> Fate:
@@ -71,7 +71,7 @@ def fate_of(error: BaseException, attempt: int, retry: Retry, random: Random) ->
         attempt: which attempt this was, from 1; those that found no broker do not count.
     """
     if isinstance(error, _AWAY):
-        return GiveBack()
+        return LeftFree()
     # What PostgreSQL's text cannot hold would keep the row from being parked.
     reason = describe(error).replace("\0", "\\0")[:_MAX_REASON]
     if isinstance(error, _FOR_GOOD):

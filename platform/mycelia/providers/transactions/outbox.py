@@ -26,8 +26,8 @@ from mycelia.errors import ConfigError
 from mycelia.extras import require_extra
 from mycelia.policies.retry import DEFAULT_RETRY, Retry
 from mycelia.providers.transactions.database import Database, session_within, settled_url
+from mycelia.providers.transactions.outbox_message import OutboxMessage
 from mycelia.providers.transactions.schema import Metadata, prepare_tables
-from mycelia.providers.transactions.stored_message import StoredMessage
 from mycelia.runtime import Container, SharedDependency
 from mycelia.runtime.topology import event_exchange
 from mycelia.wire import new_uuid
@@ -150,7 +150,7 @@ class OutboxOfService:
         chosen = with_options(self._options, given, f"{self._who}: {kind.value} {name!r}")
         outlet = self._outlets[kind]
         now = time.time()
-        message = StoredMessage.made(
+        message = OutboxMessage.made(
             kind,
             source,
             name,

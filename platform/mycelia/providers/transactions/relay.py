@@ -31,7 +31,7 @@ from mycelia.policies.retry import Retry, exponential
 from mycelia.providers.transactions import claims
 from mycelia.providers.transactions.claims import Backlog, ClaimedRow
 from mycelia.providers.transactions.database import Database
-from mycelia.providers.transactions.fate import GiveBack, Park, PutOff, fate_of, lines_of
+from mycelia.providers.transactions.fate import LeftFree, Park, PutOff, fate_of, lines_of
 from mycelia.wire import new_uuid
 
 __all__ = ["OutboxStatistics", "Relay", "RelayOptions"]
@@ -241,7 +241,9 @@ class Relay:
     async def _count(self) -> None:
         now = time.monotonic()
         if now - self._counted_at >= _COUNT_EVERY_S:
-            self._backlog = await self._database.run(partial(claims.count, service=self._service))
+            self._backlog = await self._database.run(
+                partial(claims.backlog_of, service=self._service)
+            )
             self._counted_at = now
 
     # --- publishing ------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ class Relay:
     def _take_failure(self, row: ClaimedRow, error: Exception, batch: _Batch) -> bool:
         """Note what becomes of the row; give whether the next one of its key may follow."""
         fate = fate_of(error, row.attempts + 1, self._options.retry, self._random)
-        if isinstance(fate, GiveBack):
+        if isinstance(fate, LeftFree):
             batch.is_broker_away = True
             return False
         batch.failed.append((row.id, fate))

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import registry
 
-from mycelia.providers.transactions.stored_message import StoredMessage
+from mycelia.providers.transactions.outbox_message import OutboxMessage
 
 __all__ = ["INBOX", "METADATA", "OUTBOX", "OutboxRow"]
 
@@ -48,11 +48,22 @@ OUTBOX = Table(
     Column("claimed_by", Text, comment="the instance that publishes it until free_at"),
     Column("parked_at", Double, comment="not tried any more since then"),
     Column("reason", Text, comment="of the last failure"),
-    Index("ix_mycelia_outbox_key", "service", "key", "id"),
     sqlite_autoincrement=True,
     comment="messages of committed transactions, until the broker has them",
 )
 """What is to be published. A row is there from the commit of its transaction until the broker has confirmed the message."""
+
+IS_HELD_OR_WAS = OUTBOX.c.free_at > text("0")
+"""Of a row that is claimed, put off, or was so: few of many. In these words, which is how both databases know their index."""
+
+Index(
+    "ix_mycelia_outbox_held",
+    OUTBOX.c.service,
+    OUTBOX.c.key,
+    OUTBOX.c.id,
+    postgresql_where=IS_HELD_OR_WAS,
+    sqlite_where=IS_HELD_OR_WAS,
+)
 
 INBOX = Table(
     "mycelia_inbox",
@@ -70,7 +81,7 @@ class OutboxRow:
     """A row that a session writes with its next flush, and forgets with its transaction or savepoint."""
 
     def __init__(
-        self, service: str, message: StoredMessage, key: str | None, written_at: float
+        self, service: str, message: OutboxMessage, key: str | None, written_at: float
     ) -> None:
         self.service = service
         self.kind = message.kind.value

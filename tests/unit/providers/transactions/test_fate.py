@@ -19,7 +19,7 @@ from mycelia.errors import (
     Unroutable,
 )
 from mycelia.policies.retry import Retry, fixed
-from mycelia.providers.transactions.fate import Fate, GiveBack, Park, PutOff, fate_of, lines_of
+from mycelia.providers.transactions.fate import Fate, LeftFree, Park, PutOff, fate_of, lines_of
 
 RETRY = Retry(attempts=3, backoff=fixed("1s", "5s"))
 
@@ -30,7 +30,7 @@ def fate(error: BaseException, attempt: int = 1) -> Fate:
 
 @pytest.mark.parametrize("error", [BrokerUnavailable("away"), BrokerBlocked("alarm")])
 def test_broker_that_is_away_is_no_attempt(error: Exception) -> None:
-    assert fate(error, attempt=1000) == GiveBack()
+    assert fate(error, attempt=1000) == LeftFree()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import msgspec
 from mycelia.amqp.fields import decode_table, encode_table
 from mycelia.call import CallKind, PublishOptions
 
-__all__ = ["StoredMessage"]
+__all__ = ["OutboxMessage"]
 
 _to_msgpack = msgspec.msgpack.Encoder().encode
 _options_from = msgspec.msgpack.Decoder(PublishOptions).decode
@@ -36,7 +36,7 @@ _APART = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredMessage:
+class OutboxMessage:
     """The columns of one message, as in the table above."""
 
     kind: CallKind
@@ -61,7 +61,7 @@ class StoredMessage:
         *,
         message_id: str,
         now: float,
-    ) -> StoredMessage:
+    ) -> OutboxMessage:
         """A message to be stored.
 
         Args:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mycelia.call import CallKind, PublishOptions
 from mycelia.errors import ProtocolError
-from mycelia.providers.transactions.stored_message import StoredMessage
+from mycelia.providers.transactions.outbox_message import OutboxMessage
 
 values = st.recursive(
     st.none()
@@ -32,8 +32,8 @@ PLAIN = PublishOptions()
 
 def stored(
     table: dict[str, Any], options: PublishOptions = PLAIN, body: bytes = b"1"
-) -> StoredMessage:
-    return StoredMessage.made(
+) -> OutboxMessage:
+    return OutboxMessage.made(
         CallKind.EVENT,
         "bank",
         "paid",
