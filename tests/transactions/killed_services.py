@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from mycelia import Inbox, Outbox, event_handler
-from mycelia.providers.transactions.relay import Relay
+from mycelia.providers.transactions.relay import OutboxRelay
 
 URL = os.environ["BANK_URL"]
 _PATIENCE: dict[str, Any] = {"timeout": 30} if URL.startswith("sqlite") else {}
@@ -73,7 +73,7 @@ class Ledger:
 
 # --- where it is killed --------------------------------------------------------------------------------
 
-_publish, _write_down = Relay._publish, Relay._write_down
+_publish, _write_down = OutboxRelay._publish, OutboxRelay._write_down
 
 
 def _die(place: str) -> None:
@@ -83,18 +83,18 @@ def _die(place: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def _publish_or_die(self: Relay, rows: Any, until: float) -> None:
+async def _publish_or_die(self: OutboxRelay, rows: Any, until: float) -> None:
     _die("claimed")
     await _publish(self, rows, until)
     _die("confirmed")
 
 
-async def _write_slowly(self: Relay) -> None:
+async def _write_slowly(self: OutboxRelay) -> None:
     """Makes it likely that a process is killed between a confirm and what is written of it."""
     if self._unwritten and os.environ.get("SLOWLY"):
         await asyncio.sleep(0.02)
     await _write_down(self)
 
 
-Relay._publish = _publish_or_die  # type: ignore[method-assign]
-Relay._write_down = _write_slowly  # type: ignore[method-assign]
+OutboxRelay._publish = _publish_or_die  # type: ignore[method-assign]
+OutboxRelay._write_down = _write_slowly  # type: ignore[method-assign]

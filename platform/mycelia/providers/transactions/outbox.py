@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
     from sqlalchemy.orm import Session, scoped_session
 
-    from mycelia.providers.transactions.relay import OutboxStatistics, Relay
+    from mycelia.providers.transactions.relay import OutboxRelay, OutboxStatistics
 
     SessionLike = (
         Session | AsyncSession | scoped_session[Session] | async_scoped_session[AsyncSession]
@@ -113,7 +113,7 @@ class OutboxOfService:
         service: str,
         outlets: dict[CallKind, Outlet],
         database: Database,
-        relay: Relay,
+        relay: OutboxRelay,
         options: PublishOptions,
         who: str,
     ) -> None:
@@ -242,7 +242,7 @@ class Outbox(SharedDependency):
         self._retry = when_refused
         self._options = with_options(DEFAULT_PUBLISH_OPTIONS, options, "Outbox()")
         self._database: Database | None = None
-        self._relay: Relay | None = None
+        self._relay: OutboxRelay | None = None
 
     if TYPE_CHECKING:
 
@@ -263,11 +263,11 @@ class Outbox(SharedDependency):
         self._database = database
         self._relay = self._made_relay(database)
 
-    def _made_relay(self, database: Database) -> Relay:
-        from mycelia.providers.transactions.relay import Relay, RelayOptions
+    def _made_relay(self, database: Database) -> OutboxRelay:
+        from mycelia.providers.transactions.relay import OutboxRelay, RelayOptions
 
         container = self.container
-        return Relay(
+        return OutboxRelay(
             container.service_name,
             database,
             container.host.link,

@@ -34,7 +34,7 @@ from mycelia.providers.transactions.database import Database
 from mycelia.providers.transactions.fate import LeftFree, Park, PutOff, fate_of, lines_of
 from mycelia.wire import new_uuid
 
-__all__ = ["OutboxStatistics", "Relay", "RelayOptions"]
+__all__ = ["OutboxRelay", "OutboxStatistics", "RelayOptions"]
 
 log = logging.getLogger("mycelia.outbox")
 
@@ -78,7 +78,7 @@ class RelayOptions(msgspec.Struct, frozen=True, kw_only=True):
     retry: Retry
 
 
-class Relay:
+class OutboxRelay:
     """The relay of one service in this process.
 
     Args:
