@@ -364,6 +364,74 @@ class Insides:
     def never(self) -> None: ...
 
 
+class Steps(DependencyProvider):
+    """Replaces the steps of the container's workers on the container, and says what they were called with."""
+
+    def setup(self) -> None:
+        for step in ("_worker_setup", "_worker_result", "_worker_teardown"):
+            setattr(self.container, step, partial(self.after, step, getattr(self.container, step)))
+
+    def after(self, step: str, original: Any, worker_ctx: Any, *args: Any) -> None:
+        original(worker_ctx, *args)
+        told = [getattr(arg[0], "__name__", arg) if isinstance(arg, tuple) else arg for arg in args]
+        called = f"{step} of {type(worker_ctx.entrypoint).__name__} {worker_ctx.call_id_stack[-1].split('.')[:2]}"
+        say(f"after {called} {told}: {worker_ctx.heard}")
+
+    def get_dependency(self, worker_ctx: Any) -> None:
+        worker_ctx.kept_by_the_provider = "a worker"
+
+    def worker_setup(self, worker_ctx: Any) -> None:
+        worker_ctx.heard = ["setup"]
+
+    def worker_result(self, worker_ctx: Any, result: Any = None, exc_info: Any = None) -> None:
+        worker_ctx.heard.append("result")
+
+    def worker_teardown(self, worker_ctx: Any) -> None:
+        worker_ctx.heard.append("teardown")
+
+
+class StepsReplaced:
+    name = "steps_replaced"
+    steps = Steps()
+
+    @Once.decorator
+    def handle(self) -> str:
+        return "done"
+
+    @Timer.decorator(interval=1000, eager=True)
+    def tick(self) -> None:
+        raise LookupError("nothing")
+
+
+class Waits(Loop):
+    """Waits for a worker with Nameko's own tool for tests, then for all."""
+
+    def run(self) -> None:
+        from nameko.testing.services import entrypoint_waiter
+
+        for number in range(2):
+            with entrypoint_waiter(self.container, "tick") as result:
+                pass
+            say(f"{number} waited: {result.get()} {sorted(set(vars(self.container)) & STEPS)}")
+        self.container._worker_pool.waitall()
+        say(f"all waited: {self.container._worker_pool.running()}")
+
+
+STEPS = {"_worker_setup", "_worker_result", "_worker_teardown"}
+
+
+class StepsAwaited:
+    name = "steps_awaited"
+
+    @Waits.decorator
+    def handle(self) -> None: ...
+
+    @Timer.decorator(interval=0.3)
+    def tick(self) -> str:
+        threading.Event().wait(0.05)
+        return "ticked"
+
+
 class Ending(Once):
     """Ends the service from one of its threads when the work is done."""
 

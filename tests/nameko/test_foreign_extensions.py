@@ -161,20 +161,54 @@ def test_container_tells_extensions_what_stock_nameko_tells_them(
     start: Start, tmp_path: Path
 ) -> None:
     """Its names, the private ones that packages read included: how many workers, which threads, which extensions."""
-    ours = start("Insides", AMQP_URI="memory://foreign", max_workers=3)
-    stock = NamekoRun(
-        "tests.nameko.foreign_services:Insides",
-        config={"AMQP_URI": "memory://foreign", "max_workers": 3},
-        directory=tmp_path,
-    ).start()
-    try:
-        told_by_stock = _told(stock)
-    finally:
-        stock.kill()
+    told, told_by_stock = _beside_stock(start, tmp_path, "Insides", _told)
 
-    told = _told(ours)
     assert len(told) == len(HOOKS) + 1
     assert told == told_by_stock
+
+
+def test_replaced_steps_of_workers_are_called_as_on_stock_nameko(
+    start: Start, tmp_path: Path
+) -> None:
+    """By who replaces them on the container: for Nameko's entrypoints, and those that Mycelia's stand in for."""
+
+    def told(run: NamekoRun) -> list[str]:
+        for entrypoint in ("Once", "Timer"):
+            run.await_output(f"after _worker_teardown of {entrypoint}")
+        return sorted(line for line in run.output.splitlines() if line.startswith("after "))
+
+    ours, stock = _beside_stock(start, tmp_path, "StepsReplaced", told)
+
+    assert len(ours) == 6
+    assert ours == stock
+
+
+def test_nameko_s_waiter_and_waitall_wait_as_on_stock_nameko(start: Start, tmp_path: Path) -> None:
+    def told(run: NamekoRun) -> list[str]:
+        run.await_output("all waited")
+        return [line for line in run.output.splitlines() if "waited:" in line]
+
+    ours, stock = _beside_stock(start, tmp_path, "StepsAwaited", told)
+
+    assert ours == stock
+    assert ours[0] == "0 waited: ticked []"  # and afterwards nothing is watched any more
+
+
+def _beside_stock(
+    start: Start, folder: Path, service: str, told: Callable[[NamekoRun], list[str]]
+) -> tuple[list[str], list[str]]:
+    """What `service` says here, and on stock Nameko."""
+    ours = start(service, AMQP_URI="memory://foreign", max_workers=3)
+    stock = NamekoRun(
+        f"tests.nameko.foreign_services:{service}",
+        config={"AMQP_URI": "memory://foreign", "max_workers": 3},
+        directory=folder,
+    ).start()
+    try:
+        told_by_stock = told(stock)
+    finally:
+        stock.kill()
+    return told(ours), told_by_stock
 
 
 def test_extension_may_stop_the_service(start: Start) -> None:

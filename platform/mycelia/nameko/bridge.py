@@ -18,12 +18,11 @@ extension, and so has imported it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from mycelia.nameko.managed_thread import run_in_daemon_thread
-from mycelia.nameko.thread_event import thread_event_methods
+from mycelia.nameko.thread_event import pause_here, thread_event_methods
 from mycelia.runtime import Container, Extension
 
 __all__ = ["BridgedExtension", "use_thread_events"]
@@ -32,16 +31,9 @@ __all__ = ["BridgedExtension", "use_thread_events"]
 @cache
 def use_thread_events() -> None:
     """Let `eventlet.Event` wake waiters in other threads. Once; in a process whose workers are real threads."""
-    from eventlet import event, hubs, sleep
+    from eventlet import event
 
-    def pause() -> Callable[[float], None] | None:
-        # A thread that has a hub may have greenthreads or timeouts of its own, which need their turn.
-        if not hasattr(hubs._threadlocal, "hub"):
-            return None
-        nap: Callable[[float], None] = sleep
-        return nap
-
-    for name, method in thread_event_methods(event.NOT_USED, pause).items():
+    for name, method in thread_event_methods(event.NOT_USED, pause_here).items():
         setattr(event.Event, name, method)
 
 

@@ -14,8 +14,8 @@ from mycelia.errors import ConfigError
 from mycelia.nameko.bridge import BridgedExtension, use_thread_events
 from mycelia.nameko.face import ContainerFace
 from mycelia.nameko.recognise import is_a
-from mycelia.nameko.spawned_call import SpawnedCall
 from mycelia.nameko.sub_extensions import adopt_sub_extensions
+from mycelia.nameko.worker_hooks import result_beside_error
 from mycelia.runtime import DependencyProvider, WorkerContext
 
 __all__ = ["BridgedDependency", "needs_its_stock_base"]
@@ -97,9 +97,7 @@ class BridgedDependency(BridgedExtension, DependencyProvider):
     def worker_result(
         self, worker_ctx: WorkerContext, result: Any = None, exc_info: Any = None
     ) -> Any:
-        call = worker_ctx.call
-        if exc_info is not None and isinstance(call, SpawnedCall):
-            result = call.result
+        result = result_beside_error(worker_ctx, result, exc_info)
         return self.foreign.worker_result(self.face.context_of(worker_ctx), result, exc_info)
 
     def worker_teardown(self, worker_ctx: WorkerContext) -> Any:

@@ -19,12 +19,14 @@ from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from mycelia.call import Call, Target
-from mycelia.errors import ConfigError
+from mycelia.errors import ConfigError, RuntimeStateError
 from mycelia.log_event import event
 from mycelia.nameko.managed_thread import ManagedThread, run_in_daemon_thread
 from mycelia.nameko.patches import patches
 from mycelia.nameko.recognise import dotted_name
 from mycelia.nameko.spawned_call import SpawnedCall
+from mycelia.nameko.thread_event import block_until_set, poll_until
+from mycelia.nameko.worker_hooks import STEPS, ReplacedSteps
 from mycelia.runtime import Container, WorkerContext
 from mycelia.runtime.container import DEFAULT_MAX_WORKERS
 
@@ -81,6 +83,7 @@ class ContainerFace:
         """Methods of Nameko's classes that had been replaced when the service was bound."""
         self._died = Died(self)
         self._being_killed = False
+        self._watcher: ReplacedSteps | None = None
 
     @property
     def interface(self) -> ContainerFace:
@@ -219,6 +222,39 @@ class ContainerFace:
         """A worker as foreign providers know it; `entrypoint` is the foreign one, where there is one."""
         return WorkerContext(cast("Container", self), entrypoint, call, is_async)
 
+    def _worker_setup(self, worker_ctx: WorkerContext) -> None:
+        """This and the next two are to be replaced on a container: `container._worker_result = …`, `mock.patch.object(…)`.
+
+        What stands in their place is called for each worker, after the dependencies' hooks, which are called in any case.
+        These do nothing, and until one is replaced none is called.
+        """
+
+    def _worker_result(
+        self, worker_ctx: WorkerContext, result: Any = None, exc_info: Any = None
+    ) -> None: ...
+
+    def _worker_teardown(self, worker_ctx: WorkerContext) -> None: ...
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in STEPS:
+            self._follow_replaced_steps()
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        if name in STEPS:
+            self._follow_replaced_steps()
+
+    def _follow_replaced_steps(self) -> None:
+        with self._lock:
+            replaced = not vars(self).keys().isdisjoint(STEPS)
+            if replaced and self._watcher is None:
+                self._watcher = ReplacedSteps(self)
+                self.native.watch_workers(self._watcher)
+            elif not replaced and self._watcher is not None:
+                self.native.unwatch_workers(self._watcher)
+                self._watcher = None
+
     @property
     def _worker_threads(self) -> dict[WorkerContext, WorkerThread]:
         """The workers that run, as providers know them, and what each runs in."""
@@ -241,7 +277,7 @@ class ContainerFace:
 
     @property
     def _worker_pool(self) -> WorkerPool:
-        return WorkerPool(self.max_workers, self.native.active_workers)
+        return WorkerPool(self.max_workers, self.native)
 
     # --- threads ------------------------------------------------------------------------------
 
@@ -291,7 +327,7 @@ class ContainerFace:
 
     def wait(self) -> None:
         """Block until the service has stopped; raise the error that ended it, if one has."""
-        self._ended.wait()
+        block_until_set(self._ended)
         if self._error is not None:
             raise self._error
 
@@ -299,7 +335,7 @@ class ContainerFace:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            self._ended.wait()
+            block_until_set(self._ended)
 
     async def _end(self) -> None:
         """Every extension has stopped: nothing more will end the threads that still run."""
@@ -339,15 +375,31 @@ class WorkerThread:
 class WorkerPool:
     """How many workers there may be and are, as Nameko's pool of greenthreads tells it."""
 
-    def __init__(self, size: int, running: int) -> None:
+    def __init__(self, size: int, container: Container) -> None:
         self.size = size
-        self._running = running
+        self._container = container
 
     def running(self) -> int:
-        return self._running
+        return self._container.active_workers
 
     def free(self) -> int:
-        return max(self.size - self._running, 0)
+        return max(self.size - self.running(), 0)
+
+    def waitall(self) -> None:
+        """Block until no worker runs.
+
+        Raises:
+            RuntimeStateError: on the event loop, which the workers need.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            poll_until(lambda: not self.running())
+        else:
+            raise RuntimeStateError(
+                f"service {self._container.service_name}: _worker_pool.waitall() blocks, and was called on the event loop. "
+                "Call it in a `def` method or a thread."
+            )
 
 
 class Died:

@@ -8,17 +8,40 @@ its attributes (`_result`, `_exc`, `_waiters`) and so serve instances made befor
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Pause", "thread_event_methods"]
+__all__ = ["Pause", "block_until_set", "pause_here", "poll_until", "thread_event_methods"]
 
 Pause = Callable[[], Callable[[float], None] | None]
 """How to let greenthreads of this thread run for some seconds; `None` where this thread has none."""
 
 POLL_INTERVAL = 0.01
 """Seconds between two looks in a thread with greenthreads, where blocking would stop them all."""
+
+
+def pause_here() -> Callable[[float], None] | None:
+    """How this thread's greenthreads get their turn: a thread that has a hub may have some, or timeouts, of its own."""
+    hubs = sys.modules.get("eventlet.hubs")
+    if hubs is None or not hasattr(hubs._threadlocal, "hub"):
+        return None
+    nap: Callable[[float], None] = sys.modules["eventlet"].sleep
+    return nap
+
+
+def block_until_set(event: threading.Event) -> None:
+    """Wait for an event of threads, and leave this thread's greenthreads their turns."""
+    _block(event, None, pause_here())
+
+
+def poll_until(is_so: Callable[[], bool]) -> None:
+    """Wait for what sends no event, and leave this thread's greenthreads their turns."""
+    nap = pause_here() or time.sleep
+    while not is_so():
+        nap(POLL_INTERVAL)
 
 
 class _Waiter:

@@ -31,7 +31,7 @@ from mycelia.runtime.service_slots import ServiceSlots
 from mycelia.runtime.settings import Settings
 from mycelia.runtime.statistics import ServiceStatistics, by_name
 from mycelia.runtime.threads import ThreadPool
-from mycelia.runtime.worker import Invocation
+from mycelia.runtime.worker import Invocation, WorkerWatcher
 
 __all__ = ["DEFAULT_MAX_WORKERS", "Container"]
 
@@ -110,6 +110,7 @@ class Container:
         # All are bound, none is set up: whose middleware stands where never depends on who is quicker.
         self._invocations: dict[int, Invocation] = {}
         """One for each entrypoint, however many lanes it has."""
+        self._watchers: list[WorkerWatcher] = []
         self.ask_for_middleware()
 
     def ask_for_middleware(self) -> None:
@@ -170,6 +171,8 @@ class Container:
         invocation = self._invocations.get(id(entrypoint))
         if invocation is None:
             invocation = Invocation(self, entrypoint, self.dependencies, loop)
+            for watcher in self._watchers:
+                invocation.watch(watcher)
             self._invocations[id(entrypoint)] = invocation
         make = Lane if order is None else partial(KeyedLane, order=order)
         lane = make(
@@ -189,6 +192,18 @@ class Container:
         self._lanes[lane] = entrypoint
         self.host.watch(loop).add(lane)
         return lane
+
+    def watch_workers(self, watcher: WorkerWatcher) -> None:
+        """Tell `watcher` of each worker's steps from now on; until then workers pay nothing for it. From any thread."""
+        self._watchers.append(watcher)
+        for invocation in list(self._invocations.values()):
+            invocation.watch(watcher)
+
+    def unwatch_workers(self, watcher: WorkerWatcher) -> None:
+        """Tell it no more."""
+        self._watchers.remove(watcher)
+        for invocation in list(self._invocations.values()):
+            invocation.unwatch(watcher)
 
     def _timeout_of(self, entrypoint: Entrypoint) -> float | None:
         if entrypoint.timeout is not None:

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from types import CoroutineType
-from typing import Any
+from typing import Any, Protocol
 
 from mycelia.call import Call, Outcome, outcome_of
 from mycelia.errors import RuntimeStateError, describe
@@ -22,13 +22,24 @@ from mycelia.runtime.extensions import BoundTo, Entrypoint
 from mycelia.runtime.forgotten_awaits import forgotten, returned, take_forgotten
 from mycelia.runtime.worker_context import WorkerContext
 
-__all__ = ["Invocation"]
+__all__ = ["Invocation", "WorkerWatcher"]
 
 
 Hook = Callable[..., Any]
 Steps = Generator[Any, Any, Outcome]
 """A worker's life as the things to resolve on its way (what a hook or the method returned, to be awaited if need be);
 each is answered with what it came to, or its error is thrown in. What the generator returns is the outcome."""
+
+
+class WorkerWatcher(Protocol):
+    """Is told of each step of a worker, after the service's dependencies and where they are: as their hooks, in its thread
+    or on the loop. What a step raises is the call's error."""
+
+    def worker_setup(self, worker_ctx: WorkerContext) -> Any: ...
+
+    def worker_result(self, worker_ctx: WorkerContext, result: Any, exc_info: Any) -> Any: ...
+
+    def worker_teardown(self, worker_ctx: WorkerContext) -> Any: ...
 
 
 class Invocation:
@@ -66,6 +77,9 @@ class Invocation:
         self._teardowns: list[Hook] = []
         for provider in dependencies:
             self._compile(provider)
+        self._look_whether_plain()
+
+    def _look_whether_plain(self) -> None:
         self._plain = not (self._getters or self._setups or self._results or self._teardowns)
 
     def _compile(self, provider: DependencyProvider) -> None:
@@ -83,6 +97,21 @@ class Invocation:
         ):
             if _overrides(provider, DependencyProvider, name):
                 hooks.append(getattr(provider, name))
+
+    def watch(self, watcher: WorkerWatcher) -> None:
+        """Tell `watcher` of the steps of workers that begin from now on. From any thread."""
+        # New lists, because workers go through the old ones.
+        self._setups = [*self._setups, watcher.worker_setup]
+        self._results = [*self._results, watcher.worker_result]
+        self._teardowns = [*self._teardowns, watcher.worker_teardown]
+        self._look_whether_plain()
+
+    def unwatch(self, watcher: WorkerWatcher) -> None:
+        """Tell it no more. From any thread."""
+        self._setups = [hook for hook in self._setups if hook != watcher.worker_setup]
+        self._results = [hook for hook in self._results if hook != watcher.worker_result]
+        self._teardowns = [hook for hook in self._teardowns if hook != watcher.worker_teardown]
+        self._look_whether_plain()
 
     async def run(self, call: Call) -> Outcome:
         """Run an `async def` method on the loop. Never raises: what was raised is the outcome's error."""
