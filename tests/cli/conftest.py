@@ -43,6 +43,10 @@ class Greeter:
         raise LookupError(f"no {what} here")
 
     @rpc
+    async def forget(self):
+        self.emit("forgotten", {})
+
+    @rpc
     def pid(self):
         return os.getpid()
 

@@ -122,7 +122,7 @@ def test_broker_may_come_from_a_flag_or_a_configuration_file(
             ["call", "greeter.helo"],
             1,
             'MethodNotFound: service "greeter" has no method "helo". Did you mean "hello"? '
-            "It has: add, echo, fail, hello, never, pid, setting.\n",
+            "It has: add, echo, fail, forget, hello, never, pid, setting.\n",
         ),
         (["call", "greeter.add", '{"self": 1}'], 1, "IncorrectSignature"),
         (
@@ -185,6 +185,15 @@ def test_remote_error_is_shown_with_its_traceback(talk: Talk) -> None:
     assert done.stderr.startswith("LookupError: no plane here\n")
     assert "greeter.py" in done.stderr
     assert 'raise LookupError(f"no {what} here")' in done.stderr
+
+
+def test_remote_error_without_frames_is_said_once(talk: Talk) -> None:
+    """Nobody raised it in the service: its traceback would be the same line again."""
+    done = talk("call", "greeter.forget")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("RuntimeStateError: `await` is missing before")
+    assert done.stderr.count("\n") == 1
 
 
 def test_unreachable_broker_and_wrong_password_are_clear_and_tell_no_password(

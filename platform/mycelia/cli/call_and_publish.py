@@ -273,7 +273,9 @@ def _run(coroutine: Any, *, print_result: bool) -> int:
         return say_usage(str(exc))
     except RemoteError as exc:
         print(f"{exc.exc_type}: {exc.value}", file=sys.stderr)
-        if exc.remote_traceback:
+        if (
+            exc.remote_traceback and "\n" in exc.remote_traceback.strip()
+        ):  # else the same line again
             print(f"\n{exc.remote_traceback.rstrip()}", file=sys.stderr)
         return 1
     except MyceliaError as exc:
