@@ -7,13 +7,10 @@ replaced: only then are workers watched.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mycelia.nameko.spawned_call import SpawnedCall
 from mycelia.runtime import WorkerContext
-
-if TYPE_CHECKING:
-    from mycelia.nameko.face import ContainerFace
 
 __all__ = ["STEPS", "ReplacedSteps", "result_beside_error"]
 
@@ -27,6 +24,12 @@ def result_beside_error(worker_ctx: WorkerContext, result: Any, exc_info: Any) -
     return call.result if exc_info is not None and isinstance(call, SpawnedCall) else result
 
 
+class HasSteps(Protocol):
+    """A container's face: its steps are attributes."""
+
+    def context_of(self, worker_ctx: WorkerContext) -> WorkerContext: ...
+
+
 class ReplacedSteps:
     """Calls what stands on a face in the place of its own steps, with the worker as Nameko's extensions know it.
 
@@ -34,7 +37,7 @@ class ReplacedSteps:
         face: whose they are; what is not replaced does nothing.
     """
 
-    def __init__(self, face: ContainerFace) -> None:
+    def __init__(self, face: HasSteps) -> None:
         self._face = face
 
     def worker_setup(self, worker_ctx: WorkerContext) -> None:
