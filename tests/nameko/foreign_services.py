@@ -413,6 +413,10 @@ class Waits(Loop):
             with entrypoint_waiter(self.container, "tick") as result:
                 pass
             say(f"{number} waited: {result.get()} {sorted(set(vars(self.container)) & STEPS)}")
+        self.container.spawn_worker(self, (), {})
+        with entrypoint_waiter(self.container, "handle") as result:  # it runs already
+            StepsAwaited.go.set()
+        say(f"last waited: {result.get()}")
         self.container._worker_pool.waitall()
         say(f"all waited: {self.container._worker_pool.running()}")
 
@@ -422,9 +426,12 @@ STEPS = {"_worker_setup", "_worker_result", "_worker_teardown"}
 
 class StepsAwaited:
     name = "steps_awaited"
+    go = threading.Event()
 
     @Waits.decorator
-    def handle(self) -> None: ...
+    def handle(self) -> str:
+        self.go.wait(10)
+        return "went"
 
     @Timer.decorator(interval=0.3)
     def tick(self) -> str:

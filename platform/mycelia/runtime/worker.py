@@ -99,7 +99,7 @@ class Invocation:
                 hooks.append(getattr(provider, name))
 
     def watch(self, watcher: WorkerWatcher) -> None:
-        """Tell `watcher` of the steps of workers that begin from now on. From any thread."""
+        """Tell `watcher` of the steps of workers from now on, of those that run as well. From any thread."""
         # New lists, because workers go through the old ones.
         self._setups = [*self._setups, watcher.worker_setup]
         self._results = [*self._results, watcher.worker_result]
@@ -123,21 +123,32 @@ class Invocation:
             return _not_begun(call.reason_for(exc))
         if not self._plain:
             return await self._drive(self._steps(call, True))
+        service = None
         try:
             service = self._service_cls()
             service.__dict__.update(self._constants)
             value = await self.method(service, *arguments[0], **arguments[1])
+            mistake: RuntimeStateError | None = None
             if forgotten or type(value) is CoroutineType:
                 mistake = _forgotten_by(call, value)
-                if mistake is not None:
-                    return Outcome(error=call.reason_for(mistake))
-            if self._encode is None:
-                return Outcome(value)
-            return Outcome(value, None, None, self._encode(call, value))
+            if mistake is not None:
+                outcome = Outcome(error=call.reason_for(mistake))
+            elif self._encode is None:
+                outcome = Outcome(value)
+            else:
+                outcome = Outcome(value, None, None, self._encode(call, value))
         except BaseException as exc:  # noqa: BLE001  the worker boundary
             if forgotten:  # the error of the method's own comes first
                 take_forgotten(call)
-            return Outcome(None, call.reason_for(exc))
+            # No name for the outcome: the error's traceback has this frame, and they would hold each other.
+            if self._plain:
+                return Outcome(None, call.reason_for(exc))
+            return await self._drive(
+                self._watched_end(call, True, service, Outcome(None, call.reason_for(exc)))
+            )
+        if self._plain:
+            return outcome
+        return await self._drive(self._watched_end(call, True, service, outcome))
 
     def run_in_thread(self, call: Call) -> Outcome:
         """Run a `def` method, with all of its hooks, in the calling thread. Never raises."""
@@ -149,17 +160,32 @@ class Invocation:
                 return _not_begun(call.reason_for(exc))
         if not self._plain:
             return self._drive_in_thread(self._steps(call, False))
+        service = None
         try:
             service = self._service_cls()
             service.__dict__.update(self._constants)
             value = self.method(service, *arguments[0], **arguments[1])
             if type(value) is CoroutineType:
-                return Outcome(error=_never_awaited(call, value))
-            if self._encode is None:
-                return Outcome(value)
-            return Outcome(value, None, None, self._encode(call, value))
+                outcome = Outcome(error=_never_awaited(call, value))
+            elif self._encode is None:
+                outcome = Outcome(value)
+            else:
+                outcome = Outcome(value, None, None, self._encode(call, value))
         except BaseException as exc:  # noqa: BLE001  the worker boundary
-            return Outcome(None, exc)
+            if self._plain:
+                return Outcome(None, exc)
+            return self._drive_in_thread(
+                self._watched_end(call, False, service, Outcome(None, exc))
+            )
+        if self._plain:
+            return outcome
+        return self._drive_in_thread(self._watched_end(call, False, service, outcome))
+
+    def _watched_end(self, call: Call, is_async: bool, service: Any, outcome: Outcome) -> Steps:
+        """The last steps of a worker that began when nobody watched."""
+        context = WorkerContext(self.container, self.entrypoint, call, is_async)
+        context.service = service
+        return self._last_steps(context, outcome)
 
     def _steps(self, call: Call, is_async: bool) -> Steps:
         """The order of a worker's life: the one place where it is written."""
@@ -192,6 +218,9 @@ class Invocation:
             outcome = Outcome(error=call.reason_for(exc))
         if not injected:
             return outcome
+        return (yield from self._last_steps(context, outcome))
+
+    def _last_steps(self, context: WorkerContext, outcome: Outcome) -> Steps:
         for hook in self._results:
             try:
                 yield hook(context, outcome.value, _exc_info(outcome.error))
