@@ -16,6 +16,7 @@ from nameko.exceptions import ContainerBeingKilled
 from nameko.extensions import DependencyProvider, Entrypoint, SharedExtension
 from nameko.messaging import Consumer, Publisher, QueueConsumer
 from nameko.rpc import MethodProxy, RpcProxy, ServiceProxy, rpc
+from nameko.testing.utils import get_extension
 from nameko.timer import Timer, timer
 from nameko.web.handlers import HttpRequestHandler
 from nameko.web.server import WebServer
@@ -407,7 +408,7 @@ class Waits(Loop):
     """Waits for a worker with Nameko's own tool for tests, then for all."""
 
     def run(self) -> None:
-        from nameko.testing.services import entrypoint_waiter
+        from nameko.testing.services import entrypoint_hook, entrypoint_waiter
 
         for number in range(2):
             with entrypoint_waiter(self.container, "tick") as result:
@@ -417,8 +418,25 @@ class Waits(Loop):
         with entrypoint_waiter(self.container, "handle") as result:  # it runs already
             StepsAwaited.go.set()
         say(f"last waited: {result.get()}")
+        with entrypoint_hook(self.container, "fail") as fail:
+            try:
+                fail("hooked")
+            except LookupError as exc:
+                say(f"hook waited: {exc}")
+        heard = Event()
+        entrypoint = get_extension(self.container, Timer, method_name="fail")
+        context = self.container.spawn_worker(
+            entrypoint, ("x",), {}, {"language": "en"}, partial(self.hear, heard)
+        )
+        same = heard.wait() is context, context.entrypoint is entrypoint, context.data["language"]
+        say(f"spawner waited: {same}")
         self.container._worker_pool.waitall()
         say(f"all waited: {self.container._worker_pool.running()}")
+
+    def hear(self, heard: Any, worker_ctx: Any, result: Any, exc_info: Any) -> Any:
+        say(f"handle_result waited: {result} {exc_info[1]}")
+        heard.send(worker_ctx)
+        return result, exc_info
 
 
 STEPS = {"_worker_setup", "_worker_result", "_worker_teardown"}
@@ -437,6 +455,10 @@ class StepsAwaited:
     def tick(self) -> str:
         threading.Event().wait(0.05)
         return "ticked"
+
+    @Timer.decorator(interval=1000)
+    def fail(self, word: str) -> None:
+        raise LookupError(word)
 
 
 class Ending(Once):

@@ -183,7 +183,7 @@ def test_replaced_steps_of_workers_are_called_as_on_stock_nameko(
     assert ours == stock
 
 
-def test_nameko_s_waiter_and_waitall_wait_as_on_stock_nameko(start: Start, tmp_path: Path) -> None:
+def test_nameko_s_tools_for_tests_work_as_on_stock_nameko(start: Start, tmp_path: Path) -> None:
     def told(run: NamekoRun) -> list[str]:
         run.await_output("all waited")
         return [line for line in run.output.splitlines() if "waited:" in line]

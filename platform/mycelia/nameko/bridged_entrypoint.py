@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from mycelia.call import Call, CallKind, Outcome, Settlement
 from mycelia.errors import RuntimeStateError
-from mycelia.log_event import event
 from mycelia.nameko.bridge import BridgedExtension, use_thread_events
 from mycelia.nameko.counterparts import options_of
 from mycelia.nameko.face import ContainerFace
 from mycelia.nameko.recognise import class_names
-from mycelia.nameko.spawned_call import SpawnedCall, observed
+from mycelia.nameko.spawned_call import SpawnedCall, container_being_killed, observed
 from mycelia.nameko.sub_extensions import adopt_sub_extensions
 from mycelia.runtime import Entrypoint, Lane, WorkerContext
 
 __all__ = ["BridgedEntrypoint"]
-
-log = logging.getLogger("mycelia.nameko")
 
 KINDS = {
     "nameko.web.handlers.HttpRequestHandler": CallKind.HTTP,
@@ -137,7 +132,7 @@ class BridgedEntrypoint(BridgedExtension, Entrypoint):
             self._loop.call_soon_threadsafe(self._submit, call)
         call.begun.wait()
         if call.is_refused:
-            raise _container_being_killed(self.container.service_name)
+            raise container_being_killed(self.container.service_name)
         return context
 
     def _submit(self, call: SpawnedCall) -> None:
@@ -151,21 +146,4 @@ class BridgedEntrypoint(BridgedExtension, Entrypoint):
         call.begun.set()
         if call.handle_result is not None and not call.is_handled:
             # The method never ran (a dependency failed, a middleware answered), or never ended: somebody may wait.
-            threading.Thread(
-                target=self._tell, args=(call, outcome), name="mycelia:handle_result", daemon=True
-            ).start()
-
-    def _tell(self, call: SpawnedCall, outcome: Outcome) -> None:
-        try:
-            call.finish(outcome.value, outcome.error)
-        except BaseException as exc:
-            if exc is not outcome.error:
-                log.exception(event("handle_result_failed", entrypoint=repr(self)))
-
-
-def _container_being_killed(service: str) -> Exception:
-    """Nameko's own class, which entrypoints catch to put their message back."""
-    error: Exception = sys.modules["nameko.exceptions"].ContainerBeingKilled(
-        f"service {service} stops"
-    )
-    return error
+            call.tell_later(outcome, self)

@@ -25,6 +25,7 @@ from mycelia.nameko.managed_thread import ManagedThread, run_in_daemon_thread
 from mycelia.nameko.patches import patches
 from mycelia.nameko.recognise import dotted_name
 from mycelia.nameko.spawned_call import SpawnedCall
+from mycelia.nameko.spawning import SpawnerByHand
 from mycelia.nameko.thread_event import block_until_set, poll_until
 from mycelia.nameko.worker_hooks import STEPS, ReplacedSteps
 from mycelia.runtime import Container, WorkerContext
@@ -186,18 +187,27 @@ class ContainerFace:
         full. `handle_result(worker_ctx, result, exc_info)`, if given, sees the outcome in the worker and returns the
         `(result, exc_info)` that dependencies see.
 
+        For an entrypoint that Mycelia's stands in for (`nameko.rpc.rpc`, …) the call has no message, and `handle_result` hears
+        the outcome after the dependencies.
+
         Raises:
-            ConfigError: `entrypoint` is not one of this container's bridged entrypoints.
+            ConfigError: `entrypoint` is not one of this container's, or makes its workers itself.
             nameko.exceptions.ContainerBeingKilled: the service stops and the worker will not run.
         """
-        spawn = self._spawns.get(id(entrypoint))
-        if spawn is None:
-            raise ConfigError(
-                f"{dotted_name(type(entrypoint))} of service {self.service_name}: spawn_worker() serves entrypoints "
-                "written for Nameko that run as they are, and this is none. Derive from mycelia.Entrypoint and use "
-                "make_lane()."
-            )
+        with self._lock:
+            spawn = self._spawns.get(id(entrypoint)) or self._spawner_by_hand(entrypoint)
         return spawn(args, kwargs, context_data, handle_result)
+
+    def _spawner_by_hand(self, foreign: Any) -> Spawn:
+        for entrypoint in self.native.entrypoints:
+            lane = self.native.lane_of(entrypoint)
+            if lane is not None and self.foreign_of(entrypoint) is foreign:
+                spawn = self._spawns[id(foreign)] = SpawnerByHand(self, entrypoint, foreign, lane)
+                return spawn
+        raise ConfigError(
+            f"{dotted_name(type(foreign))} of service {self.service_name}: spawn_worker() serves the container's own "
+            "entrypoints, once it has started, and this is none, or makes its workers itself."
+        )
 
     def context_of(self, worker_ctx: WorkerContext) -> WorkerContext:
         """The same worker as foreign providers know it: its container is this face, its entrypoint the foreign one.
@@ -303,6 +313,11 @@ class ContainerFace:
             self.native.end(error)
 
     # --- life cycle ---------------------------------------------------------------------------
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every extension has stopped."""
+        return self._ended.is_set()
 
     @property
     def started(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
+import sys
 import threading
 from collections.abc import Callable
 from functools import wraps
@@ -11,12 +13,15 @@ from typing import Any
 
 import msgspec
 
-from mycelia.call import Call, current_call
+from mycelia.call import Call, Outcome, current_call
 from mycelia.errors import MyceliaError
+from mycelia.log_event import event
 from mycelia.nameko.managed_thread import run_in_daemon_thread
 from mycelia.nameko.queue_consumer import bury_unhandled
 
-__all__ = ["SpawnedCall", "WorkerAborted", "observed"]
+__all__ = ["SpawnedCall", "WorkerAborted", "container_being_killed", "observed"]
+
+log = logging.getLogger("mycelia.nameko")
 
 
 class WorkerAborted(MyceliaError):
@@ -73,6 +78,26 @@ class SpawnedCall(Call, eq=False, kw_only=True):
         if error is not None:
             raise error
         return value
+
+    def tell_later(self, outcome: Outcome, who: object) -> None:
+        """`finish()` in a thread of its own, which may block; what it raises beyond the outcome's error is logged."""
+
+        def tell() -> None:
+            try:
+                self.finish(outcome.value, outcome.error)
+            except BaseException as exc:
+                if exc is not outcome.error:
+                    log.exception(event("handle_result_failed", entrypoint=repr(who)))
+
+        threading.Thread(target=tell, name="mycelia:handle_result", daemon=True).start()
+
+
+def container_being_killed(service: str) -> Exception:
+    """Nameko's own class, which entrypoints catch to put their message back."""
+    error: Exception = sys.modules["nameko.exceptions"].ContainerBeingKilled(
+        f"service {service} stops"
+    )
+    return error
 
 
 def observed(method: Callable[..., Any]) -> Callable[..., Any]:
