@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.commands import MYCELIA
 from tests.flows.carriers import (
     BY_CARRIER,
     LEFT,
     PARTITIONS,
+    SERVICE,
     ByCarrier,
     Carriers,
     Left,
@@ -26,6 +28,7 @@ from tests.flows.carriers import (
     sql_counts,
 )
 from tests.flows.counting import Tally, config
+from tests.processes import Process
 
 from mycelia import Client, Log, Retry, fixed
 from mycelia.errors import ConfigError
@@ -372,3 +375,21 @@ async def test_two_flows_of_a_service_do_not_wait_for_each_other(
             finally:
                 free.set()
         await tally.aclose()
+
+
+async def test_silent_key_still_closes_its_windows_in_a_process_of_the_command(
+    rabbit_uri: str, tmp_path: Path
+) -> None:
+    """One carrier is heard once, and never again; others go on, from other partitions."""
+    (tmp_path / "carriers.py").write_text(SERVICE.read_text())
+    (tmp_path / "config.yaml").write_text(f"AMQP_URI: {rabbit_uri}\n")
+    heard = [Left("A1", "once", 7, 1_000_100)]
+    others = [Left(f"A{n % 50}", f"C{n % 3}", 1, 1_000_000 + n * 100) for n in range(200)]
+    async with Client(rabbit_uri) as client:
+        await append(client, LEFT, heard + others)
+        tally = Tally(client, BY_CARRIER)
+        with Process(*MYCELIA, "run", "carriers", "--config", "config.yaml", cwd=tmp_path):
+            await eventually(lambda: tally.has(4), 40)
+        await tally.aclose()
+
+    assert by_carrier(tally)["once", 1_000_000] == (1, 7, 24)

@@ -21,7 +21,7 @@ from mycelia.flow.inflow import FlowSource, Taken
 from mycelia.flow.outgoing import Outgoing
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_state import PartitionState
-from mycelia.flow.relay_log import Relay, Relaying, RelayWord, word_of
+from mycelia.flow.relay_log import KeyedValue, Relay, Relaying, RelayWord, word_of
 from mycelia.flow.state_codec import encode_state
 from mycelia.logs import FaultyRecord, Log, LogEntry, LogPosition
 from mycelia.logs.value_codec import ValueCodec
@@ -106,10 +106,12 @@ class StageDescription:
             of = self.sources[source]
             codec = of.shape.codec if isinstance(of, Log) else _PLAIN
             return codec.encode([value])
+        if type(value) is KeyedValue:
+            value = value.value
         try:
-            return _PLAIN.encode([value[1]])
+            return _PLAIN.encode([value])
         except UnserializableValueError:
-            return encode_state(value[1])
+            return encode_state(value)
 
 
 class RecordFailed(FlowError):
@@ -335,7 +337,7 @@ class PartitionRun:
         times: list[Any] = []
         places: _Places = []
         skipped = self.skipped
-        is_relayed = source in self._description.relays
+        relay = self._description.relays.get(source)
         for entry in entries:
             at: list[int] | range = range(len(entry.values))
             if skipped and any((source, entry.offset, index) in skipped for index in entry.indexes):
@@ -348,9 +350,8 @@ class PartitionRun:
                 keys += entry.keys
                 times += entry.times
             places.append((entry, list(at)))
-        if is_relayed:
-            keys = [pair[0] for pair in values]
-            values = [pair[1] for pair in values]
+        if relay is not None:
+            keys, values = relay.columns(values)
         if None in times:  # a plain message whose writer told none
             times = [now_ms if time is None else time for time in times]
         self.uncommitted += len(values)

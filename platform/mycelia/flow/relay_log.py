@@ -1,6 +1,7 @@
 """Between two stages of a flow: a log of its own, in which records are split anew, with word of how far event time has come. Pure.
 
-Its records carry key and value as state has them (`state_codec`), because what passes from step to step is no log's type. Each entry says in
+Its records carry key and value as state has them (`state_codec`), because what passes from step to step is no log's type. Where they are the
+records of a log as they were read, they are written as that log writes them, in a sixth of the time, and the key is asked for again behind it. Each entry says in
 its headers which partition of the stage before wrote it; the last entry of a commit, how far event time had come there:
 
 | header | is |
@@ -14,7 +15,8 @@ An entry without records says the last two alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 from zlib import crc32
@@ -31,7 +33,7 @@ from mycelia.logs.batch_format import encode_columns, entry_properties
 from mycelia.logs.partitioning import key_bytes
 from mycelia.logs.value_codec import Columns, ValueCodec
 
-__all__ = ["Relay", "RelayLog", "RelayWord", "Relaying", "relay_partition", "word_of"]
+__all__ = ["KeyedValue", "Relay", "RelayLog", "RelayWord", "Relaying", "relay_partition", "word_of"]
 
 FROM_HEADER: Final = "x-flow-from"
 WATERMARK_HEADER: Final = "x-flow-watermark-ms"
@@ -41,34 +43,60 @@ TELL_EVERY_MS: Final = 200
 """Between two words to a partition to which no records go. Each is a message: of four partitions to eight, 160 a second."""
 
 
-class _RelayCodec(ValueCodec[Any]):
-    """Keys and values, each pair as state has it."""
+class KeyedValue(NamedTuple):
+    """A record of a log between stages, with its key."""
 
-    def __init__(self, what: str) -> None:
+    key: Any
+    value: Any
+
+
+class _RelayCodec(ValueCodec[Any]):
+    """Keys and values, each pair as state has it; or the records of a log.
+
+    Args:
+        own: that log's codec, if they are written so. Pairs are read all the same: they may be from before the flow was changed.
+    """
+
+    def __init__(self, what: str, own: ValueCodec[Any] | None) -> None:
         super().__init__(bytes, what)
+        self._own = own
 
     def encode(self, values: Sequence[Any]) -> bytes:
-        return super().encode([encode_state(pair) for pair in values])
+        if self._own is not None:
+            return self._own.encode(values)
+        return super().encode([encode_state([pair.key, pair.value]) for pair in values])
 
     def decode_columns(self, body: bytes) -> Columns:
+        if self._own is not None:
+            with suppress(msgspec.ValidationError):
+                return self._own.decode_columns(body)
         keys, times, headers, values = super().decode_columns(body)
-        return keys, times, headers, list(map(decode_state, values))
+        return keys, times, headers, [KeyedValue(*decode_state(one)) for one in values]
 
     def decode_value(self, body: bytes) -> Any:
-        return decode_state(super().decode_value(body))
+        return KeyedValue(*decode_state(super().decode_value(body)))
 
     def decode_json(self, body: bytes) -> Any:
         raise msgspec.ValidationError("a flow's own log has no JSON")
 
 
 class RelayLog(Log[Any]):
-    """A log between two stages. Its values are lists of a key and a value."""
+    """A log between two stages. Its values are `KeyedValue`, or the records of a log.
+
+    Args:
+        own: the codec of the log whose records it has.
+    """
 
     def __init__(
-        self, name: str, partitions: int, retain: float | None, retain_bytes: int | None
+        self,
+        name: str,
+        partitions: int,
+        retain: float | None,
+        retain_bytes: int | None,
+        own: ValueCodec[Any] | None = None,
     ) -> None:
         super().__init__(name, partitions=partitions, retain=retain, retain_bytes=retain_bytes)
-        self.shape.codec = _RelayCodec(f'log "{name}"')
+        self.shape.codec = _RelayCodec(f'log "{name}"', own)
 
 
 class Relay:
@@ -77,14 +105,32 @@ class Relay:
     Attributes:
         name: of the `key_by()` step: an output of the stage before it, a source of the one behind.
         writers: partitions of the stage before it.
+        key_of: gives a record's key, where the log has records without.
     """
 
-    __slots__ = ("log", "name", "writers")
+    __slots__ = ("key_of", "log", "name", "writers")
 
-    def __init__(self, name: str, log: RelayLog, writers: int) -> None:
+    def __init__(
+        self, name: str, log: RelayLog, writers: int, key_of: Callable[[Any], Any] | None = None
+    ) -> None:
         self.name = name
         self.log = log
         self.writers = writers
+        self.key_of = key_of
+
+    def columns(self, values: list[Any]) -> tuple[list[Any], list[Any]]:
+        """Keys and values of what the log has."""
+        if self.key_of is None or KeyedValue in set(map(type, values)):
+            pairs = [
+                one if type(one) is KeyedValue else KeyedValue(self._key(one), one)
+                for one in values
+            ]
+            return [pair.key for pair in pairs], [pair.value for pair in pairs]
+        return list(map(self.key_of, values)), values
+
+    def _key(self, value: Any) -> Any:
+        assert self.key_of is not None  # else the codec gives pairs
+        return self.key_of(value)
 
 
 class RelayWord(NamedTuple):
@@ -218,7 +264,7 @@ class Relaying:
                 keys, times, values = columns
                 keys.append(key if type(key) in (str, bytes) else None)
                 times.append(time)
-                values.append([key, value])
+                values.append(value if relay.key_of is not None else KeyedValue(key, value))
         return chosen
 
     def _entry(

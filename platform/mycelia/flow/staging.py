@@ -9,12 +9,13 @@ from typing import Final
 import msgspec
 
 from mycelia.flow.cuts import cuts_of
-from mycelia.flow.graph import FlowPlan
+from mycelia.flow.graph import FlowNode, FlowPlan
 from mycelia.flow.inflow import FlowSource
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_run import StageDescription
 from mycelia.flow.relay_log import Relay, RelayLog
 from mycelia.flow.stages import stages_of
+from mycelia.logs import Log
 from mycelia.wire import Serializer
 
 __all__ = ["BETWEEN", "LogsBetween", "descriptions_of"]
@@ -53,11 +54,10 @@ def descriptions_of(
         for name in plan.outputs
         if name in cuts
     }
+    nodes = {name: node for node, name in whole.names.items()}
     relays = {
-        name: Relay(
-            name,
-            RelayLog(f"{group}.{name}", partitions, between.retain_s, between.retain_bytes),
-            writers[name],
+        name: _relay(
+            f"{group}.{name}", nodes[name], name, partitions, writers[name], sources, between
         )
         for name, partitions in cuts.items()
     }
@@ -86,6 +86,30 @@ def descriptions_of(
         )
         for label, plan in zip(labels, plans, strict=True)
     ]
+
+
+def _relay(
+    log_name: str,
+    node: FlowNode,
+    name: str,
+    partitions: int,
+    writers: int,
+    sources: Mapping[str, FlowSource],
+    between: LogsBetween,
+) -> Relay:
+    """What is between the two sides of a cut."""
+    source = sources.get(_records_of(node))
+    own = source.shape.codec if isinstance(source, Log) else None
+    log = RelayLog(log_name, partitions, between.retain_s, between.retain_bytes, own)
+    key_of = None if own is None or node.step is None else node.step.function
+    return Relay(name, log, writers, key_of)
+
+
+def _records_of(node: FlowNode) -> str:
+    """The source whose records a cut has as they were read; empty where they are others."""
+    while node.kind in ("key_by", "filter", "branch", "event_time"):
+        ((node, _),) = node.inputs
+    return (node.name or "") if node.kind == "source" else ""
 
 
 def _partitions(
