@@ -164,6 +164,7 @@ async def test_what_stands_still_is_seen(
     assert listed[0]["standing_still"] == 1
     assert f"partition {still['partition']} stands still: " in text.stdout
     assert "standing still: 1 of 4" in graph.stdout
+    assert "check: map(_checked)   [standing still: 1 of 4]" in graph.stdout
 
 
 async def test_a_name_that_nobody_answers_to_is_an_error(

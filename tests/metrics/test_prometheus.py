@@ -32,6 +32,7 @@ DASHBOARD: dict[str, Any] = json.loads(
 SERVICE = """
 import asyncio
 from mycelia import EventDispatcher, KillSwitch, Log, RpcProxy, event_handler, log_handler, rpc
+from mycelia.flow import count, flow, tumbling
 
 ASKED = Log("asked", partitions=2)
 
@@ -58,6 +59,11 @@ class Delays:
     @log_handler(ASKED)
     async def look(self, records):
         await asyncio.sleep(0.01)
+
+    @flow(ASKED)
+    def counted(self, asked):
+        windows = asked.key_by(lambda _: "all").window(tumbling("1s"), emit="update").aggregate(count())
+        return windows.emit("counted"), windows.late.emit("late")
 
     @event_handler("feed", "flight", concurrency=1, prefetch=1)
     async def count(self, event):
@@ -148,6 +154,9 @@ def prometheus(
                         'rate(mycelia_calls_total{direction="outbound"}[20s])',
                         "rate(mycelia_log_handled_records_total[20s])",
                         "mycelia_log_lag_entries + 1",
+                        "rate(mycelia_flow_records_total[20s])",
+                        "mycelia_flow_counted_records_total + 1",
+                        "mycelia_flow_watermark_behind_seconds",
                         'mycelia_kill_switch_state{method="on_doomed", state="stopped"} == 2',
                     )
                 )

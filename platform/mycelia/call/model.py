@@ -102,6 +102,11 @@ class Call(msgspec.Struct, eq=False):
         """Of a batch: how many messages or records it has; 0 for all else."""
         return len(self.items)
 
+    @property
+    def span_attributes(self) -> Mapping[str, str | int]:
+        """What a span of it says besides what every call's says, where its own kind has something to say."""
+        return {}
+
     def linked(self) -> Sequence[Call]:
         """Of a batch: the calls whose spans its own links to, because it cannot have them all as its parent."""
         return self.items

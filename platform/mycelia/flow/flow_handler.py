@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -17,6 +17,7 @@ from mycelia.entrypoints.tick_lease import LeaseLink
 from mycelia.errors import ConfigError, LinkError, StateUnavailable, describe
 from mycelia.flow.described_flow import DescribedFlow, described_flow
 from mycelia.flow.engine import saved_watermarks
+from mycelia.flow.flow_call import CallsAround
 from mycelia.flow.flow_watch import FlowWatch
 from mycelia.flow.partition_run import StageDescription
 from mycelia.flow.partition_state import StatePlace
@@ -36,6 +37,7 @@ from mycelia.logs.layout import declare_log
 from mycelia.logs.log_handler import GroupStatistics
 from mycelia.logs.position import StartAt, checked_start
 from mycelia.policies.retry import Retry
+from mycelia.providers.metrics.told import Sample
 from mycelia.runtime import Container, Entrypoint
 from mycelia.runtime.decorators import decorator_of
 from mycelia.runtime.settings import FlowsSection
@@ -84,6 +86,42 @@ class FlowStatistics(StageStatistics, frozen=True, kw_only=True):
 
     stages: dict[str, StageStatistics]
     """By name, those that feed others first."""
+    counted: dict[str, dict[str, int]]
+    """By step, what it has counted in this process: late records, repeated ones."""
+    state_bytes: dict[str, dict[int, int]]
+    """By stage and partition, what its state takes, where that can be said."""
+
+    def samples(self, service: str, method: str) -> Iterator[Sample]:
+        """As `TellsSamples`."""
+        now_ms = time.time() * 1000
+        of_flow = {"service": service, "method": method, "group": self.group}
+        for name, stage in self.stages.items():
+            labels = {**of_flow, "stage": name}
+            for what in ("records", "commits", "published"):
+                value = float(getattr(stage, what))
+                yield Sample(f"mycelia_flow_{what}", "counter", labels, value)
+            still = float(len(stage.standing_still))
+            yield Sample("mycelia_flow_standing_still", "sum", labels, still)
+            marks = [mark for its in stage.watermarks_ms.values() for mark in its.values()]
+            if marks:
+                behind = max((now_ms - min(marks)) / 1000, 0.0)
+                yield Sample("mycelia_flow_watermark_behind_seconds", "max", labels, behind)
+        for step, counted in self.counted.items():
+            for what, number in counted.items():
+                labels = {**of_flow, "step": step, "what": what}
+                yield Sample("mycelia_flow_counted_records", "counter", labels, float(number))
+        for name, sizes in self.state_bytes.items():
+            for partition, size in sizes.items():
+                labels = {"group": self.group, "stage": name, "partition": str(partition)}
+                yield Sample("mycelia_flow_state_bytes", "max", labels, float(size))
+
+    def troubles(self) -> list[str]:
+        """As `TellsTroubles`: partitions that stand still."""
+        return [
+            f"flow {self.group}: partition {partition} of {name} stands still: {why:.200}"
+            for name, stage in self.stages.items()
+            for partition, why in stage.standing_still.items()
+        ]
 
 
 class FlowHandler(Entrypoint):
@@ -168,6 +206,7 @@ class FlowHandler(Entrypoint):
         """What the method was called on. It has the service's shared dependencies from `start()` on, for `async` steps."""
         self._threads: ThreadPoolExecutor | None = None
         self._described: DescribedFlow | None = None
+        self._around: CallsAround | None = None
         self._watch: FlowWatch | None = None
         self._tables: FlowTables | None = None
         self._answering: asyncio.Task[None] | None = None
@@ -203,6 +242,7 @@ class FlowHandler(Entrypoint):
             self.between,
         )
         await self._prepare_state([one.leased_as for one in descriptions])
+        self._around = CallsAround(self.target, container.middleware_for(self.target))
         self.stages = [
             Stage(self, one, self.options, opens_state=self.home.open) for one in descriptions
         ]
@@ -315,6 +355,15 @@ class FlowHandler(Entrypoint):
             faults=sum(one.faults for one in every),
             dead=sum(one.dead for one in every),
             stages=stages,
+            counted={} if self._watch is None else self._watch.counted(),
+            state_bytes={
+                stage.name: {
+                    one: size
+                    for one in stage.partitions
+                    if (size := self._state_bytes(stage.name, one)) is not None
+                }
+                for stage in self.stages
+            },
         )
 
     @property
@@ -390,6 +439,12 @@ class FlowHandler(Entrypoint):
     @property
     def lease_link(self) -> Link:
         return self.leases.link
+
+    @property
+    def around(self) -> CallsAround:
+        """What stands around each commit."""
+        assert self._around is not None
+        return self._around
 
     @property
     def publish_timeout(self) -> float:

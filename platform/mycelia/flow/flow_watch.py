@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
@@ -97,6 +98,7 @@ class FlowWatch:
         self._described = {one.name: one for one in stages}
         self._running = list(running)
         self._state_bytes = state_bytes
+        self._counted: dict[str, Counter[str]] = {}
         self._kept: dict[tuple[str, int], PartitionStanding] = {}
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._queue = AnsweringQueue(link, FLOWS_EXCHANGE, self._on_question)
@@ -121,10 +123,20 @@ class FlowWatch:
         """Idempotent."""
         await self._queue.aclose()
 
+    def counted(self) -> dict[str, dict[str, int]]:
+        """By step, what has been counted in this process, whichever partitions were its own."""
+        return {step: dict(one) for step, one in self._counted.items()}
+
     def committed(self, commit: WatchedCommit) -> None:
         """Take note of a commit."""
         place = commit.stage, commit.partition
         before = self._kept.get(place)
+        for step, counts in commit.counts.items():
+            old = {} if before is None else before.counts.get(step, {})
+            sums = self._counted.setdefault(step, Counter())
+            for what, number in counts.items():
+                # An engine that has begun anew counts from 0.
+                sums[what] += number - old.get(what, 0) if number >= old.get(what, 0) else number
         records, published, commits = (
             (0, 0, 0) if before is None else (before.records, before.published, before.commits)
         )

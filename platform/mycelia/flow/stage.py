@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from random import Random
 from typing import Any, Final, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from mycelia.errors import (
 )
 from mycelia.flow.async_steps import OnLoop, RunsCoroutines, StepsCancelled
 from mycelia.flow.delivery import SINK_EXCHANGE, SinkDelivery
+from mycelia.flow.flow_call import CallsAround, FlowCall, TakenSince, Work
 from mycelia.flow.inflow import Inflow, Taken
 from mycelia.flow.partition_run import (
     PartitionRun,
@@ -111,6 +113,10 @@ class StageHost(Protocol):
     @property
     def publish_timeout(self) -> float: ...
 
+    @property
+    def around(self) -> CallsAround:
+        """What stands around each commit."""
+
     def now_ms(self) -> int:
         """The time on the wall."""
 
@@ -180,6 +186,8 @@ class Stage:
         self._leave: dict[int, asyncio.Event] = {}
         self._skipped: dict[int, set[tuple[str, int, int]]] = {}
         self._attempts: dict[int, dict[tuple[str, int, int], int]] = {}
+        self._since: dict[int, TakenSince] = {}
+        """Of each partition, what it has taken since its last commit; empty where nobody looks at calls."""
         self._random = Random()
         self._sinks = {one.name: one.sink for one in description.outputs if one.sink is not None}
         self._awaiting: dict[int, OnLoop] = {}
@@ -265,6 +273,7 @@ class Stage:
                 except Exception as exc:  # noqa: BLE001  a user's function, or the state: told, and tried again
                     pause = self._stands_still(partition, exc, failures)
                     failures += 1
+                    await self._tell_failed(partition, exc)
                 if self.commits > committed and failures > 1:
                     failures = 1
                 await _wait(leaving, pause)
@@ -275,6 +284,7 @@ class Stage:
                 self.standing_still,
                 self._skipped,
                 self._attempts,
+                self._since,
                 self._offsets,
                 self.watermarks,
             ):
@@ -424,6 +434,10 @@ class Stage:
                 continue
             until = TICK_EVERY if commit_at is None else max(commit_at - loop.time(), 0.0)
             taken = await inflow.gather(min(until, TICK_EVERY))
+            if self._host.around.listens:
+                self._since.setdefault(run.partition, TakenSince(self._host.around.target)).add(
+                    taken
+                )
             await self._bury_faults(run, taken)
             await self._compute(run, taken, leaving)
             has_news = has_news or bool(taken)
@@ -515,7 +529,44 @@ class Stage:
         if position is not None:
             self._offsets[run.partition] = position.offset
 
+    def _call(self, partition: int, records: int, work: Work) -> FlowCall:
+        around = self._host.around
+        since = self._since.pop(partition, None) or TakenSince(around.target)
+        return FlowCall(
+            around.target,
+            arrived_at=since.began_at,
+            started_at=since.began_at,
+            work=work,
+            stage=self.name,
+            partition=partition,
+            records=records,
+            offsets=since.offsets,
+            traces=tuple(since.traces.values()),
+        )
+
+    async def _tell_failed(self, partition: int, error: Exception) -> None:
+        """A turn that failed before there was anything to commit is a call that failed."""
+        around = self._host.around
+        if not around.listens or error is around.failed_with:
+            return
+
+        async def fail() -> None:
+            raise error
+
+        with suppress(Exception):
+            await around.run(self._call(partition, 0, fail))
+
     async def _commit(
+        self, run: PartitionRun, delivery: SinkDelivery, inflow: Inflow, begun_at: float
+    ) -> None:
+        """Commit, and publish; as a call, where somebody looks at calls."""
+        work = partial(self._commit_now, run, delivery, inflow, begun_at)
+        if self._host.around.listens:
+            await self._host.around.run(self._call(run.partition, run.uncommitted, work))
+        else:
+            await work()
+
+    async def _commit_now(
         self, run: PartitionRun, delivery: SinkDelivery, inflow: Inflow, begun_at: float
     ) -> None:
         run.state.sent(delivery.done_up_to())

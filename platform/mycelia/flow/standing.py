@@ -308,7 +308,9 @@ def flow_notes(
 
 def _names(one: PartitionFigures, step: str) -> bool:
     """Whether what stops a partition is of this step; errors name theirs so."""
-    return f'operator "{step}"' in (one.standing_still or "")
+    why = one.standing_still or ""
+    # Steps without state are told with what they do: they run as one.
+    return f'operator "{step}"' in why or f'operator "{step}: ' in why
 
 
 def rate_text(per_s: float) -> str:

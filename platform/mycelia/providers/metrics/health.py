@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import msgspec
 
 from mycelia.amqp import LinkState
 from mycelia.entrypoints.statistics import ConsumerStatistics
 from mycelia.runtime import HostStatistics, Phase
 
-__all__ = ["Health", "health_of"]
+__all__ = ["Health", "TellsTroubles", "health_of"]
+
+_MAX_TROUBLES = 10
+"""Of one extension: a broken flow has one for each partition, and they say the same."""
+
+
+@runtime_checkable
+class TellsTroubles(Protocol):
+    """A record that an extension tells of itself, which knows what of it does not go on."""
+
+    def troubles(self) -> list[str]:
+        """What it is, each beginning with its name; empty if all goes on."""
+
 
 _UP = (LinkState.CONNECTED.value, LinkState.BLOCKED.value)
 """A broker that takes no publishings for now is the same for every instance: taking this one out of service helps nobody."""
@@ -27,7 +41,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def health_of(phase: Phase, names: list[str], told: HostStatistics) -> Health:
-    """A process is ready when its services have started and not begun to stop, its link is up and its consumers are attached.
+    """A process is ready when its services have started and not begun to stop, its link is up, its consumers are attached, and its flows go on.
 
     A consumer that was paused on purpose counts as attached.
     """
@@ -55,6 +69,9 @@ def health_of(phase: Phase, names: list[str], told: HostStatistics) -> Health:
                 and not extension.is_consuming
                 and not extension.is_paused
             )
+            for extension in service.extensions.values():
+                if isinstance(extension, TellsTroubles):
+                    missing.extend(extension.troubles()[:_MAX_TROUBLES])
     return Health(
         ready=not missing,
         phase=phase.value,

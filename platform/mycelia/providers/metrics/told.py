@@ -5,9 +5,9 @@ Nothing is counted for it. A counter's sample is its count since the process beg
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -23,7 +23,7 @@ from mycelia.policies.kill_switch import ConsumptionState
 from mycelia.providers.metrics.cells import Kind
 from mycelia.runtime import HostStatistics, LaneStatistics, ServiceStatistics, ThreadStatistics
 
-__all__ = ["DESCRIPTIONS", "Sample", "consumer_labels", "samples_of"]
+__all__ = ["DESCRIPTIONS", "Sample", "TellsSamples", "consumer_labels", "samples_of"]
 
 
 class Sample(NamedTuple):
@@ -33,6 +33,14 @@ class Sample(NamedTuple):
     kind: Kind
     labels: dict[str, str]
     value: float
+
+
+@runtime_checkable
+class TellsSamples(Protocol):
+    """A record that an extension tells of itself, whose metrics it makes itself: those of layers above this one."""
+
+    def samples(self, service: str, method: str) -> Iterable[Sample]:
+        """Its metrics, whose names have a description here."""
 
 
 DESCRIPTIONS = {
@@ -68,6 +76,13 @@ DESCRIPTIONS = {
     "mycelia_log_failed": "What could not be handled and is a dead letter: entries of a log handler, records of a flow.",
     "mycelia_log_partitions": "Partitions that are an instance's own.",
     "mycelia_log_lag_entries": "Entries of a partition that a group has not handled.",
+    "mycelia_flow_records": "Records that a stage of a flow has taken, and committed.",
+    "mycelia_flow_commits": "Commits of the partitions of a stage.",
+    "mycelia_flow_published": "Messages that a stage has published: batches of logs, and events.",
+    "mycelia_flow_standing_still": "Partitions of a stage that do not go on.",
+    "mycelia_flow_watermark_behind_seconds": "How far event time is behind the time on the wall, at the step of a stage where it is furthest.",
+    "mycelia_flow_counted_records": "Records that a step of a flow has counted: late ones, repeated ones.",
+    "mycelia_flow_state_bytes": "What the state of a partition takes.",
     "mycelia_timer_ticks": "Timer ticks whose workers were begun.",
     "mycelia_timer_skipped": "Timer ticks left out because a worker still ran.",
     "mycelia_threads": "Threads for `def` methods, by what they do.",
@@ -157,6 +172,8 @@ def _of_extension(service: str, name: str, told: Any) -> Iterator[Sample]:
         yield from _of_appends({"service": service, "log": told.log}, told)
     elif isinstance(told, GroupStatistics):
         yield from _of_group(service, extension.partition(":")[2], told)
+        if isinstance(told, TellsSamples):
+            yield from told.samples(service, extension.partition(":")[2])
     else:
         for field, value in _numbers_in(told):
             labels = {"service": service, "extension": extension, "name": field}

@@ -108,6 +108,8 @@ def attributes_of_call(call: Call) -> dict[str, Any]:
         found[_CALL_ID] = call.call_id
     if call.item_count:
         found["messaging.batch.message_count"] = call.item_count
+    for name, value in call.span_attributes.items():
+        found[name] = clean(value) if isinstance(value, str) else value
     if call.message is not None:
         _add_delivery(found, call.message)
     elif isinstance(call, AppendCall):

@@ -1,0 +1,290 @@
+"""Batches of flows are calls: middleware, traces and metrics see each commit; what stands still is seen by probes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.flows.counting import (
+    DEPARTED,
+    PARTITIONS,
+    Counting,
+    Departed,
+    append,
+    config,
+    departures,
+    sentinels,
+)
+from tests.metrics.conftest import Scrape
+from tests.tracing.conftest import receiver
+
+from mycelia import Call, CallKind, Client, Next, Outcome
+from mycelia.call import Direction, Middleware, Target, get_current_call
+from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow
+from mycelia.flow.flow_call import FlowCall
+from mycelia.providers.metrics.told import samples_of
+from mycelia.testing import ReceivedSpan, ServiceBed, SpanReceiver, eventually, run_services
+
+__all__ = ["receiver"]
+
+
+class Around:
+    """A source of middleware that keeps what it sees of the flow's calls."""
+
+    def __init__(self, layer: Any = None) -> None:
+        self.calls: list[FlowCall] = []
+        self.outcomes: list[Outcome] = []
+        self.current: list[Call | None] = []
+        self._layer = layer
+
+    def middleware(self, direction: Direction, target: Target) -> Middleware | None:
+        is_flow = direction is Direction.INBOUND and target.kind is CallKind.LOG
+        return self.around if is_flow else None
+
+    async def around(self, call: Call, next: Next) -> Outcome:
+        assert isinstance(call, FlowCall)
+        self.calls.append(call)
+        self.current.append(get_current_call())
+        outcome = await (next(call) if self._layer is None else self._layer(call, next))
+        self.outcomes.append(outcome)
+        return outcome
+
+
+def statistics(bed: ServiceBed, service: type = Counting) -> FlowStatistics:
+    (handler,) = [one for one in bed.container(service).entrypoints if isinstance(one, FlowHandler)]
+    return handler.statistics()
+
+
+async def test_each_commit_is_a_call_with_what_it_took(broker: str, tmp_path: Path) -> None:
+    seen = Around()
+    async with (
+        Client(broker) as client,
+        run_services(Counting, broker=broker, config=config(tmp_path), middleware=[seen]) as bed,
+    ):
+        await append(client, departures(2_000) + sentinels())
+        await eventually(lambda: statistics(bed).records == 2_000 + PARTITIONS, 30)
+        commits = statistics(bed).commits
+
+    assert {call.target.name for call in seen.calls} == {"counting.by_origin"}
+    assert sum(call.item_count for call in seen.calls) == 2_000 + PARTITIONS
+    assert len(seen.calls) >= commits
+    assert seen.current == seen.calls
+    assert all(outcome.error is None for outcome in seen.outcomes)
+    for partition in range(PARTITIONS):  # each entry is in one commit
+        spans = [
+            call.offsets[DEPARTED.name]
+            for call in seen.calls
+            if call.partition == partition and call.offsets
+        ]
+        assert all(later[0] == earlier[1] + 1 for earlier, later in pairwise(spans))
+
+
+async def test_without_anybody_who_looks_no_call_is_made(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("a call was made")
+
+    monkeypatch.setattr("mycelia.flow.stage.FlowCall", refuse)
+    monkeypatch.setattr("mycelia.flow.stage.TakenSince", refuse)
+    async with (
+        Client(broker) as client,
+        run_services(Counting, broker=broker, config=config(tmp_path)) as bed,
+    ):
+        await append(client, departures(500))
+        await eventually(lambda: statistics(bed).records == 500, 30)
+
+
+async def test_a_middleware_that_goes_on_twice_commits_once(broker: str, tmp_path: Path) -> None:
+    async def twice(call: Call, next: Next) -> Outcome:
+        await next(call)
+        return await next(call)
+
+    seen = Around(twice)
+    async with (
+        Client(broker) as client,
+        run_services(Counting, broker=broker, config=config(tmp_path), middleware=[seen]) as bed,
+    ):
+        await append(client, departures(500))
+        await eventually(lambda: statistics(bed).records == 500, 30)
+        assert statistics(bed).commits == len(seen.calls)
+
+
+@pytest.mark.parametrize("answers", [False, True])
+async def test_a_middleware_that_does_not_go_on_stops_the_partition_and_nothing_is_committed(
+    broker: str, tmp_path: Path, answers: bool
+) -> None:
+    async def refuse(call: Call, next: Next) -> Outcome:
+        if answers:
+            return Outcome()
+        raise PermissionError("not now")
+
+    async with (
+        Client(broker) as client,
+        run_services(
+            Counting, broker=broker, config=config(tmp_path), middleware=[Around(refuse)]
+        ) as bed,
+    ):
+        await append(client, departures(100))
+        await eventually(lambda: statistics(bed).standing_still, 30)
+        told = statistics(bed)
+
+    (why, *_) = told.standing_still.values()
+    assert ("without going on" if answers else "PermissionError: not now") in why
+    assert told.records == told.commits == 0
+
+
+class Failing:
+    name = "failing"
+
+    @flow(DEPARTED, commit_every="50ms")
+    def checked(self, flights: Stream[Departed]) -> FlowOutput:
+        return flights.map(_checked).named("check").emit("checked")
+
+
+def _checked(one: Departed) -> str:
+    if one.origin == "BAD":
+        raise ValueError("no such airport")
+    return one.origin
+
+
+async def test_a_function_that_raises_is_a_call_that_failed(broker: str, tmp_path: Path) -> None:
+    seen = Around()
+    async with (
+        Client(broker) as client,
+        run_services(Failing, broker=broker, config=config(tmp_path), middleware=[seen]),
+    ):
+        await append(client, [Departed("BAD", 1_000_000)])
+        await eventually(lambda: any(one.error for one in seen.outcomes), 30)
+
+    (error, *_) = [one.error for one in seen.outcomes if one.error]
+    assert "no such airport" in str(error)
+
+
+# --- traces, metrics, probes -------------------------------------------------------------------------
+
+
+async def test_a_commit_s_span_says_what_it_took_and_links_to_the_appends(
+    broker: str, tmp_path: Path, receiver: SpanReceiver
+) -> None:
+    settings: dict[str, Any] = config(tmp_path)
+    settings["mycelia"]["tracing"] = {"endpoint": receiver.endpoint}
+    ids = [f"{number:032x}" for number in range(1, 4)]
+
+    def is_enough(spans: list[ReceivedSpan]) -> bool:
+        counts = [span.attributes.get("messaging.batch.message_count", 0) for span in spans]
+        return sum(map(int, counts)) >= len(ids)
+
+    async with (
+        Client(broker, middleware=[_Tracing(ids)]) as client,
+        run_services(Counting, broker=broker, config=settings),
+    ):
+        for _ in ids:
+            await client.append(DEPARTED, Departed("JFK", 1_000_000))
+        await asyncio.to_thread(receiver.wait_for, is_enough)
+
+    spans = [
+        span for span in receiver.spans if span.attributes.get("messaging.batch.message_count")
+    ]
+    assert {span.name for span in spans} == {"process counting.by_origin"}
+    assert {span.kind for span in spans} == {"CONSUMER"}
+    assert [trace for span in spans for trace, _ in span.links] == ids
+    attributes = spans[0].attributes
+    assert attributes["messaging.destination.name"] == DEPARTED.name
+    assert attributes["flow.offsets"].startswith(f"{DEPARTED.name}:0-")
+
+
+class _Tracing:
+    """Gives each append a trace of its own."""
+
+    def __init__(self, ids: list[str]) -> None:
+        self._ids = list(ids)
+
+    def middleware(self, direction: Direction, target: Target) -> Middleware:
+        async def around(call: Call, next: Next) -> Outcome:
+            trace = f"00-{self._ids.pop(0)}-{'1' * 16}-01"
+            call.headers = {**(call.headers or {}), "traceparent": trace}
+            return await next(call)
+
+        return around
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+async def test_metrics_and_readiness_tell_how_a_flow_is(rabbit_uri: str, tmp_path: Path) -> None:
+    port = free_port()
+    settings: dict[str, Any] = config(tmp_path)
+    at = {"port": port, "host": "127.0.0.1"}
+    settings["mycelia"] |= {"metrics": at, "health": at}
+    async with (
+        Client(rabbit_uri) as client,
+        run_services(Counting, Failing, broker=rabbit_uri, config=settings) as bed,
+    ):
+        await append(client, departures(2_000) + sentinels())
+        await eventually(lambda: statistics(bed).records == 2_000 + PARTITIONS, 30)
+        await append(client, departures(10))
+        await eventually(lambda: statistics(bed).records == 2_010 + PARTITIONS, 30)
+        before = await asyncio.to_thread(Scrape.of, port, "/ready")
+        await append(client, [Departed("BAD", 1_000_000)])
+        await eventually(lambda: statistics(bed, Failing).standing_still, 30)
+        after = await asyncio.to_thread(Scrape.of, port, "/ready")
+        scrape = await asyncio.to_thread(Scrape.of, port, "/metrics")
+
+    assert before.status == 200
+    assert after.status == 503
+    (why,) = after.json["not_ready"]
+    assert why.startswith("flow failing.checked: partition ")
+    assert "no such airport" in why
+    of = {"group": "counting.by_origin"}
+    assert scrape.sum("mycelia_flow_records_total", **of) >= 2_010 + PARTITIONS
+    assert scrape.sum("mycelia_flow_commits_total", **of) >= PARTITIONS
+    assert scrape.sum("mycelia_flow_published_total", **of) >= 1
+    assert scrape.sum("mycelia_flow_standing_still", **of) == 0
+    assert scrape.sum("mycelia_flow_standing_still", group="failing.checked") == 1
+    assert scrape.sum("mycelia_flow_counted_records_total", what="late", **of) in (10, 11)
+    assert scrape.sum("mycelia_flow_watermark_behind_seconds", **of) > 1_000_000_000
+    assert scrape.sum("mycelia_flow_state_bytes", **of) > 0
+    assert (
+        scrape.sum("mycelia_calls_total", kind="log", method="by_origin", outcome="ok")
+        >= PARTITIONS
+    )
+    assert scrape.sum("mycelia_calls_total", kind="log", method="checked", outcome="error") >= 1
+    assert (
+        scrape.sum("mycelia_call_duration_seconds_count", kind="log", method="by_origin")
+        >= PARTITIONS
+    )
+
+
+async def test_what_was_counted_goes_on_when_a_partition_begins_anew(
+    broker: str, tmp_path: Path
+) -> None:
+    """A counter never goes back, although each engine counts from nothing."""
+    async with (
+        Client(broker) as client,
+        run_services(Counting, broker=broker, config=config(tmp_path)) as bed,
+    ):
+        (handler,) = [
+            one for one in bed.container(Counting).entrypoints if isinstance(one, FlowHandler)
+        ]
+        await append(client, sentinels())
+        await eventually(lambda: statistics(bed).records == PARTITIONS, 30)
+        await append(client, departures(40))
+        await eventually(lambda: statistics(bed).counted.get("window-1", {}).get("late") == 40, 30)
+        for stage in handler.stages:
+            for partition in stage.partitions:
+                stage._leave_partition(partition)  # it is taken again, with a new engine
+        await append(client, departures(2))
+        await eventually(lambda: statistics(bed).counted["window-1"]["late"] == 42, 30)
+        told = list(samples_of(bed.runner.host.statistics()))
+
+    late = [one.value for one in told if one.name == "mycelia_flow_counted_records"]
+    assert sum(late) == 42
