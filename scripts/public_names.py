@@ -26,7 +26,15 @@ REFERENCE: dict[str, tuple[str, str, tuple[str, ...]]] = {
                 "Outbox",
                 "Inbox",
             ),
-            *("Batch", "ServerSentEvents", "ServerSentEvent", "Queue", "Exchange", "Binding"),
+            *(
+                "AdaptivePrefetch",
+                "Batch",
+                "ServerSentEvents",
+                "ServerSentEvent",
+                "Queue",
+                "Exchange",
+                "Binding",
+            ),
         ),
     ),
     "callers": (

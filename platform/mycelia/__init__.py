@@ -88,6 +88,7 @@ from mycelia.providers import (
     trace_calls,
 )
 from mycelia.runtime import (
+    AdaptivePrefetch,
     Container,
     DependencyProvider,
     Entrypoint,
@@ -104,6 +105,7 @@ __all__ = [
     "SERVICE_POOL",
     "SINGLETON",
     "Ack",
+    "AdaptivePrefetch",
     "Batch",
     "Binding",
     "BlockingClient",

@@ -21,7 +21,7 @@ from mycelia.policies.retry import Fixed, Retry
 from mycelia.runtime import KeyedLane, KeyOrder
 from mycelia.wire import ATTEMPT_HEADER
 
-__all__ = ["BEHIND_EACH", "MAX_PREFETCH", "RETRY_IN_ORDER", "InOrder", "in_order_by"]
+__all__ = ["BEHIND_EACH", "RETRY_IN_ORDER", "InOrder", "in_order_by"]
 
 log = logging.getLogger("mycelia.entrypoints")
 
@@ -36,8 +36,6 @@ MAX_HERE_S: Final = 600.0
 
 BEHIND_EACH: Final = 10
 """The prefetch by default, as a multiple of the concurrency: what waits behind its key takes places in it."""
-
-MAX_PREFETCH: Final = 65535
 
 
 def in_order_by(key: MessageKey, prefetch: Callable[[], int]) -> KeyOrder:

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -43,13 +44,13 @@ from mycelia.entrypoints.counting import Counting
 from mycelia.entrypoints.dead_letters import DeadLetters, dead_letter_queue_name
 from mycelia.entrypoints.in_order import (
     BEHIND_EACH,
-    MAX_PREFETCH,
     RETRY_IN_ORDER,
     InOrder,
     in_order_by,
 )
 from mycelia.entrypoints.keys import MessageKey, check_key
 from mycelia.entrypoints.prefetch_changes import PrefetchChanges
+from mycelia.entrypoints.prefetch_window import PrefetchWindow
 from mycelia.entrypoints.put_back import PutBack, PutBacks
 from mycelia.entrypoints.received import (
     DELIVERY_LIMIT,
@@ -73,6 +74,8 @@ from mycelia.errors import (
 from mycelia.policies.kill_switch import KillSwitch, kill_switch_of
 from mycelia.policies.retry import DEFAULT_RETRY, Retry, exponential, retry_of
 from mycelia.runtime import (
+    MAX_PREFETCH,
+    AdaptivePrefetch,
     Container,
     Entrypoint,
     EntrypointArguments,
@@ -116,6 +119,7 @@ class Subscription(Entrypoint, ABC):
     container: Container
     dead_letters = DeadLetters()
     put_backs = PutBacks()
+    adapts_prefetch = True
     key: MessageKey | None = None
     parks = False
     batch: Batch | None = None
@@ -141,6 +145,11 @@ class Subscription(Entrypoint, ABC):
         if key is not None and kill_switch:
             raise ConfigError(
                 "kill_switch= beside key=: it gives messages back, which would change their order."
+            )
+        if key is not None and isinstance(self.prefetch, AdaptivePrefetch):
+            raise ConfigError(
+                f"prefetch={self.prefetch!r} beside key=: a change sends what is on its way back behind what is not, which would "
+                "change the order of a key. Say a number."
             )
         self.key = key
         self.parks = parks
@@ -170,6 +179,8 @@ class Subscription(Entrypoint, ABC):
         self._consumer: LinkConsumer | None = None
         self._lane: Lane | None = None
         self._prefetch: PrefetchChanges | None = None
+        self._window: PrefetchWindow | None = None
+        self._stop_looking: Callable[[], None] | None = None
         self._put_back: PutBack | None = None
         self._remembered = Remembered(event_key)
         self._counting = Counting(lambda: self._consumer)
@@ -247,6 +258,14 @@ class Subscription(Entrypoint, ABC):
         if self.batch is not None:
             self._batches = Batches(self.batch, self.target, self._lane)
             self._submit = self._batches.add
+        if self.key is None:
+            adaptive = self.prefetch if isinstance(self.prefetch, AdaptivePrefetch) else None
+            self._window = PrefetchWindow(
+                self._said_prefetch(),
+                adaptive,
+                max_bytes=container.settings.mycelia.prefetch_bytes,
+                each=1 if self.batch is None else self.batch.size,
+            )
         self._guard = guard = self._make_guard()
         self._consumer = await self._link.consume(
             self._queue.name,
@@ -259,6 +278,9 @@ class Subscription(Entrypoint, ABC):
         self._prefetch = PrefetchChanges(self._consumer)
         if guard is not None:
             guard.guard(self._consumer, self._lane, self._prefetch)
+        if self._window is not None:
+            watch = container.host.watch(asyncio.get_running_loop())
+            self._stop_looking = watch.each_look(self._look_at_prefetch)
 
     def _make_guard(self) -> ConsumptionGuard | None:
         """What stops the consumer when the method fails too often; `None` for nothing.
@@ -268,7 +290,17 @@ class Subscription(Entrypoint, ABC):
         """
         section = self.container.settings.mycelia
         if self.key is not None or self.batch is not None:
-            return None  # it gives back what has come, which changes the order; and it counts and tries single messages
+            if self.kill_switch is None and section.kill_switch:
+                what, why = (
+                    ("key=", "it gives messages back, which would change their order")
+                    if self.key is not None
+                    else ("batch=", "it counts and tries single messages")
+                )
+                raise ConfigError(
+                    f"{self.target.name} has {what}, and the configuration a kill switch (mycelia.kill_switch) for all handlers; a handler "
+                    f"with {what} can have none: {why}. Say kill_switch=False where the handler is declared."
+                )
+            return None
         if isinstance(self.kill_switch, KillSwitch):
             switch: KillSwitch | None = self.kill_switch
         elif self.kill_switch is None:
@@ -289,12 +321,18 @@ class Subscription(Entrypoint, ABC):
         )
 
     def _prefetch_now(self) -> int:
-        """Messages that the broker may have outstanding here, as the settings are now."""
-        container = self.container
+        """Messages that the broker may have outstanding here."""
+        return self._said_prefetch() if self._window is None else self._window.now
+
+    def _said_prefetch(self) -> int:
+        """The same, as the settings are now; where it adapts, at first."""
+        container, prefetch = self.container, self.prefetch
+        size = 1 if self.batch is None else self.batch.size
+        if isinstance(prefetch, AdaptivePrefetch):
+            return min(max(prefetch.least, size), prefetch.most)
         if self.batch is not None:
-            size = self.batch.size
             wanted = 2 * size * container.concurrency_of(self)
-            return max(size, min(self.prefetch or wanted, MAX_PREFETCH))
+            return max(size, min(prefetch or wanted, MAX_PREFETCH))
         if self.key is not None and self.prefetch is None:
             return min(BEHIND_EACH * container.concurrency_of(self), MAX_PREFETCH)
         return container.prefetch_of(self)
@@ -302,9 +340,26 @@ class Subscription(Entrypoint, ABC):
     def reconfigure(self, old: Settings, new: Settings) -> None:
         self._policy = self._policy_of(new)
         # A change takes what is on its way back behind what is not: none with a key.
-        if self._prefetch is not None and self._in_order is None:
+        if self._window is not None:
+            self._window.max_bytes = new.mycelia.prefetch_bytes
+            self._window.rebase(self._said_prefetch())
+            self._ask_for_prefetch()
+
+    def _ask_for_prefetch(self) -> None:
+        if self._prefetch is not None:
             asked = self._prefetch if self._guard is None else self._guard
             asked.ask_for(self._prefetch_now())
+
+    def _look_at_prefetch(self) -> None:
+        """Some times a second while anything runs: have the prefetch follow what has been seen."""
+        lane, window = self._lane, self._window
+        assert lane is not None
+        assert window is not None
+        before, now = window.now, time.monotonic()
+        full_since = lane.full_since if window.adapts else None
+        stalled_s = 0.0 if full_since is None else now - full_since
+        if window.look(now, lane.limit, stalled_s) != before:
+            self._ask_for_prefetch()
 
     def statistics(self) -> ConsumerStatistics | None:
         if self._consumer is None or self._put_back is None:
@@ -324,6 +379,8 @@ class Subscription(Entrypoint, ABC):
 
     async def stop(self) -> None:
         """Take no more messages; those that wait here go back to the queue."""
+        if self._stop_looking is not None:
+            self._stop_looking()
         if self._guard is not None:
             self._guard.stop()
         if self._prefetch is not None:
@@ -343,6 +400,8 @@ class Subscription(Entrypoint, ABC):
     def _on_deliveries(self, deliveries: list[Delivery]) -> None:
         submit = self._submit
         arrived_at = time.monotonic()
+        if self._window is not None:  # large ones come few at a time
+            self._window.came(len(deliveries[0].body))
         if self._remembered:
             deliveries = self._remembered.claim(deliveries, arrived_at)
         for delivery in deliveries:
@@ -454,6 +513,8 @@ class Subscription(Entrypoint, ABC):
 
     def settle(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
         delivery = call.message
+        if self._window is not None and self._window.adapts and call.started_at:
+            self._window.took(time.monotonic() - call.started_at)
         if delivery is None:
             if type(settlement) is GiveBack:
                 outcome = outcome.replace(settlement=settlement)

@@ -1,5 +1,6 @@
 """The runtime: containers, workers, life cycle, and the hand-over from `nameko run`."""
 
+from mycelia.runtime.adaptive_prefetch import MAX_PREFETCH, AdaptivePrefetch
 from mycelia.runtime.config_file import load_config, parse_config
 from mycelia.runtime.container import Container
 from mycelia.runtime.declarations import find_entrypoints, register_foreign_declarations
@@ -24,6 +25,7 @@ from mycelia.runtime.process_parts import (
     register_process_part,
 )
 from mycelia.runtime.runner import Runner
+from mycelia.runtime.service_time import ServiceTime
 from mycelia.runtime.settings import Settings
 from mycelia.runtime.signature import SignatureCheck
 from mycelia.runtime.statistics import HostStatistics, ServiceStatistics
@@ -31,6 +33,8 @@ from mycelia.runtime.threads import ThreadStatistics
 from mycelia.runtime.worker_context import WorkerContext
 
 __all__ = [
+    "MAX_PREFETCH",
+    "AdaptivePrefetch",
     "BoundTo",
     "Container",
     "DependencyProvider",
@@ -49,6 +53,7 @@ __all__ = [
     "Runner",
     "RunningProcess",
     "ServiceStatistics",
+    "ServiceTime",
     "Settings",
     "SharedDependency",
     "SharedExtension",

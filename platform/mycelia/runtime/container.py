@@ -16,6 +16,7 @@ from mycelia.call import Middleware, Target
 from mycelia.errors import RuntimeStateError, describe
 from mycelia.handover import hand_over
 from mycelia.log_event import event
+from mycelia.runtime.adaptive_prefetch import AdaptivePrefetch
 from mycelia.runtime.declarations import (
     bind_dependency,
     bind_entrypoint,
@@ -224,13 +225,16 @@ class Container:
         return DEFAULT_MAX_WORKERS
 
     def prefetch_of(self, entrypoint: Entrypoint) -> int:
-        """Messages outstanding: the entrypoint's own setting, else twice its concurrency.
+        """Messages outstanding: the entrypoint's own setting (at first, where that adapts), else twice its concurrency.
 
         Twice, so that the next message is here when a worker ends, and no more, so that an instance does not
         hoard what others could work on.
         """
-        if entrypoint.prefetch is not None:
-            return entrypoint.prefetch
+        prefetch = entrypoint.prefetch
+        if isinstance(prefetch, AdaptivePrefetch):
+            return prefetch.least
+        if prefetch is not None:
+            return prefetch
         return min(2 * self.concurrency_of(entrypoint), 65535)
 
     def shared_prefetch_of(self, entrypoints: Iterable[Entrypoint]) -> int:

@@ -28,9 +28,10 @@ from mycelia.call import (
     Settlement,
     Target,
 )
-from mycelia.errors import DeadlinePassed, describe
+from mycelia.errors import ConfigError, DeadlinePassed, describe
 from mycelia.handover import hand_over
 from mycelia.log_event import event
+from mycelia.runtime.adaptive_prefetch import AdaptivePrefetch
 from mycelia.runtime.decorators import (
     ENTRYPOINTS_ATTRIBUTE,
     Marks,
@@ -247,7 +248,7 @@ class EntrypointArguments(TypedDict, total=False):
     expected_exceptions: type[BaseException] | tuple[type[BaseException], ...]
     sensitive_arguments: str | tuple[str, ...]
     concurrency: int | None
-    prefetch: int | None
+    prefetch: int | AdaptivePrefetch | None
     timeout: float | None
 
 
@@ -259,7 +260,8 @@ class Entrypoint(Extension):
         sensitive_arguments: arguments whose values nobody may see in a log line or a trace: `"password"`, a part as in
             `"user.password"`, `"cards[0].number"`, of each item as in `"cards[].number"`; or several in a tuple.
         concurrency: how many workers of this entrypoint may run at once; the service's setting by default.
-        prefetch: how many messages the broker may have outstanding here; twice the concurrency by default.
+        prefetch: how many messages the broker may have outstanding here; twice the concurrency by default. Handlers of events and
+            messages may have it adapt: `AdaptivePrefetch()`.
         timeout: seconds that the method may take; then its task is cancelled, or its thread left to itself, and the
             call ends as `HandlerTimeout`. The setting `mycelia.handler_timeout` (any time) by default.
     """
@@ -272,6 +274,8 @@ class Entrypoint(Extension):
     """What a middleware may have done with this kind of call."""
     sheds_overload: ClassVar[bool] = False
     """Whether a call that has waited is refused when it has less time left than the method usually takes."""
+    adapts_prefetch: ClassVar[bool] = False
+    """Whether it can have an `AdaptivePrefetch`."""
     target: Target
     """Its calls' target, made when it is bound."""
 
@@ -279,7 +283,7 @@ class Entrypoint(Extension):
     expected_exceptions: type[BaseException] | tuple[type[BaseException], ...] = ()
     sensitive_arguments: str | tuple[str, ...] = ()
     concurrency: int | None = None
-    prefetch: int | None = None
+    prefetch: int | AdaptivePrefetch | None = None
     timeout: float | None = None
 
     def __init__(
@@ -288,10 +292,16 @@ class Entrypoint(Extension):
         expected_exceptions: type[BaseException] | tuple[type[BaseException], ...] = (),
         sensitive_arguments: str | tuple[str, ...] = (),
         concurrency: int | None = None,
-        prefetch: int | None = None,
+        prefetch: int | AdaptivePrefetch | None = None,
         timeout: float | None = None,
     ) -> None:
+        if isinstance(prefetch, AdaptivePrefetch) and not self.adapts_prefetch:
+            raise ConfigError(
+                f"prefetch={prefetch!r}: only handlers of events and messages have one that adapts; say a number."
+            )
         for name, value in (("concurrency", concurrency), ("prefetch", prefetch)):
+            if isinstance(value, AdaptivePrefetch):
+                continue
             if value is not None and (type(value) is not int or value < 1):
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
         if timeout is not None and (type(timeout) not in (int, float) or not timeout > 0):

@@ -233,6 +233,13 @@ class Lane:
         return self._running.keys()
 
     @property
+    def full_since(self) -> float | None:
+        """When the latest of the workers began that run, with as many as may run; `None` with fewer."""
+        if self._running and self._active >= self._limit:
+            return next(reversed(self._running)).started_at
+        return None
+
+    @property
     def limit(self) -> int:
         """Workers at once. May be changed while it runs; workers above a lower limit end in their own time."""
         return self._limit

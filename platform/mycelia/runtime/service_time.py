@@ -1,4 +1,4 @@
-"""How long a method usually takes. Pure."""
+"""How long a method usually takes, or how much else there usually is of something. Pure."""
 
 from __future__ import annotations
 

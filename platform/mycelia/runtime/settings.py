@@ -49,6 +49,7 @@ CHANGEABLE = frozenset(
         "mycelia.handler_timeout",
         "mycelia.log_level",
         "mycelia.max_body_bytes",
+        "mycelia.prefetch_bytes",
         "mycelia.publish_timeout",
         "mycelia.handler_retry",
         "mycelia.requeue_attempts",
@@ -205,6 +206,9 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """How long a worker may take where its entrypoint says nothing; an RPC may take until its deadline in any case."""
     slow_after: float = 30.0
     """After how long a worker that still runs is said to be slow, once; 0 for never."""
+    prefetch_bytes: int = 64 * 1024 * 1024
+    """How many bytes of bodies the messages of one event handler or `@consume` may have here: of larger ones its prefetch is lowered.
+    64 MiB is arbitrary: a process has several. 0 for any."""
     rpc_prefetch_max: int = 5000
     """How far the window of requests may grow while one slow method fills it and another has nothing to do."""
     shed_overload: bool = True
@@ -272,6 +276,8 @@ class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
             _check_proxy(proxy)
         if self.handler_timeout is not None and self.handler_timeout <= 0:
             raise ValueError("handler_timeout must be greater than 0")
+        if self.prefetch_bytes < 0:
+            raise ValueError("prefetch_bytes must be 0 or more")
         if self.slow_after < 0:
             raise ValueError("slow_after must be at least 0")
         for name in ("event_queue_type", "rpc_queue_type"):
