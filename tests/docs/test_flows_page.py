@@ -47,7 +47,7 @@ def test_flows_are_tested_as_the_page_does(tmp_path: Path) -> None:
     )
 
     assert "2 passed" in done.stdout, done.stdout + done.stderr
-    assert len(blocks) == 7
+    assert len(blocks) == 8
 
 
 async def test_flow_of_a_service_is_shown_on_the_board(
@@ -197,3 +197,39 @@ def test_aggregation_of_ones_own_merges() -> None:
     driver.end()
 
     assert [one.value for one in driver.given("out")] == [(6, [12, 18, 30])]
+
+
+async def test_flow_goes_back_to_a_savepoint_and_begins_anew(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, part in (("delays", "class HourlyDelay"), ("board", "class Board")):
+        (tmp_path / f"{name}.py").write_text(block_with(PAGE, part).text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "go_back.py").write_text(block_with(PAGE, "take_savepoint").text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AMQP_URI", broker)
+    delays, board = importlib.import_module("delays"), importlib.import_module("board")
+    go_back = importlib.import_module("go_back")
+    flight = delays.Departed("JFK", 10, datetime(2013, 1, 1, 12, tzinfo=UTC))
+
+    async def takes(records: int) -> None:
+        async with run_services(board.Delays, broker=broker) as bed:
+            (handler,) = bed.container(board.Delays).entrypoints
+            await eventually(lambda: handler.statistics().records == records, 20)
+
+    async with Client(broker) as client:
+        await client.append_many(board.DEPARTED, [flight] * 3)
+        await takes(3)
+        go_back.save("one")
+        await client.append_many(board.DEPARTED, [flight] * 4)
+        await takes(4)
+        go_back.show()
+        await go_back.go_back("one")
+        await takes(4)
+        await go_back.begin_anew()
+        await takes(7)
+
+    assert capsys.readouterr().out.startswith("one delays.hourly ")
+    for name in ("delays", "board", "go_back"):
+        monkeypatch.delitem(sys.modules, name)

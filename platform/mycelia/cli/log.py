@@ -28,13 +28,11 @@ from mycelia.cli.run import read_config
 from mycelia.control.dead_letters import management_of
 from mycelia.durations import duration_text
 from mycelia.errors import ConfigError, TopologyError
-from mycelia.logs.group_places import count_partitions, move_group, read_places
+from mycelia.logs.group_places import count_partitions, move_group, offset_at, read_places
 from mycelia.logs.layout import LogLayout, stream_name
 from mycelia.logs.partition_lease import consumers_of, lease_queue
-from mycelia.logs.position import StartAt
 from mycelia.logs.reader import LogEntry, LogReader
 from mycelia.logs.record_shape import RecordShape
-from mycelia.logs.stream_ends import first_offset, last_offset
 from mycelia.runtime.settings import DEFAULT_BROKER
 
 __all__ = ["add_log_commands"]
@@ -311,7 +309,7 @@ async def _replay(args: argparse.Namespace, link: Link) -> int:
         raise ConfigError(f'log "{args.log}" has the partitions 0 to {partitions - 1}.')
     chosen = range(partitions) if args.partition is None else [args.partition]
     offsets = {
-        partition: await _offset_of(link, args.log, partitions, partition, args.start)
+        partition: await offset_at(link, args.log, partitions, partition, args.start)
         for partition in chosen
     }
     await move_group(link, args.log, args.group, offsets)
@@ -324,21 +322,3 @@ async def _replay(args: argparse.Namespace, link: Link) -> int:
         ends = {one: await end_of(link, args.log, one) for one in chosen}
         await follow_group(link, args.log, args.group, offsets, ends)
     return 0
-
-
-async def _offset_of(link: Link, log: str, partitions: int, partition: int, start: StartAt) -> int:
-    """The offset that a start means now."""
-    stream = stream_name(log, partition)
-    if isinstance(start, int):
-        return start
-    if start == "first":
-        return await first_offset(link, stream) or 0
-    last = await last_offset(link, stream)
-    end = 0 if last is None else last + 1
-    if start == "next" or last is None:
-        return end
-    shape = RecordShape[Any](f'log "{log}"', None, None, None)
-    layout = LogLayout(log, partitions, None, None)
-    async with LogReader(link, layout, shape, partition, start) as reader:
-        entry = await reader.take(timeout=1.0)
-    return end if entry is None else entry.offset

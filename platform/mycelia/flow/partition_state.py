@@ -70,6 +70,14 @@ class PartitionState(StoreReader, Protocol):
 
     def scan(self, space: str) -> Iterable[tuple[bytes, bytes]]: ...
 
+    def begin_anew(
+        self,
+        checkpoint: FlowCheckpoint,
+        state: Iterable[tuple[str, bytes, bytes]],
+        outbox: Iterable[tuple[int, bytes]],
+    ) -> None:
+        """Have this in place of all that is there; see `StateFile`."""
+
     def close(self) -> None:
         """Idempotent."""
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -29,7 +30,7 @@ from mycelia.errors import ConfigError, LeaseLost, StateIncompatible, StateUnava
 from mycelia.extras import require_extra
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.state import StoreReader
-from mycelia.flow.state_file import FlowCheckpoint
+from mycelia.flow.state_file import FlowCheckpoint, StateFile
 from mycelia.logs.position import LogPosition
 
 if TYPE_CHECKING:
@@ -278,6 +279,37 @@ class StateDatabase:
             ).fetchone()
             yield _Rows(db, -1 if row is None else row[0])
 
+    def kept(self, group: str) -> list[tuple[str, int]]:
+        with self.transaction(f'flow "{group}"') as db:
+            if not db.execute(_HAS_TABLES).fetchone():
+                return []
+            return db.execute(
+                "SELECT source, partition FROM mycelia_flows.partition WHERE flow = %s ORDER BY 1, 2",
+                [group],
+            ).fetchall()
+
+    def copy(self, place: StatePlace, to: Path) -> None:
+        with self.transaction(str(place)) as db:
+            db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            number, body = _one(
+                db.execute(
+                    "SELECT id, checkpoint FROM mycelia_flows.partition WHERE flow = %s AND source = %s AND partition = %s",
+                    [place.group, place.source, place.partition],
+                    binary=True,
+                )
+            )
+            state, outbox = (
+                _stream(db, f"{query} WHERE partition_id = %s", number)
+                for query in (
+                    "SELECT space, key, value FROM mycelia_flows.state",
+                    "SELECT number, message FROM mycelia_flows.outbox",
+                )
+            )
+            with closing(StateFile(to, str(place))) as copy:
+                checkpoint = msgspec.msgpack.decode(body, type=FlowCheckpoint)
+                copy.begin_anew(checkpoint, state, outbox)
+                copy.leave_one_file()
+
     def size_bytes(self, place: StatePlace) -> int | None:
         return None
 
@@ -433,6 +465,29 @@ class DatabaseState:
                     [self._number, self._sent],
                 )
 
+    def begin_anew(
+        self,
+        checkpoint: FlowCheckpoint,
+        state: Iterable[tuple[str, bytes, bytes]],
+        outbox: Iterable[tuple[int, bytes]],
+    ) -> None:
+        """Have this in place of all that is there, in one transaction; see `StateFile`."""
+        place = self._place
+        with self._home.transaction(self._what) as db:
+            self._home._make_tables(db, self._what)
+            (number,) = _one(
+                db.execute(
+                    "INSERT INTO mycelia_flows.partition AS there (flow, source, partition, epoch, checkpoint) VALUES (%s, %s, %s, 1, %b)"
+                    " ON CONFLICT (flow, source, partition) DO UPDATE SET epoch = there.epoch + 1, checkpoint = excluded.checkpoint RETURNING id",
+                    [place.group, place.source, place.partition, _encode(checkpoint)],
+                )
+            )
+            for table, rows in (("state", state), ("outbox", outbox)):
+                db.execute(f"DELETE FROM mycelia_flows.{table} WHERE partition_id = %s", [number])
+                with db.cursor().copy(f"COPY mycelia_flows.{table} FROM STDIN") as copy:
+                    for row in rows:
+                        copy.write_row((number, *row))
+
     def close(self) -> None: ...
 
     # --- what the engine reads -------------------------------------------------------------------
@@ -444,6 +499,14 @@ class DatabaseState:
     def scan(self, space: str) -> list[tuple[bytes, bytes]]:
         with self._home.connection(self._what) as db:
             return _Rows(db, self._number).scan(space)
+
+
+def _stream(db: psycopg.Connection[Any], query: str, number: int) -> Iterator[tuple[Any, ...]]:
+    """Rows as they come, however many."""
+    with db.cursor(f"copied_{uuid.uuid4().hex}", binary=True) as cursor:
+        cursor.itersize = _KEYS_AT_ONCE
+        cursor.execute(query.encode(), [number])
+        yield from cursor
 
 
 def _one(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:

@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from mycelia.errors import ConfigError
 from mycelia.flow.committed_state import committed_state
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.state import StoreReader
-from mycelia.flow.state_file import StateFile
+from mycelia.flow.state_file import StateFile, copy_state_file
 
 __all__ = ["StateDirectory"]
 
@@ -63,6 +63,17 @@ class StateDirectory:
 
     def reading(self, place: StatePlace) -> AbstractContextManager[StoreReader]:
         return committed_state(self.path_of(place), str(place))
+
+    def kept(self, group: str) -> list[tuple[str, int]]:
+        suffix = f"--{quote(group, safe='')}"
+        return sorted(
+            (unquote(path.parent.name.removesuffix(suffix)), int(path.stem))
+            for path in self.path.glob(f"*{suffix}/*.sqlite3")
+            if path.stem.isdecimal()
+        )
+
+    def copy(self, place: StatePlace, to: Path) -> None:
+        copy_state_file(self.path_of(place), to, str(place))
 
     def size_bytes(self, place: StatePlace) -> int | None:
         path = self.path_of(place)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -21,7 +22,7 @@ from mycelia.amqp import Message
 from mycelia.errors import LeaseLost, StateIncompatible, StateUnavailable
 from mycelia.logs.position import LogPosition
 
-__all__ = ["FlowCheckpoint", "StateFile"]
+__all__ = ["FlowCheckpoint", "SavedState", "StateFile", "copy_state_file"]
 
 FORMAT: Final = 1
 
@@ -206,6 +207,35 @@ class StateFile:
                 [self._sent, self.epoch],
             )
 
+    def begin_anew(
+        self,
+        checkpoint: FlowCheckpoint,
+        state: Iterable[tuple[str, bytes, bytes]],
+        outbox: Iterable[tuple[int, bytes]],
+    ) -> None:
+        """Have this in place of all that is there, in one transaction. Nobody who was an owner before commits any more.
+
+        Args:
+            state: space, key and value.
+            outbox: numbers, and messages as they are kept.
+        """
+        db = self._db
+        with self._told(), self._transaction():
+            row = db.execute("SELECT epoch FROM owner").fetchone()
+            db.execute(
+                "INSERT OR REPLACE INTO owner VALUES (1, ?)", [1 if row is None else row[0] + 1]
+            )
+            for table in ("checkpoint", "state", "outbox"):
+                db.execute(f"DELETE FROM {table}")
+            db.execute("INSERT INTO checkpoint VALUES (1, ?)", [_encode(checkpoint)])
+            db.executemany("INSERT INTO state VALUES (?, ?, ?)", state)
+            db.executemany("INSERT INTO outbox VALUES (?, ?)", outbox)
+
+    def leave_one_file(self) -> None:
+        """Without the files of the journal beside it, to be moved about."""
+        with self._told():
+            self._db.execute("PRAGMA journal_mode = DELETE")
+
     def close(self) -> None:
         """Idempotent."""
         self._db.close()
@@ -231,3 +261,71 @@ class StateFile:
             return self._db.execute(
                 "SELECT key, value FROM state WHERE space = ?", [space]
             ).fetchall()
+
+
+class SavedState:
+    """A copy of a partition's state, read: `copy_state_file()`, or one of a savepoint.
+
+    Raises:
+        StateUnavailable: it cannot be read.
+        StateIncompatible: a later version has written it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._told():
+            self._db = sqlite3.connect(
+                f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, check_same_thread=False
+            )
+            try:
+                (version,) = self._db.execute("PRAGMA user_version").fetchone()
+                if version > FORMAT:
+                    raise StateIncompatible(
+                        f"{path} has format {version}, and this version of Mycelia knows {FORMAT}. Use the version that wrote it, or a newer one."
+                    )
+                row = self._db.execute("SELECT body FROM checkpoint").fetchone()
+            except BaseException:
+                self._db.close()
+                raise
+        self.checkpoint = (
+            FlowCheckpoint(generation="")
+            if row is None
+            else msgspec.msgpack.decode(row[0], type=FlowCheckpoint)
+        )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise StateUnavailable("a copy of a state", str(self._path), exc) from exc
+
+    def state(self) -> Iterator[tuple[str, bytes, bytes]]:
+        """Space, key and value of all that is there."""
+        with self._told():
+            yield from self._db.execute("SELECT space, key, value FROM state")
+
+    def outbox(self) -> Iterator[tuple[int, bytes]]:
+        """Numbers, and messages as they are kept."""
+        with self._told():
+            yield from self._db.execute("SELECT number, message FROM outbox ORDER BY number")
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def copy_state_file(path: Path, to: Path, what: str) -> None:
+    """Copy a state as of its last commit into a file that is not there yet. Its owner may commit meanwhile, and waits for nothing.
+
+    Raises:
+        StateUnavailable: it cannot be read, or the copy not be written.
+    """
+    try:
+        with (
+            closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as of,
+            closing(sqlite3.connect(to)) as copy,
+        ):
+            of.backup(copy)  # in one step: of one commit
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, to be moved about
+    except sqlite3.Error as exc:
+        raise StateUnavailable(what, f"{path}, to {to},", exc) from exc

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Protocol
 
 from mycelia.flow.partition_state import PartitionState, StatePlace
 from mycelia.flow.state import StoreReader
 from mycelia.flow.state_directory import StateDirectory
-from mycelia.flow.state_file import FlowCheckpoint
 
-__all__ = ["KeptPartition", "StateHome", "is_database", "state_home"]
-
-
-class KeptPartition(NamedTuple):
-    """A partition of a flow that has state, and what it has come to."""
-
-    source: str
-    """See `StatePlace`."""
-    partition: int
-    checkpoint: FlowCheckpoint
+__all__ = ["StateHome", "is_database", "state_home"]
 
 
 class StateHome(Protocol):
@@ -55,6 +46,12 @@ class StateHome(Protocol):
 
     def reading(self, place: StatePlace) -> AbstractContextManager[StoreReader]:
         """The state of a partition as of its last commit, read beside its owner; empty where there is none."""
+
+    def kept(self, group: str) -> list[tuple[str, int]]:
+        """The partitions of a flow that have state: what their stage is leased by, and their number."""
+
+    def copy(self, place: StatePlace, to: Path) -> None:
+        """Copy a partition's state as of its last commit into a file that is not there yet, as `StateFile` keeps it."""
 
     def size_bytes(self, place: StatePlace) -> int | None:
         """How large a partition's state is, where that can be said at once. The only one of these that may be called on an event loop."""

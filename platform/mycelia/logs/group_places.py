@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from mycelia.amqp import STREAM_OFFSET, ConsumeOptions, Delivery, Link, Message, Properties, Queue
 from mycelia.errors import LinkError, RuntimeStateError, TopologyError
-from mycelia.logs.layout import stream_name
+from mycelia.logs.layout import LogLayout, stream_name
 from mycelia.logs.partition_lease import PartitionLease, group_queue_name, lease_queue
 from mycelia.logs.partitioning import MAX_PARTITIONS
-from mycelia.logs.position import LogPosition
-from mycelia.logs.stream_ends import last_offset
+from mycelia.logs.position import LogPosition, StartAt
+from mycelia.logs.reader import LogReader
+from mycelia.logs.record_shape import RecordShape
+from mycelia.logs.stream_ends import first_offset, last_offset
 
 __all__ = [
     "GroupPlace",
     "count_partitions",
     "move_group",
+    "offset_at",
     "progress_stream",
     "read_places",
     "tell_place",
@@ -135,6 +138,30 @@ async def count_partitions(link: Link, log_name: str) -> int:
         else:
             high = middle
     return low + 1
+
+
+async def offset_at(link: Link, log: str, partitions: int, partition: int, start: StartAt) -> int:
+    """The offset that a start means now.
+
+    Args:
+        partitions: how many the log has.
+    """
+    stream = stream_name(log, partition)
+    if isinstance(start, LogPosition):
+        return start.offset
+    if isinstance(start, int):
+        return start
+    if start == "first":
+        return await first_offset(link, stream) or 0
+    last = await last_offset(link, stream)
+    end = 0 if last is None else last + 1
+    if start == "next" or last is None:
+        return end
+    shape = RecordShape[Any](f'log "{log}"', None, None, None)
+    layout = LogLayout(log, partitions, None, None)
+    async with LogReader(link, layout, shape, partition, start) as reader:
+        entry = await reader.take(timeout=1.0)
+    return end if entry is None else entry.offset
 
 
 async def move_group(link: Link, log_name: str, group: str, offsets: dict[int, int]) -> None:

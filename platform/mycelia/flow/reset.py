@@ -1,0 +1,190 @@
+"""A flow that is stopped goes on from elsewhere: its state is put in place anew, its results get other ids, its group another position.
+
+The instances must be stopped: each partition's lease is taken before its state is touched, and one that somebody has ends it with an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from mycelia.amqp import Link
+from mycelia.errors import ConfigError, RuntimeStateError, TopologyError
+from mycelia.flow.partition_state import StatePlace
+from mycelia.flow.savepoints import Savepoint, read_savepoint
+from mycelia.flow.state_file import FlowCheckpoint, SavedState
+from mycelia.flow.state_home import StateHome
+from mycelia.logs.group_places import count_partitions, offset_at
+from mycelia.logs.layout import stream_name
+from mycelia.logs.partition_lease import PartitionLease, lease_queue
+from mycelia.logs.position import LogPosition, StartAt
+
+__all__ = ["ResetPartition", "reset_flow"]
+
+_DELETE_TIMEOUT: Final = 10.0
+
+
+class ResetPartition(msgspec.Struct, frozen=True, kw_only=True):
+    """From where a partition goes on."""
+
+    source: str
+    """See `StatePlace`."""
+    partition: int
+    offsets: dict[str, int]
+    """By source: of the next entry. Of logs between stages nothing: they begin anew."""
+
+
+async def reset_flow(
+    link: Link,
+    home: StateHome,
+    group: str,
+    to: StartAt | Path,
+    *,
+    sources: Mapping[str, int] | None = None,
+) -> list[ResetPartition]:
+    """Have a flow whose instances are stopped begin anew: from a place in its logs with no state, or from a savepoint with that.
+
+    What it gives from then on has other ids: who drops repetitions takes results of records that are taken again for new ones. Logs between stages
+    are deleted with what is in them. May be called again if it ends in the middle.
+
+    Args:
+        home: where its state is: `state_home(mycelia.flows.state)`.
+        group: the flow: `service.method`, unless `@flow(group=…)` says otherwise.
+        to: `"first"`, `"next"`, `"last"`, an offset, a time; or the directory of a savepoint.
+        sources: what its stages are leased by, each with its number of partitions; needed where no state is there that tells.
+
+    Raises:
+        RuntimeStateError: an instance has a partition, and partitions before it may have been reset; or nothing is known of the flow.
+        ConfigError: the savepoint is none, or of another flow, or of one in several stages.
+        StateUnavailable: a state cannot be written.
+        LinkError: the broker does not answer, or refuses.
+    """
+    savepoint = None
+    if isinstance(to, Path):
+        savepoint = await asyncio.to_thread(read_savepoint, to)
+        _check(savepoint, group, to)
+    kept = set(await asyncio.to_thread(home.kept, group))
+    for source, count in (sources or {}).items():
+        kept |= {(source, partition) for partition in range(count)}
+    if savepoint is not None:
+        kept |= {(one.source, one.partition) for one in savepoint.partitions}
+    if not kept:
+        raise RuntimeStateError(
+            f'flow "{group}" has no state in {home.where}, and nobody said which logs it reads. Its group or mycelia.flows.state is another, '
+            "or there is nothing to reset."
+        )
+    every = sorted({source for source, _ in kept})
+    await asyncio.to_thread(home.prepare, f'flow "{group}"', group, every)
+    leases: list[PartitionLease] = []
+    try:
+        for source, partition in sorted(kept):
+            lease = PartitionLease(link, lease_queue(source, group, partition))
+            if not await lease.acquire():
+                raise RuntimeStateError(
+                    f'flow "{group}" runs: partition {partition} of "{source}" has an owner. Stop its instances first. Nothing was reset.'
+                )
+            leases.append(lease)
+        done = []
+        for (source, partition), lease in zip(sorted(kept), leases, strict=True):
+            place = StatePlace(source, group, source, partition)
+            if savepoint is None:
+                assert not isinstance(to, Path)
+                offsets = await _begin(link, home, place, to)
+            else:
+                assert isinstance(to, Path)
+                offsets = await asyncio.to_thread(_restore, home, place, savepoint, to)
+            # Told anew by the next owner, once it has committed.
+            await lease.commit(None)
+            done.append(ResetPartition(source=source, partition=partition, offsets=offsets))
+        return done
+    finally:
+        for lease in leases:
+            await lease.aclose()
+
+
+def _check(savepoint: Savepoint, group: str, path: Path) -> None:
+    if savepoint.group != group:
+        raise ConfigError(f'{path} is of flow "{savepoint.group}", not of "{group}".')
+    if len(savepoint.sources) > 1:
+        raise ConfigError(
+            f'flow "{group}" is of several stages ({", ".join(savepoint.sources)}), which a savepoint does not hold together: what lies in the logs '
+            "between them would count twice. Reset it to a place in its logs."
+        )
+
+
+def _restore(
+    home: StateHome, place: StatePlace, savepoint: Savepoint, directory: Path
+) -> dict[str, int]:
+    saved = next(
+        (
+            one
+            for one in savepoint.partitions
+            if (one.source, one.partition) == (place.source, place.partition)
+        ),
+        None,
+    )
+    with closing(home.open(place)) as state:
+        if saved is None:  # nobody had begun with it
+            state.begin_anew(_anew({}), (), ())
+            return {}
+        with closing(SavedState(directory / saved.file)) as of:
+            checkpoint = of.checkpoint
+            positions = checkpoint.positions
+            if checkpoint.position is not None and not positions:
+                positions = {place.source: checkpoint.position}
+            state.begin_anew(_anew(positions), of.state(), of.outbox())
+    return {name: one.offset for name, one in positions.items()}
+
+
+async def _begin(link: Link, home: StateHome, place: StatePlace, to: StartAt) -> dict[str, int]:
+    """Empty, from a place in the logs that are read."""
+    known = await asyncio.to_thread(_sources_of, home, place)
+    positions: dict[str, LogPosition] = {}
+    for name in known:
+        if await _delete_between(link, f"{place.group}.{name}"):
+            continue
+        try:
+            partitions = await count_partitions(link, name)
+        except TopologyError:
+            continue  # it is made when it is read, and begins at its beginning
+        if place.partition < partitions:
+            offset = await offset_at(link, name, partitions, place.partition, to)
+            positions[name] = LogPosition(offset=offset)
+
+    def begin() -> None:
+        with closing(home.open(place)) as state:
+            state.begin_anew(_anew(positions), (), ())
+
+    await asyncio.to_thread(begin)
+    return {name: one.offset for name, one in positions.items()}
+
+
+def _sources_of(home: StateHome, place: StatePlace) -> list[str]:
+    """The sources that a partition has positions in; by their names in the flow."""
+    with closing(home.open(place)) as state:
+        state.claim(0)
+        positions = state.checkpoint.positions
+    prefix = f"{place.group}."
+    leased = place.source.removeprefix(prefix)
+    return sorted({leased, *positions})
+
+
+async def _delete_between(link: Link, log: str) -> bool:
+    """Delete a log between stages, if it is one; whether it was, or had been."""
+    try:
+        partitions = await count_partitions(link, log)
+    except TopologyError:
+        return False
+    for partition in range(partitions):
+        await link.delete_queue(stream_name(log, partition), timeout=_DELETE_TIMEOUT)
+    return True
+
+
+def _anew(positions: Mapping[str, LogPosition]) -> FlowCheckpoint:
+    return FlowCheckpoint(generation=uuid.uuid4().hex[:12], positions=dict(positions))
