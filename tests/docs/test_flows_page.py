@@ -47,7 +47,7 @@ def test_flows_are_tested_as_the_page_does(tmp_path: Path) -> None:
     )
 
     assert "2 passed" in done.stdout, done.stdout + done.stderr
-    assert len(blocks) == 8
+    assert len(blocks) == 9
 
 
 async def test_flow_of_a_service_is_shown_on_the_board(
@@ -233,3 +233,13 @@ async def test_flow_goes_back_to_a_savepoint_and_begins_anew(
     assert capsys.readouterr().out.startswith("one delays.hourly ")
     for name in ("delays", "board", "go_back"):
         monkeypatch.delitem(sys.modules, name)
+
+
+def test_state_of_the_first_version_is_made_into_the_second(tmp_path: Path) -> None:
+    page = load(block_with(PAGE, "of_first").text)
+    assert page["of_first"]({"last_ms": 7}) == page["LastHeard"](7, 1)
+    stream = source("beats", dict).key_by(lambda beat: beat["id"])
+    driver = FlowDriver({"out": page["beats"](stream)})
+    driver.append("beats", [{"id": "a"}, {"id": "a"}])
+    driver.run()
+    assert driver.given("out") == ["a, 1 times", "a, 2 times"]

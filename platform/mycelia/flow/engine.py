@@ -167,13 +167,20 @@ class Engine:
         for name, signature in saved["signatures"].items():
             if name not in now:
                 raise StateIncompatible(
-                    f'flow "{self._flow}": its state has a step "{name}" ({signature}), which is gone. Name a step so (.named("{name}")), '
-                    "or reset the flow."
+                    f'flow "{self._flow}": its state has a step "{name}" ({signature}), which is gone. Name the step that it has become '
+                    f'(.named("{name}"), or .named(…, was="{name}")), let its state go (@flow(…, dropped=["{name}"])), or reset the flow.'
                 )
             if now[name] != signature:
                 raise StateIncompatible(
-                    f'flow "{self._flow}": the state of step "{name}" is of {signature}, and the step is now {now[name]}. '
-                    "Give the new step another name (.named(…)) and reset the flow, or change it back."
+                    f'flow "{self._flow}": the state of step "{name}" is of {signature}, and the step is now {now[name]}. Change it back; or give '
+                    f'the new step another name (.named(…)) and let the old state go (@flow(…, dropped=["{name}"])); or reset the flow.'
+                )
+        versions, known = saved.get("versions", {}), self._plan.versions()
+        for name in now:
+            has, wants = versions.get(name, 1), known.get(name, 1)
+            if has != wants and name in saved["signatures"]:
+                raise StateIncompatible(
+                    f'flow "{self._flow}": the state of step "{name}" is of version {has}, and the step\'s is {wants}.'
                 )
         return saved
 
@@ -407,8 +414,10 @@ class Engine:
         changes: Changes = {}
         for cell in self._cells:
             cell.operator.take_changes(changes)
+        versions = self._plan.versions()
         saved = encode_state(
             {
+                **({"versions": versions} if versions else {}),
                 "signatures": self._plan.signatures(),
                 "numbers": self._numbers,
                 "watermarks": {

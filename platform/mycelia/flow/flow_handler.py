@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -142,6 +142,7 @@ class FlowHandler(Entrypoint):
         on_error: what becomes of a record over which a function raises. `"fail"`, the default: its partition stands still, says so, and tries
             again; `"dead-letter"`: it is a dead letter, and the flow goes on without it.
         retry: how often such a record is tried before it is a dead letter, its partition waiting meanwhile; once by default.
+        dropped: names of steps that the flow had and has no more: their state is deleted. Without, a flow that has lost a step refuses to go on.
         retain_between: how long the logs between stages keep records, "3d" by default: a stage may not stand still for longer.
         retain_between_bytes: how many bytes a partition of them keeps at most, 8 GiB by default; `None`: any.
     """
@@ -161,6 +162,7 @@ class FlowHandler(Entrypoint):
         commit_records: int = 20_000,
         on_error: OnError = "fail",
         retry: Retry | None = None,
+        dropped: Collection[str] = (),
         retain_between: Duration = "3d",
         retain_between_bytes: int | None = BETWEEN.retain_bytes,
     ) -> None:
@@ -193,6 +195,9 @@ class FlowHandler(Entrypoint):
             buries=on_error == "dead-letter",
             retry=Retry(attempts=1) if retry is None else retry,
         )
+        if isinstance(dropped, str):
+            raise ValueError(f"dropped={dropped!r:.60}: expected names of steps, in a list.")
+        self.dropped = frozenset(dropped)
         self.between = LogsBetween(
             retain_s=seconds_of(retain_between, "retain_between="),
             retain_bytes=retain_between_bytes,
@@ -240,6 +245,7 @@ class FlowHandler(Entrypoint):
             event_exchange(container.service_name, container.config).name,
             container.host.serializers.by_name(None),
             self.between,
+            self.dropped,
         )
         await self._prepare_state([one.leased_as for one in descriptions])
         self._around = CallsAround(self.target, container.middleware_for(self.target))

@@ -64,9 +64,12 @@ class FlowNode:
         "label",
         "make",
         "may_repartition",
+        "migrate",
         "name",
         "signature",
         "step",
+        "version",
+        "was",
     )
 
     def __init__(
@@ -93,10 +96,15 @@ class FlowNode:
         self.is_relay = is_relay
         self.key = key
         self.may_repartition = may_repartition
+        self.was: str | None = None
+        """What it was called before."""
+        self.version = 1
+        """Of its state, and how that of each version before is made into the next one."""
+        self.migrate: Mapping[int, Callable[[Any], Any]] = {}
 
     def copy(self, inputs: tuple[NodePort, ...], name: str) -> FlowNode:
         """The same step with other inputs."""
-        return FlowNode(
+        copied = FlowNode(
             self.kind,
             self.label,
             inputs,
@@ -108,6 +116,8 @@ class FlowNode:
             key=self.key,
             may_repartition=self.may_repartition,
         )
+        copied.was, copied.version, copied.migrate = self.was, self.version, self.migrate
+        return copied
 
     def __repr__(self) -> str:
         return self.name or self.label
@@ -225,6 +235,10 @@ class FlowPlan:
             for port, source in enumerate(node.inputs):
                 found.setdefault(source, []).append((node, port))
         return found
+
+    def versions(self) -> dict[str, int]:
+        """Of each step whose state is not of the first version, by its name, which it is of."""
+        return {self.names[node]: node.version for node in self.nodes if node.version != 1}
 
     def signatures(self) -> dict[str, str]:
         """Of each step with state, by its name, what must stay as it is."""

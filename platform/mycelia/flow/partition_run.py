@@ -9,7 +9,7 @@ again: the engine begins anew from the last commit, and is given the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from mycelia.amqp import Message
@@ -23,6 +23,7 @@ from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_state import PartitionState
 from mycelia.flow.relay_log import KeyedValue, Relay, Relaying, RelayWord, word_of
 from mycelia.flow.state_codec import encode_state
+from mycelia.flow.state_migrations import migrated
 from mycelia.logs import FaultyRecord, Log, LogEntry, LogPosition
 from mycelia.logs.value_codec import ValueCodec
 from mycelia.wire import Serializer
@@ -51,6 +52,7 @@ class StageDescription:
     """
 
     __slots__ = (
+        "dropped",
         "exchange",
         "gives",
         "group",
@@ -76,6 +78,7 @@ class StageDescription:
         leased_as: str | None = None,
         relays: Mapping[str, Relay] | None = None,
         gives: Sequence[Relay] = (),
+        dropped: Collection[str] = (),
     ) -> None:
         self.group = group
         self.name = name or group
@@ -84,6 +87,8 @@ class StageDescription:
         self.relays = dict(relays or {})
         self.outputs = tuple(outputs)
         self.gives = tuple(gives)
+        self.dropped = dropped
+        """Steps that are gone, and their state with them."""
         self.leased_as = leased_as or next(iter(self.reads.values())).name
         self.exchange = exchange
         self.serializer = serializer
@@ -202,6 +207,7 @@ class PartitionRun:
             checkpoint = self.state.checkpoint
             self._name = f"{description.name}/{checkpoint.generation}/{partition}"
             self._sequences = dict(checkpoint.sequences)
+            self._migrate()
             self._outgoing = Outgoing(
                 description.outputs,
                 self._name,
@@ -221,6 +227,12 @@ class PartitionRun:
         self._places: dict[tuple[str, object], _Places] = {}
         self.uncommitted = 0
         """Records taken since the last commit."""
+
+    def _migrate(self) -> None:
+        """Make the state that of the flow as it is described now, in a commit of its own."""
+        of = self._description
+        if changes := migrated(self.state, of.plan, self._name, of.dropped):
+            self.state.commit(changes, self.positions, self._sequences, ())
 
     def _new_engine(self) -> Engine:
         description, partition = self._description, self.partition

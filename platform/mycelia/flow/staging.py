@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -39,6 +39,7 @@ def descriptions_of(
     exchange: str,
     serializer: Serializer,
     between: LogsBetween = BETWEEN,
+    dropped: Collection[str] = (),
 ) -> list[StageDescription]:
     """The stages of a flow, those that feed others first.
 
@@ -83,6 +84,7 @@ def descriptions_of(
             leased_as=label,
             relays={name: relays[name] for name in plan.sources if name in relays},
             gives=[relays[name] for name in plan.outputs if name in relays],
+            dropped=dropped,
         )
         for label, plan in zip(labels, plans, strict=True)
     ]

@@ -33,7 +33,7 @@ import msgspec
 
 from mycelia.errors import StateIncompatible
 
-__all__ = ["decode_state", "encode_state"]
+__all__ = ["decode_plain_state", "decode_state", "encode_state"]
 
 _TUPLE: Final = 1
 _SET: Final = 2
@@ -64,8 +64,21 @@ def decode_state(data: bytes) -> Any:
     Raises:
         StateIncompatible: they name a class that is not there any more, or has other fields; or they are no such bytes.
     """
+    return _decoded(data, _restored)
+
+
+def decode_plain_state(data: bytes) -> Any:
+    """The value of such bytes, without any class: a record's fields as a dictionary, an enum's value.
+
+    Raises:
+        StateIncompatible: they are no such bytes.
+    """
+    return _decoded(data, _restored_plain)
+
+
+def _decoded(data: bytes, hook: Callable[[int, bytes], Any]) -> Any:
     try:
-        return msgpack.unpackb(data, ext_hook=_restored, strict_map_key=False, use_list=True)
+        return msgpack.unpackb(data, ext_hook=hook, strict_map_key=False, use_list=True)
     except StateIncompatible:
         raise
     except (ValueError, TypeError, msgpack.UnpackException) as exc:
@@ -108,18 +121,29 @@ def _extended(value: Any) -> msgpack.ExtType:
 
 
 def _restored(code: int, data: bytes) -> Any:
-    if code == _TUPLE:
-        return tuple(decode_state(data))
-    if code == _SET:
-        return {decode_state(item) for item in decode_state(data)}
-    if code == _FROZENSET:
-        return frozenset(decode_state(item) for item in decode_state(data))
     if code == _RECORD:
         name, content = decode_state(data)
         return _record_of(name, content)
     if code == _ENUM:
         name, value = decode_state(data)
         return _class_of(name)(value)
+    return _restored_builtin(code, data, decode_state)
+
+
+def _restored_plain(code: int, data: bytes) -> Any:
+    if code in (_RECORD, _ENUM):
+        _, content = decode_plain_state(data)
+        return content
+    return _restored_builtin(code, data, decode_plain_state)
+
+
+def _restored_builtin(code: int, data: bytes, decode: Callable[[bytes], Any]) -> Any:
+    if code == _TUPLE:
+        return tuple(decode(data))
+    if code == _SET:
+        return {decode(item) for item in decode(data)}
+    if code == _FROZENSET:
+        return frozenset(decode(item) for item in decode(data))
     reader = _READERS.get(code)
     if reader is None:
         raise StateIncompatible(f"state holds an extension {code}, which this version cannot read.")
@@ -171,7 +195,7 @@ def _record_of(name: str, content: dict[str, Any]) -> Any:
     except TypeError as exc:
         raise StateIncompatible(
             f"state holds a {name.partition(':')[2]} with the fields {', '.join(content)}, which it does not take any more "
-            f"({exc}). Give new fields a default, migrate, or reset the flow."
+            f"({exc}). Give new fields a default, migrate (.named(…, version=2, migrate={{1: …}})), or reset the flow."
         ) from exc
 
 

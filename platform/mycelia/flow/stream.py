@@ -191,15 +191,41 @@ class Stream(Generic[T]):
         )
         return Stream((node, MAIN))
 
-    def named(self, name: str) -> Self:
+    def named(
+        self,
+        name: str,
+        *,
+        was: str | None = None,
+        version: int = 1,
+        migrate: Mapping[int, Callable[[Any], Any]] | None = None,
+    ) -> Self:
         """The same, its last step called `name`: in drawings, errors and metrics, and its state is kept under it.
 
         Without, a step is called by its kind and number, and another of that kind before it changes the number.
+
+        Args:
+            was: what it was called before: the state that is kept under that is taken over, once.
+            version: of the state that `process()` keeps of a key; one higher when its shape changes.
+            migrate: how the state of each version is made into that of the next: `{1: of_first}`. The function gets what was kept, with the fields
+                of a record as a dictionary, and returns the state as it is now. Called once for each key, when a partition is taken over.
         """
         node, _ = self.port
         if node.kind == "source":
             raise ConfigError(f'the source "{node.name}" has its name already.')
-        node.name = name
+        if type(version) is not int or version < 1:
+            raise ConfigError(
+                f'named("{name}", version={version!r:.60}): expected a number, from 1.'
+            )
+        if (version != 1 or migrate) and node.kind != "process":
+            raise ConfigError(
+                f'named("{name}", version=…): {node.label} keeps its state as it needs it; only that of process() is yours.'
+            )
+        for number, function in (migrate or {}).items():
+            if number not in range(1, version) or not callable(function):
+                raise ConfigError(
+                    f'named("{name}", migrate={{{number!r:.20}: {function!r:.60}}}): expected functions for versions from 1, below version={version}.'
+                )
+        node.name, node.was, node.version, node.migrate = name, was, version, dict(migrate or {})
         return self
 
     # --- where it goes -------------------------------------------------------------------------------
