@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.commands import MYCELIA
@@ -40,7 +41,7 @@ async def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
             (tmp_path / block.name).write_text(block.text, "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in ("tower", "resume", "audit", "routes", "routes_shadow"):
+    for name in ("tower", "resume", "audit", "load", "routes", "routes_shadow"):
         sys.modules.pop(name, None)
 
 
@@ -159,3 +160,23 @@ async def test_shadow_of_the_guide_differs_where_its_change_shows(
         '- "A1"  10: {"flight": "aa99", "origin": "A1"}',
         '+ "A1"  10: {"flight": "AA99", "origin": "A1"}',
     ]
+
+
+async def test_batches_that_the_guide_s_loader_appends_again_are_read_once(
+    folder: Path, rabbit_uri: str
+) -> None:
+    tower, load = importlib.import_module("tower"), importlib.import_module("load")
+    resume = importlib.import_module("resume")
+    at = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+    async def batches(begin: int, end: int) -> AsyncIterator[tuple[int, list[Any]]]:
+        for number in range(begin, end):
+            yield number, [tower.Departed(f"F{number}", "FRA", at)] * 5
+
+    for begin, end in ((0, 4), (2, 6)):  # it died, and knew of two
+        async with Client(rabbit_uri) as client:
+            await load.load(client, batches(begin, end))
+    async with Client(rabbit_uri) as client:
+        count, _ = await resume.count(client, None)
+
+    assert count == 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from mycelia.errors import (
     TopologyError,
     UnserializableValueError,
 )
-from mycelia.logs import partition_of
+from mycelia.logs import Record, partition_of
 from mycelia.logs.batch_format import encode_columns, entry_properties
 from mycelia.logs.layout import declare_log, log_layout
 from mycelia.logs.position import LogPosition
@@ -449,3 +450,74 @@ async def test_a_large_entry_whose_reading_is_cancelled_is_read_by_the_next(link
 
     assert entry is not None
     assert entry.records[0].value.number == 1
+
+
+async def test_numbered_batches_that_are_appended_again_are_read_once(
+    link_factory: LinkFactory,
+) -> None:
+    """A program dies behind any of its batches, and the next one begins anew at an earlier one. Records go to several partitions."""
+    of = layout(3)
+    batches = [[Departed(f"K{n % 7}", 10 * n + m) for m in range(10)] for n in range(8)]
+    for begin, end in ((0, 3), (1, 6), (0, 8), (7, 8)):
+        link = await link_factory()
+        async with writing(link, of) as writer:
+            for sequence in range(begin, end):
+                await asyncio.gather(
+                    writer.append(Departed("beside", 1000 * begin + sequence)),
+                    writer.append_many(batches[sequence], producer="import", sequence=sequence),
+                )
+
+    found: list[Record[Departed]] = []
+    for partition in range(3):
+        async with LogReader(link, of, shape(), partition) as reader:
+            while (entry := await reader.take(0.5)) is not None:
+                found += entry.records
+    imported = [one.value for one in found if one.key != "beside"]
+    assert sorted(one.number for one in imported) == list(range(80))
+    for key in {one.origin for one in imported}:
+        numbers = [one.number for one in imported if one.origin == key]
+        assert numbers == sorted(numbers)
+    assert sum(one.key == "beside" for one in found) == 3 + 5 + 8 + 1
+
+
+async def test_numbered_records_without_a_key_go_to_the_same_partition_again(link: Link) -> None:
+    of = layout(3)
+    async with writing(link, of) as writer:
+        for _ in range(2):
+            for sequence in range(6):
+                await writer.append_many(
+                    [Departed("x", sequence)], keys=[None], producer="import", sequence=sequence
+                )
+    found = []
+    for partition in range(3):
+        async with LogReader(link, of, shape(), partition) as reader:
+            while (entry := await reader.take(0.5)) is not None:
+                found += [(partition, one.value.number) for one in entry.records]
+
+    assert found == [(0, 0), (0, 3), (1, 1), (1, 4), (2, 2), (2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"producer": "p"}, "sequence=None"),
+        ({"sequence": 1}, "producer=None"),
+        ({"producer": "", "sequence": 1}, "producer=''"),
+        ({"producer": "p", "sequence": -1}, "sequence=-1"),
+        ({"producer": "p", "sequence": True}, "sequence=True"),
+        ({"producer": "p" * 201, "sequence": 1}, "up to 200 bytes"),
+    ],
+)
+async def test_a_number_that_is_none_is_refused(link: Link, options: Any, said: str) -> None:
+    async with writing(link, layout(1)) as writer:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            await writer.append_many([Departed("x", 1)], **options)
+
+
+async def test_numbered_records_that_do_not_fit_into_a_batch_are_refused(link: Link) -> None:
+    async with writing(link, layout(1)) as writer:
+        with pytest.raises(UnserializableValueError, match="with one sequence"):
+            await writer.append_many(
+                [Departed("x", n) for n in range(10_001)], producer="p", sequence=0
+            )
+        assert writer.statistics().unconfirmed_bytes == 0

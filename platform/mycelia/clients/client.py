@@ -330,7 +330,8 @@ class Client:
         """Append records to a `Log`, in their order; returns when the broker has them all.
 
         Args:
-            options: `keys`, `times` and `headers` of the records, as `LogWriter.append_many()` takes them.
+            options: `keys`, `times` and `headers` of the records, `producer` and `sequence` of the batch, as `LogWriter.append_many()`
+                takes them.
         """
         await (await self._appenders_of().of(log)).append_many(values, **options)
 

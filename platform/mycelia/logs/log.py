@@ -65,9 +65,13 @@ class BlockingLogWriter(Generic[T]):
         keys: Sequence[RecordKey] | None = None,
         times: Sequence[Any] | None = None,
         headers: Sequence[RecordHeaders] | None = None,
+        producer: str | None = None,
+        sequence: int | None = None,
     ) -> None:
         """As `LogWriter.append_many()`; returns when the broker has the records."""
-        appended = self._writer.append_many(values, keys=keys, times=times, headers=headers)
+        appended = self._writer.append_many(
+            values, keys=keys, times=times, headers=headers, producer=producer, sequence=sequence
+        )
         run_from_thread(appended, self._loop, self._timeout)
 
 

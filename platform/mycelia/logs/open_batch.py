@@ -74,12 +74,15 @@ class OpenBatch:
         "_times",
         "_values",
         "deadline",
+        "number",
         "origins",
         "ready_at",
         "size",
     )
 
-    def __init__(self, ready_at: float) -> None:
+    def __init__(self, ready_at: float, number: tuple[str, int] | None = None) -> None:
+        self.number = number
+        """Producer and sequence that whoever appends has given it; it is of that append alone."""
         self.ready_at = ready_at
         """When it need not wait for more."""
         self.deadline = 0.0

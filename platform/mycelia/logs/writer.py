@@ -220,6 +220,8 @@ class LogWriter(Generic[T]):
         keys: Sequence[RecordKey] | None = None,
         times: Sequence[Any] | None = None,
         headers: Sequence[RecordHeaders] | None = None,
+        producer: str | None = None,
+        sequence: int | None = None,
     ) -> None:
         """Append records, in their order; returns when the broker has them all.
 
@@ -228,11 +230,15 @@ class LogWriter(Generic[T]):
 
         Args:
             keys, times, headers: of each record, in place of what `append()` would take.
+            producer, sequence: whose batch this is and its number, from 0, for a program that may append it again after a crash: who
+                reads drops the second one. A producer's batches are numbered one by one, the same number is the same records, and one
+                program at a time is a producer. They are one batch for each partition then, and must fit into one.
 
         Raises:
-            As `append()`.
+            As `append()`; ConfigError: one of producer and sequence without the other, or none that can be.
         """
         count = len(values)
+        number = _checked_number(producer, sequence, self._what)
         for name, column in (("keys", keys), ("times", times), ("headers", headers)):
             if column is not None and len(column) != count:
                 raise ValueError(f"append_many() of {count} values with {len(column)} {name}")
@@ -244,8 +250,13 @@ class LogWriter(Generic[T]):
             keys = [checked_key(key) for key in keys]
         at = self._times(values, times)
         pieces: list[tuple[int, Piece]] = []
-        for partition, chosen in self._by_partition(keys).items():
-            if len(chosen) == count:
+        turn = next(self._turns) if number is None else number[1] % self._layout.partitions
+        for partition, chosen in self._by_partition(keys, turn).items():
+            if number is not None:
+                pieces.append(
+                    (partition, self._whole(partition, chosen, values, keys, at, headers))
+                )
+            elif len(chosen) == count:
                 self._cut(pieces, partition, values, keys, at, headers)
             else:
                 own = None if headers is None else [headers[index] for index in chosen]
@@ -257,14 +268,39 @@ class LogWriter(Generic[T]):
                     [at[index] for index in chosen],
                     own,
                 )
-        await self._append(pieces)
+        await self._append(pieces, number)
 
-    def _by_partition(self, keys: Sequence[RecordKey]) -> dict[int, Sequence[int]]:
-        """Which records go to which partition, in their order."""
+    def _whole(
+        self,
+        partition: int,
+        chosen: Sequence[int],
+        values: Sequence[T],
+        keys: Sequence[RecordKey],
+        times: Sequence[int | None],
+        headers: Sequence[RecordHeaders] | None,
+    ) -> Piece:
+        """Records of one partition that are to be one batch.
+
+        Raises:
+            UnserializableValueError: they do not fit into one.
+        """
+        piece = Piece(
+            [keys[index] for index in chosen],
+            [times[index] for index in chosen],
+            None if headers is None else [headers[index] for index in chosen],
+            self._shape.codec.encode([values[index] for index in chosen]),
+        )
+        if len(chosen) > _MAX_RECORDS or piece.size > MAX_ENTRY_BYTES // 2:
+            raise UnserializableValueError(
+                f"{self._what}: {len(chosen)} records of {piece.size} bytes for partition {partition} with one sequence; a batch has "
+                f"{_MAX_RECORDS} records and {MAX_ENTRY_BYTES // 2} bytes at most. Nothing was appended."
+            )
+        return self._checked(piece)
+
+    def _by_partition(self, keys: Sequence[RecordKey], turn: int) -> dict[int, Sequence[int]]:
+        """Which records go to which partition, in their order; those without a key together to `turn`: one batch rather than one for
+        each partition."""
         partitions = self._layout.partitions
-        turn = next(
-            self._turns
-        )  # of all without a key: one batch rather than one for each partition
         if keys.count(keys[0]) == len(keys):
             first = turn if keys[0] is None else partition_of(keys[0], partitions)
             return {first: range(len(keys))}
@@ -323,7 +359,9 @@ class LogWriter(Generic[T]):
                 _check_headers(headers, self._what)
         return piece
 
-    async def _append(self, pieces: list[tuple[int, Piece]]) -> None:
+    async def _append(
+        self, pieces: list[tuple[int, Piece]], number: tuple[str, int] | None = None
+    ) -> None:
         loop = self._loop
         timeout = self._options.timeout
         parent = get_current_call()
@@ -338,7 +376,7 @@ class LogWriter(Generic[T]):
             for partition, piece in pieces:
                 if not self._reserve_nowait(piece.size):
                     await self._reserve(piece.size, deadline)
-                self._add(self._lanes[partition], piece, appending, deadline)
+                self._add(self._lanes[partition], piece, appending, deadline, number)
         except BaseException:
             appending.done.cancel()  # of a part of it nobody will ask any more
             raise
@@ -411,7 +449,14 @@ class LogWriter(Generic[T]):
 
     # --- batches ---------------------------------------------------------------------------------
 
-    def _add(self, lane: _Lane, piece: Piece, appending: Appending, deadline: float) -> None:
+    def _add(
+        self,
+        lane: _Lane,
+        piece: Piece,
+        appending: Appending,
+        deadline: float,
+        number: tuple[str, int] | None,
+    ) -> None:
         if self._is_closed:
             self._release(piece.size)
             raise self._closed()
@@ -420,14 +465,15 @@ class LogWriter(Generic[T]):
         if batch is not None and (
             batch.size + piece.size > options.batch_bytes
             or len(batch) + len(piece.keys) > _MAX_RECORDS
+            or number is not None
         ):
             lane.ready.append(batch)
             batch = None
         if batch is None:
-            batch = lane.open = OpenBatch(self._loop.time() + options.linger)
+            batch = lane.open = OpenBatch(self._loop.time() + options.linger, number)
         batch.add(piece, appending, deadline)
         batch.origins.add(self._chains.of(self._layout.name, APPEND) is not None)
-        if batch.size >= options.batch_bytes:
+        if batch.size >= options.batch_bytes or number is not None:
             lane.ready.append(batch)
             lane.open = None
         if lane.task is None:
@@ -492,12 +538,12 @@ class LogWriter(Generic[T]):
         try:
             plain = batch.body()
             body, compression = await self._packed(plain)
+            producer, sequence = batch.number or (self._producer, lane.sequence)
+            if batch.number is None:
+                lane.sequence += 1
             # The link tells by the message id which one came back: the partition belongs into it.
-            message_id = f"{self._producer}-{lane.partition}-{lane.sequence}"
-            properties = entry_properties(
-                len(batch), self._producer, lane.sequence, compression, message_id
-            )
-            lane.sequence += 1
+            message_id = f"{producer}-{lane.partition}-{sequence}"
+            properties = entry_properties(len(batch), producer, sequence, compression, message_id)
             message = Message(
                 self._layout.name, str(lane.partition), body, properties, mandatory=True
             )
@@ -667,6 +713,22 @@ class LogWriter(Generic[T]):
 
     def _closed(self) -> RuntimeStateError:
         return RuntimeStateError(f"{self._what}: nothing was appended: its writer is closed.")
+
+
+def _checked_number(
+    producer: str | None, sequence: int | None, what: str
+) -> tuple[str, int] | None:
+    if producer is None and sequence is None:
+        return None
+    if not isinstance(producer, str) or not 0 < len(producer.encode("utf-8", "replace")) <= 200:
+        raise ConfigError(
+            f"{what}: producer={producer!r:.60}; expected text of up to 200 bytes, together with sequence=."
+        )
+    if type(sequence) is not int or not 0 <= sequence < 2**63:
+        raise ConfigError(
+            f"{what}: sequence={sequence!r:.60}; expected a whole number from 0, together with producer=."
+        )
+    return producer, sequence
 
 
 def _with_headers(message: Message, headers: dict[str, Any]) -> Message:
