@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
 
 import pytest
+from tests.faults.conftest import direct, link, proxy
 from tests.logs.ledger import Ledger
 from tests.logs.shapes import Departed, layout, read, records_of, writing
 from tests.progress import until
@@ -20,36 +20,9 @@ from mycelia.errors import BrokerBlocked, BrokerUnavailable, RuntimeStateError
 from mycelia.logs.reader import LogReader
 from mycelia.testing import Fault, TcpProxy, eventually
 
+__all__ = ["direct", "link", "proxy"]
+
 ONE = layout(1)
-
-
-@pytest.fixture
-async def proxy(rabbit_uri: str) -> AsyncIterator[TcpProxy]:
-    parts = urlsplit(rabbit_uri)
-    assert parts.hostname is not None
-    assert parts.port is not None
-    async with TcpProxy(parts.hostname, parts.port, timeout_s=0.3) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def link(proxy: TcpProxy, rabbit_uri: str) -> AsyncIterator[RabbitLink]:
-    """Open, through the proxy."""
-    link = RabbitLink(
-        proxy.uri(rabbit_uri), LinkOptions(heartbeat=2, connect_timeout=1.0, name="proxied")
-    )
-    await link.open(timeout=15)
-    yield link
-    await link.aclose(timeout=1)
-
-
-@pytest.fixture
-async def direct(rabbit_uri: str) -> AsyncIterator[RabbitLink]:
-    """Open, and not through the proxy."""
-    link = RabbitLink(rabbit_uri, LinkOptions(name="direct"))
-    await link.open(timeout=15)
-    yield link
-    await link.aclose()
 
 
 @pytest.mark.long
@@ -183,7 +156,7 @@ async def test_appends_beyond_the_buffer_wait_and_go_on_in_their_order(memory: M
         many = asyncio.ensure_future(
             writer.append_many([Departed("JFK", n) for n in range(200, 300)])
         )
-        await asyncio.sleep(0.05)
+        await eventually(lambda: writer.statistics().waiting > 100, 10)
         waiting = writer.statistics()
 
         memory.broker.unblock()
@@ -239,7 +212,7 @@ async def test_batch_that_is_refused_for_a_while_holds_up_those_behind_it() -> N
         appends = []
         for number in range(5):
             appends.append(asyncio.ensure_future(writer.append(Departed("JFK", number))))
-            await asyncio.sleep(0.01)
+            await eventually(lambda: link.refused == 1, 10)
         await writer.append(Departed("LGA", 9))
         assert not any(append.done() for append in appends)
 
@@ -256,7 +229,7 @@ async def test_cancelled_appends_leave_no_room_taken(memory: MemoryLink) -> None
     async with writing(memory, ONE, linger=0, buffer_bytes=500) as writer:
         memory.broker.block()
         appends = [asyncio.ensure_future(writer.append(Departed("JFK", n))) for n in range(50)]
-        await asyncio.sleep(0.02)
+        await eventually(lambda: writer.statistics().waiting > 0, 10)
         for append in appends[1::2]:
             append.cancel()
         await asyncio.sleep(0)
@@ -292,7 +265,7 @@ async def test_stop_with_the_broker_away_is_bounded_and_told(memory: MemoryLink)
     async with writing(memory, ONE, linger=0, buffer_bytes=300) as writer:
         memory.broker.block()
         appends = [asyncio.ensure_future(writer.append(Departed("JFK", n))) for n in range(20)]
-        await asyncio.sleep(0.02)
+        await eventually(lambda: writer.statistics().waiting > 0, 10)
         started = asyncio.get_running_loop().time()
         await writer.aclose(timeout=0.3)
 

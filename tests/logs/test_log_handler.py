@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -330,3 +331,25 @@ async def test_method_without_a_place_for_the_records_stops_the_start(broker: st
     with pytest.raises(ConfigError, match="takes one argument, a list of records"):
         async with run_services(Wrong, broker=broker):
             pass
+
+
+async def test_a_clock_that_is_set_back_holds_up_nothing(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a day, while records are appended and handled: they go by offsets, waits by a clock that only goes forward."""
+    book, real = Book(), time.time
+    service = counting(book)
+    async with run_services(service, broker=broker) as bed, Client(broker) as client:
+        handler = next(iter(bed.container(service).entrypoints))
+        await land(client, 100)
+        await eventually(lambda: len(book.lines) == 100, 20)
+        monkeypatch.setattr(time, "time", lambda: real() - 86_400)
+        await land(client, 100, 100)
+        await eventually(lambda: len(book.lines) == 200, 20)
+        written = handler.statistics().checkpoints
+        await land(client, 50, 200)
+        await eventually(lambda: handler.statistics().checkpoints > written, 20)
+        await eventually(lambda: len(book.lines) == 250, 20)
+
+    assert sorted(book.numbers()) == list(range(250))
+    assert all(numbers == sorted(numbers) for numbers in book.by_key().values())

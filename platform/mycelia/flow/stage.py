@@ -264,9 +264,8 @@ class Stage:
                 try:
                     await self._run_partition(partition, lease, leaving)
                     continue
-                except LeaseLost as exc:
-                    log.info(event("log_checkpoint_refused", **self._place(partition), reason=exc))
-                    return
+                except LeaseLost:
+                    raise  # whoever shares the partitions out says it
                 except LinkError as exc:
                     log.info(event("flow_waiting", **self._place(partition), reason=exc))
                     pause = 1.0

@@ -19,7 +19,6 @@ from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.tick_lease import LeaseLink
 from mycelia.errors import (
     ConfigError,
-    LeaseLost,
     LinkError,
     OffsetGone,
     describe,
@@ -267,7 +266,11 @@ class LogHandler(Entrypoint):
             leaving.set()
 
     async def _own(self, partition: int, lease: PartitionLease) -> None:
-        """Handle a partition until it is to be left, or the lease is lost."""
+        """Handle a partition until it is to be left.
+
+        Raises:
+            LeaseLost: it is another's.
+        """
         leaving = self._leave[partition] = asyncio.Event()
         try:
             while lease.is_held and not leaving.is_set():
@@ -299,15 +302,6 @@ class LogHandler(Entrypoint):
                     await _event_or(leaving, 1.0)
                 finally:
                     await reader.aclose()
-        except LeaseLost as exc:
-            log.info(
-                event(
-                    "log_checkpoint_refused",
-                    call=self.target.name,
-                    partition=partition,
-                    reason=exc,
-                )
-            )
         finally:
             self._leave.pop(partition, None)
             self._handled.pop(partition, None)

@@ -13,7 +13,7 @@ from random import Random, uniform
 from typing import Final
 
 from mycelia.amqp import Delivery, Link, LinkConsumer, Queue
-from mycelia.errors import LinkError, describe
+from mycelia.errors import LeaseLost, LinkError, describe
 from mycelia.log_event import event
 from mycelia.logs.partition_lease import (
     PartitionLease,
@@ -31,7 +31,7 @@ LOOK_EVERY: Final = 1.0
 """Seconds between two looks at the others, with jitter: a partition is free for one to three of them."""
 
 Owns = Callable[[int, PartitionLease], Awaitable[None]]
-"""What an owner does with a partition, until it is cancelled or has had enough. It closes the lease in the end."""
+"""What an owner does with a partition, until it is cancelled or has had enough; `LeaseLost` ends it, too. The lease is closed after it."""
 
 
 class Membership:
@@ -182,6 +182,16 @@ class Membership:
     async def _own(self, partition: int, lease: PartitionLease) -> None:
         try:
             await self._owns(partition, lease)
+        except LeaseLost as exc:
+            log.info(
+                event(
+                    "log_checkpoint_refused",
+                    log=self._log_name,
+                    group=self._group,
+                    partition=partition,
+                    reason=exc,
+                )
+            )
         finally:
             try:
                 await lease.aclose()
