@@ -83,10 +83,11 @@ def _die(place: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def _publish_or_die(self: OutboxRelay, rows: Any, until: float) -> None:
+async def _publish_or_die(self: OutboxRelay, rows: Any, until: float) -> bool:
     _die("claimed")
-    await _publish(self, rows, until)
+    is_broker_away = await _publish(self, rows, until)
     _die("confirmed")
+    return is_broker_away
 
 
 async def _write_slowly(self: OutboxRelay) -> None:

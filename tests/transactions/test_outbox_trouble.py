@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from mycelia import (
 )
 from mycelia.broker.node import PrivateNode
 from mycelia.call import PublishOptions
-from mycelia.errors import ConfigError, MessageTooLarge
+from mycelia.errors import BrokerUnavailable, ConfigError, MessageTooLarge
 from mycelia.providers.transactions import claims
 from mycelia.providers.transactions.database import Database
 from mycelia.providers.transactions.fate import Park, PutOff
@@ -204,6 +206,54 @@ async def test_key_keeps_its_order_over_an_attempt_that_fails(engine: sa.Engine)
 
     assert [n for n in heard if n < 100] == [1, 2, 3, 4]
     assert heard.index(102) < heard.index(2)
+
+
+async def test_broker_that_goes_away_in_the_middle_is_waited_for_and_no_attempt(
+    engine: sa.Engine,
+) -> None:
+    """Nobody else looks for an hour; and the row is not claimed in a hot loop."""
+    heard = listening()
+    away = [3]
+    attempts: list[float] = []
+
+    class Away:
+        def middleware(self, direction: Direction, target: Target) -> Middleware | None:
+            if direction is not Direction.OUTBOUND or target.kind is not CallKind.EVENT:
+                return None
+
+            async def fail(call: Call, next: Next) -> Outcome:
+                attempts.append(time.monotonic())
+                if away[0]:
+                    away[0] -= 1
+                    raise BrokerUnavailable("gone")
+                return await next(call)
+
+            return fail
+
+    bank = bank_of(engine, engine, poll="1h", when_refused=Retry(attempts=1))
+    async with run_services(bank, Listener, middleware=[Away()]) as bed:
+        await bed.client.call("bank", "pay", 1)
+        await eventually(lambda: heard == [1])
+        await eventually(lambda: rows(engine) == [])
+
+        assert len(attempts) == 4
+        assert told(bed, bank).parked == told(bed, bank).put_off == 0
+
+
+async def test_row_that_cannot_be_read_is_parked_and_holds_up_nobody(engine: sa.Engine) -> None:
+    """Of a later version of Mycelia, perhaps."""
+    heard = listening()
+    bank = bank_of(engine, engine)
+    strange = message(1)
+    with Session(engine) as session, session.begin():
+        session.add(OutboxRow("bank", replace(strange, kind="pigeon"), "k", 0.0))
+        session.add(OutboxRow("bank", replace(strange, headers=b"\xff"), "k", 0.0))
+        session.add(OutboxRow("bank", replace(strange, options=b"\xff"), "k", 0.0))
+        session.add(OutboxRow("bank", message(2), "k", 0.0))
+    async with run_services(bank, Listener):
+        await eventually(lambda: heard == [2], 10)
+
+    assert len([row for row in rows(engine) if row.parked_at]) == 3
 
 
 # --- several instances ---------------------------------------------------------------------------------

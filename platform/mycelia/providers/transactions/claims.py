@@ -27,7 +27,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
-from mycelia.call import CallKind
 from mycelia.providers.transactions.fate import Park, PutOff
 from mycelia.providers.transactions.outbox_message import OutboxMessage
 from mycelia.providers.transactions.tables import IS_HELD_OR_WAS, OUTBOX
@@ -124,7 +123,7 @@ def claim(
 
 def _claimed_row(row: Any) -> ClaimedRow:
     message = OutboxMessage(
-        kind=CallKind(row.kind),
+        kind=row.kind,
         source=row.source,
         name=row.name,
         message_id=row.message_id,

@@ -205,7 +205,7 @@ class Outbox(SharedDependency):
             or what nameko-sqlalchemy has in `DB_URIS` for this service. PostgreSQL, or SQLite in a file.
         create_tables: whether to create the tables at start where they are missing. Else a migration does (`Outbox.metadata`).
         batch: rows that an instance claims at once, at most.
-        poll: how often to look for rows that nobody announced: of other processes, or of one that died.
+        poll: how often to look for rows that nobody announced: of other processes, of one that died, those that are tried again.
         lease: for how long a claim holds. So much later another instance publishes what one that died had claimed.
         when_refused: how often a message that the broker refuses, or a middleware, is tried before its row is parked.
         options: as in `PublishOptions`, for every message.

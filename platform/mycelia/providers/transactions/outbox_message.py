@@ -39,7 +39,7 @@ _APART = {
 class OutboxMessage:
     """The columns of one message, as in the table above."""
 
-    kind: CallKind
+    kind: str
     source: str
     name: str
     message_id: str
@@ -84,7 +84,7 @@ class OutboxMessage:
             content_encoding=content_encoding,
         )
         return cls(
-            kind=kind,
+            kind=kind.value,
             source=source,
             name=name,
             message_id=message_id,

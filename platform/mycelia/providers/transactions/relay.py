@@ -167,37 +167,44 @@ class OutboxRelay:
         while True:
             try:
                 has_more = await self._round()
-                if failures:
-                    failures, self._is_away = 0, False
+                failures = 0
+                if self._is_away:
+                    self._is_away = False
                     log.info(event("outbox_database_back", service=self._service))
             except AWAY as exc:
-                failures, self._is_away = failures + 1, True
-                self._say_away(exc, failures)
+                was_away, self._is_away = self._is_away, True
+                failures += 1
+                if not was_away:
+                    self._say_away(exc)
                 has_more = False
+            except _BrokerAway:
+                failures, has_more = failures + 1, False
+            except Exception:
+                # Nobody else would go on with the rows of this process.
+                failures, has_more = failures + 1, False
+                log.exception(event("outbox_failed", service=self._service))
             if self._is_stopping and not has_more:
                 return
             if not has_more:
-                pause = _AWAY_PAUSES.pause(failures, self._random) if failures else 0.0
-                await self._pause(max(pause, self._options.poll), failures == 0)
+                await self._pause(failures)
 
-    async def _pause(self, seconds: float, may_be_woken: bool) -> None:
-        if may_be_woken:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._woken.wait()
-        else:
-            await asyncio.sleep(seconds)
+    async def _pause(self, failures: int) -> None:
+        if failures:
+            await asyncio.sleep(_AWAY_PAUSES.pause(failures, self._random))
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._options.poll):
+                await self._woken.wait()
 
-    def _say_away(self, exc: BaseException, failures: int) -> None:
-        if failures == 1:
-            log.warning(
-                event(
-                    "outbox_database_away",
-                    service=self._service,
-                    database=self._database.shown,
-                    error=text_of(exc).partition("\n")[0],
-                )
+    def _say_away(self, exc: BaseException) -> None:
+        log.warning(
+            event(
+                "outbox_database_away",
+                service=self._service,
+                database=self._database.shown,
+                error=text_of(exc).partition("\n")[0],
             )
+        )
 
     async def _round(self) -> bool:
         """Publish some rows; give whether there may be more."""
@@ -222,8 +229,11 @@ class OutboxRelay:
         )
         if not rows:
             return False
-        await self._publish(rows, claimed_at + options.lease - _MARGIN_S)
+        is_broker_away = await self._publish(rows, claimed_at + options.lease - _MARGIN_S)
         await self._write_down()
+        if is_broker_away:
+            self._woken.set()  # what has been given back is there for anybody
+            raise _BrokerAway
         return len(rows) == options.batch or self._woken.is_set()
 
     async def _is_broker_there(self) -> bool:
@@ -248,8 +258,8 @@ class OutboxRelay:
 
     # --- publishing ------------------------------------------------------------------------------
 
-    async def _publish(self, rows: list[ClaimedRow], until: float) -> None:
-        """Publish rows, and note what became of each."""
+    async def _publish(self, rows: list[ClaimedRow], until: float) -> bool:
+        """Publish rows, and note what became of each; give whether the broker went away meanwhile."""
         batch = _Batch(until)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -266,6 +276,7 @@ class OutboxRelay:
                     back=[row.id for row in rows if row.id not in known],
                 )
             )
+        return batch.is_broker_away
 
     async def _publish_line(self, line: list[ClaimedRow], batch: _Batch) -> None:
         """Publish the rows of one key, until one has to wait."""
@@ -283,7 +294,7 @@ class OutboxRelay:
 
     async def _publish_row(self, row: ClaimedRow, until: float) -> None:
         message = row.message
-        outlet = self._outlets[message.kind]
+        outlet = self._outlets[CallKind(message.kind)]
         deadline = min(until, time.monotonic() + self._publish_timeout())
         await outlet.publish_with(
             message.source,
@@ -324,6 +335,10 @@ class OutboxRelay:
         while self._unwritten:
             await self._database.run(self._unwritten[0])
             del self._unwritten[0]
+
+
+class _BrokerAway(Exception):
+    """The broker went away while a batch was being published."""
 
 
 class _Batch:

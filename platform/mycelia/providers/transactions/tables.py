@@ -84,7 +84,7 @@ class OutboxRow:
         self, service: str, message: OutboxMessage, key: str | None, written_at: float
     ) -> None:
         self.service = service
-        self.kind = message.kind.value
+        self.kind = message.kind
         self.source = message.source
         self.name = message.name
         self.key = key
