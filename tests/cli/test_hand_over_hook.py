@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cli.hook_sources import CERTAIN, write_sources
 from tests.cli.hooked import Environment
-from tests.processes import Process
+from tests.processes import Process, run
 from tests.tools import not_run, require_tool
 
 from mycelia.cli.nameko_hook import HOOK
@@ -233,6 +234,31 @@ def test_services_of_mycelia_s_never_see_nameko(
     flags = ["-O"] if "-Om" in words else []
     assert hooked.starts() == [" ".join([*flags, "-m", "mycelia.cli.nameko_run", *after_run])]
     assert process.output.count("imported:") == 1
+
+
+LATER = """
+import os
+
+def execv(*args):
+    os.write(1, b"handed over")
+    os._exit(0)
+
+os.execv = execv
+from nameko.cli.main import main
+main()
+"""
+
+
+@pytest.mark.long
+def test_all_that_is_certain_is_handed_over_without_the_hook_as_well(tmp_path: Path) -> None:
+    """It only comes earlier: the same sources under Nameko's own command."""
+    write_sources(tmp_path)
+    (tmp_path / "later.py").write_text(LATER)
+    command = [sys.executable, "later.py", "run", *BROKER]
+
+    said = {services: run([*command, *services.split()], tmp_path).stdout for services in CERTAIN}
+
+    assert said == dict.fromkeys(CERTAIN, "handed over")
 
 
 @pytest.mark.parametrize(
