@@ -236,7 +236,7 @@ async def test_flow_goes_back_to_a_savepoint_and_begins_anew(
 
 
 def test_state_of_the_first_version_is_made_into_the_second(tmp_path: Path) -> None:
-    page = load(block_with(PAGE, "of_first").text)
+    page = load(block_with(PAGE, "of_first"))
     assert page["of_first"]({"last_ms": 7}) == page["LastHeard"](7, 1)
     stream = source("beats", dict).key_by(lambda beat: beat["id"])
     driver = FlowDriver({"out": page["beats"](stream)})
