@@ -206,6 +206,7 @@ async def test_flow_goes_back_to_a_savepoint_and_begins_anew(
         (tmp_path / f"{name}.py").write_text(block_with(PAGE, part).text)
         monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / "go_back.py").write_text(block_with(PAGE, "take_savepoint").text)
+    monkeypatch.delitem(sys.modules, "go_back", raising=False)  # it knows where the state was
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AMQP_URI", broker)

@@ -167,6 +167,54 @@ async def test_what_stands_still_is_seen(
     assert "check: map(_checked)   [standing still: 1 of 4]" in graph.stdout
 
 
+async def test_a_flow_is_saved_while_it_runs_and_reset_while_it_does_not(
+    rabbit_uri: str, tmp_path: Path, command: FlowCommand
+) -> None:
+    """Reset to the savepoint, it counts on from there; reset to the first entry, from nothing."""
+    state = tmp_path / "state"
+    at = ("--state", str(state))
+    name = "counting.by_origin"
+
+    async def more(client: Client, bed: ServiceBed, count: int, wanted: int) -> None:
+        await append(client, departures(count))
+        await eventually(lambda: records(bed) == wanted, 30)
+
+    async with Client(rabbit_uri) as client:
+        async with run_services(Counting, broker=rabbit_uri, config=config(state)) as bed:
+            await more(client, bed, 100, 100)
+            saved = await asyncio.to_thread(
+                command, "savepoint", name, str(tmp_path / "one"), *at, "--json"
+            )
+            await more(client, bed, 50, 150)
+            refused = await asyncio.to_thread(
+                command, "reset", name, "--from", "first", *at, "--yes"
+            )
+        asked = await asyncio.to_thread(command, "reset", name, "--from", "first", *at)
+        back = await asyncio.to_thread(
+            command, "reset", name, "--savepoint", str(tmp_path / "one"), *at, "--yes"
+        )
+        async with run_services(Counting, broker=rabbit_uri, config=config(state)) as bed:
+            await eventually(lambda: records(bed) == 50, 30)
+        anew = await told(command, "reset", name, "--from", "first", *at, "--yes")
+        async with run_services(Counting, broker=rabbit_uri, config=config(state)) as bed:
+            await eventually(lambda: records(bed) == 150, 30)
+        twice = await asyncio.to_thread(command, "savepoint", name, str(tmp_path / "one"), *at)
+        nothing = await asyncio.to_thread(command, "savepoint", "no.such", str(tmp_path / "x"), *at)
+
+    assert (saved.returncode, saved.stderr) == (0, "")
+    assert len(json.loads(saved.stdout)["partitions"]) == PARTITIONS
+    assert refused.returncode == 1
+    assert "Stop its instances first" in refused.stderr
+    assert asked.returncode == 2
+    assert "is deleted" in asked.stderr
+    assert "say --yes" in asked.stderr
+    assert (back.returncode, back.stderr) == (0, "")
+    assert "partition 0 goes on from departed:" in back.stdout
+    assert {one["offsets"][DEPARTED.name] for one in anew} == {0}
+    assert (twice.returncode, nothing.returncode) == (2, 1)
+    assert "has no state in" in nothing.stderr
+
+
 async def test_a_name_that_nobody_answers_to_is_an_error(
     counting: ServiceBed, command: FlowCommand
 ) -> None:
@@ -208,6 +256,8 @@ def test_a_class_is_drawn_without_a_broker(mycelia: MyceliaCommand, tmp_path: Pa
         (["graph", "json:JSONDecoder", "--watch"], "--watch is of a flow that runs"),
         (["show", "x", "--interval", "0"], "expected seconds from 0.1"),
         (["show"], "required: NAME"),
+        (["reset", "x"], "one of the arguments --from --savepoint is required"),
+        (["reset", "x", "--from", "yesterday"], "expected first, last, next, an offset"),
     ],
 )
 def test_a_wrong_command_is_told(command: FlowCommand, argv: list[str], text: str) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "AddAction",
     "RunAction",
     "add_command_of_actions",
+    "confirm",
     "on_link",
     "print_line",
     "print_table",
@@ -109,6 +110,16 @@ def on_link(action: Callable[[argparse.Namespace, Link], Awaitable[int]]) -> Run
             return 1
 
     return run
+
+
+async def confirm(asked: str) -> bool:
+    """Ask on the terminal. False without one, which is told, and for any answer but a yes."""
+    if not sys.stdin.isatty():
+        say_usage(f"{asked} There is nobody to ask: say --yes.")
+        return False
+    print(f"{asked} [y/N] ", end="", file=sys.stderr, flush=True)
+    answer = await asyncio.to_thread(sys.stdin.readline)
+    return answer.strip().lower() in ("y", "yes")
 
 
 def print_line(line: str) -> None:

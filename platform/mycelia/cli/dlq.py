@@ -20,7 +20,7 @@ import msgspec
 from mycelia.amqp import Link
 from mycelia.amqp.uri import parse_uri
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
-from mycelia.cli.actions import RunAction, add_command_of_actions
+from mycelia.cli.actions import RunAction, add_command_of_actions, confirm
 from mycelia.cli.call_and_publish import (
     PROGRAM,
     add_connection_arguments,
@@ -600,9 +600,4 @@ async def _confirm(queues: list[DeadLetterQueue], chosen: LetterFilter) -> bool:
     asked = f"Throw away {which} of " + ", ".join(
         f"{queue.name} ({queue.messages} there)" for queue in queues
     )
-    if not sys.stdin.isatty():
-        say_usage(f"{asked}? There is nobody to ask: say --yes.")
-        return False
-    print(f"{asked}? They cannot be had back. [y/N] ", end="", file=sys.stderr, flush=True)
-    answer = await asyncio.to_thread(sys.stdin.readline)
-    return answer.strip().lower() in ("y", "yes")
+    return await confirm(f"{asked}? They cannot be had back.")

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mycelia.cli.actions import RunAction, add_command_of_actions
+from mycelia.cli.actions import RunAction, add_command_of_actions, start_argument
 from mycelia.cli.call_and_publish import add_connection_arguments
 
 __all__ = ["add_flow_commands"]
@@ -22,6 +22,9 @@ examples:
   mycelia flow graph delays.hourly --svg delays.svg --watch   a drawing, made again every two seconds
   mycelia flow graph services.delays:Delays          as it is described, without a broker
   mycelia flow lag delays.hourly --watch             until Ctrl-C
+  mycelia flow savepoint delays.hourly before-2.1 --config config.yaml   a copy of its state, while it runs
+  mycelia flow reset delays.hourly --from first --config config.yaml     stopped: begin anew, its state is deleted
+  mycelia flow reset delays.hourly --savepoint before-2.1 --config config.yaml
 
 exit codes: 0 done; 1 an error, told on stderr; 2 the command is wrong; 130 Ctrl-C
 """
@@ -32,7 +35,7 @@ def add_flow_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     action = add_command_of_actions(
         subparsers,
         "flow",
-        text="list, show and draw flows",
+        text="list, show, draw, save and reset flows",
         description="Flows: pipelines with state, run by services.",
         epilog=EXAMPLES,
     )
@@ -50,6 +53,33 @@ def add_flow_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     graph.add_argument(
         "--svg", type=Path, metavar="FILE", help="draw into this file, not as text; - for stdout"
     )
+    savepoint = action(
+        "savepoint",
+        "copy the state of a flow into a new directory, while it runs",
+        _action("savepoint_action"),
+    )
+    savepoint.add_argument("flow", metavar="NAME", help="service.method, or its group")
+    savepoint.add_argument("directory", type=Path, metavar="DIRECTORY", help="a new one")
+    reset = action("reset", "have a flow that is stopped begin elsewhere", _action("reset_action"))
+    reset.add_argument("flow", metavar="NAME", help="service.method, or its group")
+    where = reset.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--from",
+        dest="start",
+        type=start_argument,
+        metavar="WHERE",
+        help="with no state, from there in its logs: first, last, next, an offset, a time (2026-11-26T12:00Z), or how long ago (10m)",
+    )
+    where.add_argument(
+        "--savepoint", type=Path, metavar="DIRECTORY", help="with the state of a savepoint"
+    )
+    reset.add_argument("--yes", action="store_true", help="do not ask")
+    for parser in (savepoint, reset):
+        parser.add_argument(
+            "--state",
+            metavar="PLACE",
+            help="where its state is: a directory, or postgresql://… (default: mycelia.flows.state of --config, or .mycelia/flows)",
+        )
     for parser in (show, graph, lag):
         parser.add_argument(
             "--interval",
@@ -60,9 +90,11 @@ def add_flow_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
         )
     for parser in (graph, lag):
         parser.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
-    for parser in (ls, show, graph, lag):
+    for parser in (ls, show, graph, lag, savepoint, reset):
         parser.add_argument("--json", action="store_true", help="print JSON")
-        add_connection_arguments(parser, taken="the broker", timeout=10.0)
+        if parser is not savepoint:
+            add_connection_arguments(parser, taken="the broker", timeout=10.0)
+    savepoint.add_argument("--config", metavar="FILE", help="take mycelia.flows.state from it")
 
 
 def _interval(text: str) -> float:

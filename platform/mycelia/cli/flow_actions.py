@@ -7,7 +7,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,35 @@ from typing import Any
 import msgspec
 
 from mycelia.amqp import Link
-from mycelia.cli.actions import on_link, print_line, print_table
+from mycelia.cli.actions import confirm, on_link, print_line, print_table
 from mycelia.cli.call_and_publish import say_usage
 from mycelia.cli.dlq_output import as_json
 from mycelia.cli.failures import FailedImport, describe_failure
 from mycelia.cli.loading import load_services
+from mycelia.cli.run import read_config
 from mycelia.control.flows import FlowAsker
 from mycelia.errors import ConfigError, MyceliaError, RuntimeStateError
 from mycelia.flow import FlowHandler
 from mycelia.flow.described_flow import described_flow
 from mycelia.flow.flow_graph import graph_text
 from mycelia.flow.graph_svg import graph_svg
+from mycelia.flow.reset import reset_flow
+from mycelia.flow.savepoints import take_savepoint
 from mycelia.flow.standing import FlowFigures, behind_text, flow_notes, rate_text
+from mycelia.flow.state_home import StateHome, state_home
 from mycelia.nearest import nearest
 from mycelia.runtime import find_entrypoints
 from mycelia.runtime.declarations import get_service_name
+from mycelia.runtime.settings import DEFAULT_BROKER, FlowsSection, Settings
 
-__all__ = ["graph_action", "lag_action", "ls_action", "show_action"]
+__all__ = [
+    "graph_action",
+    "lag_action",
+    "ls_action",
+    "reset_action",
+    "savepoint_action",
+    "show_action",
+]
 
 # --- what runs ---------------------------------------------------------------------------------------
 
@@ -304,6 +316,72 @@ def _print_text(text: str) -> None:
         print_line(line)
 
 
+# --- its state ---------------------------------------------------------------------------------------
+
+
+def _home_of(args: argparse.Namespace) -> StateHome:
+    """Where the state of flows is, as the command or its configuration says."""
+    if args.state is not None:
+        return state_home(args.state)
+    config = read_config(args.config, None)
+    section = Settings.from_config({"AMQP_URI": DEFAULT_BROKER, **config}).mycelia.flows
+    return state_home((section or FlowsSection()).state)
+
+
+def savepoint_action(args: argparse.Namespace) -> int:
+    """Copy the state of a flow. Needs no broker."""
+    try:
+        home = _home_of(args)
+        try:
+            taken = take_savepoint(home, args.flow, args.directory)
+        finally:
+            home.close()
+    except ConfigError as exc:
+        return say_usage(str(exc))
+    except MyceliaError as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        return 1
+    if args.json:
+        print_line(as_json(msgspec.to_builtins(taken)))
+        return 0
+    rows: list[tuple[str, ...]] = [("STAGE", "PARTITION", "NEXT ENTRIES")]
+    rows += [(one.source, str(one.partition), _offsets(one.offsets)) for one in taken.partitions]
+    print_table(rows)
+    print_line(f"{args.directory} has the state of {len(taken.partitions)} partitions")
+    return 0
+
+
+async def _reset(args: argparse.Namespace, link: Link) -> int:
+    home = _home_of(args)
+    try:
+        kept = await asyncio.to_thread(home.kept, args.flow)
+        if not args.yes:
+            if args.savepoint is None:
+                to = f"and so are its logs between stages. It goes on from {args.start}"
+            else:
+                to = f"and it goes on with that of {args.savepoint}"
+            asked = (
+                f'The state of flow "{args.flow}" in {home.where}, {len(kept)} partitions, is deleted, {to}, and what it gives has other ids '
+                "than before. Reset it?"
+            )
+            if not await confirm(asked):
+                return 2
+        done = await reset_flow(link, home, args.flow, args.savepoint or args.start)
+    finally:
+        home.close()
+    if args.json:
+        print_line(as_json(msgspec.to_builtins(done)))
+        return 0
+    for one in done:
+        where = _offsets(one.offsets) or "the beginning"
+        print_line(f"{one.source}, partition {one.partition} goes on from {where}")
+    return 0
+
+
+def _offsets(offsets: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}:{offset}" for name, offset in offsets.items())
+
+
 # --- cells -------------------------------------------------------------------------------------------
 
 
@@ -338,3 +416,4 @@ def _moment(time_ms: int | None) -> str:
 ls_action = on_link(_ls)
 show_action = on_link(_show)
 lag_action = on_link(_lag)
+reset_action = on_link(_reset)
