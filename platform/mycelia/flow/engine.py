@@ -22,6 +22,7 @@ from mycelia.flow.operators import Operator
 from mycelia.flow.state import Changes, StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.stateless import FlowStep, Fused, Watching
+from mycelia.flow.watermarks import Silence
 
 __all__ = ["Engine", "Given", "RejectedRecord", "saved_watermarks"]
 
@@ -92,7 +93,7 @@ class RejectedRecord(NamedTuple):
 class _Cell:
     """An operator in its place: what waits for it, who feeds it, and who is fed."""
 
-    __slots__ = ("inbox", "is_idle", "operator", "outputs", "timing", "to", "watermark")
+    __slots__ = ("inbox", "operator", "outputs", "silence", "timing", "to", "watermark")
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
@@ -105,8 +106,8 @@ class _Cell:
         """By port: the names of outputs of the flow."""
         self.watermark = BEGINNING_OF_TIME
         """As those who are fed see it."""
-        self.is_idle = False
-        """Whether all that it comes from is silent, so that it holds nobody up."""
+        self.silence: Silence = ""
+        """Of all that it comes from. What is idle holds nobody up."""
 
 
 class Engine:
@@ -320,9 +321,9 @@ class Engine:
         return self._turn(self._now_ms if now_ms is None else now_ms)
 
     def put_relay(
-        self, source: str, partition: Hashable, watermark: int, is_idle: bool = False
+        self, source: str, partition: Hashable, watermark: int, silence: Silence = ""
     ) -> None:
-        """As `relay()`, and leave it for the next turn; and whether the partition is silent: then it holds up nobody."""
+        """As `relay()`, and leave it for the next turn; and whether the partition is silent."""
         channel = self._channel(source, partition)
         if source not in self._relays:
             raise ConfigError(
@@ -330,12 +331,12 @@ class Engine:
             )
         operator = self._sources[source].operator
         assert isinstance(operator, Watching)
-        operator.relay(channel, watermark, is_idle)
+        operator.relay(channel, watermark, silence)
 
-    def is_idle(self, output: str) -> bool:
+    def silence_of(self, output: str) -> Silence:
         """Whether all that an output comes from is silent: to be relayed, if that is a cut."""
         node, _ = self._plan.outputs[output]
-        return self._cell_of[node].is_idle
+        return self._cell_of[node].silence
 
     def watermark_of(self, output: str) -> int:
         """How far event time has come in what leaves by an output: to be relayed, if that is a cut. `BEGINNING_OF_TIME` before all."""
@@ -386,11 +387,12 @@ class Engine:
                 operator.process(port, batch)
         if isinstance(operator, Watching):
             cell.watermark = operator.watch()
-            cell.is_idle = operator.is_idle
+            cell.silence = operator.silence
         else:
-            timing = [one.watermark for one in cell.timing if not one.is_idle]
-            cell.is_idle = not timing
+            timing = [one.watermark for one in cell.timing if one.silence != "idle"]
             watermark = min(timing) if timing else max([one.watermark for one in cell.timing])
+            is_silent = all(one.silence for one in cell.timing)
+            cell.silence = "" if not is_silent else "empty" if timing else "idle"
             if watermark > operator.watermark:
                 operator.advance(watermark)
             cell.watermark = operator.watermark

@@ -82,7 +82,7 @@ class StageStatistics(GroupStatistics, frozen=True, kw_only=True):
 
 
 class FlowStatistics(StageStatistics, frozen=True, kw_only=True):
-    """What a flow has done in this process, and has. What is said of partitions is of its first stage, the rest of all of them."""
+    """What a flow has done in this process, and has. Partitions, records, lag and watermarks are of its first stage, the rest of all."""
 
     stages: dict[str, StageStatistics]
     """By name, those that feed others first."""

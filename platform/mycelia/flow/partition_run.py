@@ -21,7 +21,7 @@ from mycelia.flow.inflow import FlowSource, Taken
 from mycelia.flow.outgoing import Outgoing
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_state import PartitionState
-from mycelia.flow.relay_log import KeyedValue, Relay, Relaying, RelayWord, word_of
+from mycelia.flow.relay_log import KeyedValue, Mark, Relay, Relaying, RelayWord, word_of
 from mycelia.flow.state_codec import encode_state
 from mycelia.flow.state_migrations import migrated
 from mycelia.logs import FaultyRecord, Log, LogEntry, LogPosition
@@ -286,10 +286,10 @@ class PartitionRun:
         """Of each step what it counted since this engine began; see `Engine.counts()`."""
         return self._engine.counts()
 
-    def _marks(self) -> dict[str, tuple[int, bool]]:
+    def _marks(self) -> dict[str, Mark]:
         engine = self._engine
         return {
-            relay.name: (engine.watermark_of(relay.name), engine.is_idle(relay.name))
+            relay.name: (engine.watermark_of(relay.name), engine.silence_of(relay.name))
             for relay in self._description.gives
         }
 
@@ -384,12 +384,12 @@ class PartitionRun:
             if word.watermark is not None:
                 words[word.writer] = word
             elif word.writer in words:
-                words[word.writer] = words[word.writer]._replace(is_idle=False)
+                words[word.writer] = words[word.writer]._replace(silence="")
         for writer, its in by_writer.items():
             self._put(source, writer, its, now_ms)
         for writer, word in words.items():
             assert word.watermark is not None
-            self._engine.put_relay(source, writer, word.watermark, word.is_idle)
+            self._engine.put_relay(source, writer, word.watermark, word.silence)
 
     def strange(self, source: str, entry: LogEntry[Any]) -> FaultyRecord | None:
         """What is wrong with an entry of a log between stages that the flow has not written; None if it has."""

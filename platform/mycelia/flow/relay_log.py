@@ -8,7 +8,7 @@ its headers which partition of the stage before wrote it; the last entry of a co
 |---|---|
 | `x-flow-from` | the writer's partition, a whole number |
 | `x-flow-watermark-ms` | that all before this time has been written, milliseconds since 1970 |
-| `x-flow-idle` | true where all that the writer reads is silent: it holds up nobody |
+| `x-flow-silence` | "idle" where all that the writer reads is silent, "empty" where nothing has ever come: it is not waited for |
 
 An entry without records says the last two alone.
 """
@@ -28,16 +28,26 @@ from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME
 from mycelia.flow.engine import Given
 from mycelia.flow.outgoing import entry_bodies
 from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.flow.watermarks import Silence
 from mycelia.logs import Log, LogEntry
 from mycelia.logs.batch_format import encode_columns, entry_properties
 from mycelia.logs.partitioning import key_bytes
 from mycelia.logs.value_codec import Columns, ValueCodec
 
-__all__ = ["KeyedValue", "Relay", "RelayLog", "RelayWord", "Relaying", "relay_partition", "word_of"]
+__all__ = [
+    "KeyedValue",
+    "Mark",
+    "Relay",
+    "RelayLog",
+    "RelayWord",
+    "Relaying",
+    "relay_partition",
+    "word_of",
+]
 
 FROM_HEADER: Final = "x-flow-from"
 WATERMARK_HEADER: Final = "x-flow-watermark-ms"
-IDLE_HEADER: Final = "x-flow-idle"
+SILENCE_HEADER: Final = "x-flow-silence"
 
 TELL_EVERY_MS: Final = 200
 """Between two words to a partition to which no records go. Each is a message: of four partitions to eight, 160 a second."""
@@ -99,6 +109,10 @@ class RelayLog(Log[Any]):
         self.shape.codec = _RelayCodec(f'log "{name}"', own)
 
 
+Mark = tuple[int, Silence]
+"""How far event time has come at a cut, and whether all that comes there is silent."""
+
+
 class Relay:
     """A cut of a flow, and what is between its two sides.
 
@@ -139,7 +153,7 @@ class RelayWord(NamedTuple):
     writer: int
     watermark: int | None
     """None: it says nothing of event time."""
-    is_idle: bool
+    silence: Silence
 
 
 def word_of(entry: LogEntry[Any], writers: int) -> RelayWord | None:
@@ -149,8 +163,9 @@ def word_of(entry: LogEntry[Any], writers: int) -> RelayWord | None:
     if type(writer) is not int or not 0 <= writer < writers:
         return None
     if type(watermark) is not int:
-        return RelayWord(writer, None, False)
-    return RelayWord(writer, watermark, headers.get(IDLE_HEADER) is True)
+        return RelayWord(writer, None, "")
+    silence = headers.get(SILENCE_HEADER)
+    return RelayWord(writer, watermark, silence if silence in ("idle", "empty") else "")
 
 
 def relay_partition(key: Any, partitions: int) -> int:
@@ -194,10 +209,10 @@ class Relaying:
         self._producer = producer
         self._partition = partition
         self._sequences = sequences
-        self._told: dict[tuple[str, int], tuple[int, bool, int]] = {}
-        """Of each partition that is written to: watermark, idleness, and when it was told."""
+        self._told: dict[tuple[str, int], tuple[int, Silence, int]] = {}
+        """Of each partition that is written to: the mark, and when it was told."""
 
-    def has_word(self, marks: Mapping[str, tuple[int, bool]], now_ms: int) -> bool:
+    def has_word(self, marks: Mapping[str, Mark], now_ms: int) -> bool:
         """Whether there is something to tell of event time that should not wait for records."""
         return any(
             self._is_due(relay.name, partition, marks[relay.name], now_ms)
@@ -206,7 +221,7 @@ class Relaying:
         )
 
     def messages(
-        self, given: Iterable[Given], marks: Mapping[str, tuple[int, bool]], now_ms: int
+        self, given: Iterable[Given], marks: Mapping[str, Mark], now_ms: int
     ) -> list[Message]:
         """Batches, in the order of the records of each cut, and what is to be told.
 
@@ -239,12 +254,12 @@ class Relaying:
                 self._told[relay.name, partition] = (*mark, now_ms)
         return made
 
-    def _is_due(self, relay: str, partition: int, mark: tuple[int, bool], now_ms: int) -> bool:
+    def _is_due(self, relay: str, partition: int, mark: Mark, now_ms: int) -> bool:
         told = self._told.get((relay, partition))
         if told is None:
-            return mark != (BEGINNING_OF_TIME, False)
-        watermark, is_idle, at_ms = told
-        if mark == (watermark, is_idle):
+            return mark != (BEGINNING_OF_TIME, "")
+        *before, at_ms = told
+        if mark == tuple(before):
             return False
         return mark[0] >= END_OF_TIME or not 0 <= now_ms - at_ms < TELL_EVERY_MS
 
@@ -273,7 +288,7 @@ class Relaying:
         partition: int,
         count: int,
         body: bytes,
-        says: tuple[int, bool] | None,
+        says: Mark | None,
     ) -> Message:
         place = f"{log.name}/{partition}"
         sequence = self._sequences.get(place, 0)
@@ -282,8 +297,7 @@ class Relaying:
         assert properties.headers is not None
         properties.headers[FROM_HEADER] = self._partition
         if says is not None:
-            watermark, is_idle = says
-            properties.headers[WATERMARK_HEADER] = watermark
-            if is_idle:
-                properties.headers[IDLE_HEADER] = True
+            properties.headers[WATERMARK_HEADER], silence = says
+            if silence:
+                properties.headers[SILENCE_HEADER] = silence
         return Message(log.name, str(partition), body, properties, mandatory=True)

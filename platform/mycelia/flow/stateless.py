@@ -11,7 +11,7 @@ from mycelia.flow.column_batch import ColumnBatch, Selection, Spread
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.state import Changes, StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
-from mycelia.flow.watermarks import NOTHING_EVER_MS, PartitionWatermarks
+from mycelia.flow.watermarks import NOTHING_EVER_MS, PartitionWatermarks, Silence
 from mycelia.logs.record_shape import YEAR_MS, impossible_time
 
 __all__ = ["Branching", "FlowStep", "Fused", "Merging", "Stamping", "Watching"]
@@ -188,13 +188,13 @@ class Watching(Operator):
         )
 
     @property
-    def is_idle(self) -> bool:
-        """Whether all partitions were silent when it was last asked how far event time has come."""
-        return self._partitions.is_idle
+    def silence(self) -> Silence:
+        """Of all partitions, when it was last asked how far event time has come."""
+        return self._partitions.silence
 
-    def relay(self, channel: Hashable, watermark: int, is_idle: bool = False) -> None:
+    def relay(self, channel: Hashable, watermark: int, silence: Silence = "") -> None:
         """A partition's watermark, and whether it is silent, as those say who write to it."""
-        self._partitions.relayed(channel, watermark, is_idle)
+        self._partitions.relayed(channel, watermark, silence)
 
     def end(self, channel: Hashable) -> None:
         """Nothing more will come from a partition."""

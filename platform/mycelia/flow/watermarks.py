@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import Final
+from typing import Final, Literal
 
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME
 
-__all__ = ["PartitionWatermarks"]
+__all__ = ["PartitionWatermarks", "Silence"]
+
+Silence = Literal["", "idle", "empty"]
+"""Of what comes from partitions: it is not silent; it is, and is waited for no more; nothing has ever come, which by itself says nothing of
+another log that it may be joined with."""
 
 NOTHING_EVER_MS: Final = 10_000
 """Silence after which a partition in which nothing has ever come is left out, where nothing else is said. Keys do not fill all partitions."""
@@ -37,13 +41,13 @@ class PartitionWatermarks:
         self._greatest: dict[Hashable, int] = dict.fromkeys(channels, BEGINNING_OF_TIME)
         self._heard: dict[Hashable, int | None] = dict.fromkeys(self._greatest)
         """When each was last heard, in processing time; None before anything was."""
-        self._told_idle: set[Hashable] = set()
-        """Those that are silent, as they were relayed."""
+        self._told: dict[Hashable, Silence] = {}
+        """Of those that are silent, as they were relayed."""
         self._disorder_ms = disorder_ms
         self._idle_ms = idle_ms
         self._empty_ms = empty_ms if idle_ms is None else idle_ms
-        self.is_idle = False
-        """Whether all of them were left out when it was last asked how far event time has come."""
+        self.silence: Silence = ""
+        """Of all of them, when it was last asked how far event time has come."""
         self.watermark = BEGINNING_OF_TIME if self._greatest else END_OF_TIME
 
     def heard(self, channel: Hashable, greatest: int, now_ms: int) -> None:
@@ -57,13 +61,13 @@ class PartitionWatermarks:
         found = self._greatest[channel]
         return None if found == BEGINNING_OF_TIME else found
 
-    def relayed(self, channel: Hashable, watermark: int, is_idle: bool = False) -> None:
+    def relayed(self, channel: Hashable, watermark: int, silence: Silence = "") -> None:
         """The watermark of `channel`, and whether it is silent, as those say who know it. A lower one than before says nothing."""
         self._greatest[channel] = max(self._greatest[channel], watermark + self._disorder_ms)
-        if is_idle:
-            self._told_idle.add(channel)
+        if silence:
+            self._told[channel] = silence
         else:
-            self._told_idle.discard(channel)
+            self._told.pop(channel, None)
 
     def ended(self, channel: Hashable) -> None:
         """Nothing more will come from `channel`."""
@@ -74,17 +78,21 @@ class PartitionWatermarks:
         if not self._greatest:
             return self.watermark
         active = self._active(now_ms)
-        self.is_idle = not active
         reached = (min if active else max)(
             map(self._greatest.__getitem__, active or self._greatest)
         )
         if reached > BEGINNING_OF_TIME:
             self.watermark = max(self.watermark, reached - self._disorder_ms)
+        is_told = self._idle_ms is not None or "idle" in self._told.values()
+        if active:
+            self.silence = ""
+        else:
+            self.silence = "idle" if is_told or reached > BEGINNING_OF_TIME else "empty"
         return self.watermark
 
     def _active(self, now_ms: int) -> list[Hashable]:
         if self._idle_ms is None and self._empty_ms is None:
-            return [one for one in self._greatest if one not in self._told_idle]
+            return [one for one in self._greatest if one not in self._told]
         active = []
         for channel, heard in self._heard.items():
             if heard is None:  # its silence begins when somebody looks for the first time
@@ -97,11 +105,11 @@ class PartitionWatermarks:
 
     def plain(self) -> list[object]:
         told: list[object] = [self.watermark, self._greatest]
-        return [*told, sorted(self._told_idle, key=repr)] if self._told_idle else told
+        return [*told, self._told] if self._told else told
 
     def restore(self, plain: list[object]) -> None:
         """Go on from `plain()`. A partition that is new since then begins at the beginning; one that is gone holds nothing up."""
-        watermark, greatest, *idle = plain
+        watermark, greatest, *silent = plain
         assert isinstance(watermark, int)
         assert isinstance(greatest, dict)
         self.watermark = watermark
@@ -111,6 +119,6 @@ class PartitionWatermarks:
                 channel = known[channel]  # as it was kept before partitions had names
             if channel in self._greatest:
                 self._greatest[channel] = time
-        for told in idle:
-            assert isinstance(told, list)
-            self._told_idle.update(one for one in told if one in self._greatest)
+        for told in silent:
+            assert isinstance(told, dict)
+            self._told.update({one: told[one] for one in told if one in self._greatest})

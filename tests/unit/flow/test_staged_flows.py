@@ -275,6 +275,27 @@ def test_silent_stream_of_a_join_holds_nobody_up_once_it_is_idle() -> None:
     assert staged.values(OUT) == [[10, False], [20, False], [30, False]]
 
 
+@pytest.mark.parametrize("key", ["taxi", "zone"])
+@pytest.mark.parametrize("idle", [None, "1s"])
+def test_log_in_which_nothing_ever_came_is_waited_for_by_a_join(idle: str | None, key: str) -> None:
+    """Whoever starts its feed later finds its partners, whether the logs are split anew or not; unless it is said how long to wait."""
+    of_rides: Log[Ride] = Log("rides", of=Ride, key="taxi", partitions=2)
+    of_fares: Log[Fare] = Log("fares", of=Fare, key="taxi", partitions=2)
+    left = source("rides", Ride).event_time(lambda one: one.at_ms, unit="ms", idle="1s")
+    right = source("fares", Fare).event_time(lambda one: one.at_ms, unit="ms", idle=idle)
+    pairs = left.key_by(key).join_as_of(right.key_by(key), how="left")
+    told = pairs.map(lambda pair: [pair[0].at_ms, pair[1] is None])
+    staged = StagedRun(stages([told.to(OUT)], [of_rides, of_fares]))
+    staged.append(of_rides, [Ride("t", "z", ms) for ms in (10, 20, 30)])
+    staged.run(15_000)
+    assert staged.values(OUT) == ([[10, True], [20, True]] if idle else [])
+
+    staged.append(of_fares, [Fare("t", "z", 1, 5), Fare("t", "z", 2, 25)])
+    staged.run(15_000)
+    if idle is None:
+        assert staged.values(OUT) == [[10, False], [20, False]]
+
+
 # --- what fails -----------------------------------------------------------------------------------
 
 

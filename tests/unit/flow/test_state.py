@@ -298,10 +298,10 @@ def test_silence_of_all_lets_time_come_as_far_as_the_one_that_waited_for_the_oth
     partitions.heard(1, 300, 0)
     assert partitions.advance(500) == 100
     assert partitions.advance(1000) == 300
-    assert partitions.is_idle
+    assert partitions.silence == "idle"
     partitions.heard(0, 250, 1500)
     assert partitions.advance(1500) == 300
-    assert not partitions.is_idle
+    assert partitions.silence == ""
 
 
 def test_partition_in_which_nothing_ever_came_is_left_out_after_a_while_of_its_own() -> None:
@@ -314,9 +314,18 @@ def test_partition_in_which_nothing_ever_came_is_left_out_after_a_while_of_its_o
     assert partitions.advance(10_000) == 100  # it has had something, and nothing is said of silence
 
 
+@pytest.mark.parametrize(("idle", "silence"), [(None, "empty"), (500, "idle")])
+def test_what_never_had_anything_is_empty_and_idle_only_where_that_was_said(
+    idle: int | None, silence: str
+) -> None:
+    partitions = PartitionWatermarks([0, 1], 0, idle, empty_ms=500)
+    assert (partitions.advance(0), partitions.silence) == (BEGINNING_OF_TIME, "")
+    assert (partitions.advance(600), partitions.silence) == (BEGINNING_OF_TIME, silence)
+
+
 def test_relayed_silence_is_kept_with_the_state() -> None:
     partitions = PartitionWatermarks(["a/0", "a/1"], 0, None)
-    partitions.relayed("a/0", 100, True)
+    partitions.relayed("a/0", 100, "idle")
     partitions.relayed("a/1", 200)
     assert partitions.advance(0) == 200
     restored = PartitionWatermarks(["a/0", "a/1"], 0, None)
