@@ -17,6 +17,7 @@ In a service, over logs and with durable state:
   staging         a flow as stages, with the logs between them
   partition_state, state_file
                   state, positions and outbox of a partition: what is asked of a place for them, and SQLite as one
+  sources/        what is read that is no log: queues, tables, the clock, iterators
   inflow          the sources of a partition, read in turn
   partition_run   an engine over such a state
   stage           the partitions of a stage, shared and run
@@ -50,6 +51,10 @@ from mycelia.flow.sinks.broadcast import Broadcast
 from mycelia.flow.sinks.files import FileSink, json_lines, parquet_files
 from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused, SinkWriter
 from mycelia.flow.sinks.sql_table import SqlTable, sql_table
+from mycelia.flow.sources.events import QueueSource, events, queue
+from mycelia.flow.sources.iterators import iterator, ticks
+from mycelia.flow.sources.pulled import PulledSource
+from mycelia.flow.sources.sql_changes import sql_changes
 from mycelia.flow.stage import PartitionCommit
 from mycelia.flow.stages import stages_of
 from mycelia.flow.state import Changes, MemoryStore, StateStore, StoreReader
@@ -83,6 +88,8 @@ __all__ = [
     "MemoryStore",
     "PartitionCommit",
     "PatternStream",
+    "PulledSource",
+    "QueueSource",
     "RejectedRecord",
     "SinkRecord",
     "SinkRefused",
@@ -102,10 +109,12 @@ __all__ = [
     "count",
     "counting",
     "distinct",
+    "events",
     "every",
     "first",
     "flow",
     "hopping",
+    "iterator",
     "json_lines",
     "last",
     "max_of",
@@ -113,12 +122,15 @@ __all__ = [
     "min_of",
     "parquet_files",
     "quantile",
+    "queue",
     "session",
     "sliding",
     "source",
+    "sql_changes",
     "sql_table",
     "stages_of",
     "sum_of",
+    "ticks",
     "together",
     "top",
     "tumbling",

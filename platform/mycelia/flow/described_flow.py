@@ -10,17 +10,23 @@ from mycelia.errors import ConfigError
 from mycelia.flow.flow_graph import FlowGraph
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.outputs import FlowOutput, checked_outputs
+from mycelia.flow.sources.events import QueueSource
+from mycelia.flow.sources.pulled import PulledSource
 from mycelia.flow.stream import source as stream_of
 from mycelia.logs import Log
 
-__all__ = ["DescribedFlow", "ReadsLogs", "described_flow"]
+__all__ = ["AnySource", "DescribedFlow", "ReadsLogs", "described_flow"]
+
+
+AnySource = Log[Any] | PulledSource | QueueSource
+"""What a flow reads."""
 
 
 class ReadsLogs(Protocol):
     """The declaration of a flow: `FlowHandler`."""
 
     @property
-    def sources(self) -> tuple[Log[Any], ...]: ...
+    def sources(self) -> tuple[AnySource, ...]: ...
 
 
 class DescribedFlow(NamedTuple):
@@ -61,7 +67,7 @@ def described_flow(service: object, method: str, declared: ReadsLogs) -> Describ
     return DescribedFlow(FlowPlan({one.name: one.port for one in outputs}), outputs)
 
 
-def _check_arguments(function: Any, sources: Iterable[Log[Any]], name: str) -> None:
+def _check_arguments(function: Any, sources: Iterable[AnySource], name: str) -> None:
     names = [one.name for one in sources]
     taken = [
         one

@@ -15,7 +15,7 @@ from mycelia.durations import Duration, seconds_of
 from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.tick_lease import LeaseLink
 from mycelia.errors import ConfigError, LinkError, StateUnavailable, describe
-from mycelia.flow.described_flow import DescribedFlow, described_flow
+from mycelia.flow.described_flow import AnySource, DescribedFlow, described_flow
 from mycelia.flow.engine import saved_watermarks
 from mycelia.flow.flow_call import CallsAround
 from mycelia.flow.flow_watch import FlowWatch
@@ -23,6 +23,8 @@ from mycelia.flow.partition_run import StageDescription
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.relay_log import relay_partition
 from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused
+from mycelia.flow.sources.events import QueueSource
+from mycelia.flow.sources.pulled import PulledSource
 from mycelia.flow.stage import PartitionCommit, Stage, StageOptions
 from mycelia.flow.staging import BETWEEN, LogsBetween, descriptions_of
 from mycelia.flow.standing import StageSource, StageStanding
@@ -134,7 +136,7 @@ class FlowHandler(Entrypoint):
     Then what leaves is published, with confirms; after a crash perhaps again, with the same ids.
 
     Args:
-        sources: a `Log`, or several: the method has an argument for each.
+        sources: a `Log`, `events()`, `queue()`, `sql_changes()`, `ticks()` or `iterator()`, or several of them: the method has an argument for each.
         group: the flow's name: of its leases, its state and its logs between stages. `service.method` by default; another one begins anew.
         start: where it begins when it has never run: `"first"`, `"last"`, `"next"`, an offset, or a time.
         commit_every: how long records wait for the commit, "200ms" by default: results leave that much later, from each stage.
@@ -155,7 +157,7 @@ class FlowHandler(Entrypoint):
 
     def __init__(
         self,
-        *sources: Log[Any],
+        *sources: AnySource,
         group: str | None = None,
         start: StartAt = "first",
         commit_every: Duration = "200ms",
@@ -170,8 +172,8 @@ class FlowHandler(Entrypoint):
         if not sources:
             raise ValueError("expected a Log, or several.")
         for one in sources:
-            if not isinstance(one, Log):
-                raise ValueError(f"{one!r:.60} is no Log.")
+            if not isinstance(one, Log | PulledSource | QueueSource):
+                raise ValueError(f"{one!r:.60} is no Log, and no other source.")
         names = [one.name for one in sources]
         for name in names:
             if names.count(name) > 1:
@@ -186,7 +188,7 @@ class FlowHandler(Entrypoint):
             raise ValueError(f"retry={retry!r:.60}: expected a Retry, or None.")
         if retry is not None and on_error == "fail":
             raise ValueError('retry= has no meaning with on_error="fail", which tries for ever.')
-        self.sources = sources
+        self.sources: tuple[AnySource, ...] = sources
         self.group: str | None = group
         self.options = StageOptions(
             start=checked_start(start, f'log "{names[0]}"'),
@@ -238,6 +240,9 @@ class FlowHandler(Entrypoint):
         group = self.group = self.group or self.target.name
         container, described = self.container, self._described
         assert described is not None
+        self.sources = tuple(
+            one if isinstance(one, Log) else one.for_flow(group) for one in self.sources
+        )
         descriptions = descriptions_of(
             group,
             described.outputs,

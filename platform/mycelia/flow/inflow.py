@@ -31,11 +31,18 @@ class SourceReader(Protocol):
     async def take(self, timeout: float | None = None) -> LogEntry[Any] | None:
         """The next entry; None if none came in time. Cancelled, it has taken nothing."""
 
+    def committed(self) -> None:
+        """All that was taken has been committed: it need not come again. Does not wait."""
+
     async def aclose(self) -> None: ...
 
 
 class FlowSource(Protocol):
-    """What a flow reads, in partitions: a `Log`."""
+    """What a flow reads, in partitions: a `Log`, or another of `mycelia.flow.sources`.
+
+    Attributes:
+        name: what the flow's state and leases know it by.
+    """
 
     name: str
 
@@ -78,6 +85,11 @@ class Inflow:
             for name, reader in self._readers.items()
             if (position := reader.position) is not None
         }
+
+    def committed(self) -> None:
+        """All that was taken has been committed."""
+        for reader in self._readers.values():
+            reader.committed()
 
     async def gather(self, timeout: float) -> Taken:
         """What is there, up to the records of a batch; if nothing is, what comes first within `timeout` seconds.

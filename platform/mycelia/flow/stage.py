@@ -34,7 +34,7 @@ from mycelia.flow.partition_run import (
 from mycelia.flow.partition_state import OpensState, StatePlace
 from mycelia.flow.sinks.sink import SinkRecord, SinkRefused
 from mycelia.log_event import event
-from mycelia.logs import FaultyRecord, LogEntry, LogPosition
+from mycelia.logs import FaultyRecord, Log, LogEntry, LogPosition
 from mycelia.logs.lag_watch import LagWatch
 from mycelia.logs.membership import Membership
 from mycelia.logs.partition_lease import PartitionLease
@@ -226,12 +226,15 @@ class Stage:
             self._own,
             self._leave_partition,
         )
-        self._lag = LagWatch(self._host.link, self.reads_first.name, lambda: dict(self._offsets))
+        if isinstance(self.reads_first, Log):
+            first = self.reads_first.name
+            self._lag = LagWatch(self._host.link, first, lambda: dict(self._offsets))
         name = f"mycelia:flow:{description.leased_as}--{description.group}"
         self._tasks = [
             asyncio.create_task(self._membership.run(), name=name),
-            asyncio.create_task(self._lag.run(), name=f"{name}:lag"),
         ]
+        if self._lag is not None:
+            self._tasks.append(asyncio.create_task(self._lag.run(), name=f"{name}:lag"))
 
     async def aclose(self, timeout: float) -> None:
         """Commit what has been taken, and leave the partitions to others. Idempotent."""
@@ -575,6 +578,7 @@ class Stage:
         self.records += records
         self.watermarks[run.partition] = run.watermarks()
         self._note_offset(run)
+        inflow.committed()
         await self._send(run, delivery, numbered)
         host.committed(
             PartitionCommit(

@@ -217,6 +217,9 @@ class LogReader(Generic[T]):
             return start
         return self._received
 
+    def committed(self) -> None:
+        """What was taken has been written down by who reads: of a log nothing follows from it, as the position says where to go on."""
+
     async def aclose(self) -> None:
         """Read no more. Idempotent; works with the broker down."""
         self._is_closed = True

@@ -30,7 +30,7 @@ from mycelia.runtime import Container
 if TYPE_CHECKING:
     import sqlalchemy
 
-__all__ = ["SqlTable", "sql_table"]
+__all__ = ["SqlTable", "engine_of", "sql_table"]
 
 log = logging.getLogger("mycelia.flow")
 
@@ -96,7 +96,7 @@ class SqlTable(FlowSink[T]):
             url = sa.make_url(self._url)
             if url.get_backend_name() not in ("postgresql", "postgres", "sqlite"):
                 raise ConfigError(f"{what}: expected a URL of PostgreSQL or SQLite.")
-            engine = _engine_of(url)
+            engine = engine_of(url)
         except (sa.exc.ArgumentError, ImportError) as exc:
             raise ConfigError(f"{what}: {exc}") from exc
         try:
@@ -247,7 +247,8 @@ class SqlTable(FlowSink[T]):
             engine.dispose()
 
 
-def _engine_of(url: sqlalchemy.URL) -> sqlalchemy.Engine:
+def engine_of(url: sqlalchemy.URL) -> sqlalchemy.Engine:
+    """An engine for a URL, with the driver that is ours where it names none."""
     import sqlalchemy as sa
 
     if url.drivername in ("postgresql", "postgres"):
