@@ -12,6 +12,7 @@ import pytest
 from tests.flows.counting import (
     PARTITIONS,
     Counting,
+    Departed,
     Tally,
     append,
     departures,
@@ -19,8 +20,9 @@ from tests.flows.counting import (
     sentinels,
 )
 
-from mycelia import Client
-from mycelia.flow import FlowHandler, FlowStatistics, stage
+from mycelia import Client, Log
+from mycelia.errors import TopologyError
+from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow, stage
 from mycelia.testing import ServiceBed, eventually, run_services
 
 if TYPE_CHECKING:
@@ -133,3 +135,23 @@ async def test_service_starts_while_its_database_is_away(
                 await eventually(lambda: len(statistics(bed).standing_still) == PARTITIONS, 30)
                 await asyncio.to_thread(own_postgres.start)
                 await eventually(lambda: statistics(bed).records == 500, 30)
+
+
+async def test_log_with_other_partitions_stops_the_start(broker: str, tmp_path: Path) -> None:
+    """Keys would have moved to other partitions, and their state would not."""
+    wider: Log[Departed] = Log("departed", of=Departed, key="origin", partitions=PARTITIONS * 2)
+
+    class Wider:
+        name = "counting"
+
+        @flow(wider)
+        def by_origin(self, flights: Stream[Departed]) -> FlowOutput:
+            return flights.emit("seen")
+
+    async with Client(broker) as client:
+        await append(client, departures(100))
+        async with run_services(Counting, broker=broker, config=config(tmp_path)) as bed:
+            await eventually(lambda: statistics(bed).records == 100, 20)
+        with pytest.raises(TopologyError, match="departed"):
+            async with run_services(Wider, broker=broker, config=config(tmp_path)):
+                pass

@@ -406,8 +406,8 @@ class Stage:
                 str(place),
                 run.state.where,
                 f"the group has come to offset {told.offset}, and here is {has}. It has run on another machine, or in another "
-                "directory, or the file was removed. Give all instances the same directory (mycelia.flows.state), bring the file back, or "
-                "let the flow begin anew with another group=",
+                "directory, or the file was removed. Give all instances the same directory (mycelia.flows.state), bring the file back, go on from a "
+                "savepoint, reset the flow, or let the flow begin anew with another group=",
             )
 
     async def _pump(

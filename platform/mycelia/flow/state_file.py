@@ -87,6 +87,7 @@ class StateFile:
         try:
             with self._told():
                 self._prepare()
+            self._file = _identity(path)
         except BaseException:
             self._db.close()
             raise
@@ -171,6 +172,7 @@ class StateFile:
             sequences=dict(sequences),
         )
         numbered = list(enumerate(messages, self._next_number))
+        self._check_file()
         with self._told(), self._transaction():
             (epoch,) = db.execute("SELECT epoch FROM owner").fetchone()
             if epoch != self.epoch:
@@ -194,6 +196,19 @@ class StateFile:
         self.checkpoint = checkpoint
         self._next_number += len(numbered)
         return numbered
+
+    def _check_file(self) -> None:
+        """
+        Raises:
+            StateUnavailable: what is open is not the file of that name any more. SQLite would go on writing where nobody finds it again.
+        """
+        if _identity(self.path) != self._file:
+            raise StateUnavailable(
+                self._what,
+                self.where,
+                "it was removed, or replaced by another, while it was in use; nothing was committed. Bring it back, go on from a savepoint, or "
+                "reset the flow",
+            )
 
     def sent(self, number: int) -> None:
         """The outbox has been published up to this number. It is deleted with the next commit: till then it may be published again."""
@@ -261,6 +276,15 @@ class StateFile:
             return self._db.execute(
                 "SELECT key, value FROM state WHERE space = ?", [space]
             ).fetchall()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file that is; None if there is none."""
+    try:
+        told = path.stat()
+    except OSError:
+        return None
+    return told.st_dev, told.st_ino
 
 
 class SavedState:
