@@ -30,8 +30,8 @@ rabbit:
 		|| python3 -I $(APT) rabbitmq-server \
 		|| echo "RabbitMQ is not installed: the tests that need it will be reported as NOT RUN"
 
-demo: setup  ## the flights pipeline, run on a broker that is found, started or installed, and verified; or BROKER=memory, or FAULTS=1
-	@$(PY) -m services.demo --install $(if $(filter-out 0,$(FAULTS)),--faults) $(ARGS)
+demo: setup  ## the flights pipeline, run on a broker that is found, started or installed, and verified; or BROKER=memory, FAULTS=1, KILL=1
+	@$(PY) -m services.demo --install $(if $(filter-out 0,$(FAULTS)),--faults) $(if $(filter-out 0,$(KILL)),--kill) $(ARGS)
 
 up: setup  ## the same, and left running with its live page
 	@$(PY) -m services.demo --install --stay $(ARGS)

@@ -1,15 +1,17 @@
 """The flights pipeline, run and checked: `python -m services.demo`.
 
-Finds or starts a broker, starts the five services with `nameko run`, replays the flights as fast as they go, compares every figure
+Finds or starts a broker, starts the services with `nameko run`, replays the flights as fast as they go, compares every figure
 of `delays` with a batch query over the same rows, and stops what it started. `--stay` leaves it running, with the live page.
 `BROKER=memory` runs all of it in this process, without a broker. `--install` lets it install RabbitMQ with apt-get.
-`--faults` makes the registry flaky and one handler wrong; every figure is to be right all the same, in the end.
+`--faults` makes the registry flaky and one handler wrong, `--kill` kills services and the broker on the way; every figure is to be
+right all the same, in the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import os
 import signal
 import socket
@@ -18,7 +20,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mycelia import Client
 from mycelia.amqp import Link, connect
@@ -39,15 +41,31 @@ from services.fleet import CONFIG, ROOT, Fleet, ServiceDied, child_fleet, in_pro
 from services.flights.dataset import Tables, flight_id, flights_of, load
 from services.flights.messages import due_events
 from services.flights.verify import Batch, Comparison, compare
+from services.killing_story import KILL_SPEED_S, Killing
+
+if TYPE_CHECKING:
+    from mycelia.broker import FoundBroker, PrivateNode
 
 __all__ = ["DemoFailed", "main"]
 
 STATE = ROOT / ".mycelia"
 START_S = 120.0
 STALLED_S = 30.0
+SETTLED_S = 5.0
+"""Without a change: what differs then is wrong."""
 POLL_S = 0.1
 LIVE_DAY, LIVE_SPEED = "2013-02-08", 7200.0
 PAGE_ROWS = 2000
+
+
+class Wish(NamedTuple):
+    """What is asked for on the command line."""
+
+    stay: bool
+    days: int | None
+    install: bool
+    faults: bool
+    kill: bool
 
 
 class DemoFailed(RuntimeError):
@@ -92,11 +110,23 @@ class Demo:
         self.client = client
         self.fleet = fleet
         self.board_url = board_url
+        self.killing: Killing | None = None
 
     async def ask(self, service: str, method: str, **arguments: Any) -> Any:
         """Calls a service; fails at once, and with its log, if one has ended."""
-        self.fleet.check()
-        return await self.client.call(service, method, timeout=30, **arguments)
+        until = time.monotonic() + STALLED_S
+        while True:
+            self.fleet.check()
+            try:
+                return await self.client.call(
+                    service, method, timeout=30 if self.killing is None else 5, **arguments
+                )
+            except RemoteError:
+                raise
+            except CallError:
+                if self.killing is None or time.monotonic() > until:
+                    raise
+                await asyncio.sleep(POLL_S)
 
     async def wait_until_all_answer(self) -> float:
         """Seconds it took until every service answered."""
@@ -104,6 +134,7 @@ class Demo:
         probes: dict[str, Callable[[], Awaitable[Any]]] = {
             "registry": lambda: self.client.call("registry", "carrier", "UA", timeout=2),
             "delays": lambda: self.client.call("delays", "summary", timeout=2),
+            "flows": lambda: self.client.call("flows", "drawing", timeout=2),
             "enrich": lambda: self.client.call("enrich", "cache_statistics", timeout=2),
             "feed": lambda: self.client.call("feed", "status", timeout=2),
             "board": lambda: asyncio.to_thread(_fetch, f"{self.board_url}/api/summary"),
@@ -141,6 +172,8 @@ class Demo:
             if summary["counted"] != counted:
                 counted, moved_at = summary["counted"], time.monotonic()
             line.show(counted, total, f"{counted:,} of {total:,} events counted")
+            if self.killing is not None and total:
+                await self.killing.at(counted / total)
             if counted >= total:
                 line.end()
                 return summary
@@ -151,8 +184,22 @@ class Demo:
                 )
             await asyncio.sleep(POLL_S)
 
-    async def verify(self, run: str, tables: Tables) -> Comparison:
-        """Compares every figure with the batch query's over `tables`."""
+    async def verify(self, run: str, tables: Tables, *, with_alerts: bool = True) -> Comparison:
+        """Compares every figure with the batch query's over `tables`; again, as long as they still change."""
+        while True:
+            result, version = await self._compared(run, tables, with_alerts)
+            if not result.differences:
+                return result
+            moved_at = time.monotonic()
+            while (await self.ask("delays", "summary", run=run))["version"] == version:
+                if time.monotonic() - moved_at > SETTLED_S:
+                    return result
+                await asyncio.sleep(POLL_S)
+
+    async def _compared(
+        self, run: str, tables: Tables, with_alerts: bool
+    ) -> tuple[Comparison, int]:
+        version: int = (await self.ask("delays", "summary", run=run))["version"]
         hourly: list[dict[str, Any]] = []
         legs: list[dict[str, Any]] = []
         offset: int | None = 0
@@ -163,7 +210,10 @@ class Demo:
             offset = page["next"]
         changes = await self.ask("delays", "changes", run=run)
         worst = await self.ask("delays", "worst", n=100, run=run)
-        return await asyncio.to_thread(_compare, tables, changes, hourly, legs, worst)
+        compared = await asyncio.to_thread(
+            _compare, tables, changes, hourly, legs, worst, with_alerts
+        )
+        return compared, version
 
 
 def _compare(
@@ -172,10 +222,14 @@ def _compare(
     hourly: list[dict[str, Any]],
     legs: list[dict[str, Any]],
     worst: list[dict[str, Any]],
+    with_alerts: bool,
 ) -> Comparison:
     batch = Batch(tables)
     try:
-        return compare(batch, changes, hourly, legs, worst)
+        result = compare(batch, changes, hourly, legs, worst)
+        if with_alerts:
+            result.row("alerts", batch.alerts(), changes["alerts"])
+        return result
     finally:
         batch.close()
 
@@ -200,6 +254,11 @@ def latency(summary: dict[str, Any]) -> str:
     """`p50 3.1 ms, p95 9.0 ms, p99 14.2 ms`."""
     measured = summary["latency"]
     return ", ".join(f"{name} {measured[f'{name}_ms']:,.1f} ms" for name in ("p50", "p95", "p99"))
+
+
+def kept_state(uri: str) -> dict[str, str]:
+    """Where the flows keep their state: a directory for each broker, since it goes with the broker's logs."""
+    return {"FLIGHTS_STATE": str(STATE / "flows" / hashlib.sha256(uri.encode()).hexdigest()[:12])}
 
 
 def first_days(days: int | None) -> Tables:
@@ -294,7 +353,7 @@ class Faulty:
         sys.stdout.flush()
 
 
-async def story(stay: bool, days: int | None, install: bool, faults: bool = False) -> None:
+async def story(wish: Wish) -> None:
     """The demonstration from beginning to end.
 
     Raises:
@@ -303,27 +362,37 @@ async def story(stay: bool, days: int | None, install: bool, faults: bool = Fals
     async with AsyncExitStack() as stack:
         address = free_address()
         receiver: SpanReceiver | None = None
+        node: PrivateNode | None = None
         if os.environ.get("BROKER") == "memory":
             uri = "memory://flights"
             say("broker", "embedded: all services in this process, nothing else needed")
             fleet = await stack.enter_async_context(in_process_fleet(uri, address))
         else:
-            uri = await stack.enter_async_context(running_broker(install))
-            if faults:
+            broker = await stack.enter_async_context(running_broker(wish.install))
+            uri, node = broker.uri, broker.node
+            if wish.faults:
                 receiver = stack.enter_context(SpanReceiver())
-                more = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, **TRACED}
+                more = {
+                    "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+                    **TRACED,
+                    **kept_state(uri),
+                }
                 fleet = await stack.enter_async_context(
                     child_fleet(uri, address, STATE / "logs", config=FAULTS_CONFIG, more=more)
                 )
             else:
-                fleet = await stack.enter_async_context(child_fleet(uri, address, STATE / "logs"))
+                fleet = await stack.enter_async_context(
+                    child_fleet(uri, address, STATE / "logs", more=kept_state(uri))
+                )
         client = await stack.enter_async_context(Client(uri))
         demo = Demo(client, fleet, f"http://{address}")
 
-        tables = await asyncio.to_thread(first_days, days)
+        tables = await asyncio.to_thread(first_days, wish.days)
         took = await demo.wait_until_all_answer()
-        say("services", f"registry, delays, enrich, feed and board answer after {took:.1f} s")
-        if stay:
+        say(
+            "services", f"registry, delays, flows, enrich, feed and board answer after {took:.1f} s"
+        )
+        if wish.stay:
             say("board", f"{demo.board_url}/   (Ctrl-C stops everything)")
 
         last_day = max(flight_id(row)[:10] for row in tables.flights)
@@ -337,9 +406,19 @@ async def story(stay: bool, days: int | None, install: bool, faults: bool = Fals
                 "faults",
                 "the registry fails one call in ten, and the handler of cancelled flights is wrong",
             )
-            summary = await demo.replay("replay", speed=0, last_day=last_day, missing=cancelled)
+            summary = await demo.replay(
+                "replay", speed=0, last_day=last_day, missing=cancelled, via="events"
+            )
             await faulty.bury()
             summary = await faulty.mend(summary["run"], len(due))
+        elif wish.kill:
+            demo.killing = Killing(fleet, node, say)
+            if demo.killing.spares_the_broker:
+                say("", "the broker is not this demonstration's own, and is spared")
+            days = len({flight_id(row)[:10] for row in tables.flights})
+            summary = await demo.replay(
+                "replay", speed=days * 86_400 / KILL_SPEED_S, last_day=last_day
+            )
         else:
             summary = await demo.replay("replay", speed=0, last_day=last_day)
         seconds = summary["last_counted_at"] - summary["first_emitted_at"]
@@ -347,14 +426,15 @@ async def story(stay: bool, days: int | None, install: bool, faults: bool = Fals
             "",
             f"{summary['counted'] / seconds:,.0f} events a second end to end, in {seconds:.1f} s",
         )
-        say(
-            "",
-            f"at full speed: {latency(summary)} from emitted to counted: the queues were filling",
-        )
+        if not wish.kill:
+            say(
+                "",
+                f"at full speed: {latency(summary)} from emitted to counted: the queues were filling",
+            )
         if summary["duplicates"]:
             say("", f"{summary['duplicates']:,} events were delivered twice and counted once")
 
-        result = await demo.verify(summary["run"], tables)
+        result = await demo.verify(summary["run"], tables, with_alerts=faulty is None)
         if result.differences:
             shown = "\n".join(f"    {difference}" for difference in result.differences[:10])
             raise DemoFailed(
@@ -369,7 +449,7 @@ async def story(stay: bool, days: int | None, install: bool, faults: bool = Fals
         )
         say("", f"8 February at {LIVE_SPEED / 3600:.0f} hours a second: {latency(day)}")
 
-        if stay:
+        if wish.stay:
             await demo.ask("feed", "start", speed=3600)
             say("running", f"{demo.board_url}/   (Ctrl-C stops everything)")
             while True:
@@ -379,29 +459,29 @@ async def story(stay: bool, days: int | None, install: bool, faults: bool = Fals
 
 
 @asynccontextmanager
-async def running_broker(install: bool) -> AsyncIterator[str]:
-    """The URI of a broker: the one `AMQP_URI` names, or a private node, which is stopped afterwards if it was started here."""
+async def running_broker(install: bool) -> AsyncIterator[FoundBroker]:
+    """A broker: the one `AMQP_URI` names, or a private node, which is stopped afterwards if it was started here."""
     from mycelia.broker import find_or_start_broker
 
     broker = await asyncio.to_thread(find_or_start_broker, install=install)
     say("broker", str(broker))
     try:
-        yield broker.uri
+        yield broker
     finally:
         await asyncio.to_thread(broker.stop_if_started)
 
 
-async def run(stay: bool, days: int | None, install: bool, faults: bool = False) -> int:
+async def run(wish: Wish) -> int:
     """Tells the story; the exit code. SIGTERM and Ctrl-C stop it cleanly."""
     loop = asyncio.get_running_loop()
-    telling = asyncio.create_task(story(stay, days, install, faults), name="demo")
+    telling = asyncio.create_task(story(wish), name="demo")
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, telling.cancel)
     try:
         await telling
     except asyncio.CancelledError:
         say("stopped", "everything that was started is stopped")
-        return 0 if stay else 130
+        return 0 if wish.stay else 130
     except (DemoFailed, ServiceDied, CommandFailed, MyceliaError) as exc:
         sys.stdout.flush()
         sys.stderr.write(f"\nFAILED: {exc}\n")
@@ -422,12 +502,20 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="make things fail, and see every figure right in the end",
     )
+    parser.add_argument(
+        "--kill",
+        action="store_true",
+        help="kill services and the broker, and see every figure right in the end",
+    )
     arguments = parser.parse_args(argv)
-    if arguments.faults and os.environ.get("BROKER") == "memory":
-        parser.error("--faults needs a broker: leave BROKER=memory out")
+    for option in ("faults", "kill"):
+        if getattr(arguments, option) and os.environ.get("BROKER") == "memory":
+            parser.error(f"--{option} needs a broker: leave BROKER=memory out")
+    if arguments.faults and arguments.kill:
+        parser.error("--faults and --kill are two stories: choose one")
     if arguments.days is not None and arguments.days < 1:
         parser.error("--days must be at least 1")
-    return asyncio.run(run(arguments.stay, arguments.days, arguments.install, arguments.faults))
+    return asyncio.run(run(Wish(**vars(arguments))))
 
 
 if __name__ == "__main__":

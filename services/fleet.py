@@ -8,6 +8,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ __all__ = ["Fleet", "ServiceDied", "child_fleet", "in_process_fleet"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "services" / "config.yaml"
-SERVICES = ("registry", "delays", "enrich", "feed", "board")
+SERVICES = ("registry", "delays", "flows", "enrich", "feed", "board")
 """Consumers before what feeds them, so that nothing is emitted into the void."""
 
 STOP_S = 30.0
@@ -38,6 +39,13 @@ class Fleet(Protocol):
             NotImplementedError: it has no process of its own.
         """
 
+    async def kill(self, service: str) -> None:
+        """Ends a service with SIGKILL and starts it again.
+
+        Raises:
+            NotImplementedError: it has no process of its own.
+        """
+
     def check(self) -> None:
         """Raises `ServiceDied` if a service has ended."""
 
@@ -50,8 +58,10 @@ class _Children:
         self._log_folder = log_folder
         self._environment = environment
         self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._configs: dict[str, Path] = {}
 
     async def start(self, service: str, config: Path, *, is_again: bool = False) -> None:
+        self._configs[service] = config
         command = (
             Path(sys.executable).with_name("nameko"),
             *("run", "--config", config, f"services.flights.{service}"),
@@ -79,6 +89,12 @@ class _Children:
 
     async def restart(self, service: str, config: Path) -> None:
         await self._stop([self._processes.pop(service)])
+        await self.start(service, config, is_again=True)
+
+    async def kill(self, service: str) -> None:
+        process, config = self._processes.pop(service), self._configs[service]
+        process.kill()
+        await process.wait()
         await self.start(service, config, is_again=True)
 
     async def stop(self) -> None:
@@ -150,6 +166,9 @@ class _Embedded:
     async def restart(self, service: str, config: Path) -> None:
         raise NotImplementedError(f"{service} has no process of its own")
 
+    async def kill(self, service: str) -> None:
+        raise NotImplementedError(f"{service} has no process of its own")
+
     def check(self) -> None:
         return
 
@@ -162,8 +181,12 @@ async def in_process_fleet(amqp_uri: str, board_address: str) -> AsyncIterator[F
     from services.flights.delays import Delays
     from services.flights.enrich import Enrich
     from services.flights.feed import Feed
+    from services.flights.flows import Flows
     from services.flights.registry import Registry
 
-    config = load_config(CONFIG) | {"AMQP_URI": amqp_uri, "WEB_SERVER_ADDRESS": board_address}
-    async with Runner(config, [Registry, Delays, Enrich, Feed, Board]):
-        yield _Embedded()
+    with tempfile.TemporaryDirectory(prefix="flights-") as state:
+        config = load_config(CONFIG) | {"AMQP_URI": amqp_uri, "WEB_SERVER_ADDRESS": board_address}
+        # The broker's logs go with the process, and so does what the flows keep of them.
+        config["mycelia"] = {**config["mycelia"], "flows": {"state": state}}
+        async with Runner(config, [Registry, Delays, Flows, Enrich, Feed, Board]):
+            yield _Embedded()

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
 from mycelia import Logger, RpcProxy, ServerSentEvents, SharedDependency, http, timer
 from mycelia.errors import CallError
@@ -26,7 +26,7 @@ REFRESH_S = 0.5
 # The page brings everything with it; the browser is told to hold it to that.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
+    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'"
 )
 
 
@@ -50,6 +50,7 @@ class Board:
     name = "board"
     delays = RpcProxy("delays", timeout=5)
     feed = RpcProxy("feed", timeout=5)
+    flows = RpcProxy("flows", timeout=5)
     live = Live()
     log = Logger()
 
@@ -81,6 +82,11 @@ class Board:
     async def stream(self, request: Request) -> ServerSentEvents:
         """The state of the page as server-sent events."""
         return ServerSentEvents(self.live.view.stream())
+
+    @http("GET", "/api/flow.svg")
+    async def flow(self, request: Request) -> Response:
+        """The flow as it runs, drawn."""
+        return Response(await self.flows.drawing(), media_type="image/svg+xml")
 
     @http("GET", "/api/summary")
     async def summary(self, request: Request) -> Any:

@@ -12,15 +12,16 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from services.flights.latency import Histogram
 from services.flights.messages import KINDS, Enriched, Weather
+from services.flights.records import LATE_MIN, NOTABLE_DELAY_MIN, visibility_band
 
-__all__ = ["LATE_MIN", "Books", "DelayBook", "Tally", "visibility_band"]
+__all__ = ["Books", "Cell", "DelayBook", "FlightBook", "FlightState", "Tally"]
 
-LATE_MIN = 15
-"""Late is what is more than 15 minutes behind schedule."""
+B = TypeVar("B", bound="FlightBook")
+
 WORST_KEPT = 100
 RECENT_KEPT = 6
 RECENT_COLUMNS = [
@@ -35,7 +36,6 @@ RECENT_COLUMNS = [
     "arr_delay",
 ]
 _BIT = {kind: 1 << place for place, kind in enumerate(KINDS)}
-NOTABLE_DELAY_MIN = 90
 
 
 @dataclass(slots=True)
@@ -56,6 +56,14 @@ class Tally:
     arr_late: int = 0
     version: int = 0
     """The book's version when this tally changed last."""
+
+    def add(self, other: Tally) -> None:
+        """Counts what another has counted."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.dep_max = _greater(self.dep_max, other.dep_max)
+        self.arr_max = _greater(self.arr_max, other.arr_max)
+        self.version = max(self.version, other.version)
 
     def count(self, event: Enriched, version: int) -> None:
         """Counts one event, which must not have been counted before."""
@@ -98,25 +106,27 @@ class Tally:
         }
 
 
+_SUMS = (
+    *("scheduled", "departed", "cancelled", "arrived", "seats_cancelled"),
+    *("dep_total", "dep_late", "arr_total", "arr_late"),
+)
+
+
+def _greater(a: int | None, b: int | None) -> int | None:
+    return b if a is None else a if b is None else max(a, b)
+
+
+def _visibility(weather: Weather | None) -> float | None:
+    return weather["visibility_mi"] if weather else None
+
+
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-def visibility_band(weather: Weather | None) -> str:
-    """The group of a flight by the visibility at its origin when it was to leave."""
-    miles = weather["visibility_mi"] if weather else None
-    if miles is None:
-        return "not observed"
-    if miles < 1:
-        return "under 1 mile"
-    if miles < 3:
-        return "1 to 3 miles"
-    return "3 to 10 miles" if miles < 10 else "10 miles"
-
-
 @dataclass(slots=True)
-class _FlightState:
-    """What the book remembers of one flight."""
+class FlightState:
+    """What a book remembers of one flight."""
 
     flight_id: str
     date: str
@@ -129,6 +139,7 @@ class _FlightState:
     """A bit for each kind of event that has been counted."""
     dep_delay: int | None = None
     arr_delay: int | None = None
+    is_cancelled: bool = False
 
     def as_row(self) -> dict[str, Any]:
         return {
@@ -141,23 +152,27 @@ class _FlightState:
             "scheduled_departure": self.scheduled_departure,
             "dep_delay": self.dep_delay,
             "arr_delay": self.arr_delay,
-            "cancelled": bool(self.seen & _BIT["cancelled"]),
+            "cancelled": self.is_cancelled,
         }
 
 
-class _Cell(NamedTuple):
+class Cell(NamedTuple):
+    """What is counted together, at its finest."""
+
     hour: str
     origin: str
     carrier: str
 
 
-class DelayBook:
-    """The statistics of one replay. Belongs to one thread."""
+class FlightBook:
+    """The statistics of one replay, and what is asked of them. Whoever fills it belongs to one thread."""
 
     def __init__(self, run: str) -> None:
         self.run = run
         self.version = 0
-        """The number of events counted: it grows by one with each."""
+        """It grows with each change."""
+        self.counted = 0
+        """The number of events."""
         self.duplicates = 0
         self.event_time = ""
         """The latest event time seen."""
@@ -165,94 +180,40 @@ class DelayBook:
         self.last_counted_at: float | None = None
         self.latency = Histogram()
         self._total = Tally()
-        self._cells: dict[_Cell, Tally] = {}
+        self._cells: dict[Cell, Tally] = {}
         self._hours: dict[str, Tally] = {}
         self._carriers: dict[str, Tally] = {}
         self._origins: dict[str, Tally] = {}
         self._visibility: dict[str, Tally] = {}
         self._carrier_names: dict[str, str] = {}
-        self._flights: dict[str, _FlightState] = {}
-        self._by_tail: dict[str, list[_FlightState]] = {}
+        self._flights: dict[str, FlightState] = {}
+        self._by_tail: dict[str, list[FlightState]] = {}
         self._planes: dict[str, Any] = {}
         self._worst: list[tuple[int, str]] = []  # (-delay, flight id): the worst first
+        self.alerts: dict[str, int] = {}
+        """How many there were at each airport."""
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_KEPT)
-
-    # --- counting -----------------------------------------------------------------------------------
-
-    def count(self, event: Enriched, counted_at: float) -> bool:
-        """Counts `event` unless it has been counted; says whether it was new. `counted_at`: seconds since 1970."""
-        flight = self._flight(event)
-        kind = event["kind"]
-        if flight.seen & _BIT[kind]:
-            self.duplicates += 1
-            return False
-        flight.seen |= _BIT[kind]
-        self.version += 1
-        for tally in self._tallies(event):
-            tally.count(event, self.version)
-        if kind == "departed":
-            flight.dep_delay = event["dep_delay"]
-            insort(self._worst, (-flight.dep_delay, flight.flight_id))
-            del self._worst[WORST_KEPT:]
-        elif kind == "arrived":
-            flight.arr_delay = event["arr_delay"]
-        self._note(event, counted_at)
-        return True
-
-    def _flight(self, event: Enriched) -> _FlightState:
-        flight = self._flights.get(event["flight_id"])
-        if flight is None:
-            flight = self._flights[event["flight_id"]] = _FlightState(
-                flight_id=event["flight_id"],
-                date=event["date"],
-                carrier=event["carrier"],
-                origin=event["origin"],
-                dest=event["dest"],
-                tail_number=event["tail_number"],
-                scheduled_departure=event["scheduled_departure"],
-            )
-            if flight.tail_number is not None:
-                self._by_tail.setdefault(flight.tail_number, []).append(flight)
-                self._planes[flight.tail_number] = event["plane"]
-        return flight
-
-    def _tallies(self, event: Enriched) -> Iterator[Tally]:
-        """The groups an event belongs to, all by the flight's schedule, so that a flight's events stay together."""
-        hour = event["scheduled_departure"][:13] + ":00:00Z"
-        carrier, origin = event["carrier"], event["origin"]
-        if event["carrier_name"]:
-            self._carrier_names[carrier] = event["carrier_name"]
-        yield self._total
-        for groups, key in (
-            (self._hours, hour),
-            (self._carriers, carrier),
-            (self._origins, origin),
-            (self._visibility, visibility_band(event["weather"])),
-        ):
-            yield groups.setdefault(key, Tally())
-        yield self._cells.setdefault(_Cell(hour, origin, carrier), Tally())
-
-    def _note(self, event: Enriched, counted_at: float) -> None:
-        emitted_at = event["emitted_at"]
-        self.latency.add(counted_at - emitted_at)
-        self.last_counted_at = counted_at
-        if self.first_emitted_at is None or emitted_at < self.first_emitted_at:
-            self.first_emitted_at = emitted_at
-        self.event_time = max(self.event_time, event["event_time"])
-        if event["kind"] == "cancelled" or event.get("dep_delay", 0) >= NOTABLE_DELAY_MIN:
-            self._recent.append({key: event.get(key) for key in RECENT_COLUMNS})
 
     # --- asking -------------------------------------------------------------------------------------
 
+    def regroup(self) -> None:
+        """Called before the groups are asked for: whoever fills only the cells adds them up here."""
+
+    def flight_count(self) -> int:
+        """Flights of which anything was heard."""
+        return len(self._flights)
+
     def summary(self) -> dict[str, Any]:
         """The totals, what was counted, and how long the events took from being emitted to being counted."""
+        self.regroup()
         return {
             "run": self.run,
             "version": self.version,
-            "counted": self.version,
+            "counted": self.counted,
             "duplicates": self.duplicates,
             "event_time": self.event_time,
-            "flights": len(self._flights),
+            "alerts": dict(sorted(self.alerts.items())),
+            "flights": self.flight_count(),
             "aircraft": len(self._by_tail),
             "first_emitted_at": self.first_emitted_at,
             "last_counted_at": self.last_counted_at,
@@ -310,7 +271,77 @@ class DelayBook:
         }
 
 
-def _with_running_delay(flights: Iterable[_FlightState]) -> list[dict[str, Any]]:
+class DelayBook(FlightBook):
+    """Counts events, each once."""
+
+    def count(self, event: Enriched, counted_at: float) -> bool:
+        """Counts `event` unless it has been counted; says whether it was new. `counted_at`: seconds since 1970."""
+        flight = self._flight(event)
+        kind = event["kind"]
+        if flight.seen & _BIT[kind]:
+            self.duplicates += 1
+            return False
+        flight.seen |= _BIT[kind]
+        self.version += 1
+        self.counted += 1
+        for tally in self._tallies(event):
+            tally.count(event, self.version)
+        if kind == "departed":
+            flight.dep_delay = event["dep_delay"]
+            insort(self._worst, (-flight.dep_delay, flight.flight_id))
+            del self._worst[WORST_KEPT:]
+        elif kind == "arrived":
+            flight.arr_delay = event["arr_delay"]
+        elif kind == "cancelled":
+            flight.is_cancelled = True
+        self._note(event, counted_at)
+        return True
+
+    def _flight(self, event: Enriched) -> FlightState:
+        flight = self._flights.get(event["flight_id"])
+        if flight is None:
+            flight = self._flights[event["flight_id"]] = FlightState(
+                flight_id=event["flight_id"],
+                date=event["date"],
+                carrier=event["carrier"],
+                origin=event["origin"],
+                dest=event["dest"],
+                tail_number=event["tail_number"],
+                scheduled_departure=event["scheduled_departure"],
+            )
+            if flight.tail_number is not None:
+                self._by_tail.setdefault(flight.tail_number, []).append(flight)
+                self._planes[flight.tail_number] = event["plane"]
+        return flight
+
+    def _tallies(self, event: Enriched) -> Iterator[Tally]:
+        """The groups an event belongs to, all by the flight's schedule, so that a flight's events stay together."""
+        hour = event["scheduled_departure"][:13] + ":00:00Z"
+        carrier, origin = event["carrier"], event["origin"]
+        if event["carrier_name"]:
+            self._carrier_names[carrier] = event["carrier_name"]
+        yield self._total
+        for groups, key in (
+            (self._hours, hour),
+            (self._carriers, carrier),
+            (self._origins, origin),
+            (self._visibility, visibility_band(_visibility(event["weather"]))),
+        ):
+            yield groups.setdefault(key, Tally())
+        yield self._cells.setdefault(Cell(hour, origin, carrier), Tally())
+
+    def _note(self, event: Enriched, counted_at: float) -> None:
+        emitted_at = event["emitted_at"]
+        self.latency.add(counted_at - emitted_at)
+        self.last_counted_at = counted_at
+        if self.first_emitted_at is None or emitted_at < self.first_emitted_at:
+            self.first_emitted_at = emitted_at
+        self.event_time = max(self.event_time, event["event_time"])
+        if event["kind"] == "cancelled" or event.get("dep_delay", 0) >= NOTABLE_DELAY_MIN:
+            self._recent.append({key: event.get(key) for key in RECENT_COLUMNS})
+
+
+def _with_running_delay(flights: Iterable[FlightState]) -> list[dict[str, Any]]:
     """Rows with `running_delay`: the sum of the departure delays of the aircraft's day up to and with this leg."""
     rows: list[dict[str, Any]] = []
     day, running = "", 0
@@ -332,23 +363,24 @@ class Books:
     def __init__(self, kept: int = 3) -> None:
         self.kept = kept
         self.stale = 0
-        self._books: dict[str, DelayBook] = {}
+        self._books: dict[str, FlightBook] = {}
 
     def count(self, event: Enriched, counted_at: float) -> bool:
         """Counts `event` in the book of its run; says whether it was new."""
-        book = self._book(event["run"])
+        book = self.of(event["run"], DelayBook)
         if book is None:
             self.stale += 1
             return False
         return book.count(event, counted_at)
 
-    def get(self, run: str | None = None) -> DelayBook:
+    def get(self, run: str | None = None) -> FlightBook:
         """The book of `run`, by default of the newest; an empty one if nothing of it has been counted."""
         if run is None:
             run = max(self._books, default="")
-        return self._books.get(run) or DelayBook(run)
+        return self._books.get(run) or FlightBook(run)
 
-    def _book(self, run: str) -> DelayBook | None:
+    def of(self, run: str, kind: type[B]) -> B | None:
+        """The book of a run, of its kind, begun if there is none; `None` if it is no longer kept."""
         book = self._books.get(run)
         if book is None:
             if len(self._books) >= self.kept:
@@ -356,5 +388,5 @@ class Books:
                 if run < oldest:
                     return None
                 del self._books[oldest]
-            book = self._books[run] = DelayBook(run)
-        return book
+            book = self._books[run] = kind(run)
+        return book if isinstance(book, kind) else None

@@ -11,11 +11,14 @@ import math
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, Literal
 
-from mycelia import Config, EventDispatcher, Logger, SharedDependency, rpc
-from services.flights.dataset import flights_of, load
+from mycelia import Config, EventDispatcher, Logger, RpcProxy, SharedDependency, rpc
+from mycelia.runtime import Container
+from services.flights.dataset import Row, flights_of, load
+from services.flights.log_replay import LogReplay, end_of
 from services.flights.messages import Due, due_events
+from services.flights.records import HAPPENED, OBSERVED
 from services.flights.replay import Emit, Replay
 
 __all__ = ["Feed", "Stage"]
@@ -24,8 +27,11 @@ __all__ = ["Feed", "Stage"]
 class Stage(SharedDependency):
     """Holds the flights and plays one replay at a time, beyond the call that asked for it."""
 
+    container: Container
+
     def __init__(self) -> None:
         self.events: list[Due] = []
+        self.weather: list[Row] = []
         self.replay: Replay | None = None
         self._queue: asyncio.Queue[tuple[Replay, Emit]] | None = None
         self._player: asyncio.Task[None] | None = None
@@ -33,7 +39,9 @@ class Stage(SharedDependency):
 
     async def setup(self) -> None:
         """Reads the flights, before any call can ask for them; in a thread, since the year takes some seconds."""
-        self.events = await asyncio.to_thread(lambda: due_events(flights_of(load())))
+        tables = await asyncio.to_thread(load)
+        self.weather = tables.weather
+        self.events = await asyncio.to_thread(lambda: due_events(flights_of(tables)))
 
     async def start(self) -> None:
         """Starts the task that plays: it must not belong to a call, whose deadline would end it."""
@@ -45,6 +53,10 @@ class Stage(SharedDependency):
         if self._player is not None:
             self._player.cancel()
             await asyncio.wait([self._player])
+
+    async def end_of_log(self) -> int | None:
+        """The latest time in the log of what happened."""
+        return await end_of(self.container.host.link)
 
     def begin(self, replay: Replay, emit: Emit) -> None:
         """Plays `replay` from now on; one that is still running is stopped."""
@@ -78,10 +90,13 @@ class Stage(SharedDependency):
 
 
 class Feed:
-    """Replays flights as `scheduled`, `departed`, `arrived` and `cancelled` events."""
+    """Replays flights: into the logs, or as `scheduled`, `departed`, `arrived` and `cancelled` events."""
 
     name = "feed"
     stage = Stage()
+    happened = HAPPENED
+    observed = OBSERVED
+    registry = RpcProxy("registry", timeout=30)
     # Mandatory: without `enrich` the replay fails, instead of going nowhere.
     emit = EventDispatcher(mandatory=True)
     default_speed = Config("feed.speed", float, default=3600.0)
@@ -94,10 +109,12 @@ class Feed:
         speed: float | None = None,
         first_day: str | None = None,
         last_day: str | None = None,
+        via: Literal["log", "events"] = "log",
     ) -> dict[str, Any]:
         """Starts a replay and returns its status at once; a running one is stopped first.
 
         Args:
+            via: where to: `"log"`, which the flows read; or `"events"`, one message each, which `enrich` joins and `delays` counts.
             speed: seconds of event time for each second; 0: as fast as the broker takes them. Default: `feed.speed`.
             first_day: the first day to replay, `2013-02-08`, by scheduled departure in New York. Default: the first there is.
             last_day: the last day, itself included.
@@ -112,12 +129,24 @@ class Feed:
         for day in (first_day, last_day):
             if day is not None:
                 date.fromisoformat(day)
-        replay = Replay(
-            run=new_run_id(),
-            events=between(self.stage.events, first_day, last_day),
-            speed=float(speed),
-            in_flight=self.in_flight,
-        )
+        events = between(self.stage.events, first_day, last_day)
+        replay: Replay
+        if via == "log":
+            await self.registry.publish_planes()
+            replay = LogReplay(
+                new_run_id(),
+                events,
+                self.stage.weather,
+                float(speed),
+                self.in_flight,
+                happened=self.happened.append_many,
+                observed=self.observed.append_many,
+                begin_behind=self.stage.end_of_log,
+            )
+        elif via == "events":
+            replay = Replay(new_run_id(), events, float(speed), self.in_flight)
+        else:
+            raise ValueError(f'via={via!r}: expected "log" or "events".')
         self.stage.begin(replay, self.emit)
         self.log.info("replay_started", run=replay.run, speed=replay.speed, events=len(replay))
         return replay.status()

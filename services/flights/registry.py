@@ -7,12 +7,14 @@ n.rpc.registry.plane("N14228")    # in nameko shell
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from mycelia import SharedDependency, rpc
+from mycelia.runtime import Container
 from services.flights.dataset import Tables, load
 from services.flights.messages import Airport, Plane, Weather
+from services.flights.records import PLANES, PlaneRow, plane_row
 
 __all__ = ["Records", "Registry", "airports_of", "carriers_of", "planes_of", "weather_of"]
 
@@ -74,10 +76,13 @@ def _measured(text: str) -> float | None:
 class Records(SharedDependency):
     """The tables in memory, read once and shared by all workers."""
 
+    container: Container
+
     planes: Mapping[str, Plane] = {}
     airports: Mapping[str, Airport] = {}
     carriers: Mapping[str, str] = {}
     weather: Mapping[tuple[str, str], Weather] = {}
+    rows: Sequence[PlaneRow] = ()
 
     async def setup(self) -> None:
         """Reads the tables before the first call arrives."""
@@ -86,6 +91,12 @@ class Records(SharedDependency):
         self.airports = airports_of(tables)
         self.carriers = carriers_of(tables)
         self.weather = weather_of(tables)
+        self.rows = [plane_row(row) for row in tables.planes]
+
+    async def has_published(self) -> bool:
+        """Whether the log of planes has something."""
+        async with PLANES.reader(self.container.host.link, 0, "first") as reader:
+            return await reader.take(timeout=1) is not None
 
 
 class Registry:
@@ -93,6 +104,7 @@ class Registry:
 
     name = "registry"
     records = Records()
+    log_of_planes = PLANES
 
     @rpc
     async def plane(self, tail_number: str) -> Plane | None:
@@ -128,6 +140,14 @@ class Registry:
     async def weather(self, airport: str, hour: str) -> Weather | None:
         """The observation at a New York airport in an hour (UTC, `2013-02-08T22:00:00Z`)."""
         return self.records.weather.get((airport, hour))
+
+    @rpc
+    async def publish_planes(self) -> int:
+        """Appends the aircraft to their log, unless they are there; says how many were appended."""
+        if await self.records.has_published():
+            return 0
+        await self.log_of_planes.append_many(self.records.rows)
+        return len(self.records.rows)
 
 
 def _pick(records: Mapping[str, T], keys: Iterable[str]) -> dict[str, T | None]:

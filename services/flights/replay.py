@@ -50,11 +50,8 @@ class Replay:
     async def play(self, emit: Emit) -> None:
         """Emits everything. Whether it came to its end, failed or was cancelled is in `status()`; a failing `emit` ends it."""
         self.state, self._began = "running", time.monotonic()
-        todo = iter(self._events)
         try:
-            async with asyncio.TaskGroup() as emitters:
-                for number in range(self.in_flight):
-                    emitters.create_task(self._emitter(todo, emit), name=f"flights:emit-{number}")
+            await self._emit_all(emit)
             self.state = "finished"
         except asyncio.CancelledError:
             self.state = "stopped"
@@ -65,6 +62,12 @@ class Replay:
             log.error(event("replay_failed", run=self.run, events=self.confirmed), exc_info=first)
         finally:
             self._ended = time.monotonic()
+
+    async def _emit_all(self, emit: Emit) -> None:
+        todo = iter(self._events)
+        async with asyncio.TaskGroup() as emitters:
+            for number in range(self.in_flight):
+                emitters.create_task(self._emitter(todo, emit), name=f"flights:emit-{number}")
 
     async def _emitter(self, todo: Iterator[Due], emit: Emit) -> None:
         """One of the emitters that share `todo`. Each takes the next event, waits until it is due, and emits it.

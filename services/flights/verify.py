@@ -58,6 +58,12 @@ FROM f WHERE tail IS NOT NULL ORDER BY tail, date, sched, flight_id
 """
 
 
+_VERY_LATE = """
+SELECT origin, CAST(strftime('%s', hour) AS INTEGER) + 60 * (sched % 100 + dep) AS left_at
+FROM f WHERE dep > 60 ORDER BY origin, left_at
+"""
+
+
 class Batch:
     """The tables in an SQLite database in memory, and the figures asked of it."""
 
@@ -94,6 +100,19 @@ class Batch:
     def worst(self, n: int) -> list[dict[str, Any]]:
         """The `n` longest departure delays."""
         return self._all(_WORST, n)
+
+    def alerts(self) -> dict[str, int]:
+        """For each airport, how often two of its flights left over an hour late within three hours; a flight counts for one of them."""
+        found: dict[str, int] = {}
+        origin, begun = "", None
+        for row in self._all(_VERY_LATE):
+            if row["origin"] != origin:
+                origin, begun = row["origin"], None
+            if begun is not None and row["left_at"] - begun <= 3 * 3600:
+                found[origin], begun = found.get(origin, 0) + 1, None
+            else:
+                begun = row["left_at"]
+        return found
 
     def legs(self) -> list[dict[str, Any]]:
         """Every aircraft's legs with its running delay."""

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from services.flights.dataset import Tables, read_slice
-from services.flights.delay_book import Books, DelayBook, Tally, visibility_band
-from services.flights.messages import Enriched, Weather
+from services.flights.delay_book import Books, DelayBook, Tally
+from services.flights.messages import Enriched
+from services.flights.records import visibility_band
 from services.flights.verify import Batch, Comparison, compare
 from tests.services.pipeline_by_hand import enriched_events
 
@@ -132,15 +133,7 @@ def test_a_group_that_only_left_early_has_a_maximum_below_zero() -> None:
     ],
 )
 def test_visibility_bands(miles: float | None, band: str) -> None:
-    weather: Weather = {
-        "temperature_f": 30.0,
-        "wind_mph": 5.0,
-        "precipitation_in": 0.0,
-        "visibility_mi": miles,
-    }
-
-    assert visibility_band(weather) == band
-    assert visibility_band(None) == "not observed"
+    assert visibility_band(miles) == band
 
 
 def test_worst_are_ordered_by_delay_then_flight_and_learn_their_arrival_later() -> None:

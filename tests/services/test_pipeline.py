@@ -82,7 +82,9 @@ async def differences(client: Client, tables: Tables, run: str) -> list[str]:
 
 async def test_every_figure_of_a_replayed_day_is_the_batch_query_s(broker_uri: str) -> None:
     async with running(broker_uri, Registry, Delays, Enrich, Feed) as client:
-        status = await client.call("feed", "start", speed=0, first_day=BLIZZARD, last_day=BLIZZARD)
+        status = await client.call(
+            "feed", "start", via="events", speed=0, first_day=BLIZZARD, last_day=BLIZZARD
+        )
         summary = await counted(client, status["run"], status["total"])
         wrong = await differences(client, EIGHTH, status["run"])
         after = await client.call("feed", "status")
@@ -97,7 +99,7 @@ async def test_every_figure_of_a_replayed_day_is_the_batch_query_s(broker_uri: s
 
 async def test_two_replays_are_kept_apart(broker_uri: str) -> None:
     async with running(broker_uri, Registry, Delays, Enrich, Feed) as client:
-        day: dict[str, Any] = {"first_day": BLIZZARD, "last_day": BLIZZARD}
+        day: dict[str, Any] = {"first_day": BLIZZARD, "last_day": BLIZZARD, "via": "events"}
         aborted = await client.call("feed", "start", speed=0, **day)
         await counted(client, aborted["run"], 100)
         status = await client.call("feed", "start", speed=0, **day)
@@ -129,14 +131,14 @@ async def test_events_delivered_again_and_out_of_order_are_counted_once(broker_u
 
 async def test_a_replay_at_a_pace_can_be_stopped_and_another_started(broker_uri: str) -> None:
     async with running(broker_uri, Registry, Delays, Enrich, Feed) as client:
-        slow = await client.call("feed", "start", speed=60, first_day=BLIZZARD)
+        slow = await client.call("feed", "start", via="events", speed=60, first_day=BLIZZARD)
         await until(lambda: client.call("feed", "status"), lambda s: s["confirmed"] > 0)
         await client.call("feed", "stop")
         stopped = await until(
             lambda: client.call("feed", "status"), lambda s: s["state"] == "stopped"
         )
         again = await client.call(
-            "feed", "start", speed=0, first_day="2013-02-09", last_day="2013-02-09"
+            "feed", "start", via="events", speed=0, first_day="2013-02-09", last_day="2013-02-09"
         )
         finished = await until(
             lambda: client.call("feed", "status"), lambda s: s["state"] == "finished"
@@ -193,7 +195,9 @@ def _async(ask: Callable[[], Any]) -> Callable[[], Awaitable[Any]]:
 
 async def test_a_replay_that_nobody_handles_fails_and_says_so(broker_uri: str) -> None:
     async with running(broker_uri, Feed) as client:
-        await client.call("feed", "start", speed=0, first_day=BLIZZARD, last_day=BLIZZARD)
+        await client.call(
+            "feed", "start", via="events", speed=0, first_day=BLIZZARD, last_day=BLIZZARD
+        )
         status = await until(
             lambda: client.call("feed", "status"),
             lambda s: s["state"] not in ("waiting", "running"),
@@ -228,7 +232,9 @@ async def test_a_killed_enrich_loses_nothing_and_counts_nothing_twice(broker_uri
     async with running(broker_uri, Registry, Delays, Feed) as client:
         first = Runner({"AMQP_URI": broker_uri}, [Enrich])
         await first.start()
-        status = await client.call("feed", "start", speed=0, first_day=BLIZZARD, last_day=BLIZZARD)
+        status = await client.call(
+            "feed", "start", via="events", speed=0, first_day=BLIZZARD, last_day=BLIZZARD
+        )
         await counted(client, status["run"], 300)
         await first.kill()
         async with Runner({"AMQP_URI": broker_uri}, [Enrich]):
