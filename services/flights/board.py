@@ -30,6 +30,12 @@ PAGE_POLICY = (
 )
 
 
+NO_FLOW = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="260" height="30"><text x="8" y="20" fill="#818b98" '
+    'font-family="sans-serif" font-size="13">The service flows does not answer.</text></svg>'
+)
+
+
 class Live(SharedDependency):
     """The state of the page, shared by its viewers."""
 
@@ -85,8 +91,12 @@ class Board:
 
     @http("GET", "/api/flow.svg")
     async def flow(self, request: Request) -> Response:
-        """The flow as it runs, drawn."""
-        return Response(await self.flows.drawing(), media_type="image/svg+xml")
+        """The flow as it runs, drawn; a word in its place where nothing runs it."""
+        try:
+            drawing = await self.flows.drawing()
+        except CallError:
+            drawing = NO_FLOW
+        return Response(drawing, media_type="image/svg+xml")
 
     @http("GET", "/api/summary")
     async def summary(self, request: Request) -> Any:

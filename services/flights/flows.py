@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mycelia import rpc
 from mycelia.flow import FlowOutput, FlowPlan, Stream, flow, source
+from mycelia.flow.graph_svg import graph_svg
 from services.flights.delay_flows import aircraft_days, alerts, hourly, notable, scheduled, seats
 from services.flights.records import (
     AIRCRAFT_DAYS,
@@ -49,8 +50,9 @@ class Flows:
 
     @rpc
     async def drawing(self) -> str:
-        """The flow as a tree of text."""
+        """The flow as SVG."""
         happened = source(HAPPENED.name, Happening)
         observed, planes = source(OBSERVED.name, Observation), source(PLANES.name, PlaneRow)
         outputs = self.delays(happened, observed, planes)
-        return FlowPlan({one.name: one.port for one in outputs}).draw()
+        plan = FlowPlan({one.name: one.port for one in outputs})
+        return graph_svg(plan.graph(), "flows.delays")

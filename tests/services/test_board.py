@@ -15,7 +15,6 @@ import pytest
 from services.flights.board import Board
 from services.flights.dataset import read_slice
 from services.flights.delays import Delays
-from services.flights.enrich import Enrich
 from services.flights.feed import Feed, new_run_id
 from services.flights.registry import Registry
 from tests.services.chromium import Page, browser, find_chromium
@@ -45,13 +44,14 @@ class Running:
     http: httpx.AsyncClient
 
 
-async def _running(name: str, *services: type) -> AsyncIterator[Running]:
+async def _running(name: str, state: Path, *services: type) -> AsyncIterator[Running]:
     address = f"127.0.0.1:{free_port()}"
     uri = f"memory://{name}"
     config = {
         "AMQP_URI": uri,
         "WEB_SERVER_ADDRESS": address,
         "feed": {"speed": 3600},
+        "mycelia": {"flows": {"state": str(state)}},
     }
     async with Runner(config, services):
         async with Client(uri) as client:
@@ -60,10 +60,10 @@ async def _running(name: str, *services: type) -> AsyncIterator[Running]:
 
 
 @pytest.fixture
-async def counted(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+async def counted(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
     """A board over statistics of the blizzard's first day, all counted."""
     events = enriched_events(EIGHTH, run=new_run_id())
-    async for running in _running(request.node.name, Delays, Feed, Board):
+    async for running in _running(request.node.name, tmp_path, Delays, Feed, Board):
         async with asyncio.TaskGroup() as group:
             for event in events:
                 group.create_task(running.client.publish("enrich", "flight_enriched", event))
@@ -74,9 +74,11 @@ async def counted(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
 
 
 @pytest.fixture
-async def pipeline(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
-    """All five services, nothing replayed yet."""
-    async for running in _running(request.node.name, Registry, Delays, Enrich, Feed, Board):
+async def pipeline(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
+    """The services of the logs' way, nothing replayed yet."""
+    async for running in _running(
+        request.node.name, tmp_path, Registry, Delays, Flows, Feed, Board
+    ):
         yield running
 
 
