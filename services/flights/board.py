@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from mycelia import Logger, RpcProxy, ServerSentEvents, SharedDependency, http, timer
-from mycelia.errors import CallError
+from mycelia.errors import CallError, LinkError
+from services.flights.flow_view import NO_FLOW, FlowView
 from services.flights.live_view import LiveView
 
 __all__ = ["Board", "Live"]
@@ -27,12 +28,6 @@ REFRESH_S = 0.5
 PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'"
-)
-
-
-NO_FLOW = (
-    '<svg xmlns="http://www.w3.org/2000/svg" width="260" height="30"><text x="8" y="20" fill="#818b98" '
-    'font-family="sans-serif" font-size="13">The service flows does not answer.</text></svg>'
 )
 
 
@@ -56,7 +51,7 @@ class Board:
     name = "board"
     delays = RpcProxy("delays", timeout=5)
     feed = RpcProxy("feed", timeout=5)
-    flows = RpcProxy("flows", timeout=5)
+    flow_view = FlowView("flows.delays")
     live = Live()
     log = Logger()
 
@@ -93,8 +88,8 @@ class Board:
     async def flow(self, request: Request) -> Response:
         """The flow as it runs, drawn; a word in its place where nothing runs it."""
         try:
-            drawing = await self.flows.drawing()
-        except CallError:
+            drawing = await self.flow_view.svg()
+        except LinkError:
             drawing = NO_FLOW
         return Response(drawing, media_type="image/svg+xml")
 

@@ -16,6 +16,7 @@ from services.flights.board import Board
 from services.flights.dataset import read_slice
 from services.flights.delays import Delays
 from services.flights.feed import Feed, new_run_id
+from services.flights.flows import Flows
 from services.flights.registry import Registry
 from tests.services.chromium import Page, browser, find_chromium
 from tests.services.pipeline_by_hand import enriched_events
