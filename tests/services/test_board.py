@@ -185,6 +185,7 @@ async def test_the_page_asks_for_nothing_elsewhere(counted: Running, page: Page)
     } == {
         f"{counted.url}/",
         f"{counted.url}/api/live",
+        f"{counted.url}/api/flow.svg",
     }
 
 
