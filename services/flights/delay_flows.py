@@ -47,23 +47,28 @@ Joined = tuple[Happening, Observation | None]
 
 def scheduled(happened: Stream[Happening]) -> Stream[Happening]:
     """What happened, at the time for which the flight was scheduled."""
-    return happened.event_time(lambda one: one.scheduled_ms, unit="ms", disorder="2h").filter(
-        lambda one: one.kind != "closed"
+    return (
+        happened.event_time(lambda one: one.scheduled_ms, unit="ms", disorder="2h")
+        .named("time_of_schedule")
+        .filter(lambda one: one.kind != "closed")
+        .named("flights")
     )
 
 
 def hourly(flights: Stream[Happening], observed: Stream[Observation]) -> Stream[HourFigures]:
     """The figures of each hour, origin and carrier; again with all that changes them."""
-    weather = observed.event_time(lambda one: one.at_ms, unit="ms").key_by("origin")
+    weather = observed.event_time(lambda one: one.at_ms, unit="ms").named("time_of_weather")
     return (
         flights.key_by("origin")
         # The observation of the hour, and no other: one that is an hour old is of the hour before.
-        .join_as_of(weather, tolerance="59m", lateness=LATENESS, how="left")
+        .join_as_of(weather.key_by("origin"), tolerance="59m", lateness=LATENESS, how="left")
+        .named("with_weather")
         .key_by(
             _cell, repartition=False
         )  # all of a cell are of one origin, and so in one partition
         .window(tumbling("1h"), lateness=LATENESS, emit="update")
         .aggregate(_figures())
+        .named("hours")
         .map(lambda hour: _placed(hour.key, hour.start_ms, hour.value))
     )
 
@@ -72,11 +77,16 @@ def seats(flights: Stream[Happening], planes: Stream[PlaneRow]) -> Stream[SeatFi
     """The seats that were cancelled in each hour, of each origin and carrier; again with each more."""
     return (
         flights.filter(lambda one: one.kind == "cancelled" and one.tail_number is not None)
+        .named("cancelled")
         .key_by(_tail_of)
+        .named("cancelled_by_tail")
         .join_table(planes.key_by("tail_number"))
+        .named("with_plane")
         .key_by(lambda joined: (joined[0].origin, joined[0].carrier))
+        .named("cancelled_by_cell")
         .window(tumbling("1h"), lateness=LATENESS, emit="update")
         .aggregate(sum_of(_seats_of), last())
+        .named("seats_of_hours")
         .map(lambda hour: _seat_figures(hour.start_ms, *hour.value))
     )
 
@@ -86,8 +96,10 @@ def aircraft_days(flights: Stream[Happening]) -> Stream[AircraftDay]:
     return (
         flights.filter(lambda one: one.tail_number is not None)
         .key_by(_tail_of)
+        .named("by_tail")
         .window(session("6h"), lateness=LATENESS, emit="update")
         .aggregate(collect())
+        .named("aircraft_days")
         .map(lambda day: _aircraft_day(day.key, day.value))
     )
 
@@ -101,9 +113,11 @@ def alerts(happened: Stream[Happening]) -> Stream[Alert]:
     """Two departures of an airport over an hour late within three hours: a departure is in one alert at most."""
     return (
         happened.event_time(lambda one: one.at_ms, unit="ms")
+        .named("time_of_departure")
         .filter(lambda one: one.kind == "departed")
         .key_by("origin")
         .pattern(_is_very_late, _is_very_late, within="3h")
+        .named("two_very_late")
         .map(_as_alert)
     )
 
