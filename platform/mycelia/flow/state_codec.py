@@ -174,12 +174,6 @@ def _restored_builtin(code: int, data: memoryview, decode: Callable[[Any], Any])
     return reader(data.tobytes())
 
 
-_READERS.get(code)
-    if reader is None:
-        raise StateIncompatible(f"state holds an extension {code}, which this version cannot read.")
-    return reader(data.tobytes())
-
-
 _READERS: Final[dict[int, Callable[[bytes], Any]]] = {
     _DATETIME: lambda data: datetime.fromisoformat(data.decode()),
     _DATE: lambda data: date.fromisoformat(data.decode()),
