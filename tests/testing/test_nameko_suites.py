@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from nameko.extensions import DependencyProvider
 from nameko.rpc import RpcProxy, rpc
 from nameko.testing import services as nameko_testing
 
-from mycelia import Runner
+from mycelia import Ack, Runner
+from mycelia.nameko.face import ContainerFace
 from mycelia.testing import (
     ServiceBed,
     entrypoint_hook,
     entrypoint_waiter,
+    eventually,
     replace_dependencies,
     restrict_entrypoints,
     run_services,
@@ -93,3 +96,38 @@ def test_namekos_own_tools_find_nothing_in_our_container() -> None:
             pass
     with pytest.raises(AttributeError):
         nameko_testing.replace_dependencies(container, "maths")
+
+
+async def test_workers_spawned_by_hand_and_our_waiter_leave_each_other_alone() -> None:
+    """An extension's `container.spawn_worker()` for an entrypoint of ours, before and after a test waits for a message."""
+    heard: list[Any] = []
+
+    def hear(worker_ctx: Any, result: Any, exc_info: Any) -> Any:
+        heard.append((result, exc_info))
+        return result, exc_info
+
+    async with run_services(Echoing) as bed:
+        container = bed.container(Echoing)
+        face = ContainerFace.of(container)
+        (entrypoint,) = face.entrypoints
+
+        def spawn(word: str) -> None:
+            face.spawn_worker(entrypoint, (word,), {}, None, hear)
+
+        await asyncio.to_thread(spawn, "before")
+        await eventually(lambda: heard)
+        async with entrypoint_waiter(container, "echo") as result:
+            await bed.client.publish("wall", "shouted", "a message")
+        await asyncio.to_thread(spawn, "after")
+        await eventually(lambda: heard == [("before", None), ("after", None)])
+
+        assert result.get() == "a message"
+        assert isinstance(result.settlement, Ack)
+
+
+class Echoing:
+    name = "echoing"
+
+    @event_handler("wall", "shouted")
+    def echo(self, word: str) -> str:
+        return word

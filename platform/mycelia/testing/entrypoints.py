@@ -283,6 +283,8 @@ class _Watched:
     def __init__(self, entrypoint: Entrypoint) -> None:
         self._entrypoint = entrypoint
         self._settle = entrypoint.settle
+        self.before = vars(entrypoint).get("settle")
+        """What somebody else had put in its place, for the time after."""
         self.watchers: list[OnSettled] = []
 
     def __call__(self, call: Call, outcome: Outcome, settlement: Settlement) -> None:
@@ -306,5 +308,9 @@ def _unwatch(entrypoint: Entrypoint, watcher: OnSettled) -> None:
     if isinstance(watched, _Watched):
         with suppress(ValueError):
             watched.watchers.remove(watcher)
-        if not watched.watchers:
+        if watched.watchers:
+            return
+        if watched.before is None:
             del vars(entrypoint)["settle"]
+        else:
+            vars(entrypoint)["settle"] = watched.before
