@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from tests.cli.commands import MYCELIA
 from tests.docs.documents import ROOT, Block, blocks_of
+from tests.docs.test_events_at_scale import FILES
 from tests.processes import environment, run
 
 from mycelia import Client
-from mycelia.logs import LogHandler
 from mycelia.testing import eventually, run_services
 
 PIPELINES = ROOT / "docs" / "pipelines.md"
@@ -43,6 +43,14 @@ async def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     yield tmp_path
     for name in ("tower", "resume", "audit", "load", "routes", "routes_shadow"):
         sys.modules.pop(name, None)
+
+
+def test_every_program_of_the_guide_is_run_by_a_test() -> None:
+    """Here, and those of "Events at scale" in test_events_at_scale.py."""
+    here = {"tower.py", "follow.py", "resume.py", "audit.py", "load.py", "routes.py"}
+    named = [block.name for block in blocks_of(PIPELINES, "python")]
+
+    assert set(named) == here | {"routes_shadow.py", *(f"{name}.py" for name in FILES)}
 
 
 async def printed(program: Path, uri: str) -> str:
@@ -129,29 +137,31 @@ async def test_shadow_of_the_guide_differs_where_its_change_shows(
     shadow = importlib.import_module("routes_shadow")
     at = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
-    async def diff() -> subprocess.CompletedProcess[str]:
-        command = (*MYCELIA, "log", "diff", "legs", "legs.shadow", "--broker", rabbit_uri)
+    async def log(*argv: str) -> subprocess.CompletedProcess[str]:
+        command = (*MYCELIA, "log", *argv, "--broker", rabbit_uri)
         return await asyncio.to_thread(run, command, folder)
 
-    async def have(count: int) -> bool:
-        handlers = [
-            next(one for one in bed.container(cls).entrypoints if isinstance(one, LogHandler))
-            for cls in (routes.Routes, shadow.Shadow)
-        ]
-        return all(one.statistics().records == count for one in handlers)
-
-    async with (
-        run_services(routes.Routes, shadow.Shadow, broker=rabbit_uri) as bed,
-        Client(rabbit_uri) as client,
-    ):
+    group = ("flights.departed", "routes_shadow.departed")
+    async with Client(rabbit_uri) as client:
         flights = [tower.Departed(f"AA{n}", f"A{n % 5}", at) for n in range(50)]
         await client.append_many(tower.DEPARTED, flights)
-        await eventually(lambda: have(50), 30)
-        same = await diff()
-        await client.append(tower.DEPARTED, tower.Departed("aa99", "A1", at))
-        await eventually(lambda: have(51), 30)
-        differs = await diff()
+        moved = await log("replay", *group, "--from", "24h")  # a group that has never run
+        async with run_services(routes.Routes, shadow.Shadow, broker=rabbit_uri):
+            followed = await log("lag", *group, "--follow")
+            await log("lag", "flights.departed", "routes.departed", "--follow")
+            same = await log("diff", "legs", "legs.shadow")
+            await client.append(tower.DEPARTED, tower.Departed("aa99", "A1", at))
 
+            async def differ() -> bool:
+                nonlocal differs
+                differs = await log("diff", "legs", "legs.shadow")
+                return "of 51 and 51 records" in differs.stdout
+
+            differs = same
+            await eventually(differ, 40)
+
+    assert moved.stdout.splitlines() == [f"partition {p} goes on from offset 0" for p in range(4)]
+    assert followed.stderr.splitlines()[-1].startswith("caught up: ")
     assert same.stdout == (
         "5 the same, 0 different, 0 only in legs, 0 only in legs.shadow; by key, of 50 and 50 records\n"
     )
