@@ -31,6 +31,7 @@ from tests.flows.counting import Tally, config
 from tests.processes import Process
 
 from mycelia import Client, Log, Retry, fixed
+from mycelia.amqp import Message, Properties
 from mycelia.errors import ConfigError
 from mycelia.flow import (
     FlowHandler,
@@ -42,7 +43,9 @@ from mycelia.flow import (
     flow,
     tumbling,
 )
+from mycelia.flow.relay_log import KeyedValue, RelayLog
 from mycelia.logs import partition_of
+from mycelia.logs.batch_format import encode_columns, entry_properties
 from mycelia.testing import ServiceBed, eventually, run_services, take_dead_letters
 
 PASSED: Log[Left] = Log("passed", of=Left, partitions=1)
@@ -393,3 +396,33 @@ async def test_silent_key_still_closes_its_windows_in_a_process_of_the_command(
         await tally.aclose()
 
     assert by_carrier(tally)["once", 1_000_000] == (1, 7, 24)
+
+
+async def test_what_others_write_between_stages_is_a_dead_letter(
+    broker: str, tmp_path: Path
+) -> None:
+    """A plain message, and a batch that reads as one of the flow's but for who wrote it."""
+    between = "carriers.counted.key_by-1"
+    strange = RelayLog(between, PARTITIONS, None, None)
+    body = encode_columns(["C0"], [5], None, [strange.shape.codec.encode([KeyedValue("C0", 7)])])
+    plain = Properties(content_type="application/json", delivery_mode=2)
+    left = flights(1_000)
+    wanted = sql_counts(left)
+    async with Client(broker) as client:
+        tally = Tally(client, BY_CARRIER)
+        async with run_services(Carriers, broker=broker, config=config(tmp_path)) as bed:
+            for properties, of in (
+                (plain, b'{"carrier": "C0"}'),
+                (entry_properties(1, "x", 0), body),
+            ):
+                await client.link.publish(Message(between, "0", of, properties, mandatory=True))
+            await append(client, LEFT, left + closing())
+            await eventually(lambda: tally.has(len(wanted)), 40)
+            letters = await take_dead_letters(client.link, f"log-{between}--carriers.counted", 2)
+            told = statistics(bed, Carriers)
+        await tally.aclose()
+
+    assert by_carrier(tally) == wanted
+    assert told.faults == 2
+    assert {letter.reason for letter in letters} == {"undecodable"}
+    assert any("no stage of the flow wrote this" in letter.error for letter in letters)
