@@ -20,6 +20,7 @@ from mycelia.flow import (
     Stream,
     collect,
     count,
+    outgoing,
     source,
     tumbling,
 )
@@ -127,7 +128,11 @@ OUT: Log[Any] = Log("out", partitions=2)
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("partitions", [1, 2, 4])
-def test_counts_by_another_key_are_those_of_one_partition(partitions: int, seed: int) -> None:
+def test_counts_by_another_key_are_those_of_one_partition(
+    partitions: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what a commit gives to a partition is more than one entry, and read in pieces."""
+    monkeypatch.setattr(outgoing, "_RECORDS_AT_ONCE", 3)
     taxis: Log[Ride] = Log("rides", of=Ride, key="taxi", partitions=partitions)
 
     def outputs(crashing: bool = True) -> list[FlowOutput]:
