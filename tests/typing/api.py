@@ -1,6 +1,6 @@
 """What type checkers see of the public names. Checked, not run: `mypy tests/typing`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack, assert_type
@@ -40,18 +40,22 @@ from mycelia.clients import (
     ServiceProxy,
 )
 from mycelia.flow import (
+    FlowOutput,
     KeyContext,
     KeyedStream,
     LateRecord,
+    SinkRecord,
     Stream,
     WindowedResults,
     WindowedStream,
     count,
     every,
+    json_lines,
     max_of,
     mean,
     quantile,
     source,
+    sql_table,
     top,
     tumbling,
 )
@@ -270,6 +274,34 @@ def flows(departed: Stream[Departed], keyed: KeyedStream[str, Departed]) -> None
     )
     assert_type(delays.late, KeyedStream[str, LateRecord[str, Departed]])
     assert_type(delays.late.map(lambda one: one.value.origin), KeyedStream[str, str])
+
+
+class OwnSink:
+    async def write(self, records: Sequence[SinkRecord[Departed]]) -> None:
+        assert_type(records[0].value, Departed)
+
+
+async def enrich(departed: Departed) -> int:
+    return departed.delay
+
+
+async def spread(departed: Departed) -> list[str]:
+    return [departed.origin]
+
+
+def ends(departed: Stream[Departed], keyed: KeyedStream[str, Departed]) -> None:
+    """Steps that await, and where streams go."""
+    assert_type(departed.map_async(enrich), Stream[int])
+    assert_type(keyed.map_async(enrich, concurrency=4), KeyedStream[str, int])
+    assert_type(departed.flat_map_async(spread), Stream[str])
+    assert_type(keyed.flat_map_async(spread), KeyedStream[str, str])
+    table = sql_table("sqlite:///x", "departed", of=Departed)
+    assert_type(departed.to(table), FlowOutput)
+    assert_type(departed.to(OwnSink()), FlowOutput)
+    assert_type(departed.to(json_lines("out")), FlowOutput)
+    assert_type(departed.call("pager.page"), FlowOutput)
+    departed.map(lambda f: f.delay).to(table)  # type: ignore[arg-type]
+    departed.map(lambda f: f.delay).to(OwnSink())  # type: ignore[arg-type]
 
 
 class Total:

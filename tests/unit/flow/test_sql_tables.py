@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -149,6 +150,18 @@ async def test_table_that_is_missing_or_has_no_such_key_is_told_at_the_start(
         connection.execute(sa.text("CREATE UNIQUE INDEX of_origin ON hourly (origin)"))
     sink = await opened(sql_table(url, "hourly", key="origin"))
     await sink.aclose()
+
+
+async def test_instances_that_start_together_make_one_table(url: str, engine: sa.Engine) -> None:
+    sinks = [sql_table(url, "hourly", key="hour", of=Hour, create=True) for _ in range(8)]
+    await asyncio.gather(*map(opened, sinks))
+    await asyncio.gather(
+        *(Delivering(sink, f"g/abc/{n}").batch(hour(n, n)) for n, sink in enumerate(sinks))
+    )
+    for sink in sinks:
+        await sink.aclose()
+
+    assert len(rows(engine, "SELECT * FROM hourly")) == 8
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -38,6 +38,9 @@ T = TypeVar("T")
 
 PROGRESS_TABLE: Final = "mycelia_flow_outputs"
 
+_MAKING_ATTEMPTS: Final = 5
+"""The next one finds what others have made meanwhile."""
+
 _BUSY_S: Final = 10.0
 """That a lock of SQLite's is waited for."""
 
@@ -127,7 +130,7 @@ class SqlTable(FlowSink[T]):
             ]
             sa.Table(name, metadata, *columns, schema=schema or None)
         try:
-            metadata.create_all(engine)
+            _make_missing(metadata, engine, what)
             table = sa.Table(name, sa.MetaData(), autoload_with=engine, schema=schema or None)
         except sa.exc.NoSuchTableError:
             raise ConfigError(
@@ -245,6 +248,30 @@ class SqlTable(FlowSink[T]):
         engine, self._engine, self._table = self._engine, None, None
         if engine is not None:
             engine.dispose()
+
+
+def _make_missing(metadata: sqlalchemy.MetaData, engine: sqlalchemy.Engine, what: str) -> None:
+    """Make the tables that are not there; another instance may be making them.
+
+    Raises:
+        ConfigError: they cannot be made.
+    """
+    import sqlalchemy as sa
+
+    for attempt in range(_MAKING_ATTEMPTS):
+        try:
+            metadata.create_all(engine)
+            return
+        except (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.OperationalError) as exc:
+            if attempt < _MAKING_ATTEMPTS - 1:
+                continue
+            if isinstance(exc, sa.exc.OperationalError):
+                raise  # it is away
+            names = ", ".join(table.name for table in metadata.sorted_tables)
+            raise ConfigError(
+                f"{what}: {names} cannot be made there: {exc.orig}. Let this user make tables, or make {PROGRESS_TABLE} "
+                "(flow TEXT PRIMARY KEY, number BIGINT NOT NULL) for it."
+            ) from exc
 
 
 def engine_of(url: sqlalchemy.URL) -> sqlalchemy.Engine:
