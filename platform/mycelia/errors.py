@@ -396,7 +396,7 @@ class StateUnavailable(FlowError):
             if "locked" in told or "busy" in told:
                 hint = "Another process holds its lock: a former owner that stands still, a backup, a shell. End that one, or wait"
             elif "not a database" in told or "malformed" in told:
-                hint = "It is damaged, or something else: go on from a savepoint, or reset the flow"
+                hint = "It is damaged, or something else: move it away, and go on from a savepoint or reset the flow"
             else:
                 hint = "See that this process may write it and its directory (mycelia.flows.state), and that the disk has room"
             told = f"{told}. {hint}"

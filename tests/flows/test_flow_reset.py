@@ -178,6 +178,19 @@ async def test_state_that_is_lost_may_be_begun_anew_when_its_logs_are_named(
         await run_until(client, broker, tmp_path / "there", 1_000, [])
 
 
+async def test_partition_whose_file_was_lost_is_reset_with_the_others(
+    broker: str, tmp_path: Path
+) -> None:
+    home = home_of(tmp_path)
+    async with Client(broker) as client:
+        await run_until(client, broker, tmp_path, 1_000, departures(1_000))
+        (tmp_path / f"departed--{GROUP}" / "2.sqlite3").unlink()
+        done = await reset_flow(client.link, home, GROUP, "first")
+        await run_until(client, broker, tmp_path, 1_000, [])
+
+    assert [one.partition for one in done] == list(range(PARTITIONS))
+
+
 async def test_savepoint_of_another_flow_is_refused(broker: str, tmp_path: Path) -> None:
     home = home_of(tmp_path / "state")
     async with Client(broker) as client:

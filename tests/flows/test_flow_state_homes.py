@@ -45,6 +45,7 @@ async def slowly(client: Client, flights: list[Any]) -> AsyncIterator[int]:
         yield begin
 
 
+@pytest.mark.long
 async def test_instances_share_a_database_and_partitions_move_without_loss(
     rabbit_uri: str, postgres_uri: str
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -80,6 +80,10 @@ async def reset_flow(
             "or there is nothing to reset."
         )
     every = sorted({source for source, _ in kept})
+    for source in every:
+        # Also those whose state is lost: their group has come to somewhere.
+        with suppress(TopologyError):
+            kept |= {(source, one) for one in range(await count_partitions(link, source))}
     await asyncio.to_thread(home.prepare, f'flow "{group}"', group, every)
     leases: list[PartitionLease] = []
     try:
@@ -91,11 +95,16 @@ async def reset_flow(
                 )
             leases.append(lease)
         done = []
+        read = {source: set[str]() for source in every}
+        if savepoint is None:
+            for source, partition in sorted(kept):
+                place = StatePlace(source, group, source, partition)
+                read[source] |= await asyncio.to_thread(_sources_of, home, place)
         for (source, partition), lease in zip(sorted(kept), leases, strict=True):
             place = StatePlace(source, group, source, partition)
             if savepoint is None:
                 assert not isinstance(to, Path)
-                offsets = await _begin(link, home, place, to)
+                offsets = await _begin(link, home, place, read[source], to)
             else:
                 assert isinstance(to, Path)
                 offsets = await asyncio.to_thread(_restore, home, place, savepoint, to)
@@ -142,11 +151,12 @@ def _restore(
     return {name: one.offset for name, one in positions.items()}
 
 
-async def _begin(link: Link, home: StateHome, place: StatePlace, to: StartAt) -> dict[str, int]:
+async def _begin(
+    link: Link, home: StateHome, place: StatePlace, read: set[str], to: StartAt
+) -> dict[str, int]:
     """Empty, from a place in the logs that are read."""
-    known = await asyncio.to_thread(_sources_of, home, place)
     positions: dict[str, LogPosition] = {}
-    for name in known:
+    for name in sorted(read):
         if await _delete_between(link, f"{place.group}.{name}"):
             continue
         try:
@@ -165,14 +175,12 @@ async def _begin(link: Link, home: StateHome, place: StatePlace, to: StartAt) ->
     return {name: one.offset for name, one in positions.items()}
 
 
-def _sources_of(home: StateHome, place: StatePlace) -> list[str]:
-    """The sources that a partition has positions in; by their names in the flow."""
+def _sources_of(home: StateHome, place: StatePlace) -> set[str]:
+    """The sources that a partition has positions in, and the one that its stage is leased by; by their names in the flow."""
     with closing(home.open(place)) as state:
         state.claim(0)
         positions = state.checkpoint.positions
-    prefix = f"{place.group}."
-    leased = place.source.removeprefix(prefix)
-    return sorted({leased, *positions})
+    return {place.source.removeprefix(f"{place.group}."), *positions}
 
 
 async def _delete_between(link: Link, log: str) -> bool:

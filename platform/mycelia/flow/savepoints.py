@@ -11,6 +11,7 @@ All functions here block.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -82,7 +83,11 @@ def take_savepoint(home: StateHome, group: str, directory: Path) -> Savepoint:
         raise ConfigError(
             f"the savepoint {directory} cannot be made: {exc.strerror or exc}. Give it a name that is new, in a directory that may be written."
         ) from exc
-    saved = [_save(home, group, source, partition, directory) for source, partition in kept]
+    try:
+        saved = [_save(home, group, source, partition, directory) for source, partition in kept]
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     savepoint = Savepoint(
         format=FORMAT, group=group, taken_ms=int(time.time() * 1000), partitions=saved
     )

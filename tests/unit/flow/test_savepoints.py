@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from mycelia.amqp import Message, Properties
-from mycelia.errors import ConfigError, LeaseLost, RuntimeStateError
+from mycelia.errors import ConfigError, LeaseLost, RuntimeStateError, StateUnavailable
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.savepoints import list_savepoints, read_savepoint, take_savepoint
+from mycelia.flow.state_directory import StateDirectory
 from mycelia.flow.state_file import FlowCheckpoint, SavedState
 from mycelia.flow.state_home import StateHome, state_home
 from mycelia.logs import LogPosition
@@ -145,3 +146,15 @@ def test_savepoints_are_listed_and_what_is_none_is_told(home: StateHome, tmp_pat
         read_savepoint(tmp_path / "saved" / "two")
     with pytest.raises(ConfigError, match="is no savepoint"):
         read_savepoint(tmp_path)
+
+
+def test_savepoint_that_cannot_be_taken_leaves_nothing(tmp_path: Path) -> None:
+    home = StateDirectory(tmp_path / "a")
+    home.prepare("svc.flow", GROUP, [SOURCE])
+    state = home.open(place(0))
+    state.claim(1)
+    state.close()
+    home.path_of(place(1)).write_text("no database" * 1000)
+    with pytest.raises(StateUnavailable, match="not a database"):
+        take_savepoint(home, GROUP, tmp_path / "saved" / "one")
+    assert list((tmp_path / "saved").iterdir()) == []

@@ -87,7 +87,7 @@ def test_damaged_file_is_told_where_it_is_read(tmp_path: Path) -> None:
     content[16_384:-16_384] = os.urandom(len(content) - 32_768)
     (tmp_path / "a").write_bytes(content)
 
-    with pytest.raises(StateUnavailable, match=r"malformed\. It is damaged, or something else: go"):
+    with pytest.raises(StateUnavailable, match=r"malformed\. It is damaged, or something else: mo"):
         claimed(tmp_path / "a").scan("s")
 
 
