@@ -139,7 +139,11 @@ async def test_a_flow_is_drawn_with_what_it_does(
     assert "counting.by_origin · 1 instances" in drawn
     assert "lag 0" in drawn
 
+    rates = (await told(command, "graph", "counting.by_origin", "--interval", "0.3"))["flows"]
+    assert {one["node"] for one in rates} >= {DEPARTED.name, "window-1"}
 
+
+@pytest.mark.long
 async def test_what_stands_still_is_seen(
     rabbit_uri: str, tmp_path: Path, command: FlowCommand
 ) -> None:
@@ -167,6 +171,7 @@ async def test_what_stands_still_is_seen(
     assert "check: map(_checked)   [standing still: 1 of 4]" in graph.stdout
 
 
+@pytest.mark.long
 async def test_a_flow_is_saved_while_it_runs_and_reset_while_it_does_not(
     rabbit_uri: str, tmp_path: Path, command: FlowCommand
 ) -> None:

@@ -93,7 +93,7 @@ class RejectedRecord(NamedTuple):
 class _Cell:
     """An operator in its place: what waits for it, who feeds it, and who is fed."""
 
-    __slots__ = ("inbox", "operator", "outputs", "silence", "timing", "to", "watermark")
+    __slots__ = ("gave", "inbox", "operator", "outputs", "silence", "timing", "to", "watermark")
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
@@ -108,6 +108,8 @@ class _Cell:
         """As those who are fed see it."""
         self.silence: Silence = ""
         """Of all that it comes from. What is idle holds nobody up."""
+        self.gave: dict[int, int] = {}
+        """By port, records since this engine began."""
 
 
 class Engine:
@@ -399,6 +401,7 @@ class Engine:
         if operator.out:
             out, operator.out = operator.out, []
             for port, columns in out:
+                cell.gave[port] = cell.gave.get(port, 0) + len(columns)
                 for fed, number in cell.to.get(port, ()):
                     fed.inbox.append((number, columns))
                 for name in cell.outputs.get(port, ()):
@@ -460,6 +463,15 @@ class Engine:
             cell.operator.name: cell.watermark
             for cell in self._cells
             if BEGINNING_OF_TIME < cell.watermark < END_OF_TIME
+        }
+
+    def gave(self) -> dict[str, list[int]]:
+        """Of each step how many records have left it since this engine began, by port. Of steps without state that follow each other, the last."""
+        names = self._plan.names
+        return {
+            names[node]: [cell.gave.get(port, 0) for port in range(max(cell.gave) + 1)]
+            for node, cell in self._cell_of.items()
+            if cell.gave
         }
 
     def counts(self) -> dict[str, dict[str, int]]:

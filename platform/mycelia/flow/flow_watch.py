@@ -51,6 +51,8 @@ class WatchedCommit(Protocol):
     @property
     def counts(self) -> Mapping[str, Mapping[str, int]]: ...
     @property
+    def gave(self) -> Mapping[str, list[int]]: ...
+    @property
     def seconds(self) -> float: ...
 
 
@@ -147,6 +149,7 @@ class FlowWatch:
             offsets={name: one.offset for name, one in commit.positions.items()},
             watermarks_ms=dict(commit.watermarks_ms),
             counts={name: dict(one) for name, one in commit.counts.items()},
+            gave={name: list(one) for name, one in commit.gave.items()},
             records=records + commit.records,
             published=published + commit.published,
             commits=commits + 1,

@@ -286,6 +286,10 @@ class PartitionRun:
         """Of each step what it counted since this engine began; see `Engine.counts()`."""
         return self._engine.counts()
 
+    def gave(self) -> dict[str, list[int]]:
+        """Of each step how many records have left it since this engine began; see `Engine.gave()`."""
+        return self._engine.gave()
+
     def _marks(self) -> dict[str, Mark]:
         engine = self._engine
         return {

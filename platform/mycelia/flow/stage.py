@@ -93,6 +93,8 @@ class PartitionCommit(msgspec.Struct, frozen=True, kw_only=True):
     """By step."""
     counts: Mapping[str, Mapping[str, int]]
     """Of each step what it counted since the partition was taken over."""
+    gave: Mapping[str, list[int]]
+    """Of each step how many records have left it since then, by port."""
     seconds: float
     """From the first of its records to what was published."""
 
@@ -589,6 +591,7 @@ class Stage:
                 positions=run.positions,
                 watermarks_ms=self.watermarks[run.partition],
                 counts=run.counts(),
+                gave=run.gave(),
                 seconds=asyncio.get_running_loop().time() - begun_at,
             )
         )

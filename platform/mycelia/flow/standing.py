@@ -36,6 +36,8 @@ class PartitionStanding(msgspec.Struct, frozen=True, kw_only=True):
     """By step."""
     counts: dict[str, dict[str, int]] = {}
     """By step, what it counted: `late`, `repeated`, …"""
+    gave: dict[str, list[int]] = {}
+    """By step, how many records have left it, by port."""
     records: int = 0
     """Taken, and committed."""
     published: int = 0
@@ -128,6 +130,8 @@ class FlowFigures(msgspec.Struct, frozen=True, kw_only=True):
     watermarks_ms: dict[str, int]
     """Of each step the lowest of its partitions'."""
     counts: dict[str, dict[str, int]]
+    gave_per_s: dict[str, list[float]]
+    """Of each step, by port; empty where there is one answer alone."""
     records_per_s: float | None
     lag: int | None
     late: int
@@ -172,6 +176,7 @@ def _figures(
     watermarks: dict[str, int] = {}
     counts: dict[str, dict[str, int]] = {}
     rates: list[float] = []
+    gave: dict[str, list[float]] = {}
     for answer in answers:
         earlier = before.get(answer.id)
         lasted = 0.0 if earlier is None else answer.at - earlier.at
@@ -184,6 +189,7 @@ def _figures(
                 # Another owner, or the same after a fault, counts from 0.
                 rate = max(taken, 0) / lasted
                 rates.append(rate)
+                _add_rates(gave, one.gave, old[place].gave if place in old else {}, lasted)
             for step, watermark in one.watermarks_ms.items():
                 watermarks[step] = min(watermarks.get(step, watermark), watermark)
             for step, counted in one.counts.items():
@@ -223,12 +229,28 @@ def _figures(
         graph=newest.graph,
         watermarks_ms=watermarks,
         counts=counts,
+        gave_per_s={step: [round(one, 2) for one in its] for step, its in gave.items()},
         records_per_s=round(sum(rates), 2) if rates else None,
         lag=sum(lags) if lags else None,
         late=_late(counts),
         faults=sum(one.faults for one in answers),
         dead=sum(one.dead for one in answers),
     )
+
+
+def _add_rates(
+    rates: dict[str, list[float]],
+    now: Mapping[str, list[int]],
+    before: Mapping[str, list[int]],
+    lasted: float,
+) -> None:
+    for step, counts in now.items():
+        old = before.get(step, [])
+        its = rates.setdefault(step, [])
+        its += [0.0] * (len(counts) - len(its))
+        for port, count in enumerate(counts):
+            since = count - old[port] if port < len(old) else count
+            its[port] += (since if since >= 0 else count) / lasted
 
 
 def _without_owner(stage: str, partition: int) -> PartitionFigures:
@@ -286,9 +308,8 @@ def flow_notes(
         stopped = own if node.kind == "source" else []
         stopped = [one for one in stopped if one.standing_still is not None]
         stopped += [one for one in still if _names(one, node.id) and one not in stopped]
-        rates = [one.records_per_s for one in own if one.records_per_s is not None]
-        if rates and node.kind != "output":
-            flows[node.id, 0] = rate_text(sum(rates))
+        for port, per_s in enumerate(figures.gave_per_s.get(node.id, ())):
+            flows[node.id, port] = rate_text(per_s)
         lags = [one.lags[node.id] for one in own if node.id in one.lags]
         if lags:
             lines.append(f"lag {sum(lags)}")

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mycelia.flow import FlowPlan, count, source, tumbling
+from mycelia.flow import Engine, FlowPlan, count, source, tumbling
 from mycelia.flow.flow_graph import (
     FlowGraph,
     GraphEdge,
@@ -196,3 +196,21 @@ def test_text_has_each_step_once_and_what_is_noted() -> None:
         "   │  └─ → all",
         "   └─ beside: ↪ merge-1",
     ]
+
+
+def test_an_engine_tells_how_many_records_have_left_each_step_by_port() -> None:
+    engine = Engine(plan(), {"flights": [0]})
+    flights = [
+        {"origin": "JFK", "delay": 90},
+        {"origin": "JFK", "delay": 0},
+        {"origin": "EWR", "delay": 0},
+    ]
+    engine.feed("flights", 0, flights, [0, 0, 0])
+    engine.end("flights", 0)
+
+    gave = engine.gave()
+
+    assert gave["flights"] == [3]
+    assert gave["branch-1"] == [1, 2]
+    assert gave["merge-1"] == [3]
+    assert gave["hourly"] == [2]

@@ -92,6 +92,20 @@ def test_a_partition_that_was_begun_anew_has_no_rate_below_nothing() -> None:
     assert one.partitions[0].records_per_s == 0
 
 
+def test_rates_of_steps_are_sums_of_partitions_and_an_engine_that_began_anew_counts_from_nothing() -> (
+    None
+):
+    before = [answer("1", 10, partition(0, gave={"hourly": [100]}), partition(1, gave={}))]
+    now = (
+        partition(0, gave={"hourly": [10, 2]}),  # less than before
+        partition(1, gave={"hourly": [40]}),
+    )
+
+    one = figures(answer("1", 12, *now), before=before)
+
+    assert one.gave_per_s == {"hourly": [25.0, 1.0]}
+
+
 def test_without_an_answer_before_there_are_no_rates() -> None:
     assert figures(answer("1", 10, partition(0, records=100))).records_per_s is None
 
@@ -161,6 +175,7 @@ def test_notes_say_lag_watermark_late_and_what_stands_still() -> None:
                 records=2000,
                 offsets={"departed": 3},
                 watermarks_ms={"hourly": 60_000},
+                gave={"departed": [2000], "hourly": [50, 4]},
                 counts={"hourly": {"late": 4, "repeated": 0}},
             ),
             partition(1, standing_still='operator "hourly", key 1: boom'),
@@ -179,7 +194,7 @@ def test_notes_say_lag_watermark_late_and_what_stands_still() -> None:
         "late 4",
     ]
     assert "boom" in notes["hourly"].tooltip
-    assert flows == {("departed", 0): "1k/s"}
+    assert flows == {("departed", 0): "1k/s", ("hourly", 0): "25/s", ("hourly", 1): "2/s"}
 
 
 def test_answers_travel_as_json() -> None:
