@@ -60,10 +60,11 @@ async def made(link: Link, layer: Any, **options: Any) -> LogWriter[Departed]:
 
 async def test_a_client_s_appends_are_one_call_for_each_batch(broker: str) -> None:
     seen = Seen()
+    log = Log("landed", of=Departed, key="origin", partitions=2, linger="1s")
     async with Client(broker, middleware=[seen]) as client:
         values = [Departed("JFK", number, number) for number in range(50)]
-        await asyncio.gather(*(client.append(LANDED, value) for value in values))
-        await client.append_many(LANDED, values)
+        await asyncio.gather(*(client.append(log, value) for value in values))
+        await client.append_many(log, values)
 
     first, second = seen.calls
     assert [target.name for target in seen.targets] == ["landed.append"]
@@ -243,7 +244,7 @@ async def test_a_batch_of_many_calls_is_in_one_s_trace_and_links_to_those_of_the
     broker: str, receiver: SpanReceiver
 ) -> None:
     """To 32 of them at most."""
-    log = Log("landed", of=Departed, key="origin", partitions=2, linger="500ms")
+    log = Log("landed", of=Departed, key="origin", partitions=2, linger="1500ms")
 
     class Gathering(TracedTower):
         name = "tower"
