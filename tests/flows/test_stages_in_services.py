@@ -175,6 +175,41 @@ async def test_two_logs_are_joined_and_give_what_sql_gives(
     assert sum(one.gate is not None for one in (r.value for r in tally.records)) > 1_000
 
 
+class OfTables:
+    name = "of_tables"
+
+    @flow(LEFT, GATES, start="first", commit_every="50ms")
+    def at_gates(self, left: Stream[Left], changes: Stream[Gate]) -> FlowOutput:
+        gates = changes.key_by("origin")
+        return (
+            left.key_by("origin")
+            .join_table(gates, how="left")
+            .map(
+                lambda pair: AtGate(
+                    pair[0].origin, pair[0].at_ms, None if pair[1] is None else pair[1].gate
+                )
+            )
+            .to(AT_GATES)
+        )
+
+
+async def test_table_is_read_before_what_is_joined_with_it(broker: str, tmp_path: Path) -> None:
+    """The rows that a record finds are many entries into their log, and the record is the first of its own."""
+    rows = [Gate(f"A{n % 50}", n, n) for n in range(20_000)]
+    last = {one.origin: one.gate for one in rows}
+    left = flights(500)
+    async with Client(broker) as client:
+        await append(client, LEFT, left)
+        await append(client, GATES, rows, batch=100)
+        tally = Tally(client, AT_GATES)
+        async with run_services(OfTables, broker=broker, config=config(tmp_path)):
+            await eventually(lambda: tally.has(len(left)), 40)
+        await tally.aclose()
+
+    assert {one.origin: one.gate for one in (r.value for r in tally.records)} == last
+    assert Counter((r.value.gate is None) for r in tally.records) == {False: len(left)}
+
+
 # --- silence --------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Protocol
 
 from mycelia.amqp import Link
@@ -27,6 +27,13 @@ class SourceReader(Protocol):
         """Behind the last entry that was taken; None where nothing was, and where it began is not known."""
 
     async def open(self) -> None: ...
+
+    async def end(self) -> int | None:
+        """The offset at which the next entry will be written, as of now; None where a source cannot say.
+
+        Raises:
+            LinkError: the broker does not answer.
+        """
 
     async def take(self, timeout: float | None = None) -> LogEntry[Any] | None:
         """The next entry; None if none came in time. Cancelled, it has taken nothing."""
@@ -63,15 +70,25 @@ class Inflow:
 
     Args:
         readers: by source.
+        tables: those of them that are read first, up to where they end when they are opened.
     """
 
-    def __init__(self, readers: Mapping[str, SourceReader]) -> None:
+    def __init__(
+        self, readers: Mapping[str, SourceReader], tables: Collection[str] = frozenset()
+    ) -> None:
         self._readers = dict(readers)
         self._order = list(readers)
+        self._tables = [name for name in readers if name in tables]
+        self._ends: dict[str, int] = {}
+        """Of the tables that have not been read up to there."""
 
     async def open(self) -> None:
         """Begin to read; what was opened is closed by `aclose()`, whether or not it succeeds."""
         await asyncio.gather(*(reader.open() for reader in self._readers.values()))
+        for name in self._tables:
+            end = await self._readers[name].end()
+            if end:
+                self._ends[name] = end
 
     async def aclose(self) -> None:
         """Idempotent."""
@@ -94,20 +111,35 @@ class Inflow:
     async def gather(self, timeout: float) -> Taken:
         """What is there, up to the records of a batch; if nothing is, what comes first within `timeout` seconds.
 
-        Each source gives its share, and one another time the first.
+        Each source gives its share, and one another time the first; tables alone, until they are read up to where they ended.
         """
+        if self._ends:
+            taken = await self._gather_table(timeout)
+            if taken or self._ends:
+                return taken
         if len(self._order) == 1:
             (name,) = self._order
             entries = await _gather(self._readers[name], timeout, BATCH_RECORDS)
             return {name: entries} if entries else {}
         self._order.append(self._order.pop(0))
-        taken: Taken = {}
+        taken = {}
         share = max(BATCH_RECORDS // len(self._order), 1)
         for name in self._order:
             entries = await _gather(self._readers[name], 0, share)
             if entries:
                 taken[name] = entries
         return taken or await self._first(timeout)
+
+    async def _gather_table(self, timeout: float) -> Taken:
+        name, end = next(iter(self._ends.items()))
+        reader = self._readers[name]
+        if _is_behind(reader, end):
+            del self._ends[name]
+            return {}
+        entries = await _gather(reader, timeout, BATCH_RECORDS)
+        if _is_behind(reader, end):
+            del self._ends[name]
+        return {name: entries} if entries else {}
 
     async def _first(self, timeout: float) -> Taken:
         """An entry of whichever source has one first."""
@@ -130,6 +162,10 @@ class Inflow:
             if result is not None:
                 taken[name] = [result]
         return taken
+
+
+def _is_behind(reader: SourceReader, end: int) -> bool:
+    return reader.position is not None and reader.position.offset >= end
 
 
 async def _gather(reader: SourceReader, timeout: float, records: int) -> list[LogEntry[Any]]:

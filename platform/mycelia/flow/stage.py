@@ -33,6 +33,7 @@ from mycelia.flow.partition_run import (
 )
 from mycelia.flow.partition_state import OpensState, StatePlace
 from mycelia.flow.sinks.sink import SinkRecord, SinkRefused
+from mycelia.flow.table_sources import table_sources
 from mycelia.log_event import event
 from mycelia.logs import FaultyRecord, Log, LogEntry, LogPosition
 from mycelia.logs.lag_watch import LagWatch
@@ -382,10 +383,11 @@ class Stage:
 
     def _inflow(self, run: PartitionRun) -> Inflow:
         link, partition, positions = self._host.link, run.partition, run.positions
+        tables = table_sources(self.description.plan)
         starts: dict[str, StartAt] = {
-            # Of a log between stages nothing is passed over, whatever the flow begins with.
+            # Of a log between stages nothing is passed over, whatever the flow begins with; nor of a table.
             **dict.fromkeys(self.description.sources, self._options.start),
-            **dict.fromkeys(self.description.relays, "first"),
+            **dict.fromkeys((*self.description.relays, *tables), "first"),
             **positions,
         }
         return Inflow(
@@ -393,7 +395,8 @@ class Stage:
                 name: source.reader(link, partition, starts[name])
                 for name, source in self.description.reads.items()
                 if partition < source.partitions
-            }
+            },
+            tables,
         )
 
     def _check_state(self, run: PartitionRun, lease: PartitionLease, place: StatePlace) -> None:

@@ -630,7 +630,9 @@ class KeyedStream(Stream[T], Generic[K, T]):
     ) -> KeyedStream[K, Any]:
         """Each record with what `table` last said of its key: the newest of what had come by then.
 
-        It does not wait: a record that comes before its row finds none. The table's watermark holds nobody up.
+        It does not wait: a record that comes before its row finds none. The table's watermark holds nobody up. In a service a source
+        that is a table and nothing else, over steps without state, is read from its beginning, up to where it ends before anything else
+        is taken; not so one that is split anew for it.
 
         Args:
             how: "left" for records without a row as well, with None; else they are dropped, and counted.

@@ -217,6 +217,15 @@ class LogReader(Generic[T]):
             return start
         return self._received
 
+    async def end(self) -> int:
+        """The offset that the next entry of the partition will have, as of now.
+
+        Raises:
+            LinkError: the broker does not answer.
+        """
+        last = await last_offset(self._link, self._stream)
+        return 0 if last is None else last + 1
+
     def committed(self) -> None:
         """What was taken has been written down by who reads: of a log nothing follows from it, as the position says where to go on."""
 

@@ -231,6 +231,9 @@ class QueueReader:
             delivery=delivery,
         )
 
+    async def end(self) -> None:
+        """It cannot be said."""
+
     def committed(self) -> None:
         taken, self._taken = self._taken, []
         self._has_fresh = False

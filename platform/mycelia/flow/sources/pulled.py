@@ -126,6 +126,9 @@ class PulledReader:
             task.cancel()
             await asyncio.wait([task], timeout=5.0)
 
+    async def end(self) -> None:
+        """It cannot be said."""
+
     def committed(self) -> None:
         """The position says it all."""
 
