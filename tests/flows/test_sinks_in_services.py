@@ -198,6 +198,25 @@ async def test_rows_of_a_table_are_those_of_the_flow(broker: str, tmp_path: Path
     assert [tuple(row) for row in rows] == [(f"N{n}", 995 + n) for n in range(5)]
 
 
+async def test_rows_are_there_once_beside_the_state_in_one_postgresql(postgres_uri: str) -> None:
+    passing = service(
+        lambda flights: flights.to(sql_table(postgres_uri, "passed", of=Passed, create=True))
+    )
+    settings = {"mycelia": {"flows": {"state": postgres_uri}}}
+    broker = "memory://rows-beside-the-state"
+    async with Client(broker):
+        for begin in (0, 500):
+            async with run_services(passing, broker=broker, config=settings) as bed:
+                await append(bed.client, FLIGHTS[begin : begin + 500])
+                await eventually(lambda bed=bed: statistics(bed, passing).records == 500, 20)  # type: ignore[misc]
+    engine = sa.create_engine(postgres_uri.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as connection:
+        rows = connection.execute(sa.text("SELECT number FROM passed ORDER BY number")).all()
+    engine.dispose()
+
+    assert [number for (number,) in rows] == list(range(1000))
+
+
 async def test_table_that_is_missing_stops_the_start(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/results.db"
     passing = service(lambda flights: flights.to(sql_table(url, "last", key="plane")))
