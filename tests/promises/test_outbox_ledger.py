@@ -76,7 +76,7 @@ async def test_every_payment_is_entered_once_though_services_are_killed(
 ) -> None:
     with ExitStack() as processes:
         fleet = Fleet(tmp_path, rabbit_uri, f"sqlite:///{tmp_path / 'bank.db'}", processes)
-        await run_ledger(fleet, rabbit_uri, orders=200, kills=3)
+        await run_ledger(fleet, rabbit_uri, orders=150, kills=2)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -13,7 +13,16 @@ from tests.transactions.fleet import Fleet
 from mycelia import Client
 
 
-@pytest.mark.parametrize(("place", "arrives"), [("claimed", 1), ("confirmed", 2)])
+@pytest.mark.parametrize(
+    ("url", "place", "arrives"),
+    [
+        ("sqlite", "confirmed", 2),
+        pytest.param("sqlite", "claimed", 1, marks=pytest.mark.long),
+        pytest.param("postgresql", "confirmed", 2, marks=pytest.mark.long),
+        pytest.param("postgresql", "claimed", 1, marks=pytest.mark.long),
+    ],
+    indirect=["url"],
+)
 async def test_event_of_a_process_killed_between_commit_and_its_end_is_handled_once(
     place: str, arrives: int, rabbit_uri: str, url: str, tmp_path: Path
 ) -> None:
