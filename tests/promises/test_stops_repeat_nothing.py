@@ -15,7 +15,7 @@ from mycelia.testing import run_services
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("queue_type", ["quorum", "classic"])
+@pytest.mark.parametrize("queue_type", ["quorum", pytest.param("classic", marks=pytest.mark.long)])
 async def test_what_a_stopped_service_has_done_does_not_come_again(
     rabbit_uri: str, queue_type: str
 ) -> None:
