@@ -44,7 +44,7 @@ class StateDirectory:
                 "directory that this process may write, and that all instances on this machine share."
             ) from exc
         wanted = {self.directory_of(source, group).name for source in sources}
-        there = {one.name for one in self.path.glob(f"*--{quote(group, safe='')}")}
+        there = {one.name for one in self.path.glob(f"*--{_in_path(group)}")}
         if gone := sorted(there - wanted):
             raise ConfigError(
                 f"{what}: in {self.path} is state of this flow in {', '.join(gone)}, and as it is described now it has only "
@@ -53,7 +53,7 @@ class StateDirectory:
             )
 
     def directory_of(self, source: str, group: str) -> Path:
-        return self.path / f"{quote(source, safe='')}--{quote(group, safe='')}"
+        return self.path / f"{_in_path(source)}--{_in_path(group)}"
 
     def path_of(self, place: StatePlace) -> Path:
         return self.directory_of(place.source, place.group) / f"{place.partition}.sqlite3"
@@ -65,7 +65,7 @@ class StateDirectory:
         return committed_state(self.path_of(place), str(place))
 
     def kept(self, group: str) -> list[tuple[str, int]]:
-        suffix = f"--{quote(group, safe='')}"
+        suffix = f"--{_in_path(group)}"
         return sorted(
             (unquote(path.parent.name.removesuffix(suffix)), int(path.stem))
             for path in self.path.glob(f"*{suffix}/*.sqlite3")
@@ -83,3 +83,11 @@ class StateDirectory:
             return None
 
     def close(self) -> None: ...
+
+
+def _in_path(name: str) -> str:
+    """A name as a part of a directory's, where `--` only stands between a source and a group."""
+    quoted = quote(name, safe="")
+    if "--" in quoted or quoted.startswith("-") or quoted.endswith("-"):
+        return quoted.replace("-", "%2D")
+    return quoted

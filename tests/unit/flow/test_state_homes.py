@@ -410,3 +410,20 @@ def test_processes_that_come_at_once_make_the_tables_once(postgres_uri: str) -> 
         one.join()
 
     assert not errors
+
+
+@pytest.mark.parametrize(
+    ("group", "other"), [("b", "a--b"), ("b", "-b"), ("a--b", "b"), ("b-", "b"), ("x-b", "b")]
+)
+def test_groups_whose_names_end_alike_are_told_apart(
+    group: str, other: str, tmp_path: Path
+) -> None:
+    home = state_home(str(tmp_path))
+    for one, source in ((group, "in"), (other, "elsewhere-")):
+        home.prepare("svc.flow", one, [source])
+        home.open(StatePlace(source, one, "stage", 1)).close()
+
+    home.prepare("svc.flow", group, ["in"])
+
+    assert home.kept(group) == [("in", 1)]
+    assert home.kept(other) == [("elsewhere-", 1)]
