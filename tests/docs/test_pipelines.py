@@ -130,6 +130,7 @@ async def test_log_of_the_plain_client_is_one_to_us(tmp_path: Path, rabbit_uri: 
     assert "1 JFK AA4" in read_by_pika.splitlines()
 
 
+@pytest.mark.long
 async def test_shadow_of_the_guide_differs_where_its_change_shows(
     folder: Path, rabbit_uri: str
 ) -> None:

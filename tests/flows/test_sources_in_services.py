@@ -173,6 +173,7 @@ async def readings(position: int | None) -> AsyncGenerator[tuple[int, Reading], 
         yield number, READINGS[number]
 
 
+@pytest.mark.long
 async def test_values_of_an_iterator_count_once_through_failures_and_restarts(
     tmp_path: Path, failures: list[str]
 ) -> None:

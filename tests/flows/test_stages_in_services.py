@@ -213,7 +213,7 @@ async def test_table_is_read_before_what_is_joined_with_it(broker: str, tmp_path
 # --- silence --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("idle", [None, "1s"])
+@pytest.mark.parametrize("idle", [pytest.param(None, marks=pytest.mark.long), "1s"])
 async def test_silent_partition_holds_up_what_is_behind_a_cut_until_it_is_idle(
     idle: str | None, broker: str, tmp_path: Path
 ) -> None:

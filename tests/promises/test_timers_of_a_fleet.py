@@ -149,6 +149,7 @@ async def test_holder_that_stands_still_is_followed_and_does_not_tick_when_it_wa
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.long
 async def test_holder_that_stands_still_in_a_pause_tries_nothing_again_when_it_wakes(
     fleet: Fleet,
 ) -> None:
@@ -186,6 +187,7 @@ async def test_cut_connections_move_the_timer_and_repeat_nothing(
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.long
 async def test_broker_that_is_killed_and_comes_back_repeats_nothing(
     tmp_path: Path, own_rabbit_node: PrivateNode
 ) -> None:

@@ -125,6 +125,7 @@ def test_faults_need_a_broker(
     assert "--faults needs a broker: leave BROKER=memory out" in capsys.readouterr().err
 
 
+@pytest.mark.long
 async def test_all_of_it_runs_without_a_broker() -> None:
     """`BROKER=memory make demo`, as the documents have it."""
     async with running(*make("demo", "--days", "2"), BROKER="memory") as process:
