@@ -85,7 +85,7 @@ def test_whatever_nameko_would_hide_is_hidden(values: dict[str, Any], names: lis
     """`nameko.utils.get_redacted_args` is the least; it passes over items of lists within something, and stops at numbers."""
     try:
         theirs = stock.redacted(values, tuple(names))
-    except TypeError:
+    except (TypeError, IndexError):  # stock raises of a path that leads beyond a list
         return
 
     assert _seen(shown(values, *names), values) <= _seen(theirs, values)

@@ -26,9 +26,9 @@ from mycelia.amqp import Link, Message
 from mycelia.call import Arguments, Call, CallKind, Next, Outcome, get_current_call
 from mycelia.clients.chains import MiddlewareFor, OutboundChains
 from mycelia.errors import (
+    BrokerBlocked,
     BrokerUnavailable,
     ConfigError,
-    LinkError,
     MyceliaError,
     RuntimeStateError,
     Unroutable,
@@ -57,6 +57,10 @@ __all__ = [
 log = logging.getLogger("mycelia.logs")
 
 T = TypeVar("T")
+
+
+CONFIRM_WITHIN: Final = 10.0
+"""Seconds after which a batch that is not confirmed is sent again. A broker takes milliseconds; a cluster that chooses a new leader some seconds."""
 
 
 class _Unset:
@@ -621,19 +625,24 @@ class LogWriter(Generic[T]):
         self._bytes += len(message.body)
 
     async def _publish(self, message: Message, deadline: float) -> None:
-        try:
-            await self._link.publish(message, timeout=self._left(deadline))
-        except LinkError as exc:
-            if isinstance(exc, BrokerUnavailable) and self._left(deadline) <= 0:
-                log.warning(
-                    event(
-                        "log_append_given_up",
-                        log=self._layout.name,
-                        partition=message.routing_key,
-                        reason=exc,
-                    )
-                )
-            raise
+        """Until the broker has it. What is not confirmed for a while is sent again, as it was: readers drop the second one.
+
+        A connection that is whole is no sign that a confirm will come: the node at its other end may have had the batch on its way to one
+        that died (seen with RabbitMQ 3.10, whose channel then confirms nothing of it).
+        """
+        what: dict[str, Any] = {"log": self._layout.name, "partition": message.routing_key}
+        while True:
+            began = self._loop.time()
+            try:
+                await self._link.publish(message, timeout=min(self._left(deadline), CONFIRM_WITHIN))
+            except (BrokerUnavailable, BrokerBlocked) as exc:
+                if self._left(deadline) <= 0:
+                    log.warning(event("log_append_given_up", **what, reason=exc))
+                elif self._loop.time() - began >= CONFIRM_WITHIN * 0.9:
+                    log.info(event("log_batch_sent_again", **what, reason=exc))
+                    continue
+                raise
+            return
 
     def _left(self, deadline: float) -> float:
         return max(deadline - self._loop.time(), 0.0)
