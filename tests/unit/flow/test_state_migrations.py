@@ -90,21 +90,23 @@ def feed(path: Path, output: FlowOutput, rows: list[Any], dropped: tuple[str, ..
     """What is given for these rows, which are committed."""
     nothing: Any = None
     one = run(path, output, dropped)
-    offset = one.offset or 0
-    entry: LogEntry[Any] = LogEntry(
-        keys=["k"] * len(rows),
-        times=[0] * len(rows),
-        headers=[None] * len(rows),
-        values=rows,
-        indexes=range(len(rows)),
-        partition=0,
-        offset=offset,
-        delivery=nothing,
-    )
-    one.feed({"in": [entry]}, 0)
-    given = [value for part in one._given for value in part.values]
-    one.commit({"in": LogPosition(offset=offset + 1)}, 0)
-    one.close()
+    try:
+        offset = one.offset or 0
+        entry: LogEntry[Any] = LogEntry(
+            keys=["k"] * len(rows),
+            times=[0] * len(rows),
+            headers=[None] * len(rows),
+            values=rows,
+            indexes=range(len(rows)),
+            partition=0,
+            offset=offset,
+            delivery=nothing,
+        )
+        one.feed({"in": [entry]}, 0)
+        given = [value for part in one._given for value in part.values]
+        one.commit({"in": LogPosition(offset=offset + 1)}, 0)
+    finally:
+        one.close()
     return given
 
 
