@@ -87,8 +87,10 @@ def test_damaged_file_is_told_where_it_is_read(tmp_path: Path) -> None:
     content[16_384:-16_384] = os.urandom(len(content) - 32_768)
     (tmp_path / "a").write_bytes(content)
 
+    damaged = claimed(tmp_path / "a")
     with pytest.raises(StateUnavailable, match=r"malformed\. It is damaged, or something else: mo"):
-        claimed(tmp_path / "a").scan("s")
+        damaged.scan("s")
+    damaged.close()
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
