@@ -16,7 +16,7 @@ import mycelia_nameko_hook as hook
 
 # --- the command ---------------------------------------------------------------------------------
 
-PIP = """#!/work/venv/bin/python
+PIP = """#!/srv/venv/bin/python
 # -*- coding: utf-8 -*-
 import re
 import sys
@@ -26,9 +26,9 @@ if __name__ == '__main__':
     sys.exit(main())
 """
 LONG_PATH = PIP.replace(
-    "#!/work/venv/bin/python\n", "#!/bin/sh\n'''exec' /work/venv/bin/python \"$0\" \"$@\"\n' '''\n"
+    "#!/srv/venv/bin/python\n", "#!/bin/sh\n'''exec' /srv/venv/bin/python \"$0\" \"$@\"\n' '''\n"
 )
-UV = """#!/work/venv/bin/python
+UV = """#!/srv/venv/bin/python
 # -*- coding: utf-8 -*-
 import sys
 from nameko.cli.main import main
