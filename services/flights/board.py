@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from mycelia import Logger, RpcProxy, ServerSentEvents, SharedDependency, http, timer
-from mycelia.errors import CallError, LinkError
-from services.flights.flow_view import NO_FLOW, FlowView
+from mycelia.errors import CallError
+from services.flights.flow_view import FlowView
 from services.flights.live_view import LiveView
 
 __all__ = ["Board", "Live"]
@@ -87,11 +87,7 @@ class Board:
     @http("GET", "/api/flow.svg")
     async def flow(self, request: Request) -> Response:
         """The flow as it runs, drawn; a word in its place where nothing runs it."""
-        try:
-            drawing = await self.flow_view.svg()
-        except LinkError:
-            drawing = NO_FLOW
-        return Response(drawing, media_type="image/svg+xml")
+        return Response(await self.flow_view.svg(), media_type="image/svg+xml")
 
     @http("GET", "/api/summary")
     async def summary(self, request: Request) -> Any:

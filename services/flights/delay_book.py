@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from services.flights.latency import Histogram
 from services.flights.messages import KINDS, Enriched, Weather
-from services.flights.records import LATE_MIN, NOTABLE_DELAY_MIN, visibility_band
+from services.flights.records import LATE_MIN, NOTABLE_DELAY_MIN, greater, visibility_band
 
 __all__ = ["Books", "Cell", "DelayBook", "FlightBook", "FlightState", "Tally"]
 
@@ -61,8 +61,8 @@ class Tally:
         """Counts what another has counted."""
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.dep_max = _greater(self.dep_max, other.dep_max)
-        self.arr_max = _greater(self.arr_max, other.arr_max)
+        self.dep_max = greater(self.dep_max, other.dep_max)
+        self.arr_max = greater(self.arr_max, other.arr_max)
         self.version = max(self.version, other.version)
 
     def count(self, event: Enriched, version: int) -> None:
@@ -110,10 +110,6 @@ _SUMS = (
     *("scheduled", "departed", "cancelled", "arrived", "seats_cancelled"),
     *("dep_total", "dep_late", "arr_total", "arr_late"),
 )
-
-
-def _greater(a: int | None, b: int | None) -> int | None:
-    return b if a is None else a if b is None else max(a, b)
 
 
 def _visibility(weather: Weather | None) -> float | None:

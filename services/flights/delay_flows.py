@@ -34,6 +34,7 @@ from services.flights.records import (
     Observation,
     PlaneRow,
     SeatFigures,
+    greater,
     iso_of,
     visibility_band,
 )
@@ -182,12 +183,12 @@ def _figures_of(records: list[Joined]) -> HourFigures:
             made.departed += 1
             made.dep_total += flight.dep_delay
             made.dep_late += flight.dep_delay > LATE_MIN
-            made.dep_max = _greater(made.dep_max, flight.dep_delay)
+            made.dep_max = greater(made.dep_max, flight.dep_delay)
         elif flight.arr_delay is not None:
             made.arrived += 1
             made.arr_total += flight.arr_delay
             made.arr_late += flight.arr_delay > LATE_MIN
-            made.arr_max = _greater(made.arr_max, flight.arr_delay)
+            made.arr_max = greater(made.arr_max, flight.arr_delay)
     return made
 
 
@@ -197,17 +198,11 @@ def _merged(a: HourFigures, b: HourFigures) -> HourFigures:
         *("dep_total", "dep_late", "arr_total", "arr_late"),
     ):
         setattr(a, name, getattr(a, name) + getattr(b, name))
-    a.dep_max, a.arr_max = _greater(a.dep_max, b.dep_max), _greater(a.arr_max, b.arr_max)
+    a.dep_max, a.arr_max = greater(a.dep_max, b.dep_max), greater(a.arr_max, b.arr_max)
     a.first_emitted_at = min(a.first_emitted_at, b.first_emitted_at)
     a.last_emitted_at = max(a.last_emitted_at, b.last_emitted_at)
     a.last_at_ms = max(a.last_at_ms, b.last_at_ms)
     return a
-
-
-def _greater(a: int | None, b: int | None) -> int | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return max(a, b)
 
 
 def _placed(key: tuple[str, str], start_ms: int, figures: HourFigures) -> HourFigures:

@@ -8,16 +8,17 @@ from typing import Final
 
 from mycelia import SharedDependency
 from mycelia.control.flows import FlowAsker
+from mycelia.errors import LinkError
 from mycelia.flow.graph_svg import graph_svg
 from mycelia.flow.standing import flow_notes, rate_text
 from mycelia.runtime import Container
 
-__all__ = ["NO_FLOW", "FlowView"]
+__all__ = ["FlowView"]
 
 FRESH_S: Final = 2.0
 """A drawing is given to all who ask within so many seconds: each asks the flows and the broker."""
 
-NO_FLOW: Final = (
+_NO_FLOW: Final = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="260" height="30"><text x="8" y="20" fill="#818b98" '
     'font-family="sans-serif" font-size="13">The service flows does not answer.</text></svg>'
 )
@@ -35,7 +36,7 @@ class FlowView(SharedDependency):
     def __init__(self, flow: str) -> None:
         self._flow = flow
         self._asker: FlowAsker | None = None
-        self._drawn = NO_FLOW
+        self._drawn = _NO_FLOW
         self._drawn_at = -FRESH_S
         self._lock = asyncio.Lock()
 
@@ -43,7 +44,10 @@ class FlowView(SharedDependency):
         """The drawing; a word in its place where nobody answers."""
         async with self._lock:
             if time.monotonic() - self._drawn_at >= FRESH_S:
-                self._drawn = await self._draw()
+                try:
+                    self._drawn = await self._draw()
+                except LinkError:
+                    self._drawn = _NO_FLOW
                 self._drawn_at = time.monotonic()
             return self._drawn
 
@@ -55,7 +59,7 @@ class FlowView(SharedDependency):
         await self._asker.ask()
         found = await self._asker.figures(self._flow)
         if not found:
-            return NO_FLOW
+            return _NO_FLOW
         notes, flows = flow_notes(found[0], int(time.time() * 1000))
         title = self._flow
         if found[0].records_per_s is not None:

@@ -39,6 +39,7 @@ __all__ = [
     "PlaneRow",
     "SeatFigures",
     "closing",
+    "greater",
     "happening",
     "iso_of",
     "observation",
@@ -263,6 +264,11 @@ def observation(row: Row, shift_ms: int) -> Observation:
 def plane_row(row: Row) -> PlaneRow:
     """The record of a line of the planes' table."""
     return PlaneRow(tail_number=row["tailnum"], seats=int(row["seats"]))
+
+
+def greater(a: int | None, b: int | None) -> int | None:
+    """The greater of two, of which one or both may not be known."""
+    return b if a is None else a if b is None else max(a, b)
 
 
 def visibility_band(miles: float | None) -> str:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ __all__ = [
     "RunAction",
     "add_command_of_actions",
     "confirm",
+    "exit_code_of",
     "on_link",
     "print_line",
     "print_table",
@@ -98,18 +99,23 @@ def on_link(action: Callable[[argparse.Namespace, Link], Awaitable[int]]) -> Run
             async with client_of(args) as client:
                 return await action(args, client.link)
 
-        try:
-            with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-                return runner.run(act())
-        except KeyboardInterrupt:
-            return 130
-        except ConfigError as exc:
-            return say_usage(str(exc))
-        except MyceliaError as exc:
-            print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
-            return 1
+        return exit_code_of(act())
 
     return run
+
+
+def exit_code_of(acting: Coroutine[Any, Any, int]) -> int:
+    """Run a command to its end: its exit code, with its errors in words."""
+    try:
+        with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
+            return runner.run(acting)
+    except KeyboardInterrupt:
+        return 130
+    except ConfigError as exc:
+        return say_usage(str(exc))
+    except MyceliaError as exc:
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        return 1
 
 
 async def confirm(asked: str) -> bool:

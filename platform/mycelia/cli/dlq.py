@@ -20,12 +20,11 @@ import msgspec
 from mycelia.amqp import Link
 from mycelia.amqp.uri import parse_uri
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
-from mycelia.cli.actions import RunAction, add_command_of_actions, confirm
+from mycelia.cli.actions import RunAction, add_command_of_actions, confirm, exit_code_of
 from mycelia.cli.call_and_publish import (
     PROGRAM,
     add_connection_arguments,
     client_of,
-    say_usage,
 )
 from mycelia.cli.dlq_output import (
     Progress,
@@ -38,7 +37,7 @@ from mycelia.cli.dlq_output import (
     print_queues,
     print_report,
 )
-from mycelia.cli.run import event_loop_factory, read_config
+from mycelia.cli.run import read_config
 from mycelia.control.dead_letters import (
     AroundSending,
     DeadLetterQueue,
@@ -61,7 +60,7 @@ from mycelia.control.dead_letters import (
 )
 from mycelia.durations import seconds_of
 from mycelia.entrypoints.republished import own_user
-from mycelia.errors import ConfigError, MyceliaError, TopologyError
+from mycelia.errors import ConfigError, TopologyError
 from mycelia.providers.tracing import traces_of_program
 from mycelia.runtime.settings import DEFAULT_BROKER
 
@@ -228,16 +227,7 @@ def _command(action: Callable[[argparse.Namespace, _Broker], Awaitable[int]]) ->
             async with _Broker.of(args) as broker:
                 return await action(args, broker)
 
-        try:
-            with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
-                return runner.run(act())
-        except KeyboardInterrupt:
-            return 130
-        except ConfigError as exc:
-            return say_usage(str(exc))
-        except MyceliaError as exc:
-            print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
-            return 1
+        return exit_code_of(act())
 
     return run
 

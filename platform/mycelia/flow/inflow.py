@@ -87,7 +87,7 @@ class Inflow:
         await asyncio.gather(*(reader.open() for reader in self._readers.values()))
         for name in self._tables:
             end = await self._readers[name].end()
-            if end:
+            if end and not _is_behind(self._readers[name], end):
                 self._ends[name] = end
 
     async def aclose(self) -> None:
@@ -114,15 +114,13 @@ class Inflow:
         Each source gives its share, and one another time the first; tables alone, until they are read up to where they ended.
         """
         if self._ends:
-            taken = await self._gather_table(timeout)
-            if taken or self._ends:
-                return taken
+            return await self._gather_table(timeout)
         if len(self._order) == 1:
             (name,) = self._order
             entries = await _gather(self._readers[name], timeout, BATCH_RECORDS)
             return {name: entries} if entries else {}
         self._order.append(self._order.pop(0))
-        taken = {}
+        taken: Taken = {}
         share = max(BATCH_RECORDS // len(self._order), 1)
         for name in self._order:
             entries = await _gather(self._readers[name], 0, share)
@@ -133,9 +131,6 @@ class Inflow:
     async def _gather_table(self, timeout: float) -> Taken:
         name, end = next(iter(self._ends.items()))
         reader = self._readers[name]
-        if _is_behind(reader, end):
-            del self._ends[name]
-            return {}
         entries = await _gather(reader, timeout, BATCH_RECORDS)
         if _is_behind(reader, end):
             del self._ends[name]
