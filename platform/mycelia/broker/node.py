@@ -25,13 +25,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from mycelia.broker.detached import DetachedProcesses, is_alive, wait_for
-from mycelia.broker.management_api import ManagementApi
+from mycelia.broker.management_api import ManagementApi, ManagementApiError
 from mycelia.broker.private_files import private_directory, write_private
 from mycelia.errors import BrokerUnavailable, ConfigError
 
@@ -223,7 +224,7 @@ class PrivateNode:
     # --- life ------------------------------------------------------------------------------------
 
     def start(self, timeout: float = 60.0, *, leash: bool = False) -> None:
-        """Start the node and return when it answers AMQP; a node that already runs is left as it is.
+        """Start the node and return when it answers AMQP and its management API; a node that already runs is left as it is.
 
         Args:
             timeout: Seconds until a silent node counts as failed. Usual are 3 to 8.
@@ -529,20 +530,33 @@ class PrivateNode:
     def _running_pid(self) -> int | None:
         return self._processes.pid_of(self.name)
 
+    def _is_managed(self) -> bool:
+        with contextlib.closing(ManagementApi(self.management_port)) as api:
+            try:
+                api.version()
+            except ManagementApiError as exc:
+                return 0 < exc.status < 500  # a guest with another password is an answer
+        return True
+
     def _wait_until_answering(self, timeout: float) -> None:
         pid, port = self._running_pid(), self.port
 
         def has_ended() -> bool:
             return pid is None or not is_alive(pid)
 
+        asked = f"AMQP on port {port}"
+        deadline = time.monotonic() + timeout
         with contextlib.suppress(TimeoutError):
             wait_for(lambda: has_ended() or probe_amqp("127.0.0.1", port) is not None, timeout)
+            # RabbitMQ 4.3 serves AMQP before its start is complete, and until then its management API answers 500 (seen with 4.3.6).
+            asked = f"the management API on port {self.management_port}"
+            wait_for(lambda: has_ended() or self._is_managed(), deadline - time.monotonic())
             if not has_ended():
                 return
         reason = (
             "ended while starting"
             if has_ended()
-            else f"does not answer AMQP on port {port} after {timeout:g} s"
+            else f"does not answer {asked} after {timeout:g} s"
         )
         raise BrokerUnavailable(
             f"the private RabbitMQ node {self.name} {reason}.\n{self.log_tail()}"
