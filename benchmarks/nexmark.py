@@ -8,12 +8,16 @@ a person's, where theirs has the first person's id added twice. Texts have Nexma
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from mycelia.durations import Duration
 from mycelia.flow import (
     Aggregation,
+    FileSink,
     KeyContext,
     KeyedStream,
     Stream,
@@ -23,6 +27,7 @@ from mycelia.flow import (
     count,
     distinct,
     hopping,
+    json_lines,
     max_of,
     mean,
     min_of,
@@ -453,6 +458,35 @@ def q9(events: Stream[Any]) -> Stream[Any]:
     )
 
 
+class LoggedBid(msgspec.Struct, frozen=True):
+    """A bid with the day and the minute whose file it is in."""
+
+    auction: int
+    bidder: int
+    price: int
+    at_ms: int
+    extra: str
+    dt: str
+    hm: str
+
+
+def q10(events: Stream[Any]) -> Stream[LoggedBid]:
+    """Bids, for files by day and minute: `q10_files()`."""
+
+    def logged(bid: Bid) -> LoggedBid:
+        at = datetime.fromtimestamp(bid.at_ms / 1000, UTC)
+        day, minute = at.date().isoformat(), f"{at:%H:%M}"
+        return LoggedBid(bid.auction, bid.bidder, bid.price, bid.at_ms, bid.extra, day, minute)
+
+    return bids(events).map(logged)
+
+
+def q10_files(directory: Path, every: Duration, max_records: int) -> FileSink[LoggedBid]:
+    """Where the bids of `q10()` go: `dt=2015-07-15/hm=00:00/….jsonl`."""
+    by = lambda bid: (f"dt={bid.dt}", f"hm={bid.hm}")  # noqa: E731
+    return json_lines(directory, every=every, max_records=max_records, by=by)
+
+
 def q11(events: Stream[Any]) -> Stream[Any]:
     """How many bids each bidder makes in a session."""
     return (
@@ -462,6 +496,29 @@ def q11(events: Stream[Any]) -> Stream[Any]:
         .aggregate(count())
         .map(lambda w: (w.key, w.value, w.start_ms, w.end_ms))
     )
+
+
+def _counted(context: KeyContext[int, dict[int, int]], bid: Bid) -> Iterator[Any]:
+    start = context.now_ms - context.now_ms % 10_000
+    context.state[start] = context.state.get(start, 0) + 1
+    context.set_wall_timer(start + 10_000)
+    yield from ()
+
+
+def _window_over(
+    context: KeyContext[int, dict[int, int]], name: str
+) -> Iterator[tuple[int, int, int, int]]:
+    for start in sorted(context.state):
+        if start + 10_000 <= context.now_ms:
+            yield context.key, context.state.pop(start), start, start + 10_000
+    if not context.state:
+        context.clear()
+
+
+def q12(events: Stream[Any]) -> Stream[Any]:
+    """How many bids of each bidder come in each ten seconds on the wall."""
+    keyed = bids(events).key_by(lambda bid: bid.bidder)
+    return keyed.process(_counted, state=dict, on_timer=_window_over)
 
 
 SIDE_INPUT: Final = {number: f"side {number}" for number in range(10_000)}
@@ -610,7 +667,9 @@ QUERIES: Final = {
             q7,
             q8,
             q9,
+            q10,
             q11,
+            q12,
             q13,
             q14,
             q15,
@@ -624,7 +683,7 @@ QUERIES: Final = {
         ),
     )
 }
-"""Without q10, which writes files, and q12, which is of processing time."""
+"""Of q10 what its files have, and q12 by the time on the wall."""
 
 
 def query(name: str, disorder_ms: int) -> Stream[Any]:

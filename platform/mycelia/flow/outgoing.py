@@ -118,6 +118,8 @@ class Outgoing:
         number = kept.pop(_BODIES, 0)
         bodies = sink.pack(records, kept, now_ms, self._producer)
         kept[_BODIES] = number + len(bodies)
+        for gone in self._kept(name).keys() - kept.keys():
+            del self.sequences[f"~{name}/{gone}"]
         self.sequences.update({f"~{name}/{one}": value for one, value in kept.items()})
         return [sink_message(name, number + at, body) for at, body in enumerate(bodies)]
 

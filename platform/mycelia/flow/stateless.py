@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from datetime import datetime
 from itertools import chain, compress, repeat
+from math import isfinite, isnan
 from typing import Any
 
-from mycelia.flow.column_batch import ColumnBatch, Selection, Spread
+from mycelia.flow.column_batch import (
+    BEGINNING_OF_TIME,
+    END_OF_TIME,
+    ColumnBatch,
+    Selection,
+    Spread,
+)
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.state import Changes, StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.watermarks import NOTHING_EVER_MS, PartitionWatermarks, Silence
-from mycelia.logs.record_shape import YEAR_MS, impossible_time
+from mycelia.logs.record_shape import YEAR_MS, impossible_time, latest_possible
 
 __all__ = ["Branching", "FlowStep", "Fused", "Merging", "Stamping", "Watching"]
 
@@ -165,11 +173,7 @@ class Watching(Operator):
         before = self._partitions.greatest(batch.channel)
         latest, earliest = max(times), min(times)
         limit = (earliest if before is None else before) + ahead
-        if (
-            earliest >= 0
-            and latest <= limit
-            and (not self._now_ms or latest <= self._now_ms + ahead)
-        ):
+        if earliest >= 0 and latest <= min(limit, latest_possible(self._now_ms, ahead)):
             return batch
         kept: list[bool] = []
         for position, time in enumerate(times):
@@ -183,9 +187,7 @@ class Watching(Operator):
 
     def _impossible(self, time: int, before: int | None) -> str | None:
         """What is wrong with an event time, after those up to `before`."""
-        return impossible_time(
-            time, self._now_ms or None, self._ahead_ms, "event_time(ahead=)", before
-        )
+        return impossible_time(time, self._now_ms, self._ahead_ms, "event_time(ahead=)", before)
 
     @property
     def silence(self) -> Silence:
@@ -209,6 +211,10 @@ class Watching(Operator):
         if saved != self._saved:
             self._saved = saved
             changes.setdefault(self.name, {})[b""] = saved
+
+
+class _NoTime(Exception):
+    """What should be an event time is none: None, NaN."""
 
 
 class Stamping(Watching):
@@ -235,24 +241,44 @@ class Stamping(Watching):
         self._unit_ms = unit_ms
 
     def process(self, port: int, batch: ColumnBatch) -> None:
-        said, kept = self.applied(self._function, batch)
+        self._stamp(port, *self.applied(self._function, batch))
+
+    def _stamp(self, port: int, said: list[Any], kept: ColumnBatch) -> None:
         times: list[int] = []
         if self._unit_ms == 1 and set(map(type, said)) == {int}:
             times = said
         else:
             try:
                 times.extend(map(self._milliseconds, said))
+            except _NoTime:
+                self._stamp(port, *self._with_times(said, kept))
+                return
             except Exception as exc:
                 if not self.collects:
                     raise self.fail(exc, kept, len(times)) from exc
-                times, kept = self.applied(self._time_of, kept)
+                self._stamp(port, *self.applied(self._time_of, kept))
+                return
         if times:
             super().process(
                 port, ColumnBatch(times, kept.values, kept.keys, kept.channel, kept.trail)
             )
 
-    def _time_of(self, value: Any) -> int:
-        return self._milliseconds(self._function(value))
+    def _with_times(self, said: list[Any], batch: ColumnBatch) -> tuple[list[Any], ColumnBatch]:
+        """What says a time at all, and its records."""
+        kept = [one is not None and not (isinstance(one, float) and isnan(one)) for one in said]
+        for position, has_time in enumerate(kept):
+            if not has_time:
+                self.reject(
+                    batch, position, f"{self.name} gives it no event time ({said[position]})"
+                )
+        return list(compress(said, kept)), batch.only(kept)
+
+    def _time_of(self, value: Any) -> Any:
+        """As the function, and raises over what is no time; not having one is for `_with_times()`."""
+        said = self._function(value)
+        with suppress(_NoTime):
+            self._milliseconds(said)
+        return said
 
     def _milliseconds(self, said: Any) -> int:
         if isinstance(said, datetime):
@@ -261,8 +287,18 @@ class Stamping(Watching):
                     f"{said!r} is no moment: it is in no time zone. Give it one, or numbers since 1970."
                 )
             return round(said.timestamp() * 1000)
-        if isinstance(said, int | float) and not isinstance(said, bool):
-            return round(said * self._unit_ms)
+        if isinstance(said, int) and not isinstance(said, bool):
+            return said * self._unit_ms
+        if isinstance(said, float):
+            exact = said * self._unit_ms
+            if isfinite(exact):
+                return round(exact)
+            if exact > 0:
+                return END_OF_TIME
+            if exact < 0:
+                return BEGINNING_OF_TIME
+        if said is None or isinstance(said, float):
+            raise _NoTime
         raise TypeError(
             f"{said!r:.60} is no event time. Expected a datetime in a time zone, or a number since 1970."
         )

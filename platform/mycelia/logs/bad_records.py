@@ -19,7 +19,7 @@ from mycelia.logs.batch_format import (
 )
 from mycelia.logs.reader import LogEntry
 from mycelia.logs.record import FaultyRecord
-from mycelia.logs.record_shape import impossible_time
+from mycelia.logs.record_shape import impossible_time, latest_possible
 from mycelia.logs.value_codec import ValueCodec
 
 __all__ = ["letter_of", "with_possible_times"]
@@ -32,7 +32,7 @@ def with_possible_times(
 ) -> LogEntry[T]:
     """The entry; the records whose times cannot be are faults."""
     times = [time for time in entry.times if time is not None]
-    if not times or (min(times) >= 0 and max(times) <= now_ms + ahead_ms):
+    if not times or (min(times) >= 0 and max(times) <= latest_possible(now_ms, ahead_ms)):
         return entry
     reasons = [
         None if time is None else impossible_time(time, now_ms, ahead_ms, "log_handler(ahead=)")

@@ -14,7 +14,14 @@ from mycelia.logs.partitioning import checked_key
 from mycelia.logs.record import RecordKey
 from mycelia.logs.value_codec import ValueCodec
 
-__all__ = ["YEAR_MS", "Extractor", "RecordShape", "impossible_time", "time_ms_of"]
+__all__ = [
+    "YEAR_MS",
+    "Extractor",
+    "RecordShape",
+    "impossible_time",
+    "latest_possible",
+    "time_ms_of",
+]
 
 T = TypeVar("T")
 
@@ -41,6 +48,16 @@ def time_ms_of(time: object) -> int | None:
 
 YEAR_MS: Final = 365 * 86_400_000
 
+_FURTHEST_MS: Final = 2**60
+"""No time is after this, whatever is allowed: state and watermarks are of 64 bits."""
+
+
+def latest_possible(now_ms: int | None, ahead_ms: int) -> int:
+    """The latest event time that can be, as of the wall. A clock that says 1970 has not been set: it tells nothing of what is ahead of it."""
+    if now_ms is None or now_ms < YEAR_MS:
+        return _FURTHEST_MS
+    return min(now_ms + ahead_ms, _FURTHEST_MS)
+
 
 def impossible_time(
     time_ms: int, now_ms: int | None, ahead_ms: int, setting: str, before_ms: int | None = None
@@ -53,13 +70,14 @@ def impossible_time(
         setting: where that is said, for the text.
         before_ms: the greatest of its partition so far.
     """
+    told = f"{time_ms} ms" if abs(time_ms) < _FURTHEST_MS else "no moment at all"
     if time_ms < 0:
-        return f"its event time is before 1970 ({time_ms} ms)"
+        return f"its event time is before 1970 ({told})"
     ahead = duration_text(ahead_ms / 1000)
     if before_ms is not None and time_ms > before_ms + ahead_ms:
-        return f"its event time ({time_ms} ms) is more than {ahead} after all others of its partition ({setting})"
-    if now_ms is not None and time_ms > now_ms + ahead_ms:
-        return f"its event time ({time_ms} ms) is more than {ahead} in the future ({setting})"
+        return f"its event time ({told}) is more than {ahead} after all others of its partition ({setting})"
+    if time_ms > latest_possible(now_ms, ahead_ms):
+        return f"its event time ({told}) is more than {ahead} in the future ({setting})"
     return None
 
 

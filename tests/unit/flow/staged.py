@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 from mycelia import Log
 from mycelia.amqp import Delivery, Message
 from mycelia.flow import FlowOutput, MemoryStore
+from mycelia.flow.delivery import SINK_EXCHANGE
 from mycelia.flow.partition_run import PartitionRun, RecordsFailed, StageDescription
 from mycelia.flow.relay_log import TELL_EVERY_MS
+from mycelia.flow.sinks.sink import SinkPlace
 from mycelia.flow.staging import descriptions_of
 from mycelia.flow.state_file import FlowCheckpoint
 from mycelia.logs import LogEntry, LogPosition
@@ -107,6 +110,12 @@ class StagedRun:
         self._states: dict[tuple[int, int], _State] = {}
         self._runs: dict[tuple[int, int], PartitionRun] = {}
         self._read: dict[tuple[int, int], dict[str, tuple[int, SeenSequences]]] = {}
+        self._sinks = {
+            output.name: output.sink
+            for stage in described
+            for output in stage.outputs
+            if output.sink is not None
+        }
         for stage in described:
             for source in stage.reads.values():
                 self.logs.setdefault(source.name, [[] for _ in range(source.partitions)])
@@ -273,6 +282,10 @@ class StagedRun:
             self._may_die()
             if message.exchange in self.logs:
                 self.logs[message.exchange][int(message.routing_key)].append(message)
+            elif message.exchange == SINK_EXCHANGE:
+                sink = self._sinks[message.routing_key]
+                place = SinkPlace(run.flow, message.routing_key, 0)
+                asyncio.run(sink.deliver(message.body, place, set()))
         if numbered:
             run.state.sent(numbered[-1][0])
 

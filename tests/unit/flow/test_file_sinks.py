@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mycelia.errors import ConfigError, FlowError, UnserializableValueError
@@ -125,6 +125,111 @@ def test_part_that_is_not_here_or_was_cut_is_missed(tmp_path: Path) -> None:
 
     with pytest.raises(FlowError, match="somebody has cut it"):
         deliver(sink, second[0])
+
+
+@settings(max_examples=40)
+@given(
+    commits=st.lists(st.lists(st.integers(0, 5), max_size=8), min_size=1, max_size=12),
+    max_records=st.sampled_from([None, 1, 3]),
+    seed=st.integers(0, 1000),
+)
+def test_records_are_once_in_the_folder_of_their_value_through_kills(
+    tmp_path_factory: pytest.TempPathFactory,
+    commits: list[list[int]],
+    max_records: int | None,
+    seed: int,
+) -> None:
+    directory = tmp_path_factory.mktemp("out")
+    sink: FileSink[Any] = json_lines(
+        directory, every="1s", max_records=max_records, by=lambda one: (f"n={one % 3}", one)
+    )
+    kept: dict[str, int] = {}
+    bodies: list[bytes] = []
+    for number, values in enumerate(commits):
+        bodies += sink.pack(records(*values), kept, number * 400, FLOW)
+    bodies += sink.pack([], kept, 100_000, FLOW)
+    chance = Random(seed)
+    at = 0
+    while at < len(bodies):
+        deliver(sink, bodies[at])
+        at += 1
+        if chance.random() < 0.3:
+            for part in directory.rglob("*.part"):
+                with part.open("ab") as file:
+                    file.write(b'{"half')
+            at = max(0, at - chance.randrange(4))
+
+    for value in range(6):
+        folder = directory / f"n={value % 3}" / str(value)
+        assert written(folder) == [value] * sum(values.count(value) for values in commits)
+    assert not list(directory.rglob("*.part"))
+    assert not sink.is_due(kept, 10**9)
+    assert len(kept) == 4, "folders that have no open file are forgotten"
+
+
+def test_of_too_many_folders_the_file_begun_first_is_finished(tmp_path: Path) -> None:
+    sink: FileSink[Any] = json_lines(tmp_path, every=None, by=str)
+    kept: dict[str, int] = {}
+    for begin in range(0, 300, 50):
+        for body in sink.pack(records(*range(begin, begin + 50)), kept, 0, FLOW):
+            deliver(sink, body)
+
+    assert len(list(tmp_path.rglob("*.jsonl"))) == 200
+    assert sorted(int(file.parent.name) for file in tmp_path.rglob("*.part")) == list(
+        range(200, 300)
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "folder"),
+    [
+        ("../../etc/passwd", "..%2F..%2Fetc%2Fpasswd"),
+        ("/etc", "%2Fetc"),
+        ("a\x00b\n", "a%00b%0A"),
+        (datetime(2013, 1, 1, 12, 5, tzinfo=UTC), "2013-01-01 12:05:00+00:00"),
+        (None, "None"),
+    ],
+)
+def test_what_a_record_says_leads_nowhere_else(tmp_path: Path, said: Any, folder: str) -> None:
+    sink: FileSink[Any] = json_lines(tmp_path / "out", max_records=1, by=lambda _: said)
+    for body in sink.pack(records(1), {}, 0, FLOW):
+        deliver(sink, body)
+
+    (file,) = tmp_path.rglob("*.jsonl")
+    assert file.parent == tmp_path / "out" / folder
+
+
+@pytest.mark.parametrize("said", ["", ".", "..", (), ("a", ""), "x" * 201, ("x" * 190,) * 6])
+def test_what_is_no_name_of_a_folder_is_told_with_its_record(tmp_path: Path, said: Any) -> None:
+    sink: FileSink[Any] = json_lines(tmp_path, by=lambda _: said)
+    with pytest.raises(
+        UnserializableValueError, match=r"by= gives .* for 17, .* no name of a folder"
+    ):
+        sink.pack(records(17), {}, 0, FLOW)
+    raising: FileSink[Any] = json_lines(tmp_path, by=lambda _: "\ud800")
+    with pytest.raises(UnserializableValueError, match="by= raised over 17: UnicodeEncodeError"):
+        raising.pack(records(17), {}, 0, FLOW)
+
+
+def test_files_are_finished_where_folders_are_begun_or_given_up(tmp_path: Path) -> None:
+    """The state is that of the code of before."""
+    plain: FileSink[Any] = json_lines(tmp_path)
+    sorted_: FileSink[Any] = json_lines(tmp_path, by=lambda one: f"n={one}")
+    kept: dict[str, int] = {}
+    for number, sink in enumerate([plain, plain, sorted_, sorted_, plain]):
+        for body in sink.pack(records(number), kept, 0, FLOW):
+            deliver(sink, body)
+
+    assert {
+        str(file.relative_to(tmp_path)): file.read_text().split()
+        for file in tmp_path.rglob("*.jsonl")
+    } == {
+        "delays.hourly-abc-3-000000.jsonl": ["0", "1"],
+        "n=2/delays.hourly-abc-3-000001.jsonl": ["2"],
+        "n=3/delays.hourly-abc-3-000002.jsonl": ["3"],
+    }
+    (part,) = tmp_path.rglob("*.part")
+    assert part.name == "delays.hourly-abc-3-000003.jsonl.part"
 
 
 def test_record_that_is_no_json_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -248,11 +249,50 @@ def test_record_of_an_impossible_time_is_rejected_by_name_and_makes_nobody_late(
 
 
 def test_first_record_of_all_may_be_of_any_time_but_the_future() -> None:
-    for now, rejected in ((0, 0), (1000, 1)):
+    year = 365 * 86_400_000
+    for now, rejected in ((0, 0), (year, 1)):
         engine = Engine(hourly(), {"departed": [0]})
-        fed(engine, [Departed("JFK", 1, 500 * 86_400_000)], now_ms=now)
+        fed(engine, [Departed("JFK", 1, 3 * year)], now_ms=now)
         assert len(engine.take_rejected()) == rejected
         assert ("event_time-1" in engine.watermarks()) == (not rejected)
+
+
+def test_clock_that_has_not_been_set_makes_no_record_impossible() -> None:
+    """A machine without a battery for its clock says 1970, and a `FlowDriver` some seconds after that."""
+    engine = Engine(hourly(), {"departed": [0]})
+    fed(engine, [Departed("JFK", 1, 1_700_000_000_000)], now_ms=7000)
+    assert engine.take_rejected() == []
+
+
+@pytest.mark.parametrize("collects", [False, True])
+def test_record_without_an_event_time_is_rejected_and_harms_no_other(collects: bool) -> None:
+    def time_of(one: tuple[str, Any]) -> Any:
+        return one[1]
+
+    stream = source("in", tuple).event_time(time_of, unit="s").key_by(lambda one: one[0])
+    plan = FlowPlan({"out": stream.window(tumbling("1m")).aggregate(count()).port})
+    engine = Engine(plan, {"in": [0]}, collects=collects)
+    times = [
+        5,
+        None,
+        6.5,
+        math.nan,
+        math.inf,
+        -math.inf,
+        1e308,
+        10**6000,
+        datetime.max.replace(tzinfo=UTC),
+    ]
+    engine.feed("in", 0, [("k", time) for time in times], [0] * len(times))
+
+    told = {one.position: one.reason for one in engine.take_rejected()}
+    assert told[1] == "event_time-1 gives it no event time (None)"
+    assert told[3] == "event_time-1 gives it no event time (nan)"
+    assert told[5] == "its event time is before 1970 (no moment at all)"
+    for position in (4, 6, 7, 8):
+        assert "is more than 365d after all others" in told[position]
+    (gave,) = engine.end("in", 0)
+    assert [one.value for one in gave.values] == [2]
 
 
 def test_record_of_a_wrong_year_is_found_in_the_first_batch_as_well() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,8 +22,9 @@ from urllib.parse import quote
 import msgspec
 
 from mycelia.durations import Duration, seconds_of
-from mycelia.errors import ConfigError, FlowError, UnserializableValueError
+from mycelia.errors import ConfigError, FlowError, UnserializableValueError, describe
 from mycelia.extras import require_extra
+from mycelia.flow.fields import getter_of
 from mycelia.flow.sinks.sink import FlowSink, SinkPlace, SinkRecord
 from mycelia.flow.sinks.threaded import SinkThreads, fields_of_record
 from mycelia.flow.state_codec import decode_state, encode_state
@@ -38,6 +40,18 @@ _BODY_BYTES: Final = 512 * 1024
 
 _LENGTH: Final = struct.Struct(">I")
 
+_OPEN_FOLDERS: Final = 100
+"""Of a partition. They are told in each commit, and are files that nobody reads yet."""
+
+_SAFE: Final = " =+,@:"
+"""In a folder's name, beside letters and digits; whatever else there is becomes %XX."""
+
+_NAME_BYTES: Final = 200
+"""Of a folder's name; file systems take 255."""
+
+_FOLDER_BYTES: Final = 1000
+"""Of a path of folders; systems take 4096 with all that is before and after it."""
+
 
 class _Chunk(msgspec.Struct, array_like=True):
     """What the outbox keeps: `data` at the place `at` of a file, which is full then if `closes`."""
@@ -46,6 +60,7 @@ class _Chunk(msgspec.Struct, array_like=True):
     at: int
     data: bytes
     closes: bool
+    folder: str = ""
 
 
 _encode_chunk: Final = msgspec.msgpack.Encoder().encode
@@ -53,10 +68,56 @@ _decode_chunk: Final = msgspec.msgpack.Decoder(_Chunk).decode
 _encode_json: Final = msgspec.json.Encoder().encode
 
 
+class _OpenFile:
+    """A file that is not full: how far it has come, and what the next chunk has of it."""
+
+    __slots__ = ("at", "count", "data", "number", "since", "size")
+
+    def __init__(self, number: int, since: int, at: int = 0, count: int = 0) -> None:
+        self.number = number
+        self.since = since
+        """The time on the wall when its first record came."""
+        self.at = at
+        self.count = count
+        self.data: list[bytes] = []
+        self.size = 0
+
+
+_PLACES: Final = ("file", "bytes", "records", "since")
+"""What is kept of an open file: its number, and how far it has come. Those of a folder's have its name behind them."""
+
+
+def _opened(kept: dict[str, int]) -> tuple[int, dict[str, _OpenFile]]:
+    """The number of the next file, and the open ones by folder, as they are kept; the one of no folder is called ""."""
+    opened: dict[str, _OpenFile] = {}
+    if kept.get("records"):
+        opened[""] = _OpenFile(kept["file"], kept["since"], kept["bytes"], kept["records"])
+    for name, number in kept.items():
+        kind, slash, folder = name.partition("/")
+        if slash and kind == "file":
+            at, count, since = (kept[f"{one}/{folder}"] for one in _PLACES[1:])
+            opened[folder] = _OpenFile(number, since, at, count)
+    return kept.get("file", 0) + ("" in opened), opened
+
+
+def _keep(kept: dict[str, int], following: int, opened: dict[str, _OpenFile]) -> None:
+    """The other way round. There is one of no folder, or there are those of folders."""
+    kept.clear()
+    kept.update(file=following, bytes=0, records=0, since=0)
+    for folder, one in opened.items():
+        places = (one.number, one.at, one.count, one.since)
+        kept.update(
+            {
+                f"{name}/{folder}" if folder else name: place
+                for name, place in zip(_PLACES, places, strict=True)
+            }
+        )
+
+
 class FileSink(FlowSink[T]):
     """Files in a directory; made by `json_lines()` and `parquet_files()`.
 
-    A file is called `GROUP-GENERATION-PARTITION-NUMBER.SUFFIX`: each partition of a flow writes its own.
+    A file is called `GROUP-GENERATION-PARTITION-NUMBER.SUFFIX`: each partition of a flow writes its own, in each folder.
     """
 
     suffix = ".jsonl"
@@ -67,6 +128,7 @@ class FileSink(FlowSink[T]):
         every: Duration | None,
         max_bytes: int,
         max_records: int | None,
+        by: str | Callable[[T], object] | None = None,
     ) -> None:
         self.directory = Path(directory)
         self.name = str(directory)
@@ -79,6 +141,7 @@ class FileSink(FlowSink[T]):
             raise ConfigError(f"{what}: every={every!r}; expected a time above 0.")
         self._max_bytes = max_bytes
         self._max_records = max_records
+        self._by = None if by is None else getter_of(by, f"{what}: by=")
         self._threads = SinkThreads("mycelia-flow-files")
 
     async def open(self, container: Container) -> None:
@@ -101,47 +164,73 @@ class FileSink(FlowSink[T]):
         self, records: list[SinkRecord[T]], kept: dict[str, int], now_ms: int, flow: str
     ) -> list[bytes]:
         bodies: list[bytes] = []
-        number, at = kept.get("file", 0), kept.get("bytes", 0)
-        count, since = kept.get("records", 0), kept.get("since", now_ms)
-        data: list[bytes] = []
-        size = 0
+        following, opened = _opened(kept)
 
-        def cut(closes: bool) -> None:
-            nonlocal number, at, count, data, size, since
-            if data or closes:
-                bodies.append(_encode_chunk(_Chunk(number, at, b"".join(data), closes)))
-            at += size
-            data, size = [], 0
+        def cut(folder: str, one: _OpenFile, closes: bool) -> None:
+            if one.data or closes:
+                bodies.append(
+                    _encode_chunk(_Chunk(one.number, one.at, b"".join(one.data), closes, folder))
+                )
+            one.at += one.size
+            one.data, one.size = [], 0
             if closes:
-                number, at, count = number + 1, 0, 0
+                del opened[folder]
 
-        if self._is_old(count, since, now_ms):
-            cut(closes=True)
+        for folder, one in list(opened.items()):
+            if self._is_old(one.since, now_ms) or (not folder) != (self._by is None):
+                cut(folder, one, closes=True)
         for record in records:
+            folder = "" if self._by is None else self._folder_of(record.value)
             try:
                 line = self.line(record.value)
             except (TypeError, ValueError) as exc:
                 raise UnserializableValueError(
                     f"{self.name}: {record.value!r:.80} cannot be written: {exc}."
                 ) from exc
-            if not count:
-                since = now_ms
-            data.append(line)
-            size += len(line)
-            count += 1
-            if at + size >= self._max_bytes or count == self._max_records:
-                cut(closes=True)
-            elif size >= _BODY_BYTES:
-                cut(closes=False)
-        cut(closes=False)
-        kept.update(file=number, bytes=at, records=count, since=since)
+            file = opened.get(folder)
+            if file is None:
+                if len(opened) >= _OPEN_FOLDERS:
+                    cut(*min(opened.items(), key=lambda item: item[1].number), closes=True)
+                file = opened[folder] = _OpenFile(following, now_ms)
+                following += 1
+            file.data.append(line)
+            file.size += len(line)
+            file.count += 1
+            if file.at + file.size >= self._max_bytes or file.count == self._max_records:
+                cut(folder, file, closes=True)
+            elif file.size >= _BODY_BYTES:
+                cut(folder, file, closes=False)
+        for folder, one in list(opened.items()):
+            cut(folder, one, closes=False)
+        _keep(kept, following, opened)
         return bodies
 
-    def _is_old(self, count: int, since: int, now_ms: int) -> bool:
-        return bool(count) and self._every_ms is not None and now_ms - since >= self._every_ms
+    def _is_old(self, since: int, now_ms: int) -> bool:
+        return self._every_ms is not None and now_ms - since >= self._every_ms
 
     def is_due(self, kept: dict[str, int], now_ms: int) -> bool:
-        return self._is_old(kept.get("records", 0), kept.get("since", now_ms), now_ms)
+        return any(self._is_old(one.since, now_ms) for one in _opened(kept)[1].values())
+
+    def _folder_of(self, value: T) -> str:
+        """The folder of a record, as a path with `/`: no text that a record has in it leads out of the directory."""
+        assert self._by is not None
+        try:
+            said = self._by(value)
+            parts = said if isinstance(said, tuple) else (said,)
+            names = [quote(str(part), safe=_SAFE) for part in parts]
+        except Exception as exc:
+            raise UnserializableValueError(
+                f"{self.name}: by= raised over {value!r:.80}: {describe(exc)}."
+            ) from exc
+        folder = "/".join(names)
+        if len(folder) > _FOLDER_BYTES or any(
+            not name.strip(".") or len(name) > _NAME_BYTES for name in names or [""]
+        ):
+            raise UnserializableValueError(
+                f"{self.name}: by= gives {said!r:.80} for {value!r:.80}, which is no name of a folder. Expected a text of 1 to {_NAME_BYTES} "
+                "characters, or a tuple of them for folders in folders."
+            )
+        return folder
 
     def told_of(self, body: bytes) -> list[SinkRecord[Any]]:
         return []
@@ -153,11 +242,14 @@ class FileSink(FlowSink[T]):
 
     def _write(self, chunk: _Chunk, place: SinkPlace) -> None:
         flow = "-".join(quote(part, safe="") for part in place.flow.split("/"))
-        final = self.directory / f"{flow}-{chunk.number:06}{self.suffix}"
+        directory = self.directory / chunk.folder
+        final = directory / f"{flow}-{chunk.number:06}{self.suffix}"
         part = final.with_name(f"{final.name}.part")
         if final.exists():  # what comes after a crash has been written before
             part.unlink(missing_ok=True)
             return
+        if chunk.folder and not chunk.at:
+            directory.mkdir(parents=True, exist_ok=True)
         try:
             file = os.open(part, os.O_WRONLY | (0 if chunk.at else os.O_CREAT), 0o666)
         except FileNotFoundError:
@@ -182,7 +274,10 @@ class FileSink(FlowSink[T]):
             os.close(file)
         if chunk.closes:
             self._finish(part, final)
-            _sync_directory(self.directory)
+            while directory != self.directory:
+                _sync_directory(directory)
+                directory = directory.parent
+            _sync_directory(directory)
 
     def _finish(self, part: Path, final: Path) -> None:
         """A full file gets its name."""
@@ -248,6 +343,7 @@ def json_lines(
     every: Duration | None = "5m",
     max_bytes: int = 64 * MIB,
     max_records: int | None = None,
+    by: str | Callable[[Any], object] | None = None,
 ) -> FileSink[Any]:
     """Files of JSON lines, a record a line: `stream.to(json_lines("out/hourly"))`.
 
@@ -258,8 +354,10 @@ def json_lines(
         every: a file is finished when its first record is so old, "5m" by default, at the commit after it; None: when it is full.
         max_bytes: a file is finished with the record that takes it there; 64 MiB by default.
         max_records: … or at so many records.
+        by: a folder for each value of this: a field, or a function of a record. A tuple is folders in folders: `by=lambda one: (one.day, one.hour)`.
+            A hundred are open at a time for each partition of the flow; with one more, the file that was begun first is finished.
     """
-    return FileSink(directory, every, max_bytes, max_records)
+    return FileSink(directory, every, max_bytes, max_records, by)
 
 
 def parquet_files(
@@ -269,6 +367,7 @@ def parquet_files(
     every: Duration | None = "5m",
     max_bytes: int = 64 * MIB,
     max_records: int | None = None,
+    by: str | Callable[[Any], object] | None = None,
 ) -> FileSink[Any]:
     """Parquet files, a column for each field of a record. Needs the extra `parquet`.
 
@@ -277,4 +376,4 @@ def parquet_files(
     Args:
         schema: a `pyarrow.Schema`; by default each file has what its rows look like, so that a column without any value has no type.
     """
-    return _ParquetSink(directory, every, max_bytes, max_records, schema=schema)
+    return _ParquetSink(directory, every, max_bytes, max_records, by, schema=schema)
