@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any, Protocol
 
 from mycelia.amqp import Link
@@ -25,6 +26,7 @@ __all__ = [
     "add_command_of_actions",
     "confirm",
     "exit_code_of",
+    "loaded",
     "on_link",
     "print_line",
     "print_table",
@@ -66,6 +68,16 @@ def add_command_of_actions(
         return parser
 
     return add
+
+
+def loaded(module: str, name: str) -> RunAction:
+    """An action of a module that is loaded as it runs: other commands start without it."""
+
+    def run(args: argparse.Namespace) -> int:
+        status: int = getattr(import_module(module), name)(args)
+        return status
+
+    return run
 
 
 def whole_number(text: str) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mycelia.cli.actions import RunAction, add_command_of_actions, start_argument
+from mycelia.cli.actions import add_command_of_actions, loaded, start_argument
 from mycelia.cli.call_and_publish import add_connection_arguments
+from mycelia.cli.state_argument import add_state_argument
 
 __all__ = ["add_flow_commands"]
+
+_action = partial(loaded, "mycelia.cli.flow_actions")
 
 EXAMPLES = """\
 Flows that run answer over the broker, and only when asked.
@@ -75,11 +78,7 @@ def add_flow_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     reset.add_argument("--yes", action="store_true", help="do not ask")
     for parser in (savepoint, reset):
-        parser.add_argument(
-            "--state",
-            metavar="PLACE",
-            help="where its state is: a directory, or postgresql://… (default: mycelia.flows.state of --config, or .mycelia/flows)",
-        )
+        add_state_argument(parser)
     for parser in (show, graph, lag):
         parser.add_argument(
             "--interval",
@@ -105,13 +104,3 @@ def _interval(text: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"{text!r}: expected seconds from 0.1 to 3600")
     return seconds
-
-
-def _action(name: str) -> RunAction:
-    """One of `flow_actions`, loaded as it runs."""
-
-    def run(args: argparse.Namespace) -> int:
-        status: int = getattr(import_module("mycelia.cli.flow_actions"), name)(args)
-        return status
-
-    return run

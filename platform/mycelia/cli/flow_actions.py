@@ -20,7 +20,7 @@ from mycelia.cli.call_and_publish import say_usage
 from mycelia.cli.dlq_output import as_json
 from mycelia.cli.failures import FailedImport, describe_failure
 from mycelia.cli.loading import load_services
-from mycelia.cli.run import read_config
+from mycelia.cli.state_argument import home_of
 from mycelia.control.flows import FlowAsker
 from mycelia.errors import ConfigError, MyceliaError, RuntimeStateError
 from mycelia.flow import FlowHandler
@@ -30,11 +30,9 @@ from mycelia.flow.graph_svg import graph_svg
 from mycelia.flow.reset import reset_flow
 from mycelia.flow.savepoints import take_savepoint
 from mycelia.flow.standing import FlowFigures, behind_text, flow_notes, rate_text
-from mycelia.flow.state_home import StateHome, state_home
 from mycelia.nearest import nearest
 from mycelia.runtime import find_entrypoints
 from mycelia.runtime.declarations import get_service_name
-from mycelia.runtime.settings import DEFAULT_BROKER, FlowsSection, Settings
 
 __all__ = [
     "graph_action",
@@ -319,19 +317,10 @@ def _print_text(text: str) -> None:
 # --- its state ---------------------------------------------------------------------------------------
 
 
-def _home_of(args: argparse.Namespace) -> StateHome:
-    """Where the state of flows is, as the command or its configuration says."""
-    if args.state is not None:
-        return state_home(args.state)
-    config = read_config(args.config, None)
-    section = Settings.from_config({"AMQP_URI": DEFAULT_BROKER, **config}).mycelia.flows
-    return state_home((section or FlowsSection()).state)
-
-
 def savepoint_action(args: argparse.Namespace) -> int:
     """Copy the state of a flow. Needs no broker."""
     try:
-        home = _home_of(args)
+        home = home_of(args)
         try:
             taken = take_savepoint(home, args.flow, args.directory)
         finally:
@@ -352,7 +341,7 @@ def savepoint_action(args: argparse.Namespace) -> int:
 
 
 async def _reset(args: argparse.Namespace, link: Link) -> int:
-    home = _home_of(args)
+    home = home_of(args)
     try:
         kept = await asyncio.to_thread(home.kept, args.flow)
         if not args.yes:

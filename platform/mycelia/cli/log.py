@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from mycelia.amqp import Link
@@ -14,6 +14,7 @@ from mycelia.amqp.uri import parse_uri
 from mycelia.broker.management_api import ManagementApiError
 from mycelia.cli.actions import (
     add_command_of_actions,
+    loaded,
     on_link,
     print_line,
     print_table,
@@ -22,20 +23,20 @@ from mycelia.cli.actions import (
 )
 from mycelia.cli.call_and_publish import add_connection_arguments
 from mycelia.cli.dlq_output import as_json
-from mycelia.cli.log_diff import add_diff_arguments, diff_logs, end_of
-from mycelia.cli.log_follow import follow_group
+from mycelia.cli.log_diff import add_diff_arguments, diff_logs
 from mycelia.cli.run import read_config
+from mycelia.cli.state_argument import add_state_argument
 from mycelia.control.dead_letters import management_of
-from mycelia.durations import duration_text
 from mycelia.errors import ConfigError, TopologyError
-from mycelia.logs.group_places import count_partitions, move_group, offset_at, read_places
+from mycelia.logs.group_places import count_partitions
 from mycelia.logs.layout import LogLayout, stream_name
-from mycelia.logs.partition_lease import consumers_of, lease_queue
 from mycelia.logs.reader import LogEntry, LogReader
 from mycelia.logs.record_shape import RecordShape
 from mycelia.runtime.settings import DEFAULT_BROKER
 
 __all__ = ["add_log_commands"]
+
+_action = partial(loaded, "mycelia.cli.log_groups")
 
 EXAMPLES = """\
 examples:
@@ -43,7 +44,8 @@ examples:
   mycelia log tail flights.departed                  what comes, until Ctrl-C
   mycelia log tail flights.departed --from first --count 10 --json
   mycelia log tail flights.departed --from 10m       since ten minutes ago
-  mycelia log lag flights.departed audit             how far the group "audit" has come
+  mycelia log lag flights.departed                   how far the groups have come that read it
+  mycelia log lag flights.departed audit             one of them: of a log handler, or a flow
   mycelia log replay flights.departed audit --from first   have it begin anew, while it is stopped
   mycelia log lag flights.departed audit --follow    until it has caught up
   mycelia log diff delays delays.shadow --by key,value.hour   the new code's results beside the old's
@@ -80,12 +82,24 @@ def add_log_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="first, last, next, an offset, a time (2026-11-26T12:00Z), or how long ago (10m); default: next",
     )
     tail.add_argument("--count", type=whole_number, metavar="N", help="end after so many records")
-    lag = action("lag", "tell how far a group has come", on_link(_lag))
+    lag = action("lag", "tell how far groups have come", _action("lag_action"))
     _add_log_argument(lag)
-    lag.add_argument("group", metavar="GROUP", help="service.method, or as the handler says")
-    replay = action("replay", "have a group that is stopped go on from elsewhere", on_link(_replay))
+    lag.add_argument(
+        "group",
+        nargs="?",
+        metavar="GROUP",
+        help="of a log handler or a flow: service.method, or as it says itself; without it, all",
+    )
+    lag.add_argument("--management", metavar="URL", help="the management API, which finds groups")
+    replay = action(
+        "replay", "have a group that is stopped go on from elsewhere", _action("replay_action")
+    )
     _add_log_argument(replay)
-    replay.add_argument("group", metavar="GROUP", help="service.method, or as the handler says")
+    replay.add_argument(
+        "group",
+        metavar="GROUP",
+        help="of a log handler or a flow: service.method, or as it says itself",
+    )
     replay.add_argument(
         "--from",
         dest="start",
@@ -95,7 +109,11 @@ def add_log_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="first, last, next, an offset, a time, or how long ago",
     )
     replay.add_argument("--partition", type=whole_number, metavar="P", help="this one alone")
+    replay.add_argument(
+        "--yes", action="store_true", help="do not ask before a flow loses its state"
+    )
     for parser, does in ((lag, "show"), (replay, "then show")):
+        add_state_argument(parser)
         parser.add_argument(
             "--follow",
             action="store_true",
@@ -255,70 +273,3 @@ def _moment(time_ms: int) -> str:
         moment = datetime.fromtimestamp(time_ms / 1000, UTC)
         return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return f"{time_ms} ms"
-
-
-# --- groups ------------------------------------------------------------------------------------------
-
-
-async def _lag(args: argparse.Namespace, link: Link) -> int:
-    partitions = await count_partitions(link, args.log)
-    try:
-        places = await read_places(link, args.log, args.group)
-    except TopologyError:
-        raise TopologyError(
-            f'log "{args.log}" has no group "{args.group}" here. It is `service.method`, or what @log_handler(group=…) says.'
-        ) from None
-    rows = []
-    ends: dict[int, int] = {}
-    for partition in range(partitions):
-        end = ends[partition] = await end_of(link, args.log, partition)
-        place = places.get(partition)
-        queue = lease_queue(args.log, args.group, partition).name
-        rows.append(
-            {
-                "partition": partition,
-                "end": end,
-                "at": None if place is None else place.offset,
-                "lag": None if place is None else max(end - place.offset, 0),
-                "owner": place.owner if place and await consumers_of(link, queue) else None,
-                "said_s_ago": None if place is None else max(time.time() - place.at_ms / 1000, 0.0),
-            }
-        )
-    if args.follow:
-        begin = {one: place.offset for one, place in places.items()}
-        await follow_group(link, args.log, args.group, begin, ends)
-        return 0
-    if args.json:
-        print_line(as_json(rows))
-        return 0
-    table: list[tuple[str, ...]] = [("PARTITION", "END", "AT", "LAG", "OWNER", "SAID")]
-    for row in rows:
-        ago = row["said_s_ago"]
-        said = "-" if ago is None else f"{duration_text(round(float(ago)))} ago"
-        cells = (
-            "-" if row[name] is None else str(row[name]) for name in ("end", "at", "lag", "owner")
-        )
-        table.append((str(row["partition"]), *cells, said))
-    print_table(table)
-    return 0
-
-
-async def _replay(args: argparse.Namespace, link: Link) -> int:
-    partitions = await count_partitions(link, args.log)
-    if args.partition is not None and args.partition >= partitions:
-        raise ConfigError(f'log "{args.log}" has the partitions 0 to {partitions - 1}.')
-    chosen = range(partitions) if args.partition is None else [args.partition]
-    offsets = {
-        partition: await offset_at(link, args.log, partitions, partition, args.start)
-        for partition in chosen
-    }
-    await move_group(link, args.log, args.group, offsets)
-    if args.json:
-        print_line(as_json([{"partition": p, "at": offset} for p, offset in offsets.items()]))
-    else:
-        for partition, offset in offsets.items():
-            print_line(f"partition {partition} goes on from offset {offset}")
-    if args.follow:
-        ends = {one: await end_of(link, args.log, one) for one in chosen}
-        await follow_group(link, args.log, args.group, offsets, ends)
-    return 0

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from mycelia.amqp import Link
 from mycelia.durations import duration_text
 from mycelia.logs.catching_up import CatchingUp, CatchUpFigures
-from mycelia.logs.group_places import read_places
 
 __all__ = ["follow_group"]
 
@@ -22,18 +20,26 @@ QUIET_LOOK_S: Final = 5.0
 
 
 async def follow_group(
-    link: Link, log: str, group: str, begin: Mapping[int, int], ends: Mapping[int, int]
+    look: Callable[[], Awaitable[Mapping[int, int]]],
+    log: str,
+    group: str,
+    begin: Mapping[int, int],
+    ends: Mapping[int, int],
 ) -> None:
-    """Show how the group comes from `begin` to `ends`, until it is there. Cancelled, it says where that is, and how to look on."""
+    """Show how the group comes from `begin` to `ends`, until it is there. Cancelled, it says where that is, and how to look on.
+
+    Args:
+        look: tells the offsets it has come to, by partition, as far as they are known.
+    """
     way = CatchingUp(begin, ends)
     is_terminal = sys.stderr.isatty()
     told_at = time.monotonic()
     figures = way.heard({}, told_at)
     try:
         while True:
-            places = await read_places(link, log, group)
+            places = await look()
             now = time.monotonic()
-            figures = way.heard({one: place.offset for one, place in places.items()}, now)
+            figures = way.heard(places, now)
             if not figures.left:
                 break
             if is_terminal or now - told_at >= QUIET_LOOK_S:

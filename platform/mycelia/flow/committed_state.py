@@ -8,9 +8,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from mycelia.errors import StateUnavailable
+import msgspec
 
-__all__ = ["CommittedState", "committed_state"]
+from mycelia.errors import StateUnavailable
+from mycelia.flow.state_file import FlowCheckpoint
+
+__all__ = ["CommittedState", "committed_checkpoint", "committed_state"]
 
 LOCK_TIMEOUT = 1.0
 """Seconds that a lock is waited for. In WAL mode readers and the writer do not wait for each other; a recovery after a crash holds one."""
@@ -38,6 +41,13 @@ class CommittedState:
             return []
         return self._db.execute("SELECT key, value FROM state WHERE space = ?", [space]).fetchall()
 
+    def checkpoint(self) -> FlowCheckpoint | None:
+        """That of the commit."""
+        row = (
+            None if self._db is None else self._db.execute("SELECT body FROM checkpoint").fetchone()
+        )
+        return None if row is None else msgspec.msgpack.decode(row[0], type=FlowCheckpoint)
+
 
 @contextmanager
 def committed_state(path: Path, what: str) -> Iterator[CommittedState]:
@@ -60,4 +70,17 @@ def committed_state(path: Path, what: str) -> Iterator[CommittedState]:
             db.execute("BEGIN")  # one view of it, whatever is committed meanwhile
             yield CommittedState(db)
     except sqlite3.Error as exc:
+        raise StateUnavailable(what, str(path), exc) from exc
+
+
+def committed_checkpoint(path: Path, what: str) -> FlowCheckpoint | None:
+    """The checkpoint of a partition's last commit; None where there is none.
+
+    Raises:
+        StateUnavailable: it cannot be read.
+    """
+    try:
+        with committed_state(path, what) as state:
+            return state.checkpoint()
+    except msgspec.DecodeError as exc:
         raise StateUnavailable(what, str(path), exc) from exc

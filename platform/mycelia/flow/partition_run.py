@@ -255,10 +255,7 @@ class PartitionRun:
     @property
     def positions(self) -> dict[str, LogPosition]:
         """Where to go on, by source, as of the last commit; of those that are not here, nothing has been taken."""
-        checkpoint = self.state.checkpoint
-        if checkpoint.position is not None and not checkpoint.positions:
-            return {next(iter(self._description.reads)): checkpoint.position}
-        return checkpoint.positions
+        return self.state.checkpoint.positions_of(next(iter(self._description.reads)))
 
     @property
     def offset(self) -> int | None:

@@ -143,10 +143,7 @@ def _restore(
             state.begin_anew(_anew({}), (), ())
             return {}
         with closing(SavedState(directory / saved.file)) as of:
-            checkpoint = of.checkpoint
-            positions = checkpoint.positions
-            if checkpoint.position is not None and not positions:
-                positions = {place.source: checkpoint.position}
+            positions = of.checkpoint.positions_of(place.source)
             state.begin_anew(_anew(positions), of.state(), of.outbox())
     return {name: one.offset for name, one in positions.items()}
 

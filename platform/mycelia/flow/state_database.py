@@ -279,6 +279,17 @@ class StateDatabase:
             ).fetchone()
             yield _Rows(db, -1 if row is None else row[0])
 
+    def checkpoint(self, place: StatePlace) -> FlowCheckpoint | None:
+        with self.transaction(str(place)) as db:
+            if not db.execute(_HAS_TABLES).fetchone():
+                return None
+            row = db.execute(
+                "SELECT checkpoint FROM mycelia_flows.partition WHERE flow = %s AND source = %s AND partition = %s",
+                [place.group, place.source, place.partition],
+                binary=True,
+            ).fetchone()
+        return None if row is None else msgspec.msgpack.decode(row[0], type=FlowCheckpoint)
+
     def kept(self, group: str) -> list[tuple[str, int]]:
         with self.transaction(f'flow "{group}"') as db:
             if not db.execute(_HAS_TABLES).fetchone():

@@ -9,10 +9,10 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from mycelia.errors import ConfigError
-from mycelia.flow.committed_state import committed_state
+from mycelia.flow.committed_state import committed_checkpoint, committed_state
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.state import StoreReader
-from mycelia.flow.state_file import StateFile, copy_state_file
+from mycelia.flow.state_file import FlowCheckpoint, StateFile, copy_state_file
 
 __all__ = ["StateDirectory"]
 
@@ -63,6 +63,9 @@ class StateDirectory:
 
     def reading(self, place: StatePlace) -> AbstractContextManager[StoreReader]:
         return committed_state(self.path_of(place), str(place))
+
+    def checkpoint(self, place: StatePlace) -> FlowCheckpoint | None:
+        return committed_checkpoint(self.path_of(place), str(place))
 
     def kept(self, group: str) -> list[tuple[str, int]]:
         suffix = f"--{_in_path(group)}"

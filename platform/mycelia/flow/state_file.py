@@ -55,6 +55,12 @@ class FlowCheckpoint(msgspec.Struct, kw_only=True):
     sequences: dict[str, int] = {}
     """The next sequence for each partition of each log that the flow appends to."""
 
+    def positions_of(self, first: str) -> dict[str, LogPosition]:
+        """`positions`; `position` as that of the first source, where it was kept so."""
+        if self.position is not None and not self.positions:
+            return {first: self.position}
+        return self.positions
+
 
 class StateFile:
     """The state of one partition, as an owner has it. A `StateStore`'s reader, for the engine.

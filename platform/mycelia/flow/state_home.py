@@ -10,6 +10,7 @@ from typing import Protocol
 from mycelia.flow.partition_state import PartitionState, StatePlace
 from mycelia.flow.state import StoreReader
 from mycelia.flow.state_directory import StateDirectory
+from mycelia.flow.state_file import FlowCheckpoint
 
 __all__ = ["StateHome", "is_database", "state_home"]
 
@@ -46,6 +47,13 @@ class StateHome(Protocol):
 
     def reading(self, place: StatePlace) -> AbstractContextManager[StoreReader]:
         """The state of a partition as of its last commit, read beside its owner; empty where there is none."""
+
+    def checkpoint(self, place: StatePlace) -> FlowCheckpoint | None:
+        """That of a partition's last commit, read beside its owner; None where there is none.
+
+        Raises:
+            StateUnavailable: it cannot be read.
+        """
 
     def kept(self, group: str) -> list[tuple[str, int]]:
         """The partitions of a flow that have state: what their stage is leased by, and their number."""

@@ -23,6 +23,7 @@ from mycelia.logs.record_shape import RecordShape
 from mycelia.logs.stream_ends import first_offset, last_offset
 
 __all__ = [
+    "PROGRESS_SUFFIX",
     "GroupPlace",
     "count_partitions",
     "move_group",
@@ -31,6 +32,8 @@ __all__ = [
     "read_places",
     "tell_place",
 ]
+
+PROGRESS_SUFFIX: Final = ".progress"
 
 _KEPT_BYTES: Final = 1_000_000
 _SEGMENT_BYTES: Final = 250_000
@@ -52,7 +55,7 @@ class GroupPlace(msgspec.Struct, frozen=True, kw_only=True):
 def progress_stream(log_name: str, group: str) -> Queue:
     """Where owners tell how far they have come."""
     return Queue(
-        f"{group_queue_name(log_name, group)}.progress",
+        f"{group_queue_name(log_name, group)}{PROGRESS_SUFFIX}",
         arguments={
             "x-queue-type": "stream",
             "x-max-length-bytes": _KEPT_BYTES,

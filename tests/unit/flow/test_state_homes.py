@@ -77,6 +77,22 @@ def test_what_is_committed_is_there_for_the_next_owner(home: StateHome) -> None:
     after.close()
 
 
+def test_checkpoint_is_read_beside_the_owner_as_of_its_last_commit(home: StateHome) -> None:
+    assert home.checkpoint(PLACE) is None
+    state = home.open(PLACE)
+    state.claim(1)
+    state.commit({}, at(5), {}, [])
+    first = home.checkpoint(PLACE)
+    state.commit({}, at(9), {}, [])
+    then = home.checkpoint(PLACE)
+    state.close()
+
+    assert first is not None
+    assert first.positions == at(5)
+    assert then is not None
+    assert then.positions == at(9)
+
+
 def test_changes_replace_and_remove(home: StateHome) -> None:
     state = home.open(PLACE)
     state.claim(1)
