@@ -412,11 +412,11 @@ class StateIncompatible(FlowError):
 
 
 class UnknownTableKey(FlowError):
-    """A table of a flow has nothing of the key that was asked for, as of the last commit."""
+    """A table of a flow, or another step that was asked, has nothing of the key, as of the last commit."""
 
-    def __init__(self, table: str, flow: str, key: object) -> None:
+    def __init__(self, table: str, flow: str, key: object, nothing: str = "nothing") -> None:
         super().__init__(
-            f'table "{table}" of flow "{flow}" has nothing of key {key!r:.80}. Keys are as key_by() gives them: 1 and "1" are two.'
+            f'"{table}" of flow "{flow}" has {nothing} of key {key!r:.80}. Keys are as key_by() gives them: 1 and "1" are two.'
         )
         self.table = table
         self.key = key

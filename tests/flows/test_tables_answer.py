@@ -77,6 +77,63 @@ async def test_a_key_of_several_parts_is_asked_for_as_a_list(broker: str, tmp_pa
     ]
 
 
+async def test_open_windows_of_a_key_are_told_with_what_they_have_come_to(
+    broker: str, tmp_path: Path
+) -> None:
+    async with run_services(Ranking, broker=broker, config=config(tmp_path), timeout=20) as bed:
+        await bed.client.append_many(LANDED, flights(HOUR_MS) + flights(HOUR_MS + 5))
+        await until_told(bed.client, "A3", HOUR_MS + 5)
+        found = await row(bed.client, ["A3", "UA"], "open_hours")
+        await bed.client.append_many(LANDED, flights(2 * HOUR_MS))
+        await until_told(bed.client, "A3", 2 * HOUR_MS)
+        later = await row(bed.client, ["A3", "UA"], "open_hours")
+
+        with pytest.raises(RemoteError, match="has no open window of key") as unknown:
+            await row(bed.client, ["A3", "XX"], "open_hours")
+
+    window = {"end_ms": 2 * HOUR_MS, "is_closed": False, "start_ms": HOUR_MS, "value": 2}
+    assert found["windows"] == [window]
+    assert (found["key"], found["left_out"]) == (["A3", "UA"], 0)
+    assert found["watermark_ms"] == HOUR_MS + 5
+    assert found["partition"] == partition_of("A3", PARTITIONS)
+    assert [(one["start_ms"], one["value"]) for one in later["windows"]] == [(2 * HOUR_MS, 1)]
+    assert unknown.value.exc_type == "UnknownTableKey"
+
+
+async def test_state_of_a_function_is_told(broker: str, tmp_path: Path) -> None:
+    async with run_services(Ranking, broker=broker, config=config(tmp_path), timeout=20) as bed:
+        await bed.client.append_many(LANDED, flights(HOUR_MS) + flights(HOUR_MS + 5))
+        await until_told(bed.client, "A3", HOUR_MS + 5)
+        found = await row(bed.client, "A3", "seen")
+
+        with pytest.raises(RemoteError, match="has nothing of key 'XXX'"):
+            await row(bed.client, "XXX", "seen")
+
+    assert found["state"] == {"flights": 2, "last": {"('A3', 'UA')": HOUR_MS + 5}}
+    assert found["key"] == "A3"
+    assert found["partition"] == partition_of("A3", PARTITIONS)
+
+
+def test_two_flows_of_a_service_cannot_be_asked_by_one_name() -> None:
+    class Twice:
+        name = "twice"
+
+        @flow(LANDED)
+        def landed(self, flights: Stream[Landed]) -> FlowOutput:
+            return flights.key_by("airport").as_table("latest")
+
+        @flow(LANDED)
+        def again(self, flights: Stream[Landed]) -> FlowOutput:
+            return flights.key_by("airport").as_table("latest")
+
+    async def run() -> None:
+        async with run_services(Twice):
+            pass
+
+    with pytest.raises(ConfigError, match='its table "latest" is asked by the method get_latest'):
+        asyncio.run(run())
+
+
 async def test_what_cannot_be_told_is_said(broker: str, tmp_path: Path) -> None:
     async with run_services(Ranking, broker=broker, config=config(tmp_path), timeout=20) as bed:
         await bed.client.append_many(LANDED, flights(HOUR_MS))
@@ -88,7 +145,9 @@ async def test_what_cannot_be_told_is_said(broker: str, tmp_path: Path) -> None:
             await row(bed.client, 3)
         with pytest.raises(IncorrectSignature):
             await bed.client.call("ranking", "get_latest")
-        with pytest.raises(Exception, match="It has: get_hours, get_latest"):
+        with pytest.raises(
+            Exception, match="It has: get_hours, get_latest, get_open_hours, get_seen"
+        ):
             await row(bed.client, "A3", "newest")
 
     assert unknown.value.exc_type == "UnknownTableKey"
@@ -262,3 +321,7 @@ async def test_the_instance_that_has_not_the_key_asks_the_one_that_has(
             for airport in AIRPORTS:
                 found = await it.get_row("latest", airport, 10.0)
                 assert found["value"]["airport"] == airport
+                seen = await it.get_row("seen", airport, 10.0)
+                assert seen["state"]["flights"] == 1
+                hours = await it.get_row("open_hours", (airport, "UA"), 10.0)
+                assert [one["value"] for one in hours["windows"]] == [1]

@@ -44,6 +44,7 @@ from mycelia.flow import (
     KeyContext,
     KeyedStream,
     LateRecord,
+    ProcessedStream,
     SinkRecord,
     Stream,
     WindowedResults,
@@ -319,7 +320,10 @@ def ring(context: KeyContext[str, Total], name: str) -> list[float]:
 
 def stateful(keyed: KeyedStream[str, Departed], planes: KeyedStream[str, int]) -> None:
     """Functions with state, and joins."""
-    assert_type(keyed.process(add, state=Total, on_timer=ring), KeyedStream[str, float])
+    assert_type(keyed.process(add, state=Total, on_timer=ring), ProcessedStream[str, float])
+    assert_type(keyed.process(add, state=Total).named("total").as_state("total"), FlowOutput)
+    hours = keyed.window(tumbling("1h")).aggregate(mean("delay"))
+    assert_type(hours.named("hours").as_state("hour"), FlowOutput)
     assert_type(keyed.dedup("origin", within="1h"), KeyedStream[str, Departed])
     assert_type(keyed.join_table(planes), KeyedStream[str, tuple[Departed, int]])
     assert_type(keyed.join_table(planes, how="left"), KeyedStream[str, tuple[Departed, int | None]])

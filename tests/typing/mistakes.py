@@ -156,6 +156,8 @@ def flows(departed: Stream[Departed]) -> None:
     windows = keyed.window(tumbling("1h"))
     # error: "WindowedStream[str, Departed]" has no attribute "map" [attr-defined]
     windows.map(lambda w: w)
+    # error: "KeyedStream[str, Departed]" has no attribute "as_state" [attr-defined]
+    keyed.as_state("departed")
     # error: No overload variant of "aggregate" of "WindowedStream" matches argument type "Callable[[], Aggregation[object, int]]" [call-overload]
     windows.aggregate(count)
     # error: "Departed" has no attribute "dely"; maybe "delay"? [attr-defined]

@@ -46,7 +46,7 @@ from mycelia.flow.flow_handler import FlowHandler, FlowStatistics, StageStatisti
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.processing import KeyContext
-from mycelia.flow.results import LateRecord, WindowResult, WindowSpan
+from mycelia.flow.results import LateRecord, OpenWindow, WindowResult, WindowSpan
 from mycelia.flow.sinks.broadcast import Broadcast
 from mycelia.flow.sinks.files import FileSink, json_lines, parquet_files
 from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused, SinkWriter
@@ -62,6 +62,7 @@ from mycelia.flow.stream import (
     JoinedStream,
     KeyedStream,
     PatternStream,
+    ProcessedStream,
     Stream,
     WindowedResults,
     WindowedStream,
@@ -86,8 +87,10 @@ __all__ = [
     "KeyedStream",
     "LateRecord",
     "MemoryStore",
+    "OpenWindow",
     "PartitionCommit",
     "PatternStream",
+    "ProcessedStream",
     "PulledSource",
     "QueueSource",
     "RejectedRecord",

@@ -15,13 +15,13 @@ from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod
 from mycelia.flow.operators import MAIN, SIDE
-from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results
-from mycelia.flow.results import WindowSpan
+from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results, told_panes
+from mycelia.flow.results import OpenWindow, WindowSpan
 from mycelia.flow.state import Changes, KeyedState, StoreReader
 from mycelia.flow.timed_operator import TimedOperator
 from mycelia.flow.windows import HoppingWindows
 
-__all__ = ["AlignedWindows"]
+__all__ = ["AlignedWindows", "open_aligned"]
 
 Panes = dict[int, Pane]
 """The open windows of a key, by their starts."""
@@ -40,6 +40,16 @@ def _plain(panes: Panes) -> list[Any]:
 
 def _restored(plain: list[Any]) -> Panes:
     return {start: Pane.restored(pane) for start, pane in plain}
+
+
+def open_aligned(
+    kind: HoppingWindows, aggregation: Aggregation[Any, Any], plain: Any, most: int
+) -> tuple[list[OpenWindow], int]:
+    """The open windows in what is kept of a key: `told_panes()`."""
+    panes = _restored(plain).items()
+    return told_panes(
+        ((start, start + kind.size_ms, pane) for start, pane in panes), aggregation, most
+    )
 
 
 class AlignedWindows(TimedOperator):

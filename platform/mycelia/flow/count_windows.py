@@ -8,11 +8,11 @@ from typing import Any
 from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.operators import MAIN, Operator
-from mycelia.flow.results import WindowResult
+from mycelia.flow.results import OpenWindow, WindowResult
 from mycelia.flow.state import Changes, KeyedState, StoreReader
 from mycelia.flow.windows import CountWindows
 
-__all__ = ["FillingWindows"]
+__all__ = ["FillingWindows", "open_filling"]
 
 
 class _Filling:
@@ -41,6 +41,17 @@ def _restored(plain: list[Any]) -> _Filling:
         filling.index,
     ) = plain
     return filling
+
+
+def open_filling(
+    aggregation: Aggregation[Any, Any], plain: Any, most: int
+) -> tuple[list[OpenWindow], int]:
+    """The window of a key that is not full, if it has begun."""
+    filling = _restored(plain)
+    if not filling.count:
+        return [], 0
+    value = aggregation.result(filling.accumulator)
+    return [OpenWindow(start_ms=filling.earliest, end_ms=filling.latest + 1, value=value)], 0
 
 
 class FillingWindows(Operator):

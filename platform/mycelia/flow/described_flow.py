@@ -35,9 +35,9 @@ class DescribedFlow(NamedTuple):
     outputs: tuple[FlowOutput, ...]
 
     @property
-    def tables(self) -> list[str]:
+    def asked(self) -> list[str]:
         """What it may be asked for."""
-        return [one.table for one in self.outputs if one.table is not None]
+        return [one.asked_as for one in self.outputs if one.asked_as is not None]
 
     @property
     def graph(self) -> FlowGraph:
@@ -81,8 +81,8 @@ def _check_arguments(function: Any, sources: Iterable[AnySource], name: str) -> 
 
 
 def _where(output: FlowOutput) -> str:
-    if output.table is not None:
-        return f"get_{output.table}(key)"
+    if output.asked_as is not None:
+        return f"get_{output.asked_as}(key)"
     if output.sink is not None:
         return repr(output.sink)
     return f"log {output.log.name}" if output.log is not None else f"event {output.event_type}"

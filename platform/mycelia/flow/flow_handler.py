@@ -15,10 +15,12 @@ from mycelia.durations import Duration, seconds_of
 from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.tick_lease import LeaseLink
 from mycelia.errors import ConfigError, LinkError, StateUnavailable, describe
+from mycelia.flow.asked_state import KeyAnswer, reads_row, reads_state, reads_windows
 from mycelia.flow.described_flow import AnySource, DescribedFlow, described_flow
 from mycelia.flow.engine import saved_watermarks
 from mycelia.flow.flow_call import CallsAround
 from mycelia.flow.flow_watch import FlowWatch
+from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_run import StageDescription
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.relay_log import relay_partition
@@ -31,7 +33,7 @@ from mycelia.flow.standing import StageSource, StageStanding
 from mycelia.flow.state_home import StateHome, state_home
 from mycelia.flow.table_answers import FlowTables, TablePlace
 from mycelia.flow.table_rpc import TableRpc, table_method
-from mycelia.flow.tables import TableRow, row_of, table_step
+from mycelia.flow.tables import table_step
 from mycelia.log_event import event
 from mycelia.logs import FaultyRecord, Log, LogEntry
 from mycelia.logs.burial import bury_fault, bury_letter
@@ -221,13 +223,14 @@ class FlowHandler(Entrypoint):
     # --- life ------------------------------------------------------------------------------------
 
     def bind(self, container: Any, method_name: str = "") -> Any:
-        """As every entrypoint; its tables bring methods with them, `get_<table>`."""
+        """As every entrypoint; what it may be asked for brings methods with it, `get_<table>`."""
         instance = super().bind(container, method_name)
         instance._service = container.service_cls()
         described = instance._described = described_flow(instance._service, method_name, instance)
-        for table in described.tables:
+        for table in described.asked:
             name = table_method(table)
-            if hasattr(container.service_cls, name):
+            others = {one.method_name for one in container.entrypoints}
+            if hasattr(container.service_cls, name) or name in others:
                 raise ConfigError(
                     f'{instance.target.name}: its table "{table}" is asked by the method {name}, and {container.service_cls.__qualname__} has '
                     "something of that name. Call one of them otherwise."
@@ -414,21 +417,19 @@ class FlowHandler(Entrypoint):
         assert self._tables is not None
         return await self._tables.get(table, key, timeout)
 
-    async def _row(self, place: TablePlace, partition: int, key: Any) -> TableRow | None:
+    async def _row(self, place: TablePlace, partition: int, key: Any) -> KeyAnswer | None:
         state = self._state_place(place.stage, partition)
         assert self._watch is not None
         committed_ms = self._watch.committed_ms(place.stage, partition)
 
-        def read() -> TableRow | None:
+        def read() -> KeyAnswer | None:
             with self.home.reading(state) as store:
-                found = row_of(store, place.step, key)
-                if found is None:
+                known = place.reads(store, place.step, key)
+                if known is None:
                     return None
-                time_ms, value = found
-                return TableRow(
+                return KeyAnswer(
                     key=key,
-                    value=value,
-                    time_ms=time_ms,
+                    **known,
                     partition=partition,
                     watermark_ms=saved_watermarks(store).get(place.step),
                     committed_ms=committed_ms,
@@ -530,10 +531,22 @@ def _told_of(stage: StageDescription) -> StageStanding:
 
 def _tables_of(stage: StageDescription) -> list[TablePlace]:
     return [
-        TablePlace(output.table, table_step(output.table), stage.name, stage.partitions)
+        _table_of(stage, output, asked)
         for output in stage.outputs
-        if output.table is not None
+        if (asked := output.asked_as) is not None
     ]
+
+
+def _table_of(stage: StageDescription, output: FlowOutput, asked: str) -> TablePlace:
+    if output.table is not None:
+        return TablePlace(asked, table_step(asked), stage.name, stage.partitions, reads_row)
+    node, _ = stage.plan.outputs[output.name]
+    ((step, _),) = node.inputs
+    name = stage.plan.names[step]
+    if step.open_windows is None:
+        return TablePlace(asked, name, stage.name, stage.partitions, reads_state)
+    read = reads_windows(step.open_windows)
+    return TablePlace(asked, name, stage.name, stage.partitions, read, "no open window")
 
 
 def _statistics_of(stage: Stage) -> StageStatistics:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 from mycelia.errors import ConfigError
+from mycelia.flow.asked_state import ReadsWindows
 from mycelia.flow.async_steps import ASYNC_KINDS, RunsCoroutines, in_own_loop
 from mycelia.flow.flow_graph import FlowGraph, GraphEdge, GraphNode, graph_text, output_id
 from mycelia.flow.operators import Operator
@@ -54,6 +55,7 @@ class FlowNode:
         signature: what must stay as it is for its state to be read again; empty for one without state.
         key: of a `key_by()`, what it was given: a function, or a field's name.
         may_repartition: of a `key_by()`, whether its records may be split anew.
+        open_windows: of windows, reads what is kept of a key.
     """
 
     __slots__ = (
@@ -66,6 +68,7 @@ class FlowNode:
         "may_repartition",
         "migrate",
         "name",
+        "open_windows",
         "signature",
         "step",
         "version",
@@ -85,6 +88,7 @@ class FlowNode:
         is_relay: bool = False,
         key: object = None,
         may_repartition: bool = True,
+        open_windows: ReadsWindows | None = None,
     ) -> None:
         self.kind = kind
         self.label = label
@@ -96,6 +100,7 @@ class FlowNode:
         self.is_relay = is_relay
         self.key = key
         self.may_repartition = may_repartition
+        self.open_windows = open_windows
         self.was: str | None = None
         """What it was called before."""
         self.version = 1
@@ -115,6 +120,7 @@ class FlowNode:
             is_relay=self.is_relay,
             key=self.key,
             may_repartition=self.may_repartition,
+            open_windows=self.open_windows,
         )
         copied.was, copied.version, copied.migrate = self.was, self.version, self.migrate
         return copied

@@ -21,10 +21,11 @@ class FlowOutput:
         log: the log that its records are appended to; or
         event_type: the type of the service's event that each of them is; or
         sink: what else has them; or
-        table: the name under which each key's last record is kept: nothing leaves.
+        table: the name under which each key's last record is kept: nothing leaves; or
+        state: the name under which the step before tells what it knows of a key: nothing leaves.
     """
 
-    __slots__ = ("event_type", "log", "name", "port", "sink", "table")
+    __slots__ = ("event_type", "log", "name", "port", "sink", "state", "table")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class FlowOutput:
         event_type: str | None = None,
         sink: FlowSink[Any] | None = None,
         table: str | None = None,
+        state: str | None = None,
     ) -> None:
         self.name = name
         self.port = port
@@ -42,12 +44,20 @@ class FlowOutput:
         self.event_type = event_type
         self.sink = sink
         self.table = table
+        self.state = state
+
+    @property
+    def asked_as(self) -> str | None:
+        """The name by which it is asked for, `get_<name>(key)`, if it is."""
+        return self.state if self.table is None else self.table
 
     def __repr__(self) -> str:
         if self.sink is not None:
             return f"<FlowOutput {self.name!r} to {self.sink!r}>"
         if self.table is not None:
             return f"<FlowOutput to table {self.table!r}>"
+        if self.state is not None:
+            return f"<FlowOutput of state {self.state!r}>"
         where = f"log {self.name!r}" if self.log is not None else f"event {self.event_type!r}"
         return f"<FlowOutput to {where}>"
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import Emission
-from mycelia.flow.results import LateRecord, Timing, WindowResult, WindowSpan
+from mycelia.flow.results import LateRecord, OpenWindow, Timing, WindowResult, WindowSpan
 
-__all__ = ["NOTHING", "LateRecords", "Pane", "Results"]
+__all__ = ["NOTHING", "LateRecords", "Pane", "Results", "told_panes"]
 
 NOTHING: Final = object()
 """The accumulator of a window that has given its records away (`mode="discard"`)."""
@@ -50,6 +51,38 @@ class Pane:
     def restored(cls, plain: list[Any]) -> Pane:
         held, *others = plain
         return cls(held[0] if held else NOTHING, *others)
+
+
+def told_panes(
+    panes: Iterable[tuple[int, int, Pane]], aggregation: Aggregation[Any, Any], most: int
+) -> tuple[list[OpenWindow], int]:
+    """What windows have come to so far, the latest last; and how many earlier ones are left out.
+
+    Args:
+        panes: start, end and pane of each.
+    """
+    by_end = sorted(panes, key=_by_end)
+    told = [
+        OpenWindow(
+            start_ms=start,
+            end_ms=end,
+            value=_value_of(aggregation, pane.accumulator),
+            is_closed=pane.is_closed,
+        )
+        for start, end, pane in by_end[-most:]
+    ]
+    return told, len(by_end) - len(told)
+
+
+def _by_end(one: tuple[int, int, Pane]) -> tuple[int, int]:
+    start, end, _ = one
+    return end, start
+
+
+def _value_of(aggregation: Aggregation[Any, Any], accumulator: Any) -> Any:
+    if accumulator is NOTHING:
+        return None if aggregation.empty is None else aggregation.result(aggregation.empty())
+    return aggregation.result(accumulator)
 
 
 class Results:

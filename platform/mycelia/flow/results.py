@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-__all__ = ["LateRecord", "Timing", "WindowResult", "WindowSpan", "moment_of"]
+__all__ = ["LateRecord", "OpenWindow", "Timing", "WindowResult", "WindowSpan", "moment_of"]
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -70,6 +70,17 @@ class WindowResult(msgspec.Struct, Generic[K, R], frozen=True):
     @property
     def end(self) -> datetime:
         return moment_of(self.end_ms)
+
+
+class OpenWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """A window of a key that takes records still, and what it has come to so far: what `as_state()` tells."""
+
+    start_ms: int
+    end_ms: int
+    value: Any
+    """The result as of now. With `mode="discard"`, of the records since the last result; None where there are none."""
+    is_closed: bool = False
+    """Its result "on time" has been given; what comes within its lateness changes it still."""
 
 
 class LateRecord(msgspec.Struct, Generic[K, T], frozen=True):

@@ -14,13 +14,13 @@ from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod
 from mycelia.flow.operators import MAIN, SIDE
-from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results
-from mycelia.flow.results import WindowSpan
+from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results, told_panes
+from mycelia.flow.results import OpenWindow, WindowSpan
 from mycelia.flow.state import Changes, KeyedState, StoreReader
 from mycelia.flow.timed_operator import TimedOperator
 from mycelia.flow.windows import SessionWindows
 
-__all__ = ["GrowingSession", "MergingWindows"]
+__all__ = ["GrowingSession", "MergingWindows", "open_sessions"]
 
 CLOSING, PERIOD = 0, 1
 
@@ -43,6 +43,14 @@ def _plain(sessions: list[GrowingSession]) -> list[Any]:
 
 def _restored(plain: list[Any]) -> list[GrowingSession]:
     return [GrowingSession(start, end, Pane.restored(pane), at) for start, end, pane, at in plain]
+
+
+def open_sessions(
+    aggregation: Aggregation[Any, Any], plain: Any, most: int
+) -> tuple[list[OpenWindow], int]:
+    """The open sessions in what is kept of a key: `told_panes()`."""
+    sessions = _restored(plain)
+    return told_panes(((one.start, one.end, one.pane) for one in sessions), aggregation, most)
 
 
 class MergingWindows(TimedOperator):

@@ -14,12 +14,12 @@ from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import AfterRecords, Emission
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results
-from mycelia.flow.results import Timing, WindowSpan
+from mycelia.flow.results import OpenWindow, Timing, WindowSpan
 from mycelia.flow.state import Changes, KeyedState, StoreReader
 from mycelia.flow.timer_queue import TimerQueue
 from mycelia.flow.windows import SlidingWindows
 
-__all__ = ["TrailingWindows"]
+__all__ = ["TrailingWindows", "open_trailing"]
 
 CLOSING, FORGETTING, LEAVING = 0, 1, 2
 """What a timer is for, in the order in which they are served at one time: the window of its time closes, is forgotten, and its
@@ -53,6 +53,33 @@ def _restored(plain: list[Any]) -> _Trail:
     trail.accumulators = dict(accumulators)
     trail.panes = {time: Pane.restored(pane) for time, pane in panes}
     return trail
+
+
+def _merged(trail: _Trail, aggregation: Aggregation[Any, Any], start: int, time: int) -> Any:
+    """The accumulator of the window from `start` to `time`, of its own."""
+    first, *others = trail.between(start, time + 1)
+    accumulator = aggregation.copy(trail.accumulators[first])
+    for other in others:
+        accumulator = aggregation.merge(accumulator, trail.accumulators[other])
+    return accumulator
+
+
+def open_trailing(
+    kind: SlidingWindows, aggregation: Aggregation[Any, Any], plain: Any, most: int
+) -> tuple[list[OpenWindow], int]:
+    """The windows in what is kept of a key that may give results still, the latest last; and how many earlier ones are left out."""
+    trail = _restored(plain)
+    times = sorted(trail.panes)
+    told = [
+        OpenWindow(
+            start_ms=(start := time + 1 - kind.size_ms),
+            end_ms=time + 1,
+            value=aggregation.result(_merged(trail, aggregation, start, time)),
+            is_closed=trail.panes[time].is_closed,
+        )
+        for time in times[-most:]
+    ]
+    return told, len(times) - len(told)
 
 
 def _by_what(timer: tuple[int, Any]) -> int:
@@ -142,12 +169,8 @@ class TrailingWindows(Operator):
 
     def _tell(self, key: Any, trail: _Trail, time: int, timing: Timing, *, is_final: bool) -> None:
         start = time + 1 - self._size_ms
-        first, *others = trail.between(start, time + 1)
-        accumulator = self._aggregation.copy(trail.accumulators[first])
-        for other in others:
-            accumulator = self._aggregation.merge(accumulator, trail.accumulators[other])
         pane = trail.panes[time]
-        pane.accumulator = accumulator
+        pane.accumulator = _merged(trail, self._aggregation, start, time)
         self._results.tell(key, start, time + 1, pane, timing, is_final)
         pane.accumulator = NOTHING
 

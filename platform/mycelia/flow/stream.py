@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Generic, Literal, Self, TypeGuard, TypeVar, overload
 
 import msgspec
@@ -15,9 +16,10 @@ import msgspec
 from mycelia.durations import Duration, duration_text, seconds_of
 from mycelia.errors import ConfigError
 from mycelia.flow.aggregations import Aggregation, all_of, collect
-from mycelia.flow.aligned_windows import AlignedWindows
+from mycelia.flow.aligned_windows import AlignedWindows, open_aligned
+from mycelia.flow.asked_state import STATE_KIND, Answering, ReadsWindows, state_output
 from mycelia.flow.async_steps import Awaiting, AwaitingOptions
-from mycelia.flow.count_windows import FillingWindows
+from mycelia.flow.count_windows import FillingWindows, open_filling
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod, Mode, emission_of
 from mycelia.flow.fields import getter_of
 from mycelia.flow.graph import Building, FlowNode, NodePort, described
@@ -27,11 +29,11 @@ from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.patterns import UNFINISHED, Deduplication, Following
 from mycelia.flow.processing import KeyContext, Processing
 from mycelia.flow.results import LateRecord, WindowResult
-from mycelia.flow.session_windows import MergingWindows
+from mycelia.flow.session_windows import MergingWindows, open_sessions
 from mycelia.flow.sinks.http_posts import PostSink
 from mycelia.flow.sinks.rpc_calls import RpcSink
 from mycelia.flow.sinks.sink import FlowSink, OwnSink, SinkWriter
-from mycelia.flow.sliding_windows import TrailingWindows
+from mycelia.flow.sliding_windows import TrailingWindows, open_trailing
 from mycelia.flow.stateless import Branching, FlowStep, Merging, Stamping
 from mycelia.flow.tables import KIND, Tabling, table_step
 from mycelia.flow.windows import (
@@ -49,6 +51,7 @@ __all__ = [
     "JoinedStream",
     "KeyedStream",
     "PatternStream",
+    "ProcessedStream",
     "Stream",
     "WindowedResults",
     "WindowedStream",
@@ -537,7 +540,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         *,
         state: Callable[[], S],
         on_timer: Callable[[KeyContext[K, S], str], Iterable[U]] | None = None,
-    ) -> KeyedStream[K, U]:
+    ) -> ProcessedStream[K, U]:
         """What a function with state gives for each record, and for each timer that it set. Both may be generators.
 
         Args:
@@ -559,7 +562,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
 
         label = f"process({described(on_record)})"
         node = FlowNode("process", label, (self.port,), make=make, signature="process")
-        return KeyedStream((node, MAIN))
+        return ProcessedStream((node, MAIN))
 
     def dedup(self, by: str | Callable[[T], Any], *, within: Duration) -> KeyedStream[K, T]:
         """The first record of each id of a key; those with the same id and an event time at most `within` away are dropped, and counted.
@@ -601,10 +604,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         Args:
             name: part of the name of a method: letters, digits and `_`. Its step is called `table-<name>`.
         """
-        if type(name) is not str or not name.isidentifier() or name.startswith("_"):
-            raise ConfigError(
-                f"as_table({name!r:.60}): expected a name of letters, digits and _, as it is part of a method's."
-            )
+        _expect_method_name(name, "as_table")
         node = FlowNode(
             KIND,
             f"as_table({name})",
@@ -825,6 +825,31 @@ class KeyedStream(Stream[T], Generic[K, T]):
         return FlowNode(kind, label, inputs, make=make, signature=kind)
 
 
+def _expect_method_name(name: object, where: str) -> None:
+    if type(name) is not str or not name.isidentifier() or name.startswith("_"):
+        raise ConfigError(
+            f"{where}({name!r:.60}): expected a name of letters, digits and _, as it is part of a method's."
+        )
+
+
+def _asked_of(stream: KeyedStream[Any, Any], name: str, kinds: tuple[str, ...]) -> FlowOutput:
+    """The output by which the step of a stream is asked for what it knows of a key."""
+    _expect_method_name(name, "as_state")
+    node, port = stream.port
+    if node.kind not in kinds or port != MAIN:
+        raise ConfigError(
+            f"as_state({name}): {node.label} keeps nothing of a key that can be told. It comes directly behind {' or '.join(f'{one}()' for one in kinds)}."
+        )
+    asking = FlowNode(
+        STATE_KIND,
+        f"as_state({name})",
+        (stream.port,),
+        make=lambda built: Answering(built.name),
+        name=state_output(name),
+    )
+    return FlowOutput(state_output(name), (asking, MAIN), state=name)
+
+
 def _expect(how: str, known: tuple[str, ...], where: str) -> None:
     if how not in known:
         raise ConfigError(f"{where}: how={how!r:.60}: expected {' or '.join(map(repr, known))}.")
@@ -861,6 +886,20 @@ def _pairs(how: JoinKind) -> Callable[[WindowResult[Any, Any]], list[WindowResul
         ]
 
     return paired
+
+
+class ProcessedStream(KeyedStream[K, T]):
+    """What a function with state gives, under the keys of its records; and the state itself, to be asked for."""
+
+    def as_state(self, name: str) -> FlowOutput:
+        """Have the function's state of a key asked for: what a method under `@flow` returns. Nothing leaves by it, and the stream may be used as before.
+
+        The service answers `get_<name>(key)` by RPC, whichever of its instances has the key: an object with `state`, as of the last commit.
+
+        Args:
+            name: part of the name of a method: letters, digits and `_`.
+        """
+        return _asked_of(self, name, ("process",))
 
 
 class JoinedStream(KeyedStream[K, T]):
@@ -978,12 +1017,34 @@ class WindowedStream(Generic[K, T]):
             (self._port,),
             make=make,
             signature=f"window {kind}: {whole.name}",
+            open_windows=_reads_windows(kind, whole),
         )
         return WindowedResults((node, MAIN))
 
 
+def _reads_windows(kind: WindowKind, whole: Aggregation[Any, Any]) -> ReadsWindows:
+    if isinstance(kind, HoppingWindows):
+        return partial(open_aligned, kind, whole)
+    if isinstance(kind, SessionWindows):
+        return partial(open_sessions, whole)
+    if isinstance(kind, SlidingWindows):
+        return partial(open_trailing, kind, whole)
+    return partial(open_filling, whole)
+
+
 class WindowedResults(KeyedStream[K, WindowResult[K, R]], Generic[K, T, R]):
-    """The results of windows, under their keys; and, beside them, what came too late."""
+    """The results of windows, under their keys; and, beside them, what came too late. The windows that are open may be asked for."""
+
+    def as_state(self, name: str) -> FlowOutput:
+        """Have the open windows of a key asked for: what a method under `@flow` returns. Nothing leaves by it, and the stream may be used as before.
+
+        The service answers `get_<name>(key)` by RPC, whichever of its instances has the key: an object with `windows`, the latest 100 at most,
+        each with its bounds and its result so far, as of the last commit.
+
+        Args:
+            name: part of the name of a method: letters, digits and `_`.
+        """
+        return _asked_of(self, name, ("window",))
 
     @property
     def late(self) -> KeyedStream[K, LateRecord[K, T]]:

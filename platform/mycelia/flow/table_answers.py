@@ -1,4 +1,5 @@
-"""Tables of a flow asked over the broker: whichever instance is asked finds the partition that has the key, and its owner answers.
+"""Tables of a flow, and the state of its steps, asked over the broker: whichever instance is asked finds the partition that has the key, and its
+owner answers. What is said of tables here holds for both.
 
 Each partition's owner has bound `<flow>/<stage>/<partition>` at the exchange `mycelia-flows`. The question is a `TableQuestion` in msgpack,
 the answer a `TableAnswer` as JSON (`clients/broker_questions.py`). While a partition moves nobody has bound its name: the question comes
@@ -25,9 +26,9 @@ from mycelia.errors import (
     Unroutable,
     describe,
 )
+from mycelia.flow.asked_state import KeyAnswer, ReadsKey
 from mycelia.flow.flow_watch import FLOWS_EXCHANGE
 from mycelia.flow.state_codec import decode_state, encode_state
-from mycelia.flow.tables import TableRow
 from mycelia.log_event import event
 
 __all__ = ["FlowTables", "ReadsTable", "TableAnswer", "TablePlace", "TableQuestion"]
@@ -50,25 +51,28 @@ class TableQuestion(msgspec.Struct, frozen=True, kw_only=True):
 class TableAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """One of: the row; none, because there is none; why it cannot be told, or not by this one."""
 
-    row: TableRow | None = None
+    row: KeyAnswer | None = None
     error: str | None = None
     is_elsewhere: bool = False
     """Whoever was asked has left the partition."""
 
 
 class TablePlace(NamedTuple):
-    """Where a table is."""
+    """Where a table is, or another step that is asked; and how it is read."""
 
     table: str
     step: str
     stage: str
     partitions: int
+    reads: ReadsKey
+    nothing: str = "nothing"
+    """What it has of a key that is not there, for an error's text."""
 
 
 class ReadsTable(Protocol):
     """Reads a row of a partition that is this instance's own, as of the last commit. It does not block the loop."""
 
-    async def __call__(self, place: TablePlace, partition: int, key: Any) -> TableRow | None: ...
+    async def __call__(self, place: TablePlace, partition: int, key: Any) -> KeyAnswer | None: ...
 
 
 class FlowTables:
@@ -140,7 +144,7 @@ class FlowTables:
     # --- whoever is asked by a client ---------------------------------------------------------------
 
     async def get(self, table: str, key: Any, timeout: float) -> dict[str, Any]:
-        """What a table says of a key, as plain data: the fields of `TableRow`.
+        """What a table says of a key, as plain data: the fields of `KeyAnswer` that are of its kind.
 
         Raises:
             UnknownTableKey: all partitions that may have the key have been asked, and none has it.
@@ -157,21 +161,20 @@ class FlowTables:
                 *(self._row(place, one, key, timeout, until) for one in others),
                 return_exceptions=True,
             )
-            rows = [one for one in found if isinstance(one, TableRow)]
+            rows = [one for one in found if isinstance(one, KeyAnswer)]
             failed = [one for one in found if isinstance(one, BaseException)]
             if not rows and failed:
                 raise failed[0]
-            row = max(rows, key=lambda one: one.time_ms, default=None)
+            row = max(rows, key=lambda one: one.newness, default=None)
         if row is None:
-            raise UnknownTableKey(table, self._flow, key)
-        told: dict[str, Any] = msgspec.to_builtins(
-            row, str_keys=True, enc_hook=str, builtin_types=()
-        )
+            raise UnknownTableKey(table, self._flow, key, place.nothing)
+        # The same whoever has it: another instance would have sent it so.
+        told: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(row, enc_hook=str))
         return told
 
     async def _row(
         self, place: TablePlace, partition: int, key: Any, timeout: float, until: float
-    ) -> TableRow | None:
+    ) -> KeyAnswer | None:
         question = msgspec.msgpack.encode(TableQuestion(table=place.table, key=encode_state(key)))
         while True:
             if partition in self._owned(place.stage):

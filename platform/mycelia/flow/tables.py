@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import msgspec
-
 from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.operators import Operator
 from mycelia.flow.results import WindowResult
 from mycelia.flow.state import Changes, KeyedState, StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
 
-__all__ = ["TableRow", "Tabling", "key_from_wire", "row_of", "rows_of", "table_step"]
+__all__ = ["Tabling", "key_from_wire", "row_of", "rows_of", "table_step"]
 
 KIND: Final = "table"
 """Of the node: tables of a plan are found by it."""
@@ -21,20 +19,6 @@ KIND: Final = "table"
 def table_step(table: str) -> str:
     """The name of a table's step, and of its output."""
     return f"{KIND}-{table}"
-
-
-class TableRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What a table says of a key, as of the last commit of its partition."""
-
-    key: Any
-    value: Any
-    time_ms: int
-    """Its event time, milliseconds since 1970."""
-    partition: int
-    watermark_ms: int | None
-    """How far event time had come there."""
-    committed_ms: int | None
-    """When the commit was; `None` where whoever answers has not committed yet."""
 
 
 class Tabling(Operator):

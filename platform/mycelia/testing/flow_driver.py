@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 from mycelia.durations import Duration, seconds_of
 from mycelia.errors import ConfigError
 from mycelia.flow import Engine, FlowOutput, FlowPlan, Given, MemoryStore, RejectedRecord, Stream
+from mycelia.flow.asked_state import MOST_WINDOWS, state_output
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.tables import rows_of, table_step
 
@@ -150,6 +151,21 @@ class FlowDriver:
         if step not in self.plan.signatures():
             raise ConfigError(f'the flow has no table "{name}".')
         return {key: value for key, _, value in rows_of(self.store, step)}
+
+    def state(self, name: str) -> dict[Any, Any]:
+        """What `as_state()` tells of each key, as of the last commit: the state that a function keeps, or a list of `OpenWindow`."""
+        for node, named in self.plan.names.items():
+            if named == state_output(name):
+                ((step, _),) = node.inputs
+                break
+        else:
+            raise ConfigError(f'the flow has no state that is asked for as "{name}".')
+        of_step = self.store.scan(self.plan.names[step])
+        kept = {decode_state(key): decode_state(data) for key, data in of_step}
+        if (read := step.open_windows) is None:
+            return kept
+        found = {key: read(plain, MOST_WINDOWS)[0] for key, plain in kept.items()}
+        return {key: windows for key, windows in found.items() if windows}
 
     def records(self, output: str) -> list[DrivenRecord]:
         """What left by an output, each id once, in the order in which it was published first.
