@@ -47,7 +47,7 @@ def test_flows_are_tested_as_the_page_does(tmp_path: Path) -> None:
     )
 
     assert "2 passed" in done.stdout, done.stdout + done.stderr
-    assert len(blocks) == 9
+    assert len(blocks) == 10
 
 
 async def test_flow_of_a_service_is_shown_on_the_board(
@@ -75,6 +75,31 @@ async def test_flow_of_a_service_is_shown_on_the_board(
         "flights.departed--delays.hourly"
     }
     for name in ("delays", "board"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+async def test_flights_of_the_open_hour_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, part in (("delays", "class HourlyDelay"), ("open_hours", "class OpenHours")):
+        (tmp_path / f"{name}.py").write_text(block_with(PAGE, part).text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    delays, hours = importlib.import_module("delays"), importlib.import_module("open_hours")
+    flights = [delays.Departed("JFK", n, datetime(2013, 1, 1, 12, n, tzinfo=UTC)) for n in range(3)]
+    broker = "memory://open-hours-page"
+    async with run_services(hours.OpenHours, hours.Gate, broker=broker) as bed:
+        await bed.client.append_many(hours.DEPARTED, flights)
+
+        async def counted() -> bool:
+            try:
+                return bool(await bed.client.call("gate", "flights_this_hour", "JFK") == 3)
+            except RemoteError:
+                return False  # nothing has been committed yet
+
+        await eventually(counted, 20)
+    for name in ("delays", "open_hours"):
         monkeypatch.delitem(sys.modules, name)
 
 
