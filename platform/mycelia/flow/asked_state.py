@@ -18,7 +18,7 @@ from mycelia.flow.tables import row_of
 __all__ = [
     "MOST_WINDOWS",
     "STATE_KIND",
-    "Answering",
+    "AskedStep",
     "KeyAnswer",
     "KnownOfKey",
     "ReadsKey",
@@ -102,7 +102,7 @@ def reads_windows(read: ReadsWindows) -> ReadsKey:
     return reads
 
 
-class Answering(Operator):
+class AskedStep(Operator):
     """Stands in the plan for those who ask the step before it, and takes what that gives."""
 
     def process(self, port: int, batch: ColumnBatch) -> None:

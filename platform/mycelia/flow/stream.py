@@ -17,7 +17,7 @@ from mycelia.durations import Duration, duration_text, seconds_of
 from mycelia.errors import ConfigError
 from mycelia.flow.aggregations import Aggregation, all_of, collect
 from mycelia.flow.aligned_windows import AlignedWindows, open_aligned
-from mycelia.flow.asked_state import STATE_KIND, Answering, ReadsWindows, state_output
+from mycelia.flow.asked_state import STATE_KIND, AskedStep, ReadsWindows, state_output
 from mycelia.flow.async_steps import Awaiting, AwaitingOptions
 from mycelia.flow.count_windows import FillingWindows, open_filling
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod, Mode, emission_of
@@ -844,7 +844,7 @@ def _asked_of(stream: KeyedStream[Any, Any], name: str, kinds: tuple[str, ...]) 
         STATE_KIND,
         f"as_state({name})",
         (stream.port,),
-        make=lambda built: Answering(built.name),
+        make=lambda built: AskedStep(built.name),
         name=state_output(name),
     )
     return FlowOutput(state_output(name), (asking, MAIN), state=name)
