@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from random import Random
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from mycelia.flow.sinks.sink import FlowSink, SinkPlace, SinkRecord, SinkRefused
 from mycelia.log_event import event
 from mycelia.policies.retry import Exponential, exponential
 
-__all__ = ["SINK_EXCHANGE", "SinkDelivery", "sink_message"]
+__all__ = ["SINK_EXCHANGE", "SinkDelivery", "number_of", "sink_message"]
 
 log = logging.getLogger("mycelia.flow")
 
@@ -42,6 +42,12 @@ Bury = Callable[[list[SinkRecord[Any]], str, SinkRefused], Awaitable[bool]]
 def sink_message(output: str, number: int, body: bytes) -> Message:
     """A body as the outbox keeps it."""
     return Message(SINK_EXCHANGE, output, body, Properties(headers={_NUMBER: number}))
+
+
+def number_of(message: Message) -> int:
+    """A body's, among those of its output."""
+    number: int = (message.properties.headers or {}).get(_NUMBER, 0)
+    return number
 
 
 class _Lane:
@@ -118,6 +124,10 @@ class SinkDelivery:
         """Whether the partition may go on."""
         return self.waiting_bytes < self._max_bytes
 
+    def waits_for(self, outputs: Iterable[str]) -> bool:
+        """Whether the sink of one of these has not had all yet."""
+        return any(name in self._lanes and self._lanes[name].waiting for name in outputs)
+
     async def wait(self, timeout: float) -> None:
         """Until something was delivered, or could not be; `timeout` seconds at most."""
         self._has_moved.clear()
@@ -160,8 +170,7 @@ class SinkDelivery:
     async def _deliver(self, output: str, message: Message) -> None:
         """Until the sink has it, or it is a dead letter."""
         sink = self._sinks[output]
-        number = (message.properties.headers or {}).get(_NUMBER, 0)
-        place = SinkPlace(self._flow, output, number)
+        place = SinkPlace(self._flow, output, number_of(message))
         loop = asyncio.get_running_loop()
         attempt, tell_at = 0, 0.0
         done: set[str] = set()

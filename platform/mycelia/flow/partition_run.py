@@ -22,6 +22,7 @@ from mycelia.flow.outgoing import Outgoing
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_state import PartitionState
 from mycelia.flow.relay_log import KeyedValue, Mark, Relay, Relaying, RelayWord, word_of
+from mycelia.flow.rows_beside import RowsBeside
 from mycelia.flow.state_codec import encode_state
 from mycelia.flow.state_migrations import migrated
 from mycelia.logs import FaultyRecord, Log, LogEntry, LogPosition
@@ -216,6 +217,8 @@ class PartitionRun:
                 description.exchange,
                 description.serializer,
             )
+            self.rows = RowsBeside(self.state, description.outputs, self._name)
+            """What goes into tables with the commit itself."""
             self._relaying = Relaying(description.gives, self._name, partition, self._sequences)
             self._engine = self._new_engine()
         except BaseException:
@@ -225,6 +228,8 @@ class PartitionRun:
         self._turns: list[_Turn] = []
         self._rejected: list[RecordFailed] = []
         self._places: dict[tuple[str, object], _Places] = {}
+        self._leaving: tuple[dict[str, dict[bytes, bytes | None]], list[Message]] | None = None
+        """Changes and messages of a commit that is to be tried again."""
         self.uncommitted = 0
         """Records taken since the last commit."""
 
@@ -454,13 +459,16 @@ class PartitionRun:
 
         Raises:
             LeaseLost: the partition has another owner; nothing was committed.
-            StateUnavailable, StateIncompatible, UnserializableValueError, ContractError: nothing was committed. This run is spent.
+            RowRefused: nothing was committed. The same may be tried again, after `rows.leave_out()`.
+            StateUnavailable, StateIncompatible, UnserializableValueError, ContractError, RowsFailed: nothing was committed. This run is spent.
         """
-        messages = self._outgoing.messages(self._given, now_ms)
-        messages += self._relaying.messages(self._given, self._marks(), now_ms)
-        numbered = self.state.commit(
-            self._engine.take_changes(), positions, self._sequences, messages
-        )
+        if self._leaving is None:
+            messages = self._outgoing.messages(self._given, now_ms)
+            messages += self._relaying.messages(self._given, self._marks(), now_ms)
+            self._leaving = self._engine.take_changes(), messages
+        changes, messages = self._leaving
+        numbered = self.rows.commit(changes, positions, self._sequences, messages)
+        self._leaving = None
         self._given = []
         self._turns = []
         self.uncommitted = 0

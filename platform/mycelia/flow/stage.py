@@ -32,6 +32,7 @@ from mycelia.flow.partition_run import (
     StageDescription,
 )
 from mycelia.flow.partition_state import OpensState, StatePlace
+from mycelia.flow.rows_beside import RowRefused
 from mycelia.flow.sinks.sink import SinkRecord, SinkRefused
 from mycelia.flow.table_sources import table_sources
 from mycelia.log_event import event
@@ -436,7 +437,7 @@ class Stage:
         while lease.is_held and not leaving.is_set():
             for output, why in delivery.standing_still.items():
                 self.standing_still[run.partition] = f'output "{output}": {why}'
-            if not delivery.has_room:
+            if not delivery.has_room or delivery.waits_for(run.rows.outputs):
                 await delivery.wait(TICK_EVERY)
                 continue
             until = TICK_EVERY if commit_at is None else max(commit_at - loop.time(), 0.0)
@@ -578,7 +579,7 @@ class Stage:
     ) -> None:
         run.state.sent(delivery.done_up_to())
         host, records = self._host, run.uncommitted
-        numbered = await host.in_thread(run.commit, inflow.positions(), host.now_ms())
+        numbered = await self._written_down(run, inflow)
         self.commits += 1
         self.records += records
         self.watermarks[run.partition] = run.watermarks()
@@ -598,6 +599,27 @@ class Stage:
                 seconds=asyncio.get_running_loop().time() - begun_at,
             )
         )
+
+    async def _written_down(self, run: PartitionRun, inflow: Inflow) -> list[tuple[int, Message]]:
+        """Commit. Records that a table beside the state will not have become dead letters before, if those of the flow do.
+
+        Raises:
+            RowRefused: they do not.
+        """
+        host, positions = self._host, inflow.positions()
+        before = run.rows.written
+        while True:
+            try:
+                numbered = await host.in_thread(run.commit, positions, host.now_ms())
+            except RowRefused as exc:
+                if not self._options.buries or not await self._bury_refused(
+                    [exc.record], exc.output, exc
+                ):
+                    raise
+                run.rows.leave_out(exc)
+            else:
+                self._delivered += run.rows.written - before
+                return numbered
 
     # --- what leaves -----------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -26,9 +26,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from mycelia.amqp import Message
-from mycelia.errors import ConfigError, LeaseLost, StateIncompatible, StateUnavailable, text_of
+from mycelia.errors import (
+    ConfigError,
+    FlowError,
+    LeaseLost,
+    StateIncompatible,
+    StateUnavailable,
+    text_of,
+)
 from mycelia.extras import require_extra
 from mycelia.flow.partition_state import StatePlace
+from mycelia.flow.sinks.sql_table import is_refusal
 from mycelia.flow.state import StoreReader
 from mycelia.flow.state_file import FlowCheckpoint, StateFile
 from mycelia.logs.position import LogPosition
@@ -36,7 +44,7 @@ from mycelia.logs.position import LogPosition
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["DatabaseState", "StateDatabase"]
+__all__ = ["DatabaseState", "RowsFailed", "StateDatabase"]
 
 T = TypeVar("T")
 
@@ -95,6 +103,16 @@ _decode_message = msgspec.msgpack.Decoder(Message).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
+class RowsFailed(FlowError):
+    """Rows that are written in a commit's transaction, and have kept it from being one. The database's error is `__cause__`."""
+
+    def __init__(self, what: str, error: object) -> None:
+        told = text_of(error) if isinstance(error, BaseException) else str(error)
+        super().__init__(
+            f"{what}: its rows could not be written with the checkpoint, which was not either: {' '.join(told.split())}"
+        )
+
+
 class StateDatabase:
     """A `StateHome` in a PostgreSQL.
 
@@ -131,12 +149,23 @@ class StateDatabase:
                 f" -c statement_timeout={STATEMENT_TIMEOUT * 1000:.0f} -c client_min_messages=warning".strip(),
             },
         )
+        self._given = _identity(given)
         self._host = f"{given.get('host') or 'localhost'}:{given.get('port') or 5432}"
         self._database = given.get("dbname") or given.get("user") or "postgres"
         self.where = f"postgresql://{self._host}/{self._database}"
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._idle: list[psycopg.Connection[Any]] = []
         self._is_closed = False
+
+    def is_at(self, url: str) -> bool:
+        """Whether a URL names this database, for the same user and with the same parameters. Passwords do not count; nor is anything looked up, so
+        that another name of the same host is another host."""
+        import psycopg
+
+        try:
+            return _identity(psycopg.conninfo.conninfo_to_dict(url)) == self._given
+        except psycopg.ProgrammingError:
+            return False
 
     # --- connections -----------------------------------------------------------------------------
 
@@ -405,7 +434,17 @@ class DatabaseState:
         positions: Mapping[str, LogPosition],
         sequences: Mapping[str, int],
         messages: Sequence[Message],
+        beside: Callable[[psycopg.Connection[Any]], None] | None = None,
     ) -> list[tuple[int, Message]]:
+        """See `PartitionState`.
+
+        Args:
+            beside: writes rows of its own in the same transaction, by what needs no answer, since it is in a pipeline. Called once the partition's row is
+                locked and the epoch is found to be ours.
+
+        Raises:
+            RowsFailed: that is what failed; nothing was committed.
+        """
         checkpoint = FlowCheckpoint(
             generation=self.checkpoint.generation,
             positions=dict(positions),
@@ -414,6 +453,7 @@ class DatabaseState:
         numbered = list(enumerate(messages, self._next_number))
         # In a pipeline: all of it leaves at once, and is waited for twice, before and at the COMMIT.
         with (
+            _rows_told(self._what, beside is not None),
             self._home.connection(self._what) as db,
             db.pipeline() as pipeline,
             db.transaction(),
@@ -422,6 +462,10 @@ class DatabaseState:
                 "UPDATE mycelia_flows.partition SET checkpoint = %b WHERE id = %s AND epoch = %s RETURNING 1",
                 [_encode(checkpoint), self._number, self.epoch],
             )
+            if beside is not None:
+                pipeline.sync()
+                self._check_epoch(fence)  # of a former owner nothing is tried
+                _write_beside(beside, db, pipeline, self._what)
             self._write(db, changes)
             db.execute(
                 "DELETE FROM mycelia_flows.outbox WHERE partition_id = %s AND number <= %s",
@@ -433,14 +477,22 @@ class DatabaseState:
                     [self._number, [n for n, _ in some], [_encode(one) for _, one in some]],
                 )
             pipeline.sync()
-            if fence.fetchone() is None:
-                raise LeaseLost(
-                    f"{self._what}: another owner has its state in {self.where} by now (our epoch is {self.epoch}). "
-                    "Nothing was committed; the other one goes on from the last checkpoint."
-                )
+            if beside is None:
+                self._check_epoch(fence)
         self.checkpoint = checkpoint
         self._next_number += len(numbered)
         return numbered
+
+    def _check_epoch(self, fence: psycopg.Cursor[Any]) -> None:
+        if fence.fetchone() is None:
+            raise LeaseLost(
+                f"{self._what}: another owner has its state in {self.where} by now (our epoch is {self.epoch}). "
+                "Nothing was committed; the other one goes on from the last checkpoint."
+            )
+
+    def is_in(self, url: str) -> bool:
+        """Whether `commit()` may write rows beside in the database of this URL: `StateDatabase.is_at()`."""
+        return self._home.is_at(url)
 
     def _write(
         self, db: psycopg.Connection[Any], changes: Mapping[str, Mapping[bytes, bytes | None]]
@@ -510,6 +562,41 @@ class DatabaseState:
     def scan(self, space: str) -> list[tuple[bytes, bytes]]:
         with self._home.connection(self._what) as db:
             return _Rows(db, self._number).scan(space)
+
+
+def _identity(given: Mapping[str, Any]) -> dict[str, str]:
+    """What a URL says of the database and the user, without the password and with what libpq takes where it says nothing."""
+    said = {name: str(value) for name, value in given.items() if name != "password"}
+    said.setdefault("port", "5432")
+    if "user" in said:
+        said.setdefault("dbname", said["user"])
+    return said
+
+
+def _write_beside(
+    beside: Callable[[psycopg.Connection[Any]], None],
+    db: psycopg.Connection[Any],
+    pipeline: psycopg.Pipeline,
+    what: str,
+) -> None:
+    import psycopg
+
+    try:
+        beside(db)
+        pipeline.sync()
+    except psycopg.ProgrammingError as exc:  # a table that is gone, a right that is missing
+        raise RowsFailed(what, exc) from exc
+
+
+@contextmanager
+def _rows_told(what: str, are_there: bool) -> Iterator[None]:
+    """What is said of values is said of rows: a state has nothing that could be refused. Perhaps only at the COMMIT."""
+    try:
+        yield
+    except StateUnavailable as exc:
+        if are_there and is_refusal(exc.__cause__):
+            raise RowsFailed(what, exc.__cause__) from exc.__cause__
+        raise
 
 
 def _stream(db: psycopg.Connection[Any], query: str, number: int) -> Iterator[tuple[Any, ...]]:

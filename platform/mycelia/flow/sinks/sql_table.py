@@ -3,15 +3,19 @@
 A batch is one transaction at the table's database, and with it goes, in a table beside (`mycelia_flow_outputs`), which was the last: what comes again
 after a crash is seen there and left out, and so is what a former owner of the partition still has in its hands. So it is rows as they are counted, not
 only upserts that may be repeated.
+
+Where the flow's state is in the same PostgreSQL, `rows_beside` has the rows written in the checkpoint's own transaction instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import sqlite3
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin
@@ -19,18 +23,25 @@ from uuid import UUID
 
 import msgspec
 
-from mycelia.errors import ConfigError, FlowError, describe
+from mycelia.errors import ConfigError, FlowError, describe, text_of
 from mycelia.extras import require_extra
-from mycelia.flow.sinks.sink import FlowSink, SinkPlace, SinkRecord, unpack_records
+from mycelia.flow.sinks.sink import (
+    FlowSink,
+    SinkPlace,
+    SinkRecord,
+    SinkRefused,
+    unpack_records,
+)
 from mycelia.flow.sinks.threaded import SinkThreads, fields_of_record
 from mycelia.log_event import event
 from mycelia.redaction import redact
 from mycelia.runtime import Container
 
 if TYPE_CHECKING:
+    import psycopg
     import sqlalchemy
 
-__all__ = ["SqlTable", "engine_of", "sql_table"]
+__all__ = ["SqlTable", "engine_of", "is_refusal", "sql_table"]
 
 log = logging.getLogger("mycelia.flow")
 
@@ -40,6 +51,12 @@ PROGRESS_TABLE: Final = "mycelia_flow_outputs"
 
 _MAKING_ATTEMPTS: Final = 5
 """The next one finds what others have made meanwhile."""
+
+_REFUSALS: Final = ("22", "23", "44")
+"""Classes of SQLSTATE: data exception, integrity constraint, `WITH CHECK OPTION`."""
+
+_RAISED: Final = "P0001"
+"""`RAISE EXCEPTION` in a trigger."""
 
 _BUSY_S: Final = 10.0
 """That a lock of SQLite's is waited for."""
@@ -69,6 +86,15 @@ class SqlTable(FlowSink[T]):
         self._progress: sqlalchemy.Table | None = None
         self._threads = SinkThreads("mycelia-flow-sql")
 
+    def libpq_url(self) -> str | None:
+        """Where the table is, as libpq takes it, with its password; None: not in a PostgreSQL."""
+        import sqlalchemy as sa
+
+        url = sa.make_url(self._url)
+        if url.get_backend_name() not in ("postgresql", "postgres"):
+            return None
+        return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
     # --- the table -------------------------------------------------------------------------------
 
     async def open(self, container: Container) -> None:
@@ -76,7 +102,7 @@ class SqlTable(FlowSink[T]):
         import sqlalchemy as sa
 
         try:
-            await self._threads.run(self._prepare)
+            await self._threads.run(self.prepare)
         except sa.exc.OperationalError as exc:  # it is tried again with what comes for it
             log.warning(
                 event(
@@ -89,7 +115,13 @@ class SqlTable(FlowSink[T]):
                 )
             )
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Find the table, or make it, if that has not been done yet. Blocks.
+
+        Raises:
+            ConfigError: it is not there, or not as it has to be.
+            sqlalchemy.exc.OperationalError: the database does not answer.
+        """
         import sqlalchemy as sa
 
         if self._table is not None:
@@ -183,42 +215,110 @@ class SqlTable(FlowSink[T]):
         return super().pack(rows, kept, now_ms, flow)
 
     async def deliver(self, body: bytes, place: SinkPlace, done: set[str]) -> None:
-        rows = [one.value for one in unpack_records(body) if one.id not in done]
-        await self._threads.run(self._write, rows, place)
+        records = [one for one in unpack_records(body) if one.id not in done]
+        await self._threads.run(self._write, records, place)
 
-    def _write(self, rows: list[dict[str, Any]], place: SinkPlace) -> None:
-        self._prepare()
+    def _write(self, records: list[SinkRecord[Any]], place: SinkPlace) -> None:
+        import sqlalchemy as sa
+
+        self.prepare()
         assert self._engine is not None
-        with self._engine.begin() as connection:
-            self.write_rows(connection, rows, place)
+        try:
+            with self._engine.begin() as connection:
+                self.write_rows(connection, [one.value for one in records], place)
+        except sa.exc.DBAPIError as exc:
+            if is_refusal(exc.orig) and (refused := self.refused(records)) is not None:
+                raise refused from exc
+            raise
 
     def write_rows(
         self, connection: sqlalchemy.Connection, rows: list[dict[str, Any]], place: SinkPlace
     ) -> bool:
         """In a transaction of the caller's; whether these had not been written before."""
-        assert self._table is not None
         assert self._progress is not None
+        if connection.dialect.name == "sqlite":  # which keeps no time zones
+            rows = [{name: _in_utc(one) for name, one in row.items()} for row in rows]
         insert = _insert_of(connection)
-        progress = self._progress
-        flow = f"{place.flow}/{place.output}"
-        told = insert(progress).values(flow=flow, number=place.number)
         # First of all: its lock has others wait who deliver for the same partition.
-        told = told.on_conflict_do_update(
+        told = self._told_number(insert, place)
+        if connection.execute(told.returning(self._progress.c.number)).first() is None:
+            return False
+        for statement, some in self._statements(insert, rows):
+            connection.execute(statement, some)
+        return True
+
+    def write_beside(
+        self, db: psycopg.Connection[Any], records: Iterable[SinkRecord[Any]], place: SinkPlace
+    ) -> None:
+        """The same over a connection that has a transaction open, and perhaps a pipeline: nothing is asked, since nobody else's batch has this number.
+
+        Raises:
+            FlowError: a record has a field that is no column.
+            psycopg.Error: perhaps only when the pipeline is waited for.
+        """
+        from sqlalchemy.dialects.postgresql import insert
+
+        _execute(db, self._told_number(insert, place), [{}])
+        for statement, some in self._statements(insert, [one.value for one in records]):
+            _execute(db, statement, some)
+
+    def refused(self, records: Iterable[SinkRecord[Any]]) -> SinkRefused | None:
+        """Which of these the table will not have; None: it would have them all. They are written one by one, and all of it is rolled back."""
+        import sqlalchemy as sa
+
+        self.prepare()
+        assert self._engine is not None
+        so_far: dict[Any, dict[str, Any]] = {}
+        with self._engine.connect() as connection, connection.begin() as transaction:
+            if connection.dialect.name == "postgresql":  # those that wait for the commit as well
+                connection.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
+            try:
+                for one in records:
+                    row = one.value
+                    if self.key:
+                        key = tuple(row.get(name) for name in self.key)
+                        row = so_far[key] = {**so_far.get(key, {}), **row}
+                    try:
+                        for statement, some in self._statements(_insert_of(connection), [row]):
+                            connection.execute(statement, some)
+                    except sa.exc.DBAPIError as exc:
+                        if not is_refusal(exc.orig):
+                            raise
+                        return self._told_refused(one.id, exc.orig)
+            finally:
+                transaction.rollback()
+        return None
+
+    def _told_refused(self, record_id: str, error: BaseException | None) -> SinkRefused:
+        why = "" if error is None else " ".join(text_of(error).split())
+        return SinkRefused(
+            f'table "{self._table_name}" refuses the row of record {record_id}: {why}', record_id
+        )
+
+    def _told_number(self, insert: Any, place: SinkPlace) -> Any:
+        """The statement that leaves a batch's number, if it is greater than the one before."""
+        progress = self._progress
+        assert progress is not None
+        told = insert(progress).values(flow=f"{place.flow}/{place.output}", number=place.number)
+        return told.on_conflict_do_update(
             index_elements=["flow"],
             set_={"number": told.excluded.number},
             where=progress.c.number < told.excluded.number,
         )
-        if connection.execute(told.returning(progress.c.number)).first() is None:
-            return False
-        if connection.dialect.name == "sqlite":  # which keeps no time zones
-            rows = [{name: _in_utc(one) for name, one in row.items()} for row in rows]
+
+    def _statements(
+        self, insert: Any, rows: list[dict[str, Any]]
+    ) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+        """Statements for these, each with the rows that it is for."""
+        table = self._table
+        assert table is not None
         for names, some in self._alike(rows).items():
-            unknown = [name for name in names if name not in self._table.columns]
+            unknown = [name for name in names if name not in table.columns]
             if unknown:
                 raise FlowError(
                     f'table "{self._table_name}" has no column {", ".join(unknown)}. Add it, or leave it out of the records, with map().'
                 )
-            statement = insert(self._table)
+            statement = insert(table)
             others = [name for name in names if name not in self.key]
             if self.key and others:
                 statement = statement.on_conflict_do_update(
@@ -227,8 +327,7 @@ class SqlTable(FlowSink[T]):
                 )
             elif self.key:
                 statement = statement.on_conflict_do_nothing(index_elements=list(self.key))
-            connection.execute(statement, some)
-        return True
+            yield statement, some
 
     def _alike(self, rows: list[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
         """Rows by their columns. Of each key only what is the last to be said of a column."""
@@ -238,6 +337,9 @@ class SqlTable(FlowSink[T]):
                 key = tuple(row.get(name) for name in self.key)
                 merged[key] = {**merged.get(key, {}), **row}
             rows = list(merged.values())
+            # Two partitions that write the same rows do not wait for each other in a circle.
+            with suppress(TypeError):
+                rows.sort(key=lambda row: tuple(row.get(name) for name in self.key))
         found: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for row in rows:
             found.setdefault(tuple(row), []).append(row)
@@ -293,6 +395,41 @@ def _insert_of(connection: sqlalchemy.Connection) -> Any:
     from sqlalchemy.dialects.postgresql import insert as of_postgresql
 
     return of_postgresql
+
+
+def _execute(db: psycopg.Connection[Any], statement: Any, rows: list[dict[str, Any]]) -> None:
+    """A statement of SQLAlchemy's, by psycopg: its text, and the rows as its types bind them."""
+    from sqlalchemy.dialects.postgresql import psycopg as of_psycopg
+
+    dialect: Any = of_psycopg.dialect()  # type: ignore[no-untyped-call]
+    compiled = statement.compile(dialect=dialect, column_keys=list(rows[0]) or None)
+    bound = {
+        name: process
+        for name, bind in compiled.binds.items()
+        if (process := bind.type.dialect_impl(dialect).bind_processor(dialect)) is not None
+    }
+    escaped = compiled.escaped_bind_names
+    with db.cursor() as cursor:
+        cursor.executemany(
+            str(compiled).encode(),
+            [
+                {
+                    escaped.get(name, name): bound[name](value) if name in bound else value
+                    for name, value in compiled.construct_params(row, escape_names=False).items()
+                }
+                for row in rows
+            ],
+        )
+
+
+def is_refusal(error: object) -> bool:
+    """Whether a database says by an error that it will not have a value, rather than that it cannot now: a constraint, a range, a trigger."""
+    if isinstance(error, sqlite3.IntegrityError | sqlite3.DataError):
+        return True
+    state = getattr(error, "sqlstate", None)
+    if state is None:  # psycopg's own: a text with a NUL in it
+        return type(error).__name__ == "DataError"
+    return state[:2] in _REFUSALS or state == _RAISED
 
 
 def _in_utc(value: Any) -> Any:
