@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -23,12 +24,17 @@ from mycelia.flow import FlowOutput, FlowPlan, Stream, source, sql_table
 from mycelia.flow.partition_run import PartitionRun, StageDescription
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.rows_beside import RowRefused
+from mycelia.flow.sinks.sink import SinkPlace, unpack_records
+from mycelia.flow.sinks.sql_table import SqlTable
 from mycelia.flow.state_database import RowsFailed
 from mycelia.flow.state_home import StateHome, state_home
 from mycelia.logs import LogEntry, LogPosition
 from mycelia.wire import SerializerRegistry
 
 IN: Log[Any] = Log("in", partitions=1)
+SINKS: list[SqlTable[Any]] = []
+"""Of a test, to be closed at its end."""
+
 PLACE = StatePlace("in", "g", "g", 0)
 
 
@@ -57,6 +63,9 @@ def home(postgres_uri: str) -> Iterator[StateHome]:
     with psycopg.connect(postgres_uri) as db:
         db.execute("CREATE TABLE IF NOT EXISTS mine (n INT CHECK (n < 100))")
     yield made
+    for sink in SINKS:
+        asyncio.run(sink.aclose())
+    SINKS.clear()
     made.close()
 
 
@@ -75,6 +84,7 @@ def owner(home: StateHome, *outputs: FlowOutput) -> PartitionRun:
 
 def rows_of(values: Stream[Any], url: str, table: str = "mine", **options: Any) -> FlowOutput:
     sink: Any = sql_table(url, table, **options)
+    SINKS.append(sink)
     return values.to(sink)
 
 
@@ -142,11 +152,10 @@ def test_values_of_all_types_are_what_the_outbox_would_have_written(
     with closing(owner(home, beside)) as run:
         assert commit(run, 1, hour(1, 9), hour(2), full) == []
     sink: Any = sql_table(postgres_uri, "waited", of=Hour, create=True, key=("origin", "hour"))
+    SINKS.append(sink)
     with closing(owner(home, source("in", Hour).to(sink, name="waited"))) as run:
         run.rows._tables.clear()
         ((_, message),) = commit(run, 2, hour(1, 9), hour(2), full)
-    from mycelia.flow.sinks.sink import SinkPlace, unpack_records
-
     sink._write(unpack_records(message.body), SinkPlace("x", "waited", 0))
 
     found = asked(postgres_uri, "SELECT * FROM beside ORDER BY hour")

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from mycelia.errors import ConfigError, FlowError, UnserializableValueError
-from mycelia.flow.sinks.sink import SinkPlace, SinkRecord
+from mycelia.flow.sinks.sink import SinkPlace, SinkRecord, SinkRefused
 from mycelia.flow.sinks.sql_table import SqlTable, sql_table
 
 FLOW = "g/abc/0"
@@ -175,3 +175,21 @@ async def test_url_of_another_database_is_refused_without_its_password() -> None
     with pytest.raises(ConfigError, match="PostgreSQL or SQLite") as caught:
         await opened(sql_table("mssql://sa:secret@host/db", "hourly"))
     assert "secret" not in str(caught.value)
+
+
+async def test_row_that_the_table_refuses_is_named_and_the_rest_can_be_delivered(
+    url: str, engine: sa.Engine
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE mine (n INT CHECK (n <> 13))"))
+    sink = await opened(sql_table(url, "mine"))
+    (body,) = sink.pack(records({"n": 1}, {"n": 13}, {"n": 2}), {}, 0, FLOW)
+    place, done = SinkPlace(FLOW, "out", 0), set[str]()
+    with pytest.raises(SinkRefused, match=r'table "mine" refuses the row of record id1: ') as told:
+        await sink.deliver(body, place, done)
+    assert told.value.record_id == "id1"
+    assert rows(engine, "SELECT * FROM mine") == []
+    await sink.deliver(body, place, {"id1"})
+    await sink.aclose()
+
+    assert rows(engine, "SELECT n FROM mine ORDER BY n") == [(1,), (2,)]
