@@ -78,7 +78,7 @@ class AlignedWindows(TimedOperator):
         self._early_count = early.count if isinstance(early, AfterRecords) else None
         self._period = early if isinstance(early, EveryPeriod) else None
         self._state: KeyedState[Panes] = KeyedState(name, store, _plain, _restored)
-        self._results = Results(aggregation, emission)
+        self._results = Results(name, aggregation, emission)
         self._late = LateRecords()
 
     # --- records come --------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class AlignedWindows(TimedOperator):
                             held = pane.accumulator
                             pane.accumulator = own if held is NOTHING else merge(held, own)
                             pane.fresh += len(records)
-                except Exception as exc:
+                except BaseException as exc:
                     raise self.fail_group(exc, batch, key, records, of) from exc
             for key, start in opened:
                 self._open(key, start)

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from mycelia.errors import FlowError
 from mycelia.flow.column_batch import ColumnBatch, Spread
 from mycelia.flow.operators import MAIN, Operator
+from mycelia.flow.user_code import is_called_off
 from mycelia.policies.retry import Retry
 
 __all__ = [
@@ -146,10 +147,10 @@ class Awaiting(Operator):
         if made:
             self.out.append((MAIN, ColumnBatch(times, made, keys, batch.channel, trail)))
 
-    async def _all(self, values: list[Any]) -> tuple[list[Any], dict[int, Exception]]:
+    async def _all(self, values: list[Any]) -> tuple[list[Any], dict[int, BaseException]]:
         """The results by position, and the errors of those that have none. Without `collects` nothing further begins after the first error."""
         made: list[Any] = [None] * len(values)
-        errors: dict[int, Exception] = {}
+        errors: dict[int, BaseException] = {}
         waiting = iter(enumerate(values))
         workers = [
             asyncio.create_task(self._work(waiting, made, errors), name=f"mycelia:{self.name}")
@@ -167,12 +168,14 @@ class Awaiting(Operator):
         self,
         waiting: Iterator[tuple[int, Any]],
         made: list[Any],
-        errors: dict[int, Exception],
+        errors: dict[int, BaseException],
     ) -> None:
         for position, value in waiting:
             try:
                 made[position] = await self._called(value)
-            except Exception as exc:  # noqa: BLE001  a user's function: the engine raises it
+            except BaseException as exc:
+                if is_called_off(exc):
+                    raise
                 errors[position] = exc
                 if not self.collects:
                     return
@@ -195,9 +198,8 @@ class Awaiting(Operator):
                 )
                 if pause is None:
                     raise
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+            except asyncio.CancelledError as exc:
+                if is_called_off(exc):
                     raise
                 raise FlowError("the function was cancelled by itself") from None
             await asyncio.sleep(pause)

@@ -94,7 +94,7 @@ class FillingWindows(Operator):
                     if filling.count == self._size:
                         results.append(self._result(key, filling))
                         filling = live[key] = _Filling(filling.index + 1)
-            except Exception as exc:
+            except BaseException as exc:
                 raise self.fail_group(exc, batch, key, values, self._aggregation.of) from exc
         self._state.touch(by_key)
         if results:

@@ -17,6 +17,7 @@ from mycelia.amqp import Message, Properties
 from mycelia.durations import seconds_of
 from mycelia.errors import RetryLater, describe
 from mycelia.flow.sinks.sink import FlowSink, SinkPlace, SinkRecord, SinkRefused
+from mycelia.flow.user_code import error_of, is_called_off
 from mycelia.log_event import event
 from mycelia.policies.retry import Exponential, exponential
 
@@ -193,8 +194,10 @@ class SinkDelivery:
                         attempt = 0
                         continue
                 error: Exception = exc
-            except Exception as exc:  # noqa: BLE001  the other side, or a user's own sink: told, and tried again
-                error = exc
+            except BaseException as exc:
+                if is_called_off(exc):
+                    raise
+                error = error_of(exc)
             pause = _PAUSES.pause(attempt, self._random)
             if isinstance(error, RetryLater):
                 pause = seconds_of(error.after, "RetryLater()")

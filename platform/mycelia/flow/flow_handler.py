@@ -34,6 +34,7 @@ from mycelia.flow.state_home import StateHome, state_home
 from mycelia.flow.table_answers import FlowTables, TablePlace
 from mycelia.flow.table_rpc import TableRpc, table_method
 from mycelia.flow.tables import table_step
+from mycelia.flow.user_code import error_of
 from mycelia.log_event import event
 from mycelia.logs import FaultyRecord, Log, LogEntry
 from mycelia.logs.burial import bury_fault, bury_letter
@@ -469,7 +470,7 @@ class FlowHandler(Entrypoint):
     async def in_thread(self, function: Callable[..., R], *args: Any) -> R:
         """Run it beside the loop. Cancelled, it waits for the end, because what runs holds the partition's state."""
         assert self._threads is not None
-        running = self.container.loop.run_in_executor(self._threads, function, *args)
+        running = self.container.loop.run_in_executor(self._threads, _ending_well, function, *args)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -547,6 +548,17 @@ def _table_of(stage: StageDescription, output: FlowOutput, asked: str) -> TableP
         return TablePlace(asked, name, stage.name, stage.partitions, reads_state)
     read = reads_windows(step.open_windows)
     return TablePlace(asked, name, stage.name, stage.partitions, read, "no open window")
+
+
+def _ending_well(function: Callable[..., R], *args: Any) -> R:
+    """It calls users' code in many places: hashes, encoders, functions."""
+    try:
+        return function(*args)
+    except BaseException as exc:
+        error = error_of(exc)
+        if error is exc:
+            raise
+        raise error from exc
 
 
 def _statistics_of(stage: Stage) -> StageStatistics:

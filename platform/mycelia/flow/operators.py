@@ -84,7 +84,11 @@ class Operator:
         return {}
 
     def fail(
-        self, cause: Exception, batch: ColumnBatch | None, position: int | None, key: object = None
+        self,
+        cause: BaseException,
+        batch: ColumnBatch | None,
+        position: int | None,
+        key: object = None,
     ) -> FlowFunctionError:
         """The error that names this operator and the record at `position` of `batch`."""
         origin = channel = None
@@ -115,7 +119,7 @@ class Operator:
             try:
                 made.extend(map(function, values))
                 break
-            except Exception as exc:
+            except BaseException as exc:
                 position = len(made) + len(failed)
                 error = self.fail(exc, batch, position)
                 if not self.collects:
@@ -132,7 +136,7 @@ class Operator:
 
     def fail_group(
         self,
-        cause: Exception,
+        cause: BaseException,
         batch: ColumnBatch,
         key: object,
         records: list[Any],
@@ -142,7 +146,7 @@ class Operator:
         for record in records:
             try:
                 function([record])
-            except Exception:  # noqa: BLE001  # that it fails is all that is asked here
+            except BaseException:  # noqa: BLE001  # that it fails is all that is asked here
                 for position, value in enumerate(batch.values):
                     if value is record and batch.keys is not None and batch.keys[position] == key:
                         return self.fail(cause, batch, position, key)

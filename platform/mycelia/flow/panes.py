@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from mycelia.errors import FlowFunctionError
 from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import Emission
@@ -86,9 +87,14 @@ def _value_of(aggregation: Aggregation[Any, Any], accumulator: Any) -> Any:
 
 
 class Results:
-    """Collects the results of one turn, as columns."""
+    """Collects the results of one turn, as columns.
 
-    def __init__(self, aggregation: Aggregation[Any, Any], emission: Emission) -> None:
+    Args:
+        name: the operator's.
+    """
+
+    def __init__(self, name: str, aggregation: Aggregation[Any, Any], emission: Emission) -> None:
+        self._name = name
         self._aggregation = aggregation
         self._mode = emission.mode
         self._keys: list[Any] = []
@@ -100,13 +106,16 @@ class Results:
     ) -> None:
         """Give the pane's result. One that holds nothing says so only if its aggregation has a word for nothing."""
         accumulator = pane.accumulator
-        if accumulator is NOTHING:
-            empty = self._aggregation.empty
-            if empty is None:
-                pane.fresh = 0
-                return
-            accumulator = empty()
-        value = self._aggregation.result(accumulator)
+        empty = self._aggregation.empty
+        if accumulator is NOTHING and empty is None:
+            pane.fresh = 0
+            return
+        try:
+            if accumulator is NOTHING and empty is not None:
+                accumulator = empty()
+            value = self._aggregation.result(accumulator)
+        except BaseException as exc:
+            raise FlowFunctionError(self._name, exc, None, key) from exc
         if pane.told:
             self._take_back(key, pane, timing)
         self._give(WindowResult(key, start, end, value, timing, pane.index, is_final))

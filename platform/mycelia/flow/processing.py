@@ -112,7 +112,7 @@ class Processing(Operator):
             for key, time, value in zip(keys, batch.times, batch.values, strict=True):
                 self._call(key, time, self._on_record, port, value)
                 position += 1
-        except Exception as exc:
+        except BaseException as exc:
             raise self.fail(exc, batch, position) from exc
         self._state.touch(keys)
         self._fire(self.timers, self.watermark)
@@ -136,7 +136,7 @@ class Processing(Operator):
             for time, (key, name) in due:
                 try:
                     self._call(key, self._event_time(timers, time), self._on_timer, name)
-                except Exception as exc:
+                except BaseException as exc:
                     raise self.fail(exc, None, None, key) from exc
             self._state.touch(keys)
 

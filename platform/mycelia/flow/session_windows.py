@@ -77,7 +77,7 @@ class MergingWindows(TimedOperator):
         self._early_count = early.count if isinstance(early, AfterRecords) else None
         self._period = early if isinstance(early, EveryPeriod) else None
         self._state: KeyedState[list[GrowingSession]] = KeyedState(name, store, _plain, _restored)
-        self._results = Results(aggregation, emission)
+        self._results = Results(name, aggregation, emission)
         self._late = LateRecords()
 
     # --- records come --------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class MergingWindows(TimedOperator):
             sessions = live.get(key) or []
             try:
                 grown = [self._take(key, run, sessions) for run in self._runs(records)]
-            except Exception as exc:
+            except BaseException as exc:
                 values = [value for _, value in records]
                 raise self.fail_group(exc, batch, key, values, self._aggregation.of) from exc
             if sessions:

@@ -109,7 +109,7 @@ class TrailingWindows(Operator):
         self._lateness_ms = lateness_ms
         self._state: KeyedState[_Trail] = KeyedState(name, store, _plain, _restored)
         self._timers = TimerQueue(f"{name}~timers", store)
-        self._results = Results(aggregation, emission)
+        self._results = Results(name, aggregation, emission)
         self._late = LateRecords()
 
     def process(self, port: int, batch: ColumnBatch) -> None:
@@ -124,7 +124,7 @@ class TrailingWindows(Operator):
             for time, records in sorted(by_time.items()):
                 try:
                     touched.update(dict.fromkeys(self._take(key, trail, time, records)))
-                except Exception as exc:
+                except BaseException as exc:
                     raise self.fail_group(exc, batch, key, records, self._aggregation.of) from exc
             if trail.times:
                 live[key] = trail

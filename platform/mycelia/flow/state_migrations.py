@@ -110,7 +110,7 @@ def _upgrade(
             for number in range(has, node.version):
                 state = node.migrate[number](state)
             changes.setdefault(name, {})[key] = encode_state(state)
-        except Exception as exc:
+        except BaseException as exc:
             raise StateIncompatible(
                 f'flow "{flow}": the state of step "{name}", key {decode_plain_state(key)!r:.80}, cannot be made version {node.version} of version '
                 f"{has}: {describe(exc)}. Nothing has been changed."

@@ -13,7 +13,6 @@ from mycelia.flow.column_batch import (
     BEGINNING_OF_TIME,
     END_OF_TIME,
     ColumnBatch,
-    Selection,
     Spread,
 )
 from mycelia.flow.operators import MAIN, SIDE, Operator
@@ -60,9 +59,10 @@ class Fused(Operator):
                 batch = self._keyed(step, made, batch)
                 continue
             elif step.kind == "filter":
-                trail = None if trail is None else (*trail, Selection(made))
-                times, values = list(compress(times, made)), list(compress(values, made))
-                keys = None if keys is None else list(compress(keys, made))
+                batch = self._filtered(step, made, batch)
+                if not len(batch):
+                    break
+                continue
             else:
                 counts = list(map(len, made))
                 trail = None if trail is None else (*trail, Spread(counts))
@@ -78,6 +78,14 @@ class Fused(Operator):
         if len(batch):
             self.out.append((MAIN, batch))
 
+    def _filtered(self, step: FlowStep, made: list[Any], batch: ColumnBatch) -> ColumnBatch:
+        """Those of which it is true. What has no truth (an array, a missing value) is found here, by the record."""
+        try:
+            return batch.only(made)
+        except BaseException:  # noqa: BLE001  raised below, with its record
+            made, batch = self.applied(_truth_of(step.function), batch)
+            return batch.only(made)
+
     def _keyed(self, step: FlowStep, keys: list[Any], batch: ColumnBatch) -> ColumnBatch:
         """Those records that have a key. One that cannot be a key is found here, by name, and not in a window."""
         batch = ColumnBatch(batch.times, batch.values, keys, batch.channel, batch.trail)
@@ -92,6 +100,13 @@ class Fused(Operator):
             if key is None:
                 self.reject(batch, position, f"{step.name} gives it no key (None)")
         return batch.only([key is not None for key in keys])
+
+
+def _truth_of(function: Callable[[Any], Any]) -> Callable[[Any], bool]:
+    def is_true(value: Any) -> bool:
+        return bool(function(value))
+
+    return is_true
 
 
 def _hashable_of(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -117,10 +132,7 @@ class Branching(Operator):
 
     def __init__(self, name: str, function: Callable[[Any], Any]) -> None:
         super().__init__(name)
-        self._function = function
-
-    def _is_taken(self, value: Any) -> bool:
-        return bool(self._function(value))
+        self._is_taken = _truth_of(function)
 
     def process(self, port: int, batch: ColumnBatch) -> None:
         taken, batch = self.applied(self._is_taken, batch)
@@ -253,7 +265,7 @@ class Stamping(Watching):
             except _NoTime:
                 self._stamp(port, *self._with_times(said, kept))
                 return
-            except Exception as exc:
+            except BaseException as exc:
                 if not self.collects:
                     raise self.fail(exc, kept, len(times)) from exc
                 self._stamp(port, *self.applied(self._time_of, kept))

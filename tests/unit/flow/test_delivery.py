@@ -178,3 +178,20 @@ async def test_writer_of_a_users_own_gets_records_again_until_it_has_them() -> N
 
     assert store.calls == [[SinkRecord("x", "k", 5, 7)]] * 2
     assert store.events == ["open", "aclose"]
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), asyncio.CancelledError(), KeyboardInterrupt()])
+async def test_writer_that_ends_its_task_is_one_that_raises(raised: BaseException) -> None:
+    """Not the process, and not the output without a word."""
+
+    class Odd:
+        async def write(self, records: Sequence[SinkRecord[int]]) -> None:
+            if raising:
+                raise raising.pop()
+            had.extend(one.value for one in records)
+
+    raising, had = [raised], list[int]()
+    delivery = SinkDelivery({"a": OwnSink(Odd())}, "g/1/0", "s.m")
+    delivery.put(1, sink_message("a", 0, body(1, 2)))
+    await eventually(lambda: had == [1, 2], 5)
+    await delivery.aclose()

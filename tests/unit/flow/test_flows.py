@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +22,7 @@ from mycelia.flow import (
     MemoryStore,
     Stream,
     after,
+    aggregation,
     collect,
     count,
     counting,
@@ -246,6 +249,85 @@ def test_record_of_an_impossible_time_is_rejected_by_name_and_makes_nobody_late(
     assert engine.take_rejected() == []
     (gave,) = engine.end("departed", 0)
     assert [one.value for one in gave.values] == [(3, 5)]
+
+
+class Truthless:
+    """As an array, or a missing value."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("neither true nor false")
+
+
+def quits(_: Any) -> Any:
+    sys.exit(3)
+
+
+def truthless(_: Any) -> Any:
+    return Truthless()
+
+
+SPOILED: dict[str, Callable[[Any], Stream[Any]]] = {
+    "filter": lambda spoil: source("in", int).filter(lambda n: spoil(n) if n == 2 else True),
+    "branch": lambda spoil: source("in", int).branch(lambda n: spoil(n) if n == 2 else True)[0],
+    "map": lambda spoil: source("in", int).map(lambda n: spoil(n) if n == 2 else n),
+    "flat_map": lambda spoil: source("in", int).flat_map(lambda n: spoil(n) if n == 2 else [n]),
+    "key_by": lambda spoil: source("in", int).key_by(lambda n: spoil(n) if n == 2 else n),
+    "event_time": lambda spoil: source("in", int).event_time(
+        lambda n: spoil(n) if n == 2 else n, unit="ms"
+    ),
+    "map_async": lambda spoil: source("in", int).map_async(awaited(spoil)),
+    "process": lambda spoil: (
+        source("in", int)
+        .key_by(lambda n: 0)
+        .process(lambda context, n: [spoil(n) if n == 2 else n], state=list)
+    ),
+}
+
+
+def awaited(spoil: Callable[[Any], Any]) -> Any:
+    async def called(n: int) -> Any:
+        return spoil(n) if n == 2 else n
+
+    return called
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+@pytest.mark.parametrize("collects", [False, True])
+def test_function_that_ends_the_process_is_one_that_raises_over_its_record(
+    kind: str, collects: bool
+) -> None:
+    plan = FlowPlan({"out": SPOILED[kind](quits).port})
+    engine = Engine(plan, {"in": [0]}, collects=collects)
+    with pytest.raises(FlowFunctionError, match=f"{kind}-1.*record 2 of the batch.*SystemExit: 3"):
+        engine.feed("in", 0, [0, 1, 2, 3], [0] * 4)
+
+
+@pytest.mark.parametrize("kind", ["filter", "branch"])
+@pytest.mark.parametrize("collects", [False, True])
+def test_record_that_is_neither_true_nor_false_is_named(kind: str, collects: bool) -> None:
+    plan = FlowPlan({"out": SPOILED[kind](truthless).port})
+    engine = Engine(plan, {"in": [0]}, collects=collects)
+    with pytest.raises(FlowFunctionError, match=f"{kind}-1.*record 2 of .*neither true nor false"):
+        engine.feed("in", 0, [0, 1, 2, 3], [0] * 4)
+
+
+@pytest.mark.parametrize("kind", [tumbling("1s"), sliding("1s"), session("1s"), counting(2)])
+@pytest.mark.parametrize("where", ["of", "merge", "result"])
+def test_aggregation_that_ends_the_process_is_one_that_raises(kind: Any, where: str) -> None:
+    made: dict[str, Any] = {"of": sum, "merge": operator.add, "result": abs, where: quits}
+    if where == "merge":
+        made["merge"] = lambda a, b: quits(a)
+    windows = source("in", int).event_time(float, unit="s").key_by(lambda n: "k").window(kind)
+    plan = FlowPlan({"out": windows.aggregate(aggregation(**made, name="odd")).port})
+    engine = Engine(plan, {"in": [0]})
+
+    def run() -> None:
+        for _ in range(3):
+            engine.feed("in", 0, [1], [0])
+        engine.end("in", 0)
+
+    with pytest.raises(FlowFunctionError, match=r"window-1.*key 'k'.*SystemExit: 3"):
+        run()
 
 
 def test_first_record_of_all_may_be_of_any_time_but_the_future() -> None:

@@ -136,6 +136,20 @@ async def test_generator_that_raises_is_told_after_what_it_gave_before() -> None
     await reader.aclose()
 
 
+@pytest.mark.parametrize("raised", [SystemExit(3), asyncio.CancelledError(), KeyboardInterrupt()])
+async def test_generator_that_ends_its_task_is_one_that_raises(raised: BaseException) -> None:
+    async def odd(position: int | None) -> AsyncGenerator[tuple[int, int], None]:
+        yield 1, 1
+        raise raised
+
+    reader = iterator(odd).reader(NO_LINK, 0)
+    await reader.open()
+    assert await values_of(reader, 1) == [1]
+    with pytest.raises(FlowError, match=f"it ended with {type(raised).__name__}"):
+        await reader.take(5)
+    await reader.aclose()
+
+
 async def test_generator_waits_for_who_takes_and_is_closed() -> None:
     given: list[int] = []
     closed = asyncio.Event()

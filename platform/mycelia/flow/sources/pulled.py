@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from mycelia.amqp import Delivery, Link, Properties
 from mycelia.errors import ContractError, FlowError, UnserializableValueError, describe
 from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.flow.user_code import error_of, is_called_off
 from mycelia.logs import FaultyRecord, LogEntry, LogPosition
 from mycelia.logs.position import StartAt
 from mycelia.logs.record_shape import RecordShape
@@ -141,8 +142,10 @@ class PulledReader:
                     await self._has_room.wait()
                 self._buffer.append(item)
                 self._arrived.set()
-        except Exception as exc:  # noqa: BLE001  a user's generator, or a database: who takes is told
-            self._error = exc
+        except BaseException as exc:
+            if is_called_off(exc):
+                raise
+            self._error = error_of(exc)
             self._arrived.set()
         finally:
             await values.aclose()
