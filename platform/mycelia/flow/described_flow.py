@@ -10,15 +10,14 @@ from mycelia.errors import ConfigError
 from mycelia.flow.flow_graph import FlowGraph
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.outputs import FlowOutput, checked_outputs
-from mycelia.flow.sources.events import QueueSource
-from mycelia.flow.sources.pulled import PulledSource
+from mycelia.flow.sources.single import SingleSource
 from mycelia.flow.stream import source as stream_of
 from mycelia.logs import Log
 
 __all__ = ["AnySource", "DescribedFlow", "ReadsLogs", "described_flow"]
 
 
-AnySource = Log[Any] | PulledSource | QueueSource
+AnySource = Log[Any] | SingleSource[Any]
 """What a flow reads."""
 
 

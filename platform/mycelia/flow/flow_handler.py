@@ -25,8 +25,7 @@ from mycelia.flow.partition_run import StageDescription
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.relay_log import relay_partition
 from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused
-from mycelia.flow.sources.events import QueueSource
-from mycelia.flow.sources.pulled import PulledSource
+from mycelia.flow.sources.single import SingleSource
 from mycelia.flow.stage import PartitionCommit, Stage, StageOptions
 from mycelia.flow.staging import BETWEEN, LogsBetween, descriptions_of
 from mycelia.flow.standing import StageSource, StageStanding
@@ -175,7 +174,7 @@ class FlowHandler(Entrypoint):
         if not sources:
             raise ValueError("expected a Log, or several.")
         for one in sources:
-            if not isinstance(one, Log | PulledSource | QueueSource):
+            if not isinstance(one, Log | SingleSource):
                 raise ValueError(f"{one!r:.60} is no Log, and no other source.")
         names = [one.name for one in sources]
         for name in names:

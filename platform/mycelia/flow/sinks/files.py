@@ -120,6 +120,8 @@ class FileSink(FlowSink[T]):
     A file is called `GROUP-GENERATION-PARTITION-NUMBER.SUFFIX`: each partition of a flow writes its own, in each folder.
     """
 
+    leaves_out_repeats = True
+
     suffix = ".jsonl"
 
     def __init__(

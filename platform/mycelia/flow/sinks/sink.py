@@ -90,9 +90,11 @@ class FlowSink(Generic[T]):
 
     Attributes:
         name: of the output, unless `to(name=…)` gives it another; no secrets.
+        leaves_out_repeats: whether a body that comes again changes nothing where it goes to.
     """
 
     name: str
+    leaves_out_repeats = False
 
     async def open(self, container: Container) -> None:
         """The service starts: see that it can be.

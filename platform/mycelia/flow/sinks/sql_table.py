@@ -65,6 +65,8 @@ _BUSY_S: Final = 10.0
 class SqlTable(FlowSink[T]):
     """Made by `sql_table()`."""
 
+    leaves_out_repeats = True
+
     def __init__(
         self, url: str, table: str, key: Sequence[str], of: type[T] | None, create: bool
     ) -> None:

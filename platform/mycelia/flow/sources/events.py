@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from mycelia.amqp import Binding, ConsumeOptions, Delivery, Exchange, Link, LinkConsumer, Queue
 from mycelia.errors import ConfigError, RuntimeStateError
+from mycelia.flow.sources.single import SingleSource
 from mycelia.logs import FaultyRecord, LogEntry, LogPosition
 from mycelia.logs.batch_format import decode_entry
 from mycelia.logs.position import StartAt
@@ -60,18 +61,13 @@ class SeenIds:
         return b"".join(self._order)
 
 
-class QueueSource:
-    """Made by `events()` and `queue()`: a source of one partition for `@flow(…)`.
-
-    Attributes:
-        name: what the flow's state and leases know it by.
-        shape: the type of the messages, and where their keys and times are.
-    """
+class QueueSource(SingleSource[T]):
+    """Made by `events()` and `queue()`: a source of one partition for `@flow(…)`."""
 
     def __init__(
         self,
         name: str,
-        shape: RecordShape[Any],
+        shape: RecordShape[T],
         window: int,
         declared: Queue | None,
         exchange: Exchange | None = None,
@@ -81,28 +77,20 @@ class QueueSource:
             raise ConfigError(
                 f"{shape.what}: window={window!r:.60}; expected a number from {PREFETCH}, which may be on their way."
             )
-        self.name = name
-        self.shape = shape
-        self._window = window
+        super().__init__(name, shape)
+        self.window = window
+        """How many ids are remembered."""
         self._queue = declared
         self._exchange = exchange
         self._routing_key = routing_key
 
-    @property
-    def partitions(self) -> int:
-        return 1
-
-    @property
-    def split_by(self) -> Any:
-        return None
-
-    def for_flow(self, group: str) -> QueueSource:
+    def for_flow(self, group: str) -> QueueSource[T]:
         """As one flow reads it: with a queue of its own, where it was given none."""
         if self._queue is not None:
             return self
         own = Queue(f"flow-{self.name}--{group}", arguments={"x-queue-type": "quorum"})
         return QueueSource(
-            self.name, self.shape, self._window, own, self._exchange, self._routing_key
+            self.name, self.shape, self.window, own, self._exchange, self._routing_key
         )
 
     async def declare(self, link: Link, timeout: float | None = None) -> None:
@@ -115,10 +103,7 @@ class QueueSource:
 
     def reader(self, link: Link, partition: int, start: StartAt = "first") -> QueueReader:
         assert self._queue is not None
-        return QueueReader(link, self._queue.name, self.name, self.shape, self._window, start)
-
-    def __repr__(self) -> str:
-        return f"<QueueSource {self.name!r}>"
+        return QueueReader(link, self._queue.name, self.name, self.shape, self.window, start)
 
 
 class QueueReader:
@@ -259,7 +244,7 @@ def events(
     key: Extractor | None = None,
     time: Extractor | None = None,
     window: int = 10_000,
-) -> QueueSource:
+) -> QueueSource[T]:
     """A service's events of a type, as a source: `@flow(events("tower", "departed", of=Departed))`.
 
     They wait in a queue of the flow's own, `flow-<service>.<type>--<group>`, from the flow's first start on. Acknowledged after the commit; one that comes again, with the same
@@ -273,7 +258,7 @@ def events(
     """
     name = f"{service}.{event_type}"
     exchange = Exchange(event_exchange_name(service))
-    shape: RecordShape[Any] = RecordShape(f"events {name}", of, key, time)
+    shape: RecordShape[T] = RecordShape(f"events {name}", of, key, time)
     return QueueSource(name, shape, window, None, exchange, event_type)
 
 
@@ -284,7 +269,7 @@ def queue(
     key: Extractor | None = None,
     time: Extractor | None = None,
     window: int = 10_000,
-) -> QueueSource:
+) -> QueueSource[T]:
     """A queue as a source: `@flow(queue("orders", of=Order))`. As `events()`.
 
     Args:
@@ -297,5 +282,5 @@ def queue(
     )
     if not of_name.name:
         raise ConfigError(f"queue({declared!r:.60}): expected a Queue, or a name.")
-    shape: RecordShape[Any] = RecordShape(f"queue {of_name.name}", of, key, time)
+    shape: RecordShape[T] = RecordShape(f"queue {of_name.name}", of, key, time)
     return QueueSource(of_name.name, shape, window, of_name)

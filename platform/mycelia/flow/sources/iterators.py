@@ -28,7 +28,7 @@ def iterator(
     name: str | None = None,
     key: Extractor | None = None,
     time: Extractor | None = None,
-) -> PulledSource:
+) -> PulledSource[T]:
     """Whatever an async iterator gives, as a source: `@flow(iterator(readings))`.
 
         async def readings(position: int | None) -> AsyncIterator[tuple[int, Reading]]:
@@ -63,7 +63,7 @@ class _Nothing:
     async def __aexit__(self, *_: object) -> None: ...
 
 
-def ticks(interval: Duration, *, name: str | None = None) -> PulledSource:
+def ticks(interval: Duration, *, name: str | None = None) -> PulledSource[datetime]:
     """A moment each `interval` of the clock on the wall, as a source: `@flow(ticks("1s"))`. Its records are `datetime`s, in UTC.
 
     They are multiples of the interval since 1970, each once: those of a time in which nobody ran the flow come when somebody does, one
@@ -84,7 +84,9 @@ def ticks(interval: Duration, *, name: str | None = None) -> PulledSource:
             await _until(at)
             yield PulledItem(at, moment_of(at), at)
 
-    return PulledSource(called, RecordShape(f"source {called}", datetime, None, None), begin)
+    return PulledSource(
+        called, RecordShape(f"source {called}", datetime, None, None), begin, interval_ms
+    )
 
 
 async def _until(at_ms: int) -> None:

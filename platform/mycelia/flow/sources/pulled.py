@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from mycelia.amqp import Delivery, Link, Properties
 from mycelia.errors import ContractError, FlowError, UnserializableValueError, describe
+from mycelia.flow.sources.single import SingleSource
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.user_code import error_of, is_called_off
 from mycelia.logs import FaultyRecord, LogEntry, LogPosition
@@ -53,39 +54,18 @@ def place_of(count: int, position: Any) -> LogPosition:
     return LogPosition(offset=count, seen={_POSITION: [encode_state(position)]})
 
 
-class PulledSource:
-    """Made by `iterator()`, `ticks()` and `sql_changes()`: a source of one partition for `@flow(…)`.
+class PulledSource(SingleSource[T]):
+    """Made by `iterator()`, `ticks()` and `sql_changes()`: a source of one partition for `@flow(…)`. Nothing of it is at the broker."""
 
-    Attributes:
-        name: what the flow's state and leases know it by.
-        shape: the type of its values, and where their keys and times are.
-    """
-
-    def __init__(self, name: str, shape: RecordShape[Any], begin: Begin) -> None:
-        self.name = name
-        self.shape = shape
+    def __init__(
+        self, name: str, shape: RecordShape[T], begin: Begin, interval_ms: int | None = None
+    ) -> None:
+        super().__init__(name, shape)
+        self.interval_ms = interval_ms
         self._begin = begin
-
-    @property
-    def partitions(self) -> int:
-        return 1
-
-    @property
-    def split_by(self) -> Any:
-        return None
-
-    def for_flow(self, group: str) -> PulledSource:
-        """As one flow reads it."""
-        return self
-
-    async def declare(self, link: Link, timeout: float | None = None) -> None:
-        """Nothing of it is at the broker."""
 
     def reader(self, link: Link, partition: int, start: StartAt = "first") -> PulledReader:
         return PulledReader(self.name, self.shape, self._begin, start)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r}>"
 
 
 class PulledReader:

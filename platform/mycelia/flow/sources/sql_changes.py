@@ -72,7 +72,7 @@ def sql_changes(
     time: Extractor | None = None,
     every: Duration = "1s",
     settle: Duration = "10s",
-) -> PulledSource:
+) -> PulledSource[T]:
     """The rows of a SQL table as they are added, as a source: `@flow(sql_changes("postgresql://…", "orders", of=Order, key="customer"))`.
 
     Asked for each `every`, in the order of `by`; the position is the last one's. Rows that are changed or deleted are not seen. Needs the extra `sql`.
