@@ -37,7 +37,7 @@ def test_flows_are_tested_as_the_page_does(tmp_path: Path) -> None:
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
             *("-p", "no:pytest_nameko", "-p", "no:nameko_sqlalchemy"),
-            *("delays.py", "test_hourly.py"),
+            *("delays.py", "test_hourly.py", "test_stored.py", "test_next_version.py"),
         ],
         cwd=tmp_path,
         env={"PYTHONPATH": f"{ROOT / 'platform'}:{tmp_path}", "PATH": "/usr/bin:/bin"},
@@ -46,8 +46,8 @@ def test_flows_are_tested_as_the_page_does(tmp_path: Path) -> None:
         check=False,
     )
 
-    assert "2 passed" in done.stdout, done.stdout + done.stderr
-    assert len(blocks) == 10
+    assert "4 passed" in done.stdout, done.stdout + done.stderr
+    assert len(blocks) == 12
 
 
 async def test_flow_of_a_service_is_shown_on_the_board(

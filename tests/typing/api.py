@@ -1,8 +1,8 @@
 """What type checkers see of the public names. Checked, not run: `mypy tests/typing`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypedDict, Unpack, assert_type
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -45,24 +45,29 @@ from mycelia.flow import (
     KeyedStream,
     LateRecord,
     ProcessedStream,
+    PulledSource,
+    QueueSource,
     SinkRecord,
     Stream,
     WindowedResults,
     WindowedStream,
     count,
+    events,
     every,
+    iterator,
     json_lines,
     max_of,
     mean,
     quantile,
     source,
     sql_table,
+    ticks,
     top,
     tumbling,
 )
 from mycelia.logs import BlockingLogWriter, LogReader, LogWriter
 from mycelia.runtime import EntrypointArguments
-from mycelia.testing import eventually, make_worker
+from mycelia.testing import FlowDriver, eventually, make_worker
 
 
 class Once(Entrypoint):
@@ -288,6 +293,28 @@ async def enrich(departed: Departed) -> int:
 
 async def spread(departed: Departed) -> list[str]:
     return [departed.origin]
+
+
+async def given(position: int | None) -> AsyncIterator[tuple[int, Departed]]:
+    yield 0, Departed("JFK", 1, datetime.now(UTC))
+
+
+def driven(departed: Stream[Departed]) -> None:
+    """Sources keep the types of their records, and drivers ask for them."""
+    heard = events("tower", "departed", of=Departed)
+    assert_type(heard, QueueSource[Departed])
+    assert_type(iterator(given), PulledSource[Departed])
+    assert_type(ticks("1s"), PulledSource[datetime])
+    driver = FlowDriver.of(Planes, "flown", seed=1, crash_rate=0.1)
+    assert_type(driver, FlowDriver)
+    driver.append(heard, [Departed("JFK", 1, datetime.now(UTC))])
+    of_log: list[Flight] = [{"origin": "JFK"}]
+    driver.append(FLIGHTS, of_log)
+    driver.append("anything", [1])
+    driver.append(heard, [1])  # type: ignore[misc]
+    driver.append(heard, of_log)  # type: ignore[misc]
+    assert_type(driver.delivered("departed"), list[SinkRecord[Any]])
+    FlowDriver(departed.emit("departed"), after=driver)
 
 
 def ends(departed: Stream[Departed], keyed: KeyedStream[str, Departed]) -> None:

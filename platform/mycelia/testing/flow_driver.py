@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from random import Random
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypedDict, TypeVar, Unpack, overload
 
 from mycelia.durations import Duration, seconds_of
 from mycelia.errors import ConfigError
@@ -61,6 +61,16 @@ class DrivenRecord(NamedTuple):
     key: Any
     time_ms: int
     value: Any
+
+
+class _Told(TypedDict, total=False):
+    """What is told of records that are appended; see `FlowDriver.append()`."""
+
+    times: Sequence[int] | None
+    keys: Sequence[Any] | None
+    ids: Sequence[str] | None
+    partition: int | None
+    batch: int
 
 
 class _Crash(Exception):
@@ -180,10 +190,18 @@ class FlowDriver:
 
     # --- what a test does ----------------------------------------------------------------------------
 
+    @overload
+    def append(self, source: Log[T], values: Sequence[T], **told: Unpack[_Told]) -> None: ...
+    @overload
+    def append(
+        self, source: SingleSource[T], values: Sequence[T], **told: Unpack[_Told]
+    ) -> None: ...
+    @overload
+    def append(self, source: str, values: Sequence[Any], **told: Unpack[_Told]) -> None: ...
     def append(
         self,
-        source: str | Log[T] | SingleSource[T],
-        values: Sequence[T],
+        source: str | AnySource,
+        values: Sequence[Any],
         *,
         times: Sequence[int] | None = None,
         keys: Sequence[Any] | None = None,
