@@ -9,10 +9,11 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from mycelia.flow.column_batch import ColumnBatch
+from mycelia.flow.equal_keys import key_state
 from mycelia.flow.operators import Operator
 from mycelia.flow.results import OpenWindow
 from mycelia.flow.state import StoreReader
-from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.flow.state_codec import decode_state
 from mycelia.flow.tables import row_of
 
 __all__ = [
@@ -85,7 +86,7 @@ def reads_row(store: StoreReader, step: str, key: Any) -> KnownOfKey | None:
 
 def reads_state(store: StoreReader, step: str, key: Any) -> KnownOfKey | None:
     """The state that a function keeps, as `ReadsKey`."""
-    (data,) = store.read(step, [encode_state(key)])
+    (data,) = store.read(step, [key_state(key)])
     return None if data is None else {"state": decode_state(data)}
 
 
@@ -93,7 +94,7 @@ def reads_windows(read: ReadsWindows) -> ReadsKey:
     """Reads open windows; a key that has none is not known."""
 
     def reads(store: StoreReader, step: str, key: Any) -> KnownOfKey | None:
-        (data,) = store.read(step, [encode_state(key)])
+        (data,) = store.read(step, [key_state(key)])
         if data is None:
             return None
         windows, left_out = read(decode_state(data), MOST_WINDOWS)

@@ -17,9 +17,10 @@ from typing import Any, Final, NamedTuple
 from mycelia.errors import ConfigError, FlowFunctionError, RuntimeStateError, StateIncompatible
 from mycelia.flow.async_steps import RunsCoroutines, in_own_loop
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME, ColumnBatch
+from mycelia.flow.equal_keys import key_state
 from mycelia.flow.graph import Building, FlowNode, FlowPlan
 from mycelia.flow.operators import Operator
-from mycelia.flow.state import Changes, StoreReader
+from mycelia.flow.state import Changes, StoreReader, UnkeptKey
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.stateless import FlowStep, Fused, Watching
 from mycelia.flow.watermarks import Silence
@@ -386,7 +387,10 @@ class Engine:
         if cell.inbox:
             inbox, cell.inbox = cell.inbox, []
             for port, batch in inbox:
-                operator.process(port, batch)
+                try:
+                    operator.process(port, batch)
+                except UnkeptKey as exc:
+                    raise _unkept(operator, batch, exc) from exc
         if isinstance(operator, Watching):
             cell.watermark = operator.watch()
             cell.silence = operator.silence
@@ -479,6 +483,22 @@ class Engine:
         return {
             cell.operator.name: found for cell in self._cells if (found := cell.operator.counts())
         }
+
+
+def _unkept(operator: Operator, batch: ColumnBatch, error: UnkeptKey) -> FlowFunctionError:
+    """The error of the first record whose key cannot be kept; those of others are the operator's failures."""
+    failed = []
+    for position, key in enumerate(batch.keys or ()):
+        try:
+            key_state(key)
+        except BaseException as exc:  # noqa: BLE001  whatever a key's own methods raise
+            one = operator.fail(UnkeptKey(operator.name, key, exc), batch, position)
+            one.__cause__ = exc
+            failed.append(one)
+    if not failed:  # of another time: it asks for no record of this batch
+        return operator.fail(error, None, None)
+    operator.failed += failed[1:]
+    return failed[0]
 
 
 def _channels_of(

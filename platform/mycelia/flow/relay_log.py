@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from decimal import Decimal
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -26,6 +25,7 @@ import msgspec
 from mycelia.amqp import Message
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME
 from mycelia.flow.engine import Given
+from mycelia.flow.equal_keys import plain_key
 from mycelia.flow.outgoing import entry_bodies
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.watermarks import Silence
@@ -174,23 +174,10 @@ def relay_partition(key: Any, partitions: int) -> int:
 
 
 def _key_bytes(key: Any) -> bytes:
-    plain = _plain_key(key)
+    plain = plain_key(key)
     if isinstance(plain, str | bytes) or (type(plain) is int and -(2**63) <= plain < 2**64):
         return key_bytes(plain)
     return encode_state(plain)
-
-
-def _plain_key(key: Any) -> Any:
-    """1, 1.0, True and Decimal(1) are one key, also within a tuple."""
-    if isinstance(key, int):
-        return int(key)
-    if isinstance(key, float) and key.is_integer():
-        return int(key)
-    if isinstance(key, Decimal) and key.is_finite() and key == key.to_integral_value():
-        return int(key)
-    if type(key) is tuple:
-        return tuple(map(_plain_key, key))
-    return key
 
 
 class Relaying:

@@ -9,14 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from mycelia.errors import StateIncompatible, describe
+from mycelia.flow.equal_keys import key_state
 from mycelia.flow.state_codec import decode_state, encode_state
 
-__all__ = ["Changes", "KeyedState", "MemoryStore", "StateStore", "StoreReader"]
+__all__ = ["Changes", "KeyedState", "MemoryStore", "StateStore", "StoreReader", "UnkeptKey"]
 
 V = TypeVar("V")
 
 Changes = dict[str, dict[bytes, bytes | None]]
 """What one checkpoint writes: of each space the keys with their new bytes, None for those that are gone."""
+
+
+class UnkeptKey(StateIncompatible):
+    """A key that cannot be kept, or whose state cannot: it is of a type that has no bytes."""
+
+    def __init__(self, step: str, key: Any, error: BaseException) -> None:
+        told = str(error) if isinstance(error, StateIncompatible) else f"{describe(error)}."
+        super().__init__(
+            f'step "{step}", key {key!r:.80}: what is kept of it cannot be written: {told}'
+        )
 
 
 class StoreReader(Protocol):
@@ -97,24 +109,60 @@ class KeyedState(Generic[V]):
             live = self.live
             missing = [key for key in keys if key not in live and key not in self._dirty]
             if missing:
-                found = store.read(self.space, [encode_state(key) for key in missing])
+                found = store.read(self.space, self._keys(missing))
                 for key, data in zip(missing, found, strict=True):
                     if data is not None:
-                        live[key] = self._restored(decode_state(data))
+                        live[key] = self._read(key, data)
         return self.live
+
+    def _keys(self, keys: Iterable[Any]) -> list[bytes]:
+        """
+        Raises:
+            UnkeptKey: one of them has no bytes.
+        """
+        made: list[bytes] = []
+        for key in keys:
+            try:
+                made.append(key_state(key))
+            except BaseException as exc:
+                raise UnkeptKey(self.space, key, exc) from exc
+        return made
+
+    def _read(self, key: Any, data: bytes) -> V:
+        try:
+            return self._restored(decode_state(data))
+        except StateIncompatible as exc:
+            raise StateIncompatible(f'step "{self.space}", key {key!r:.80}: {exc}') from exc
 
     def touch(self, keys: Iterable[Any]) -> None:
         """These have changed, or are gone from `live`."""
         self._dirty.update(keys)
 
     def take_changes(self) -> dict[bytes, bytes | None]:
-        """What changed since the last time, as bytes. The caller writes it, or gives this object up."""
+        """What changed since the last time, as bytes. The caller writes it, or gives this object up.
+
+        Raises:
+            StateIncompatible: names the key that cannot be kept, or whose state cannot.
+        """
         live = self.live
-        changed: dict[bytes, bytes | None] = {
-            encode_state(key): encode_state(self._plain(live[key])) if key in live else None
-            for key in self._dirty
-        }
+        try:
+            changed: dict[bytes, bytes | None] = {
+                key_state(key): encode_state(self._plain(live[key])) if key in live else None
+                for key in self._dirty
+            }
+        except BaseException:
+            for key in self._dirty:
+                self._check(key)
+            raise
         self._dirty.clear()
         if self._store is not None and len(live) > self._keep:
             live.clear()
         return changed
+
+    def _check(self, key: Any) -> None:
+        try:
+            key_state(key)
+            if key in self.live:
+                encode_state(self._plain(self.live[key]))
+        except BaseException as exc:
+            raise UnkeptKey(self.space, key, exc) from exc

@@ -15,6 +15,7 @@ from mycelia.flow.column_batch import (
     ColumnBatch,
     Spread,
 )
+from mycelia.flow.equal_keys import has_no_equal, without_equals
 from mycelia.flow.operators import MAIN, SIDE, Operator
 from mycelia.flow.state import Changes, StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
@@ -90,16 +91,17 @@ class Fused(Operator):
         """Those records that have a key. One that cannot be a key is found here, by name, and not in a window."""
         batch = ColumnBatch(batch.times, batch.values, keys, batch.channel, batch.trail)
         try:
-            is_whole = None not in set(keys)
-        except TypeError:
+            distinct = set(keys)
+        except BaseException:  # noqa: BLE001  raised below, with its record
             keys, batch = self.applied(_hashable_of(step.function), batch)
-            is_whole = None not in keys
-        if is_whole:
+            distinct = set(keys)
+        if None not in distinct and not without_equals(distinct):
             return batch
-        for position, key in enumerate(keys):
-            if key is None:
-                self.reject(batch, position, f"{step.name} gives it no key (None)")
-        return batch.only([key is not None for key in keys])
+        kept = [key is not None and not has_no_equal(key) for key in keys]
+        for position, is_kept in enumerate(kept):
+            if not is_kept:
+                self.reject(batch, position, f"{step.name} gives it no key ({keys[position]})")
+        return batch.only(kept)
 
 
 def _truth_of(function: Callable[[Any], Any]) -> Callable[[Any], bool]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mycelia.flow.column_batch import ColumnBatch
+from mycelia.flow.equal_keys import key_state
 from mycelia.flow.operators import Operator
 from mycelia.flow.results import WindowResult
 from mycelia.flow.state import Changes, KeyedState, StoreReader
-from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.flow.state_codec import decode_state
 
 __all__ = ["Tabling", "key_from_wire", "row_of", "rows_of", "table_step"]
 
@@ -67,7 +68,7 @@ def row_of(store: StoreReader, table: str, key: Any) -> tuple[int, Any] | None:
     Args:
         table: the name of its step.
     """
-    (data,) = store.read(table, [encode_state(key)])
+    (data,) = store.read(table, [key_state(key)])
     if data is None:
         return None
     time, value = decode_state(data)

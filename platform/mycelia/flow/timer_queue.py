@@ -5,6 +5,7 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush
 from typing import Any
 
+from mycelia.flow.equal_keys import plain_key
 from mycelia.flow.state import StoreReader
 from mycelia.flow.state_codec import decode_state, encode_state
 
@@ -29,7 +30,7 @@ class TimerQueue:
             self._restore(store)
 
     def _restore(self, store: StoreReader) -> None:
-        rows = [(decode_state(value), *decode_state(key)) for key, value in store.scan(self.space)]
+        rows = [_timer_of(key, value) for key, value in store.scan(self.space)]
         for sequence, time, payload in sorted(rows, key=lambda row: row[0]):
             self._at.setdefault(time, {})[payload] = sequence
             self._next = sequence + 1
@@ -79,8 +80,21 @@ class TimerQueue:
         changed: dict[bytes, bytes | None] = {}
         for time, payload in self._changed:
             sequence = self._at.get(time, {}).get(payload)
-            changed[encode_state([time, payload])] = (
-                None if sequence is None else encode_state(sequence)
+            plain = plain_key(payload)
+            changed[encode_state([time, plain])] = (
+                None
+                if sequence is None
+                else encode_state(sequence if plain is payload else [sequence, payload])
             )
         self._changed.clear()
         return changed
+
+
+def _timer_of(key: bytes, value: bytes) -> tuple[int, int, Any]:
+    """Its sequence, time and payload. A payload that could be written more plainly, and then is the same timer, is kept as it was."""
+    time, payload = decode_state(key)
+    kept = decode_state(value)
+    if isinstance(kept, list):
+        sequence, payload = kept
+        return sequence, time, payload
+    return kept, time, payload
