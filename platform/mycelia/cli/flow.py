@@ -91,9 +91,7 @@ def add_flow_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
         parser.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
     for parser in (ls, show, graph, lag, savepoint, reset):
         parser.add_argument("--json", action="store_true", help="print JSON")
-        if parser is not savepoint:
-            add_connection_arguments(parser, taken="the broker", timeout=10.0)
-    savepoint.add_argument("--config", metavar="FILE", help="take mycelia.flows.state from it")
+        add_connection_arguments(parser, taken="the broker", timeout=10.0)
 
 
 def _interval(text: str) -> float:

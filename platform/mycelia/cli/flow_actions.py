@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 
 from mycelia.amqp import Link
-from mycelia.cli.actions import confirm, on_link, print_line, print_table
-from mycelia.cli.call_and_publish import say_usage
+from mycelia.cli.actions import confirm, exit_code_of, on_link, print_line, print_table
+from mycelia.cli.call_and_publish import client_of, say_usage
 from mycelia.cli.dlq_output import as_json
 from mycelia.cli.failures import FailedImport, describe_failure
 from mycelia.cli.loading import load_services
-from mycelia.cli.state_argument import home_of
+from mycelia.cli.state_argument import home_of, section_of
 from mycelia.control.flows import FlowAsker
 from mycelia.errors import ConfigError, MyceliaError, RuntimeStateError
 from mycelia.flow import FlowHandler
@@ -28,8 +28,9 @@ from mycelia.flow.described_flow import described_flow
 from mycelia.flow.flow_graph import graph_text
 from mycelia.flow.graph_svg import graph_svg
 from mycelia.flow.reset import reset_flow
-from mycelia.flow.savepoints import take_savepoint
+from mycelia.flow.savepoints import Savepoint, take_savepoint
 from mycelia.flow.standing import FlowFigures, behind_text, flow_notes, rate_text
+from mycelia.flow.state_home import StateHome, state_home
 from mycelia.nearest import nearest
 from mycelia.runtime import find_entrypoints
 from mycelia.runtime.declarations import get_service_name
@@ -318,18 +319,33 @@ def _print_text(text: str) -> None:
 
 
 def savepoint_action(args: argparse.Namespace) -> int:
-    """Copy the state of a flow. Needs no broker."""
+    """Copy the state of a flow. Needs no broker, unless the flow has changelogs there."""
+
+    async def with_changelogs() -> int:
+        async with client_of(args) as client:
+            home = home_of(args, client.link)
+            return _told_savepoint(args, await asyncio.to_thread(_savepoint, args, home))
+
     try:
-        home = home_of(args)
-        try:
-            taken = take_savepoint(home, args.flow, args.directory)
-        finally:
-            home.close()
+        section = section_of(args)
+        if section.changelog:
+            return exit_code_of(with_changelogs())
+        return _told_savepoint(args, _savepoint(args, state_home(section.state)))
     except ConfigError as exc:
         return say_usage(str(exc))
     except MyceliaError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
+
+
+def _savepoint(args: argparse.Namespace, home: StateHome) -> Savepoint:
+    try:
+        return take_savepoint(home, args.flow, args.directory)
+    finally:
+        home.close()
+
+
+def _told_savepoint(args: argparse.Namespace, taken: Savepoint) -> int:
     if args.json:
         print_line(as_json(msgspec.to_builtins(taken)))
         return 0
@@ -341,7 +357,7 @@ def savepoint_action(args: argparse.Namespace) -> int:
 
 
 async def _reset(args: argparse.Namespace, link: Link) -> int:
-    home = home_of(args)
+    home = home_of(args, link)
     try:
         kept = await asyncio.to_thread(home.kept, args.flow)
         if not args.yes:

@@ -36,7 +36,7 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
     if args.follow and args.group is None:
         raise ConfigError("--follow is of one group: name it.")
     partitions = await count_partitions(link, args.log)
-    home = home_of(args)
+    home = home_of(args, link)
     try:
         groups = LogGroups(link, home)
         if args.group is None:
@@ -128,7 +128,7 @@ async def _replay(args: argparse.Namespace, link: Link) -> int:
     if args.partition is not None and args.partition >= partitions:
         raise ConfigError(f'log "{args.log}" has the partitions 0 to {partitions - 1}.')
     chosen = range(partitions) if args.partition is None else [args.partition]
-    home = home_of(args)
+    home = home_of(args, link)
     try:
         try:
             group = await LogGroups(link, home).find(args.log, args.group)

@@ -29,7 +29,7 @@ from mycelia.flow.sources.single import SingleSource
 from mycelia.flow.stage import PartitionCommit, Stage, StageOptions
 from mycelia.flow.staging import BETWEEN, LogsBetween, descriptions_of
 from mycelia.flow.standing import StageSource, StageStanding
-from mycelia.flow.state_home import StateHome, state_home
+from mycelia.flow.state_home import StateHome, logged_state_home
 from mycelia.flow.table_answers import FlowTables, TablePlace
 from mycelia.flow.table_rpc import TableRpc, table_method
 from mycelia.flow.tables import table_step
@@ -59,7 +59,7 @@ _STOP_WAITS: Final = 8.0
 """Seconds that a stop leaves to commits; below the container's 10 s for a hook."""
 
 _THREADS_WAITING: Final = 32
-"""Of a flow with `async` steps: most of its threads wait for them."""
+"""Of a flow with `async` steps or a changelog: most of its threads wait for them."""
 
 _FOLLOW_EVERY: Final = 0.25
 """Seconds between two looks at which partitions are ours, where somebody may ask for what is in them."""
@@ -289,7 +289,7 @@ class FlowHandler(Entrypoint):
         """
         section = self.container.settings.mycelia.flows or FlowsSection()
         name = self.target.name
-        self._home = state_home(section.state)
+        self._home = logged_state_home(section, self.container.host.link)
         try:
             await asyncio.to_thread(self._home.prepare, name, self.group or "", stages)
         except StateUnavailable as exc:
@@ -315,7 +315,10 @@ class FlowHandler(Entrypoint):
     def start(self) -> None:
         assert self.group is not None
         partitions = sum(stage.description.partitions for stage in self.stages)
-        awaits = any(stage.description.plan.awaits for stage in self.stages)
+        section = self.container.settings.mycelia.flows
+        awaits = any(stage.description.plan.awaits for stage in self.stages) or (
+            section is not None and section.changelog
+        )
         most = _THREADS_WAITING if awaits else _THREADS
         self._threads = ThreadPoolExecutor(min(most, partitions), f"mycelia-flow-{self.group}")
         for provider in self.container.dependencies:

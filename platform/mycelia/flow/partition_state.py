@@ -22,6 +22,8 @@ class StatePlace(NamedTuple):
     """The flow."""
     stage: str
     partition: int
+    told: int | None = None
+    """How far the group has come, as the lease says: the sum of the offsets. `None`: it says nothing."""
 
     def __str__(self) -> str:
         stage = "" if self.stage == self.source else f', stage "{self.stage}"'

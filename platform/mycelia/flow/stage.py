@@ -331,7 +331,8 @@ class Stage:
         self, partition: int, lease: PartitionLease, leaving: asyncio.Event
     ) -> None:
         host, description = self._host, self.description
-        place = StatePlace(description.leased_as, description.group, self.name, partition)
+        told = None if lease.position is None else lease.position.offset
+        place = StatePlace(description.leased_as, description.group, self.name, partition, told)
         skipped = self._skipped.setdefault(partition, set())
         awaiting = self._awaiting[partition] = OnLoop(asyncio.get_running_loop())
         if leaving.is_set():

@@ -75,6 +75,13 @@ class StateDirectory:
             if path.stem.isdecimal()
         )
 
+    def sources(self, group: str) -> list[str]:
+        """What stages of a flow are leased by that may have state here."""
+        suffix = f"--{_in_path(group)}"
+        return sorted(
+            unquote(path.name.removesuffix(suffix)) for path in self.path.glob(f"*{suffix}")
+        )
+
     def copy(self, place: StatePlace, to: Path) -> None:
         copy_state_file(self.path_of(place), to, str(place))
 

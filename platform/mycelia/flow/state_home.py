@@ -1,4 +1,7 @@
-"""Where the states of flows are kept: files of SQLite in a directory, or a PostgreSQL by its URL. Chosen by `mycelia.flows.state`."""
+"""Where the states of flows are kept: files of SQLite in a directory, with a changelog at the broker or without, or a PostgreSQL by its URL.
+
+Chosen by `mycelia.flows.state` and `mycelia.flows.changelog`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from mycelia.amqp import Link
+from mycelia.flow.logged_home import LoggedHome
 from mycelia.flow.partition_state import PartitionState, StatePlace
 from mycelia.flow.state import StoreReader
 from mycelia.flow.state_directory import StateDirectory
 from mycelia.flow.state_file import FlowCheckpoint
+from mycelia.runtime.settings import FlowsSection
 
-__all__ = ["StateHome", "is_database", "state_home"]
+__all__ = ["StateHome", "is_database", "logged_state_home", "state_home"]
 
 
 class StateHome(Protocol):
@@ -84,3 +90,14 @@ def state_home(state: str) -> StateHome:
 
         return StateDatabase(state)
     return StateDirectory(state)
+
+
+def logged_state_home(section: FlowsSection, link: Link) -> StateHome:
+    """The place that the section `mycelia: flows:` names, with changelogs if it says so. Called on the link's event loop; opens nothing.
+
+    Raises:
+        ConfigError: see `state_home()`.
+    """
+    if section.changelog:
+        return LoggedHome(StateDirectory(section.state), link, section.changelog_bytes)
+    return state_home(section.state)

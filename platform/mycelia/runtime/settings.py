@@ -156,10 +156,20 @@ class FlowsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     state: str = ".mycelia/flows"
     """The directory of state files, from the working directory: of this machine, and the same for all instances on it. Or, for instances on
     several machines, `postgresql://user:password@host:port/database`, which needs the extra `postgresql`."""
+    changelog: bool = False
+    """Whether each commit goes to a stream of the broker first, so that an instance on another machine, with a directory of its own, can go on."""
+    changelog_bytes: int = 4 * 1024**3
+    """What the stream of one partition keeps: more than six times as much as the partition's state."""
 
     def __post_init__(self) -> None:
         if not self.state:
             raise ValueError("state must be the path of a directory, or a postgresql:// URL")
+        if self.changelog and self.state.startswith(("postgresql://", "postgres://")):
+            raise ValueError(
+                "changelog is for state in files; a PostgreSQL is there for all machines already"
+            )
+        if self.changelog_bytes < 1:
+            raise ValueError("changelog_bytes must be a number of bytes, from 1")
 
 
 class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
