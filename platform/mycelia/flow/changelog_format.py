@@ -11,7 +11,7 @@ A changelog is a stream. Its entries have their kind and these fields in the hea
 | `state` | of a snapshot, the rows of this `number`; cut into `pieces` | `SnapshotRows`, as msgpack |
 | `end` | the snapshot is whole | `SnapshotEnd`, as msgpack |
 
-`claim` and `commit` name the newest snapshot that is whole (`snapshot`, and `begin`, the offset behind the commit that it is as of): who has
+`claim`, `commit` and `look` name the newest snapshot that is whole (`snapshot`, and `begin`, the offset behind the commit that it is as of): who has
 nothing begins to read there. So does `anew`, whose snapshot counts only if `anew` itself is followed. Without any, the state of before the log's
 first entry is none.
 
@@ -247,15 +247,16 @@ class SnapshotReader:
         """The rows that are whole by this entry, if it is the snapshot's."""
         if head.snapshot != self.snapshot or self.end is not None:
             return None
-        if head.kind == "end":
-            end = msgspec.msgpack.decode(body, type=SnapshotEnd)
-            if end.batches == self._next:
-                self.end = end
-            return None
-        if head.kind != "state" or head.number != self._next:
+        is_end = head.kind == "end"
+        if not is_end and (head.kind != "state" or head.number != self._next):
             return None
         whole = self._pieces.put(head, body)
         if whole is None:
+            return None
+        if is_end:
+            end = msgspec.msgpack.decode(whole, type=SnapshotEnd)
+            if end.batches == self._next:
+                self.end = end
             return None
         self._next += 1
         return msgspec.msgpack.decode(whole, type=SnapshotRows)

@@ -104,8 +104,12 @@ class ChangelogReplay:
             end = self._run(self._stream.look())
             self.end = end.offset
             mark = self._file.mark()
-            if mark is not None and mark.offset < end.offset and self._follow_behind(mark):
-                return
+            if mark is not None and mark.offset < end.offset:
+                try:
+                    if self._follow_behind(mark):
+                        return
+                except ChangelogGap:  # a snapshot behind it may stand for what is missing
+                    mark = self._file.mark()
             self._begin_from_log(mark, end)
         except ChangelogGap as exc:
             raise self.unusable(str(exc)) from exc

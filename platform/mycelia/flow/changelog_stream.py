@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, NamedTuple
 
 import msgspec
@@ -30,6 +30,9 @@ __all__ = ["ChangelogEnd", "ChangelogReader", "ChangelogStream", "LoggedEntry"]
 
 PATIENCE: Final = 30.0
 """Seconds without an answer of the broker."""
+
+_LAST_S: Final = 2.0
+"""For the last messages of a stream that has some."""
 
 _CREDIT: Final = 32
 """Messages ahead, of a megabyte at most."""
@@ -92,18 +95,18 @@ class ChangelogReader:
         if self._waiting:
             self._arrived.set()
 
-    async def take(self) -> list[LoggedEntry]:
+    async def take(self, timeout: float = PATIENCE) -> list[LoggedEntry]:
         """What has come since the last time; at least one.
 
         Raises:
             BrokerUnavailable: nothing came for long.
         """
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(timeout):
                 await self._arrived.wait()
         except TimeoutError:
             raise BrokerUnavailable(
-                f'stream "{self._stream}": the broker sent nothing of it for {PATIENCE:.0f} s.'
+                f'stream "{self._stream}": the broker sent nothing of it for {timeout:.0f} s.'
             ) from None
         self._arrived.clear()
         taken, self._waiting = self._waiting, []
@@ -193,13 +196,18 @@ class ChangelogStream:
         Raises:
             LinkError: the broker does not answer.
         """
-        mark = ChangeHead(kind="look", claim=uuid.uuid4().hex)
+        looker = uuid.uuid4().hex
         last: list[LoggedEntry] = []
         async with self.reading("last") as reader:
-            await self.append(mark)
+            if await self.link.message_count(self.name):
+                with suppress(BrokerUnavailable):  # the count may be of before
+                    last += await reader.take(_LAST_S)
+            # The next one may find nothing but this: it says where to begin as well.
+            begin, snapshot = newest_snapshot(last) or (0, "")
+            await self.append(ChangeHead(kind="look", claim=looker, begin=begin, snapshot=snapshot))
             while True:
                 for entry in await reader.take():
-                    if entry.head is not None and entry.head.claim == mark.claim:
+                    if entry.head is not None and entry.head.claim == looker:
                         return ChangelogEnd(entry.offset, last)
                     last.append(entry)
 
@@ -223,6 +231,8 @@ def newest_snapshot(entries: Iterable[LoggedEntry]) -> tuple[int, str] | None:
     told = (
         (entry.head.begin, entry.head.snapshot)
         for entry in entries
-        if entry.head is not None and entry.head.kind in ("claim", "commit") and entry.head.snapshot
+        if entry.head is not None
+        and entry.head.kind in ("claim", "commit", "look")
+        and entry.head.snapshot
     )
     return max(told, default=None)

@@ -1,4 +1,4 @@
-"""Where the states of flows are kept: the same is asked of files of SQLite and of a PostgreSQL."""
+"""Where the states of flows are kept: the same is asked of files of SQLite, with a changelog and without, and of a PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.flows.machines import Machines
 
 from mycelia.amqp import Message, Properties
 from mycelia.errors import ConfigError, LeaseLost, StateIncompatible, StateUnavailable
@@ -25,18 +27,30 @@ OTHER = StatePlace("in", "group", "stage", 4)
 FOREIGN = StatePlace("in", "other", "stage", 3)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "changelog", "elsewhere", "postgresql"])
 def setting(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """What `mycelia.flows.state` says."""
-    if request.param == "sqlite":
-        return str(tmp_path)
-    uri: str = request.getfixturevalue("postgres_uri")
-    return uri
+    """What `mycelia.flows.state` says. With a changelog each owner has the same directory, or one of its own."""
+    if request.param == "postgresql":
+        uri: str = request.getfixturevalue("postgres_uri")
+        return uri
+    return str(tmp_path)
 
 
 @pytest.fixture
-def home(setting: str) -> Iterator[StateHome]:
-    made = state_home(setting)
+def home(request: pytest.FixtureRequest, setting: str) -> Iterator[StateHome]:
+    kind = request.node.callspec.params["setting"]
+    made: StateHome
+    with ExitStack() as stack:
+        if kind in ("sqlite", "postgresql"):
+            made = state_home(setting)
+        else:
+            uri = request.getfixturevalue("rabbit_uri")
+            machines = stack.enter_context(Machines(uri, Path(setting)))
+            made = machines if kind == "elsewhere" else machines.home("one")
+        yield from prepared(made)
+
+
+def prepared(made: StateHome) -> Iterator[StateHome]:
     made.prepare("svc.flow", "group", ["in"])
     made.prepare("svc.flow", "other", ["in"])
     yield made
@@ -264,6 +278,7 @@ def owner(setting: str, how: int) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.parametrize("setting", ["sqlite", "postgresql"], indirect=True)
 def test_owner_killed_in_the_middle_of_a_commit_has_committed_nothing(
     home: StateHome, setting: str
 ) -> None:
