@@ -17,6 +17,7 @@ from mycelia.flow.logged_state import LoggedState
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.state import StoreReader
 from mycelia.flow.state_directory import StateDirectory
+from mycelia.flow.state_file import FlowCheckpoint
 
 __all__ = ["Machines", "changelog_config"]
 
@@ -93,6 +94,9 @@ class Machines:
 
     def reading(self, place: StatePlace) -> AbstractContextManager[StoreReader]:
         return (self._last or self.home("all")).reading(place)
+
+    def checkpoint(self, place: StatePlace) -> FlowCheckpoint | None:
+        return self.home("all").checkpoint(place)
 
     def kept(self, group: str) -> list[tuple[str, int]]:
         return self.home("all").kept(group)

@@ -61,12 +61,14 @@ class ChangelogReader:
 
     Args:
         start: an offset, `"first"` or `"last"`.
+        credit: messages that are on their way at most.
     """
 
-    def __init__(self, link: Link, stream: str, start: int | str) -> None:
+    def __init__(self, link: Link, stream: str, start: int | str, credit: int = _CREDIT) -> None:
         self._link = link
         self._stream = stream
         self._start = start
+        self._credit = credit
         self._consumer: LinkConsumer | None = None
         self._arrived = asyncio.Event()
         self._waiting: list[Delivery] = []
@@ -77,7 +79,7 @@ class ChangelogReader:
             self._stream,
             self._on_deliveries,
             ConsumeOptions(
-                prefetch=_CREDIT,
+                prefetch=self._credit,
                 arguments={STREAM_OFFSET: self._start},
                 resume_from=lambda: self._next,
             ),
@@ -182,8 +184,10 @@ class ChangelogStream:
         return len(body)
 
     @asynccontextmanager
-    async def reading(self, start: int | str) -> AsyncIterator[ChangelogReader]:
-        reader = ChangelogReader(self.link, self.name, start)
+    async def reading(
+        self, start: int | str, credit: int = _CREDIT
+    ) -> AsyncIterator[ChangelogReader]:
+        reader = ChangelogReader(self.link, self.name, start, credit)
         try:
             await reader.open()
             yield reader
@@ -213,7 +217,7 @@ class ChangelogStream:
 
     async def first(self) -> int:
         """The offset of the first entry that it still holds. One has been written."""
-        async with self.reading("first") as reader:
+        async with self.reading("first", credit=1) as reader:
             return (await reader.take())[0].offset
 
 
