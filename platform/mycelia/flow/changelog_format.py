@@ -49,13 +49,13 @@ __all__ = [
 PIECE_BYTES: Final = 1024 * 1024
 """Of one message. RabbitMQ 4 takes 16 MiB where nobody has said otherwise; many who do say otherwise say less."""
 
-Kind = Literal["look", "claim", "commit", "anew", "state", "end"]
+ChangeKind = Literal["look", "claim", "commit", "anew", "state", "end"]
 
 
 class ChangeHead(msgspec.Struct, frozen=True, kw_only=True):
     """The headers of an entry."""
 
-    kind: Kind
+    kind: ChangeKind
     claim: str
     """Whose it is."""
     epoch: int = 0
