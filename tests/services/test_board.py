@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,18 @@ from typing import Any
 import httpx
 import pytest
 from services.flights.board import Board
-from services.flights.dataset import read_slice
 from services.flights.delays import Delays
 from services.flights.feed import Feed, new_run_id
 from services.flights.flows import Flows
 from services.flights.registry import Registry
 from tests.services.chromium import Page, browser, find_chromium
 from tests.services.pipeline_by_hand import enriched_events
+from tests.services.tables import EIGHTH
 from tests.tools import require_tool
 
 from mycelia import Client, Runner
 
 pytestmark = pytest.mark.timeout(120)
-
-FORTNIGHT = read_slice()
-EIGHTH = FORTNIGHT._replace(flights=[row for row in FORTNIGHT.flights if row["day"] == "8"])
 
 
 def free_port() -> int:
@@ -36,51 +34,79 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass
-class Running:
-    """Services with a board, and ways to talk to both."""
-
-    url: str
-    client: Client
-    http: httpx.AsyncClient
-
-
-async def _running(name: str, state: Path, *services: type) -> AsyncIterator[Running]:
-    address = f"127.0.0.1:{free_port()}"
-    uri = f"memory://{name}"
-    config = {
-        "AMQP_URI": uri,
+def config(name: str, address: str, state: Path) -> dict[str, Any]:
+    return {
+        "AMQP_URI": f"memory://{name}",
         "WEB_SERVER_ADDRESS": address,
         "feed": {"speed": 3600},
         "mycelia": {"flows": {"state": str(state)}},
     }
-    async with Runner(config, services):
-        async with Client(uri) as client:
-            async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as http:
-                yield Running(f"http://{address}", client, http)
+
+
+@dataclass
+class Counted:
+    """A board over statistics of the blizzard's first day, all counted, and ways to talk to both."""
+
+    url: str
+    loop: asyncio.AbstractEventLoop
+    client: Client
+    http: httpx.AsyncClient
+
+    async def call(self, *arguments: Any) -> Any:
+        """Call one of the services, on the loop that they run on."""
+        calling = asyncio.run_coroutine_threadsafe(self.client.call(*arguments), self.loop)
+        return await asyncio.wrap_future(calling)
+
+
+_Serving = tuple[str, asyncio.AbstractEventLoop, Client]
+
+
+@pytest.fixture(scope="module")
+def _counted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Serving]:
+    """In a thread, as the tests that share it only read, and each has a loop of its own."""
+    begun: Future[_Serving] = Future()
+    ended = asyncio.Event()
+
+    async def serve() -> None:
+        address = f"127.0.0.1:{free_port()}"
+        made = config("counted", address, tmp_path_factory.mktemp("counted"))
+        events = enriched_events(EIGHTH, run=new_run_id())
+        async with Runner(made, [Delays, Feed, Board]), Client(made["AMQP_URI"]) as client:
+            async with asyncio.TaskGroup() as group:
+                for event in events:
+                    group.create_task(client.publish("enrich", "flight_enriched", event))
+            async with asyncio.timeout(30):
+                while (await client.call("delays", "summary"))["counted"] < len(events):  # noqa: ASYNC110  it is counted elsewhere
+                    await asyncio.sleep(0.05)
+            begun.set_result((f"http://{address}", asyncio.get_running_loop(), client))
+            await ended.wait()
+
+    with ThreadPoolExecutor(1) as threads:
+        serving = threads.submit(asyncio.run, serve())
+        wait((begun, serving), return_when=FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+        url, loop, client = begun.result()
+        try:
+            yield url, loop, client
+        finally:
+            loop.call_soon_threadsafe(ended.set)
 
 
 @pytest.fixture
-async def counted(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
-    """A board over statistics of the blizzard's first day, all counted."""
-    events = enriched_events(EIGHTH, run=new_run_id())
-    async for running in _running(request.node.name, tmp_path, Delays, Feed, Board):
-        async with asyncio.TaskGroup() as group:
-            for event in events:
-                group.create_task(running.client.publish("enrich", "flight_enriched", event))
-        async with asyncio.timeout(30):
-            while (await running.client.call("delays", "summary"))["counted"] < len(events):  # noqa: ASYNC110  it is counted elsewhere
-                await asyncio.sleep(0.05)
-        yield running
+async def counted(_counted: _Serving) -> AsyncIterator[Counted]:
+    url, loop, client = _counted
+    async with httpx.AsyncClient(base_url=url, timeout=10) as http:
+        yield Counted(url, loop, client, http)
 
 
 @pytest.fixture
-async def pipeline(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
-    """The services of the logs' way, nothing replayed yet."""
-    async for running in _running(
-        request.node.name, tmp_path, Registry, Delays, Flows, Feed, Board
-    ):
-        yield running
+async def pipeline(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+    """The address of a board over the services of the logs' way, nothing replayed yet."""
+    address = f"127.0.0.1:{free_port()}"
+    made = config(request.node.name, address, tmp_path)
+    async with Runner(made, [Registry, Delays, Flows, Feed, Board]):
+        yield f"http://{address}"
 
 
 @pytest.fixture
@@ -92,7 +118,7 @@ async def page(tmp_path: Path) -> AsyncIterator[Page]:
         yield tab
 
 
-async def test_json_is_what_delays_says(counted: Running) -> None:
+async def test_json_is_what_delays_says(counted: Counted) -> None:
     answers = {
         path: (await counted.http.get(f"/api/{path}")).raise_for_status().json()
         for path in (
@@ -103,7 +129,7 @@ async def test_json_is_what_delays_says(counted: Running) -> None:
             "aircraft/n15980",
         )
     }
-    call = counted.client.call
+    call = counted.call
 
     assert answers["summary"] == await call("delays", "summary")
     assert answers["worst"] == await call("delays", "worst", 5)
@@ -126,7 +152,7 @@ async def test_json_is_what_delays_says(counted: Running) -> None:
     ],
 )
 async def test_a_wrong_request_is_told_what_is_wrong(
-    counted: Running, method: str, path: str, body: Any, status: int, says: str
+    counted: Counted, method: str, path: str, body: Any, status: int, says: str
 ) -> None:
     answer = await counted.http.request(method, path, json=body)
 
@@ -134,7 +160,7 @@ async def test_a_wrong_request_is_told_what_is_wrong(
     assert says in answer.json()["detail"]
 
 
-async def test_a_body_that_is_no_json_is_told_so(counted: Running) -> None:
+async def test_a_body_that_is_no_json_is_told_so(counted: Counted) -> None:
     headers = {"content-type": "application/json"}
 
     answer = await counted.http.post("/api/replay", content=b"{speed", headers=headers)
@@ -143,7 +169,7 @@ async def test_a_body_that_is_no_json_is_told_so(counted: Running) -> None:
     assert "not JSON" in answer.json()["detail"]
 
 
-async def test_the_stream_begins_with_everything(counted: Running) -> None:
+async def test_the_stream_begins_with_everything(counted: Counted) -> None:
     async with counted.http.stream("GET", "/api/live") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         lines: list[str] = []
@@ -159,10 +185,10 @@ async def test_the_stream_begins_with_everything(counted: Running) -> None:
     assert sum(figures["cancelled"] for figures in state["hours"].values()) == 472
 
 
-async def test_the_page_shows_the_figures(counted: Running, page: Page) -> None:
+async def test_the_page_shows_the_figures(counted: Counted, page: Page) -> None:
     await page.open(counted.url)
     await page.until("document.querySelectorAll('#figures div').length === 6")
-    summary = await counted.client.call("delays", "summary")
+    summary = await counted.call("delays", "summary")
 
     shown = await page.evaluate(
         "Object.fromEntries([...document.querySelectorAll('#figures div')].map("
@@ -176,7 +202,7 @@ async def test_the_page_shows_the_figures(counted: Running, page: Page) -> None:
     assert page.errors == []
 
 
-async def test_the_page_asks_for_nothing_elsewhere(counted: Running, page: Page) -> None:
+async def test_the_page_asks_for_nothing_elsewhere(counted: Counted, page: Page) -> None:
     await page.open(counted.url)
     await page.until("document.querySelector('#chart svg') !== null")
 
@@ -190,7 +216,7 @@ async def test_the_page_asks_for_nothing_elsewhere(counted: Running, page: Page)
 
 
 async def test_an_aircraft_is_shown_when_its_number_is_clicked(
-    counted: Running, page: Page
+    counted: Counted, page: Page
 ) -> None:
     await page.open(counted.url)
     await page.until("document.querySelector('#worst a') !== null")
@@ -199,13 +225,13 @@ async def test_an_aircraft_is_shown_when_its_number_is_clicked(
     await page.until("document.querySelector('#aircraft table') !== null")
 
     legs = await page.evaluate("document.querySelectorAll('#aircraft tbody tr').length")
-    aircraft = await counted.client.call("delays", "aircraft", tail)
+    aircraft = await counted.call("delays", "aircraft", tail)
     assert legs == len(aircraft["legs"])
     assert page.errors == []
 
 
 async def test_the_page_fits_a_phone_and_both_colour_schemes(
-    counted: Running, page: Page, tmp_path: Path
+    counted: Counted, page: Page, tmp_path: Path
 ) -> None:
     await page.size(390, 844, phone=True)
     await page.open(counted.url)
@@ -223,8 +249,8 @@ async def test_the_page_fits_a_phone_and_both_colour_schemes(
     assert pictures["light"] != pictures["dark"]
 
 
-async def test_the_page_follows_a_replay_that_it_starts(pipeline: Running, page: Page) -> None:
-    await page.open(pipeline.url)
+async def test_the_page_follows_a_replay_that_it_starts(pipeline: str, page: Page) -> None:
+    await page.open(pipeline)
     await page.until(
         "(document.getElementById('status')?.textContent.trim() ?? 'connecting') !== 'connecting'"
     )
@@ -239,7 +265,7 @@ async def test_the_page_follows_a_replay_that_it_starts(pipeline: Running, page:
     assert page.errors == []
 
 
-async def test_the_browser_is_told_to_load_nothing_from_elsewhere(counted: Running) -> None:
+async def test_the_browser_is_told_to_load_nothing_from_elsewhere(counted: Counted) -> None:
     answer = await counted.http.get("/")
 
     assert answer.headers["content-type"] == "text/html; charset=utf-8"

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from services.flights.dataset import Tables, read_slice
+from services.flights.dataset import Tables
 from services.flights.delay_book import Books, DelayBook, Tally
 from services.flights.messages import Enriched
 from services.flights.records import visibility_band
 from services.flights.verify import Batch, Comparison, compare
 from tests.services.pipeline_by_hand import enriched_events
-
-FORTNIGHT = read_slice()
+from tests.services.tables import FORTNIGHT
 
 
 def book_of(events: list[Enriched]) -> DelayBook:

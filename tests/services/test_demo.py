@@ -81,13 +81,22 @@ def processes_with(setting: str) -> list[int]:
     return found
 
 
-async def test_every_figure_is_verified_and_everything_is_stopped(rabbit_uri: str) -> None:
-    async with demo(AMQP_URI=rabbit_uri) as process:
+@pytest.mark.parametrize(
+    ("arguments", "figures"),
+    [
+        pytest.param(("--days", "2"), r"1\d,\d{3}", id="two days"),
+        pytest.param((), "115,768", id="all", marks=pytest.mark.long),
+    ],
+)
+async def test_every_figure_is_verified_and_everything_is_stopped(
+    rabbit_uri: str, arguments: tuple[str, ...], figures: str
+) -> None:
+    async with demo(*arguments, AMQP_URI=rabbit_uri) as process:
         said = "".join(await read_until(process, "done"))
         exit_code = await asyncio.wait_for(process.wait(), 60)
 
     assert exit_code == 0, said
-    assert "verified:  115,768 figures, 0 differences" in said
+    assert re.search(rf"verified: +{figures} figures, 0 differences", said)
     assert re.search(r"[\d,]+ events a second end to end", said)
     assert re.search(r"8 February .*p50 [\d,.]+ ms, p95 [\d,.]+ ms, p99 [\d,.]+ ms", said)
     if sys.platform == "linux":
@@ -153,7 +162,7 @@ async def test_ctrl_c_stops_the_services_too(rabbit_uri: str) -> None:
     async with demo(AMQP_URI=rabbit_uri) as process:
         said = await read_until(process, "replay ")
         if sys.platform == "linux":
-            assert len(processes_with(f"AMQP_URI={rabbit_uri}")) >= 6
+            assert len(processes_with(f"AMQP_URI={rabbit_uri}")) >= 6, "".join(said)
         process.send_signal(signal.SIGINT)
         said += await read_until(process, "stopped")
         exit_code = await asyncio.wait_for(process.wait(), 60)

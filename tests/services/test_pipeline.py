@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from services.flights.dataset import Tables, flights_of, read_slice
+from services.flights.dataset import Tables, flights_of
 from services.flights.delays import Delays
 from services.flights.enrich import Enrich
 from services.flights.feed import Feed, Stage, between, new_run_id
@@ -17,13 +17,12 @@ from services.flights.registry import Registry
 from services.flights.replay import Replay
 from services.flights.verify import Batch, compare
 from tests.services.pipeline_by_hand import enriched_events
+from tests.services.tables import EIGHTH, FORTNIGHT
 
 from mycelia import Client, Runner
 from mycelia.errors import RemoteError
 
 BLIZZARD = "2013-02-08"
-FORTNIGHT = read_slice()
-EIGHTH = FORTNIGHT._replace(flights=[row for row in FORTNIGHT.flights if row["day"] == "8"])
 
 pytestmark = pytest.mark.timeout(120)
 

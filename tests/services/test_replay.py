@@ -7,11 +7,10 @@ import time
 from collections import Counter
 
 import pytest
-from services.flights.dataset import flights_of, read_slice
+from services.flights.dataset import flights_of
 from services.flights.messages import Due, FlightEvent, due_events
 from services.flights.replay import Replay
-
-FORTNIGHT = read_slice()
+from tests.services.tables import FORTNIGHT
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import copy
 from typing import Any
 
 import pytest
-from services.flights.dataset import Tables, read_slice
+from services.flights.dataset import Tables
 from services.flights.delay_book import DelayBook
 from services.flights.verify import Batch, Comparison, compare
 from tests.services.pipeline_by_hand import enriched_events
+from tests.services.tables import FORTNIGHT
 
-FORTNIGHT = read_slice()
 TABLES = FORTNIGHT._replace(flights=FORTNIGHT.flights[6000:6300])
 
 
