@@ -198,6 +198,38 @@ def test_port_that_is_taken_after_its_choice_is_followed_by_another(
             node.remove()
 
 
+@pytest.mark.long
+def test_port_that_was_taken_for_a_moment_is_tried_again(
+    rabbit_node: PrivateNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when two nodes choose at the same time, or a connection goes out from it: the port is free again when one looks."""
+    node = PrivateNode(tmp_path)
+    launch, kill, starts = node._launch, node.kill, list[int]()
+    with socket.socket() as thief:
+
+        def launch_too_late(installation: RabbitInstallation, identity: Any) -> None:
+            if not starts:
+                thief.bind(("127.0.0.1", identity.port))
+                thief.listen()
+            launch(installation, identity)
+            starts.append(identity.port)
+
+        def kill_and_let_go() -> None:
+            kill()
+            if starts:  # and not before the first, which kills as well
+                thief.close()
+
+        monkeypatch.setattr(node, "_launch", launch_too_late)
+        monkeypatch.setattr(node, "kill", kill_and_let_go)
+        try:
+            node.start(leash=True)
+
+            assert len(starts) == 2
+            assert probe_amqp("127.0.0.1", node.port)
+        finally:
+            node.remove()
+
+
 def test_node_that_cannot_start_shows_the_end_of_its_log_and_leaves_nothing_running(
     rabbit_node: PrivateNode, tmp_path: Path
 ) -> None:

@@ -58,6 +58,9 @@ PORT_SHARES = 50
 PORT_TRIES = 3
 """Starts, when somebody else takes a port between its choice and the node's use of it."""
 
+# What a node's log ends with that found a port taken: whoever had it may have let go of it since.
+_NO_LISTENER = re.compile("could_not_start_listener|eaddrinuse")
+
 _PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 _LOOPBACK = "{127,0,0,1}"  # as Erlang writes it
 
@@ -247,7 +250,7 @@ class PrivateNode:
         """Start once.
 
         Raises:
-            _PortTaken: Somebody else has taken one of its ports since it was chosen. The next start chooses another.
+            _PortTaken: Somebody else has taken one of its ports since it was chosen. The next start chooses another, if it still is.
         """
         installation = installed_rabbitmq()
         private_directory(self.directory)
@@ -269,7 +272,9 @@ class PrivateNode:
         except BaseException as exc:
             if identity is not None:
                 self.kill()
-                if isinstance(exc, BrokerUnavailable) and self._has_lost_a_port(identity):
+                if isinstance(exc, BrokerUnavailable) and (
+                    _NO_LISTENER.search(str(exc)) or self._has_lost_a_port(identity)
+                ):
                     raise _PortTaken(str(exc)) from None
             raise
 
