@@ -140,9 +140,8 @@ async def test_flow_of_several_stages_begins_anew_without_what_lies_between(
         await client.append_many(LEFT, closing())
         async with run_services(Carriers, broker=broker, config=config(tmp_path)):
             await eventually(lambda: tally.has(len(wanted)), 30)
-        await asyncio.to_thread(take_savepoint, home, "carriers.counted", tmp_path / "saved")
-        with pytest.raises(ConfigError, match="of several stages"):
-            await reset_flow(client.link, home, "carriers.counted", tmp_path / "saved")
+        with pytest.raises(ConfigError, match=r"of several stages .* with save_flow\(\)"):
+            await asyncio.to_thread(take_savepoint, home, "carriers.counted", tmp_path / "saved")
         await reset_flow(client.link, home, "carriers.counted", "first")
         async with run_services(Carriers, broker=broker, config=config(tmp_path)):
             await eventually(lambda: tally.has(2 * len(wanted)), 30)

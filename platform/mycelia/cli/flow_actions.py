@@ -29,6 +29,7 @@ from mycelia.flow.flow_graph import graph_text
 from mycelia.flow.graph_svg import graph_svg
 from mycelia.flow.reset import reset_flow
 from mycelia.flow.savepoints import Savepoint, take_savepoint
+from mycelia.flow.stage_savepoints import save_flow
 from mycelia.flow.standing import FlowFigures, behind_text, flow_notes, rate_text
 from mycelia.flow.state_home import StateHome, state_home
 from mycelia.nearest import nearest
@@ -319,30 +320,32 @@ def _print_text(text: str) -> None:
 
 
 def savepoint_action(args: argparse.Namespace) -> int:
-    """Copy the state of a flow. Needs no broker, unless the flow has changelogs there."""
-
-    async def with_changelogs() -> int:
-        async with client_of(args) as client:
-            home = home_of(args, client.link)
-            return _told_savepoint(args, await asyncio.to_thread(_savepoint, args, home))
-
+    """Copy the state of a flow. Needs the broker only where the flow has changelogs there, or is of several stages."""
     try:
         section = section_of(args)
-        if section.changelog:
-            return exit_code_of(with_changelogs())
-        return _told_savepoint(args, _savepoint(args, state_home(section.state)))
+        home = state_home(section.state)
+        try:
+            if section.changelog or len({source for source, _ in home.kept(args.flow)}) > 1:
+                return exit_code_of(_saved_by_broker(args))
+            taken = take_savepoint(home, args.flow, args.directory)
+        finally:
+            home.close()
     except ConfigError as exc:
         return say_usage(str(exc))
     except MyceliaError as exc:
         print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
         return 1
+    return _told_savepoint(args, taken)
 
 
-def _savepoint(args: argparse.Namespace, home: StateHome) -> Savepoint:
-    try:
-        return take_savepoint(home, args.flow, args.directory)
-    finally:
-        home.close()
+async def _saved_by_broker(args: argparse.Namespace) -> int:
+    async with client_of(args) as client:
+        home = home_of(args, client.link)
+        try:
+            taken = await save_flow(client.link, home, args.flow, args.directory)
+        finally:
+            await asyncio.to_thread(home.close)
+    return _told_savepoint(args, taken)
 
 
 def _told_savepoint(args: argparse.Namespace, taken: Savepoint) -> int:
@@ -353,6 +356,8 @@ def _told_savepoint(args: argparse.Namespace, taken: Savepoint) -> int:
     rows += [(one.source, str(one.partition), _offsets(one.offsets)) for one in taken.partitions]
     print_table(rows)
     print_line(f"{args.directory} has the state of {len(taken.partitions)} partitions")
+    for one in taken.between:
+        print_line(f"and {one.entries} entries of {one.log} that had not been taken")
     return 0
 
 
@@ -362,16 +367,23 @@ async def _reset(args: argparse.Namespace, link: Link) -> int:
         kept = await asyncio.to_thread(home.kept, args.flow)
         if not args.yes:
             if args.savepoint is None:
-                to = f"and so are its logs between stages. It goes on from {args.start}"
+                goes_on = f"and so are its logs between stages. It goes on from {args.start}"
             else:
-                to = f"and it goes on with that of {args.savepoint}"
+                goes_on = f"and it goes on with that of {args.savepoint}"
             asked = (
-                f'The state of flow "{args.flow}" in {home.where}, {len(kept)} partitions, is deleted, {to}, and what it gives has other ids '
-                "than before. Reset it?"
+                f'The state of flow "{args.flow}" in {home.where}, {len(kept)} partitions, is deleted, {goes_on}, and what it gives has other ids '
+                "than before."
             )
+            if args.force:
+                asked += (
+                    " Instances that run leave their partitions: what they have taken since their last commits is not committed, and they go on with what "
+                    "is put in place. One that is suspended (SIGSTOP, a frozen machine) may publish what it had committed once it wakes: end it first."
+                )
+            asked += " Reset it?"
             if not await confirm(asked):
                 return 2
-        done = await reset_flow(link, home, args.flow, args.savepoint or args.start)
+        to = args.savepoint or args.start
+        done = await reset_flow(link, home, args.flow, to, force=args.force)
     finally:
         home.close()
     if args.json:

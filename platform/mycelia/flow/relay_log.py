@@ -35,6 +35,7 @@ from mycelia.logs.partitioning import key_bytes
 from mycelia.logs.value_codec import Columns, ValueCodec
 
 __all__ = [
+    "GIVES",
     "KeyedValue",
     "Mark",
     "Relay",
@@ -48,6 +49,9 @@ __all__ = [
 FROM_HEADER: Final = "x-flow-from"
 WATERMARK_HEADER: Final = "x-flow-watermark-ms"
 SILENCE_HEADER: Final = "x-flow-silence"
+
+GIVES: Final = "~~gives/"
+"""Among the sequences of a partition, before the name of each log between stages that it writes to: so that whoever copies its state knows them."""
 
 TELL_EVERY_MS: Final = 200
 """Between two words to a partition to which no records go. Each is a message: of four partitions to eight, 160 a second."""
@@ -196,6 +200,8 @@ class Relaying:
         self._producer = producer
         self._partition = partition
         self._sequences = sequences
+        for relay in self._relays:
+            sequences[f"{GIVES}{relay.log.name}"] = 0
         self._told: dict[tuple[str, int], tuple[int, Silence, int]] = {}
         """Of each partition that is written to: the mark, and when it was told."""
 

@@ -1,13 +1,13 @@
 """A flow that is stopped goes on from elsewhere: its state is put in place anew, its results get other ids, its group another position.
 
-The instances must be stopped: each partition's lease is taken before its state is touched, and one that somebody has ends it with an error.
+Each partition's lease is taken before any state is touched. One that an instance has ends it with an error, or, by force, the instance leaves it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,7 @@ import msgspec
 from mycelia.amqp import Link
 from mycelia.errors import ConfigError, RuntimeStateError, TopologyError
 from mycelia.flow.partition_state import StatePlace
+from mycelia.flow.relay_log import GIVES
 from mycelia.flow.savepoints import Savepoint, read_savepoint
 from mycelia.flow.state_file import FlowCheckpoint, SavedState
 from mycelia.flow.state_home import StateHome
@@ -24,10 +25,16 @@ from mycelia.logs.group_places import count_partitions, offset_at
 from mycelia.logs.layout import stream_name
 from mycelia.logs.partition_lease import PartitionLease, lease_queue
 from mycelia.logs.position import LogPosition, StartAt
+from mycelia.logs.stream_ends import last_offset
 
 __all__ = ["ResetPartition", "reset_flow"]
 
 _DELETE_TIMEOUT: Final = 10.0
+
+
+TAKE_OVER_S: Final = 25.0
+"""Seconds for the owner of a partition to leave it: twice what a leaving flow gives its commits and sinks, and what the broker needs to miss one
+that stands still."""
 
 
 class ResetPartition(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,21 +54,25 @@ async def reset_flow(
     to: StartAt | Path,
     *,
     sources: Mapping[str, int] | None = None,
+    force: bool = False,
 ) -> list[ResetPartition]:
     """Have a flow whose instances are stopped begin anew: from a place in its logs with no state, or from a savepoint with that.
 
-    What it gives from then on has other ids: who drops repetitions takes results of records that are taken again for new ones. Logs between stages
-    are deleted with what is in them. May be called again if it ends in the middle.
+    What it gives from then on has other ids: who drops repetitions takes results of records that are taken again for new ones. Without a
+    savepoint, logs between stages are deleted with what is in them. May be called again if it ends in the middle.
 
     Args:
         home: where its state is: `state_home(mycelia.flows.state)`.
         group: the flow: `service.method`, unless `@flow(group=…)` says otherwise.
         to: `"first"`, `"next"`, `"last"`, an offset, a time; or the directory of a savepoint.
         sources: what its stages are leased by, each with its number of partitions; needed where no state is there that tells.
+        force: whether instances that run have to leave their partitions for it. What they have taken since their last commits is not committed,
+            and they go on with the state that is put in place. One that stands still is missed by the broker after some seconds.
 
     Raises:
         RuntimeStateError: an instance has a partition, and partitions before it may have been reset; or nothing is known of the flow.
-        ConfigError: the savepoint is none, or of another flow, or of one in several stages.
+        ConfigError: the savepoint is none, or of another flow, or of one in several stages and taken by a version that did not hold those
+            together.
         StateUnavailable: a state cannot be written.
         LinkError: the broker does not answer, or refuses.
     """
@@ -89,17 +100,29 @@ async def reset_flow(
     try:
         for source, partition in sorted(kept):
             lease = PartitionLease(link, lease_queue(source, group, partition))
-            if not await lease.acquire():
-                raise RuntimeStateError(
-                    f'flow "{group}" runs: partition {partition} of "{source}" has an owner. Stop its instances first. Nothing was reset.'
-                )
             leases.append(lease)
+            if force:
+                is_ours = await lease.take_over(TAKE_OVER_S)
+                if not is_ours:
+                    raise RuntimeStateError(
+                        f'flow "{group}": the owner of partition {partition} of "{source}" has not left it within {TAKE_OVER_S:.0f} s. Stop its '
+                        "instances, or cut their connections at the broker. Nothing was reset."
+                    )
+            elif not await lease.acquire():
+                raise RuntimeStateError(
+                    f'flow "{group}" runs: partition {partition} of "{source}" has an owner. Stop its instances first; or take the partitions '
+                    "from them (force=True, `mycelia flow reset --force`). Nothing was reset."
+                )
         done = []
         read = {source: set[str]() for source in every}
         if savepoint is None:
             for source, partition in sorted(kept):
                 place = StatePlace(source, group, source, partition)
                 read[source] |= await asyncio.to_thread(_sources_of, home, place)
+        else:
+            for one in savepoint.partitions:
+                read[one.source] |= {one.source.removeprefix(f"{group}."), *one.offsets}
+        ends = {} if savepoint is None else await _ends(link, savepoint)
         for (source, partition), lease in zip(sorted(kept), leases, strict=True):
             place = StatePlace(source, group, source, partition)
             if savepoint is None:
@@ -107,7 +130,12 @@ async def reset_flow(
                 offsets = await _begin(link, home, place, read[source], to)
             else:
                 assert isinstance(to, Path)
-                offsets = await asyncio.to_thread(_restore, home, place, savepoint, to)
+                behind = {
+                    name: end
+                    for (name, number), end in ends.items()
+                    if name in read[source] and number == partition
+                }
+                offsets = await asyncio.to_thread(_restore, home, place, savepoint, to, behind)
             # Told anew by the next owner, once it has committed.
             await lease.commit(None)
             done.append(ResetPartition(source=source, partition=partition, offsets=offsets))
@@ -120,16 +148,37 @@ async def reset_flow(
 def _check(savepoint: Savepoint, group: str, path: Path) -> None:
     if savepoint.group != group:
         raise ConfigError(f'{path} is of flow "{savepoint.group}", not of "{group}".')
-    if len(savepoint.sources) > 1:
+    if len(savepoint.sources) > 1 and savepoint.format < 2:
         raise ConfigError(
-            f'flow "{group}" is of several stages ({", ".join(savepoint.sources)}), which a savepoint does not hold together: what lies in the logs '
-            "between them would count twice. Reset it to a place in its logs."
+            f'flow "{group}" is of several stages ({", ".join(savepoint.sources)}), and {path} was taken by a version of Mycelia that did not hold '
+            "them together: what lay in the logs between them would be lost. Reset it to a place in its logs."
         )
 
 
+async def _ends(link: Link, savepoint: Savepoint) -> dict[tuple[str, int], int]:
+    """Of each log between stages, by the name of its source, and of each of its partitions: the offset that its next entry has."""
+    found: dict[tuple[str, int], int] = {}
+    for one in savepoint.between:
+        for partition in range(one.partitions):
+            try:
+                last = await last_offset(link, stream_name(one.log, partition))
+            except TopologyError:
+                last = None  # it is made when it is written to
+            found[one.source, partition] = 0 if last is None else last + 1
+    return found
+
+
 def _restore(
-    home: StateHome, place: StatePlace, savepoint: Savepoint, directory: Path
+    home: StateHome,
+    place: StatePlace,
+    savepoint: Savepoint,
+    directory: Path,
+    behind: Mapping[str, int],
 ) -> dict[str, int]:
+    """
+    Args:
+        behind: of the logs between stages that are read, where they end: what had not been taken is appended again.
+    """
     saved = next(
         (
             one
@@ -140,11 +189,16 @@ def _restore(
     )
     with closing(home.open(place)) as state:
         if saved is None:  # nobody had begun with it
-            state.begin_anew(_anew({}), (), ())
-            return {}
+            begins = {name: LogPosition(offset=end) for name, end in behind.items()}
+            state.begin_anew(_anew(begins), (), ())
+            return dict(behind)
         with closing(SavedState(directory / saved.file)) as of:
-            positions = of.checkpoint.positions_of(place.source)
-            state.begin_anew(_anew(positions), of.state(), of.outbox())
+            positions = dict(of.checkpoint.positions_of(place.source))
+            for name, end in behind.items():
+                seen = positions[name].seen if name in positions else {}
+                positions[name] = LogPosition(offset=end, seen=seen)
+            gives = [name for name in of.checkpoint.sequences if name.startswith(GIVES)]
+            state.begin_anew(_anew(positions, gives), of.state(), of.outbox())
     return {name: one.offset for name, one in positions.items()}
 
 
@@ -191,5 +245,13 @@ async def _delete_between(link: Link, log: str) -> bool:
     return True
 
 
-def _anew(positions: Mapping[str, LogPosition]) -> FlowCheckpoint:
-    return FlowCheckpoint(generation=uuid.uuid4().hex[:12], positions=dict(positions))
+def _anew(positions: Mapping[str, LogPosition], gives: Iterable[str] = ()) -> FlowCheckpoint:
+    """
+    Args:
+        gives: what the partition writes to, as it is noted among the sequences.
+    """
+    return FlowCheckpoint(
+        generation=uuid.uuid4().hex[:12],
+        positions=dict(positions),
+        sequences=dict.fromkeys(gives, 0),
+    )

@@ -5,7 +5,7 @@
       flights.departed--0.sqlite3       a partition: state, positions and outbox of one commit, as `StateFile` keeps them
 
 The same files come from a directory of state files and from a PostgreSQL, and go back into either: so a flow moves from one to the other.
-All functions here block.
+What is particular to a flow of several stages is in `stage_savepoints`. All functions here block.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -26,9 +26,21 @@ from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.state_file import SavedState
 from mycelia.flow.state_home import StateHome
 
-__all__ = ["SavedPartition", "Savepoint", "list_savepoints", "read_savepoint", "take_savepoint"]
+__all__ = [
+    "SavedBetween",
+    "SavedPartition",
+    "Savepoint",
+    "begun_savepoint",
+    "kept_partitions",
+    "list_savepoints",
+    "read_savepoint",
+    "save_partition",
+    "take_savepoint",
+    "write_savepoint",
+]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""1: what lay between the stages of a flow was not in it."""
 
 _FILE: Final = "savepoint.json"
 
@@ -45,6 +57,17 @@ class SavedPartition(msgspec.Struct, frozen=True, kw_only=True):
     """By source: of the next entry."""
 
 
+class SavedBetween(msgspec.Struct, frozen=True, kw_only=True):
+    """A log between stages, whose entries that had not been taken yet lie in the outboxes of those who had written them."""
+
+    source: str
+    """As the stage behind calls it: the `key_by()` after which records were split anew."""
+    log: str
+    partitions: int
+    entries: int
+    """That had not been taken."""
+
+
 class Savepoint(msgspec.Struct, frozen=True, kw_only=True):
     """What `savepoint.json` says."""
 
@@ -54,6 +77,7 @@ class Savepoint(msgspec.Struct, frozen=True, kw_only=True):
     taken_ms: int
     """When, milliseconds since 1970."""
     partitions: list[SavedPartition]
+    between: list[SavedBetween] = []
 
     @property
     def sources(self) -> list[str]:
@@ -64,18 +88,51 @@ def take_savepoint(home: StateHome, group: str, directory: Path) -> Savepoint:
     """Copy the state of each partition, as of its last commit, into a new directory. The flow may run meanwhile; nobody waits for it.
 
     Partitions are copied one after the other. Each copy is of one commit and has the positions of that commit, so it is consistent with itself,
-    and partitions know nothing of each other. Stages do: see `reset_flow()`.
+    and partitions know nothing of each other. Stages do: for a flow of several there is `save_flow()`, which asks the broker as well.
 
     Raises:
-        ConfigError: the directory is there already, or cannot be made.
+        ConfigError: the directory is there already, or cannot be made; or the flow is of several stages.
         RuntimeStateError: the flow has no state in `home`.
         StateUnavailable: a state cannot be read.
+    """
+    kept = kept_partitions(home, group)
+    if len(stages := sorted({source for source, _ in kept})) > 1:
+        raise ConfigError(
+            f'flow "{group}" is of several stages ({", ".join(stages)}): take its savepoint with save_flow() and a link to the broker, or with '
+            "`mycelia flow savepoint`, so that what lies in the logs between them is in it."
+        )
+    with begun_savepoint(directory):
+        saved = [
+            save_partition(home, group, source, partition, directory) for source, partition in kept
+        ]
+        savepoint = Savepoint(
+            format=1, group=group, taken_ms=int(time.time() * 1000), partitions=saved
+        )
+        write_savepoint(savepoint, directory)
+    return savepoint
+
+
+def kept_partitions(home: StateHome, group: str) -> list[tuple[str, int]]:
+    """What the stages of a flow are leased by, and the partitions of each that have state.
+
+    Raises:
+        RuntimeStateError: there are none.
     """
     kept = home.kept(group)
     if not kept:
         raise RuntimeStateError(
             f'flow "{group}" has no state in {home.where}: it has never run with it, or its group or mycelia.flows.state is another.'
         )
+    return kept
+
+
+@contextmanager
+def begun_savepoint(directory: Path) -> Iterator[None]:
+    """Make a savepoint's directory; it is removed if what is done in it raises.
+
+    Raises:
+        ConfigError: it is there already, or cannot be made.
+    """
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         directory.mkdir()
@@ -84,32 +141,36 @@ def take_savepoint(home: StateHome, group: str, directory: Path) -> Savepoint:
             f"the savepoint {directory} cannot be made: {exc.strerror or exc}. Give it a name that is new, in a directory that may be written."
         ) from exc
     try:
-        saved = [_save(home, group, source, partition, directory) for source, partition in kept]
+        yield
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    savepoint = Savepoint(
-        format=FORMAT, group=group, taken_ms=int(time.time() * 1000), partitions=saved
-    )
-    beside = directory / f".{_FILE}.new"
-    beside.write_bytes(msgspec.json.format(msgspec.json.encode(savepoint), indent=2))
-    _sync(beside)
-    beside.replace(directory / _FILE)
-    _sync(directory)
-    return savepoint
 
 
-def _save(
+def save_partition(
     home: StateHome, group: str, source: str, partition: int, directory: Path
 ) -> SavedPartition:
+    """Copy the state of one partition, over a copy that may be there."""
     file = f"{quote(source, safe='')}--{partition}.sqlite3"
     path = directory / file
+    path.unlink(missing_ok=True)
     home.copy(StatePlace(source, group, source, partition), path)
     _sync(path)
     with closing(SavedState(path)) as state:
         positions = state.checkpoint.positions
     offsets = {name: one.offset for name, one in positions.items()}
     return SavedPartition(source=source, partition=partition, file=file, offsets=offsets)
+
+
+def write_savepoint(savepoint: Savepoint, directory: Path) -> None:
+    """Say that a savepoint is whole: the last thing that is written of it."""
+    for one in savepoint.partitions:
+        _sync(directory / one.file)
+    beside = directory / f".{_FILE}.new"
+    beside.write_bytes(msgspec.json.format(msgspec.json.encode(savepoint), indent=2))
+    _sync(beside)
+    beside.replace(directory / _FILE)
+    _sync(directory)
 
 
 def read_savepoint(directory: Path) -> Savepoint:

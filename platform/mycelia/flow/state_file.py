@@ -22,7 +22,7 @@ from mycelia.amqp import Message
 from mycelia.errors import LeaseLost, StateIncompatible, StateUnavailable
 from mycelia.logs.position import LogPosition
 
-__all__ = ["FlowCheckpoint", "SavedState", "StateFile", "copy_state_file"]
+__all__ = ["FlowCheckpoint", "OutboxFront", "SavedState", "StateFile", "copy_state_file"]
 
 FORMAT: Final = 1
 
@@ -341,6 +341,57 @@ class SavedState:
             yield from self._db.execute("SELECT number, message FROM outbox ORDER BY number")
 
     def close(self) -> None:
+        self._db.close()
+
+
+class OutboxFront:
+    """Puts messages before all that lies in the outbox of a copied state, in their order; `close()` writes them down.
+
+    Raises:
+        StateUnavailable: the copy cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.count = 0
+        with self._told():
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            try:
+                self._db.execute("BEGIN")
+                self._db.execute(
+                    "CREATE TEMP TABLE behind AS SELECT number, message FROM outbox ORDER BY number"
+                )
+                self._db.execute("DELETE FROM outbox")
+            except BaseException:
+                self._db.close()
+                raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise StateUnavailable("a copy of a state", str(self._path), exc) from exc
+
+    def put(self, messages: Sequence[Message]) -> None:
+        numbered = enumerate(messages, self.count + 1)
+        with self._told():
+            self._db.executemany(
+                "INSERT INTO outbox VALUES (?, ?)", [(n, _encode(one)) for n, one in numbered]
+            )
+        self.count += len(messages)
+
+    def close(self) -> None:
+        """Write it down."""
+        with self._told(), closing(self._db) as db:
+            db.execute(
+                "INSERT INTO outbox SELECT ? + row_number() OVER (ORDER BY number), message FROM behind",
+                [self.count],
+            )
+            db.execute("COMMIT")
+
+    def give_up(self) -> None:
+        """Leave the copy as it was. Idempotent."""
         self._db.close()
 
 

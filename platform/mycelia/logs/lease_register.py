@@ -4,6 +4,7 @@ The queue has a single active consumer: the **owner** of the partition. Its mess
 
     claim   who wrote it would like to be the owner
     at      a checkpoint: the group has handled everything before `position`; with the `epoch` of the owner who says so
+    leave   who wrote it takes the partition: another who has it is to leave it
 
 Whoever is given entries keeps the greatest checkpoint (by epoch, then number) unacknowledged, and acknowledges the rest; so it comes
 to the next owner when the broker takes it back from this one. A consumer is the owner when its own claim has come back to it: the
@@ -28,9 +29,9 @@ __all__ = ["LeaseEntry", "LeaseRegister", "LeaseVerdict", "read_lease_entry"]
 class LeaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One message of the queue, as JSON."""
 
-    kind: Literal["claim", "at"]
+    kind: Literal["claim", "at", "leave"]
     claim: str = ""
-    """Of a claim: an id that no other has."""
+    """Of a claim: an id that no other has. Of who takes it, its claim's."""
     epoch: int = 0
     number: int = 0
     """Counts the checkpoints of an epoch."""
@@ -59,6 +60,8 @@ class LeaseVerdict(Enum):
     """As `DROP`, and from here on the partition is this consumer's."""
     FENCED = "fenced"
     """As `KEEP`, and the partition is another's: it writes with a higher epoch."""
+    TAKEN = "taken"
+    """As `DROP`, and the partition is to be left: another takes it."""
 
 
 class LeaseRegister:
@@ -84,6 +87,11 @@ class LeaseRegister:
                 return LeaseVerdict.DROP
             self.epoch = 1 if self.latest is None else self.latest.epoch + 1
             return LeaseVerdict.OWNED
+        if entry.kind == "leave":
+            if entry.claim == self._claim or not self.epoch:
+                return LeaseVerdict.DROP
+            self.epoch = 0
+            return LeaseVerdict.TAKEN
         if self.epoch and entry.epoch > self.epoch:
             self.latest = entry
             self.epoch = 0

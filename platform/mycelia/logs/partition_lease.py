@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -34,6 +34,8 @@ CLAIM_TIMEOUT: Final = 3.0
 """Seconds for a claim to come back. It takes milliseconds, unless another has the partition."""
 
 COMMIT_TIMEOUT: Final = 10.0
+
+_CLAIM_AGAIN_S: Final = 1.0
 
 _CLAIM_LIVES_MS: Final = 60_000
 """What nobody has read by then, nobody waits for."""
@@ -102,6 +104,28 @@ class PartitionLease:
             TopologyError, AccessRefused: refused for good.
             BrokerUnavailable: the broker does not answer.
         """
+        return await self._acquire(self._claim_once, CLAIM_TIMEOUT)
+
+    async def take_over(self, timeout: float) -> bool:
+        """Become the partition's owner, whoever has it: that one is told to leave, ends what it does there, and commits nothing more. An owner
+        that does not hear is missed by the broker when its heartbeats are.
+
+        Raises: as `acquire()`.
+        """
+        return await self._acquire(self._claim_until_owned, timeout)
+
+    async def _claim_once(self) -> None:
+        await self._publish(LeaseEntry(kind="claim", claim=self._claim, owner=self.owner))
+        await self._owned
+
+    async def _claim_until_owned(self) -> None:
+        """A claim that the former owner has read is gone, and so is a word that came to nobody."""
+        while not self._owned.done():
+            await self._publish(LeaseEntry(kind="leave", claim=self._claim, owner=self.owner))
+            await self._publish(LeaseEntry(kind="claim", claim=self._claim, owner=self.owner))
+            await asyncio.wait([self._owned], timeout=_CLAIM_AGAIN_S)
+
+    async def _acquire(self, claim: Callable[[], Awaitable[None]], timeout: float) -> bool:
         try:
             await self._link.declare(self._queue, timeout=COMMIT_TIMEOUT)
             self._consumer = await self._link.consume(
@@ -110,9 +134,8 @@ class PartitionLease:
                 ConsumeOptions(prefetch=200, on_lost=self._on_lost),
                 timeout=COMMIT_TIMEOUT,
             )
-            await self._publish(LeaseEntry(kind="claim", claim=self._claim, owner=self.owner))
-            async with asyncio.timeout(CLAIM_TIMEOUT):
-                await self._owned
+            async with asyncio.timeout(timeout):
+                await claim()
             # Fences off whoever was the owner before.
             await self.commit(self._register.position)
         except (TimeoutError, LeaseLost):
@@ -148,11 +171,11 @@ class PartitionLease:
             await consumer.aclose(3.0)
 
     async def _publish(self, entry: LeaseEntry) -> None:
-        is_claim = entry.kind == "claim"
+        is_word = entry.kind != "at"
         properties = Properties(
             content_type="application/json",
             delivery_mode=2,
-            expiration=str(_CLAIM_LIVES_MS) if is_claim else None,
+            expiration=str(_CLAIM_LIVES_MS) if is_word else None,
         )
         message = Message(
             "", self._queue.name, msgspec.json.encode(entry), properties, mandatory=True
@@ -177,6 +200,8 @@ class PartitionLease:
                 self._owned.set_result(None)
             if verdict is LeaseVerdict.FENCED:
                 self._tell_loss("another owner has a higher epoch")
+            if verdict is LeaseVerdict.TAKEN:
+                self._tell_loss(f"it was taken by {entry.owner}")
 
     def _on_lost(self) -> None:
         self._kept = None

@@ -90,3 +90,17 @@ def test_position_never_goes_back_to_an_earlier_epoch(data: st.DataObject) -> No
                 queue.pop()
         last = offset
         stale.append(register)
+
+
+def test_owner_leaves_when_another_takes_the_partition_and_nobody_else_does() -> None:
+    taken = LeaseEntry(kind="leave", claim="other")
+    owner, waiting, taker = LeaseRegister("me"), LeaseRegister("waiting"), LeaseRegister("other")
+    owner.read(LeaseEntry(kind="claim", claim="me"))
+    taker.read(LeaseEntry(kind="claim", claim="other"))
+
+    assert owner.read(taken) is LeaseVerdict.TAKEN
+    assert owner.epoch == 0
+    assert owner.read(taken) is LeaseVerdict.DROP
+    assert waiting.read(taken) is LeaseVerdict.DROP
+    assert taker.read(taken) is LeaseVerdict.DROP
+    assert taker.epoch == 1
