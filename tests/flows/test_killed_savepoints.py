@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 from tests.cli.commands import MYCELIA
-from tests.flows.carriers import BY_CARRIER, LEFT, SERVICE, Left, closing, flights, sql_counts
+from tests.flows.carriers import BY_CARRIER, LEFT, SERVICE, closing, flights, sql_counts
 from tests.flows.counting import SERVICE as COUNTING
 from tests.flows.counting import Tally
 from tests.flows.test_killed_flows import SLOWLY
@@ -26,7 +26,7 @@ from mycelia.flow.state_home import state_home
 from mycelia.testing import eventually
 
 GROUP = "carriers.counted"
-FLIGHTS = 8_000
+FLIGHTS = 20_000
 
 DIES = """
 import asyncio, os, signal, sys
@@ -103,9 +103,11 @@ async def test_savepoints_amid_kills_give_the_figures_of_a_run_without(
     wanted = {place: {sums} for place, sums in sql_counts(left).items()}
     home = state_home(str(folder / "state"))
 
-    async def append(client: Client, some: list[Left]) -> None:
-        for begin in range(0, len(some), 50):
-            await client.append_many(LEFT, some[begin : begin + 50])
+    async def append(client: Client) -> None:
+        """All of it, in so much time that each savepoint is taken amid it."""
+        for begin in range(0, FLIGHTS, 40):
+            await client.append_many(LEFT, left[begin : begin + 40])
+            await asyncio.sleep(0.04)
 
     async with Client(rabbit_uri, timeout=20) as client:
         tally = Tally(client, BY_CARRIER)
@@ -119,25 +121,24 @@ async def test_savepoints_amid_kills_give_the_figures_of_a_run_without(
 
         with ExitStack() as processes:
             running = [await start(folder, processes) for _ in range(2)]
-            part = FLIGHTS // 6
+            appending = asyncio.create_task(append(client))
+            await eventually(lambda: tally.has(1), 60)  # the stage behind has begun
             for number in range(6):
-                appending = asyncio.create_task(
-                    append(client, left[number * part : (number + 1) * part])
-                )
                 dies_at = 0 if number % 2 else chance.randrange(1, 12)
-                taking = asyncio.to_thread(taken, folder, f"saved/{number}", dies_at, rabbit_uri)
+                taking = asyncio.create_task(
+                    asyncio.to_thread(taken, folder, f"saved/{number}", dies_at, rabbit_uri)
+                )
                 if number == 3:
-                    await asyncio.sleep(0.2)
                     os.kill(running[0].pid, signal.SIGKILL)
                     running[0] = await start(folder, processes)
-                status, _ = await asyncio.gather(taking, appending)
-                assert status == (-signal.SIGKILL if dies_at else 0), (number, dies_at)
-            await append(client, left[6 * part :])
+                assert await taking == (-signal.SIGKILL if dies_at else 0), (number, dies_at)
+            assert not appending.done()
+            await appending
         for number in (0, 2, 4):
             with pytest.raises(ConfigError, match="is no savepoint"):
                 read_savepoint(folder / "saved" / str(number))
         savepoints = list(list_savepoints(folder / "saved"))
-        await append(client, closing())
+        await client.append_many(LEFT, closing())
         for path, _ in savepoints:
             tally.records.clear()
             await reset_flow(client.link, home, GROUP, path)
@@ -145,9 +146,12 @@ async def test_savepoints_amid_kills_give_the_figures_of_a_run_without(
                 await start(folder, processes)
                 last = max(start for _, start in wanted)
                 await has(*(place for place in wanted if place[1] == last))
+            await tally.read()
             found = given(tally)
             assert found.items() <= wanted.items(), path
-            assert found.keys() >= {place for place in wanted if place[1] >= last - 20_000}, path
+            begins = {carrier: min(s for c, s in found if c == carrier) for carrier, _ in found}
+            assert begins.keys() == {carrier for carrier, _ in wanted}, path
+            assert found.keys() == {one for one in wanted if one[1] >= begins[one[0]]}, path
         await tally.aclose()
 
     assert [path.name for path, _ in savepoints] == ["1", "3", "5"]

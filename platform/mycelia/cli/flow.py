@@ -77,6 +77,11 @@ def add_flow_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
         "--savepoint", type=Path, metavar="DIRECTORY", help="with the state of a savepoint"
     )
     reset.add_argument("--yes", action="store_true", help="do not ask")
+    reset.add_argument(
+        "--force",
+        action="store_true",
+        help="have instances that run leave their partitions; what they have taken since their last commits is not committed",
+    )
     for parser in (savepoint, reset):
         add_state_argument(parser)
     for parser in (show, graph, lag):

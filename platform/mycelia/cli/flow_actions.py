@@ -31,7 +31,7 @@ from mycelia.flow.reset import reset_flow
 from mycelia.flow.savepoints import Savepoint, take_savepoint
 from mycelia.flow.stage_savepoints import save_flow
 from mycelia.flow.standing import FlowFigures, behind_text, flow_notes, rate_text
-from mycelia.flow.state_home import StateHome, state_home
+from mycelia.flow.state_home import state_home
 from mycelia.nearest import nearest
 from mycelia.runtime import find_entrypoints
 from mycelia.runtime.declarations import get_service_name
