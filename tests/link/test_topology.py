@@ -232,6 +232,30 @@ async def test_deleting_an_absent_queue_does_nothing(link: Link) -> None:
     await link.delete_queue("absent")
 
 
+async def test_deleted_exchange_is_gone_with_its_bindings(link: Link, queue: str) -> None:
+    exchange = Exchange("short-lived", "direct")
+    await link.declare(exchange, Binding(queue, exchange.name, "key"))
+    message = Message(exchange.name, "key", b"1", Properties(), mandatory=True)
+    await link.publish(message)
+
+    await link.delete_exchange(exchange.name)
+
+    with pytest.raises(TopologyError):
+        await link.declare(Exchange(exchange.name, "direct", passive=True))
+    await link.declare(exchange)
+    with pytest.raises(Unroutable):
+        await link.publish(message)
+
+
+async def test_deleting_an_absent_exchange_does_nothing(link: Link) -> None:
+    await link.delete_exchange("absent")
+
+
+async def test_deleting_the_broker_s_own_exchange_is_refused(link: Link) -> None:
+    with pytest.raises(TopologyError):
+        await link.delete_exchange("amq.direct")
+
+
 async def test_forgotten_queue_does_not_come_back_for_its_consumer(
     link: Link, link_factory: LinkFactory, queue: str
 ) -> None:

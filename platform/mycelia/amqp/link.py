@@ -417,3 +417,7 @@ class Link(Protocol):
     async def delete_queue(self, queue: str, timeout: float = 5.0) -> None:
         """Delete `queue`, whatever it holds. Nothing happens if it does not exist."""
         ...
+
+    async def delete_exchange(self, exchange: str, timeout: float = 5.0) -> None:
+        """Delete `exchange`, with what binds queues to it. Nothing happens if it does not exist."""
+        ...

@@ -57,6 +57,14 @@ class Topology:
             ):
                 del self._parts[part]
 
+    def forget_exchange(self, name: str) -> None:
+        """Drop an exchange and the bindings of it."""
+        for part in list(self._parts):
+            if (isinstance(part, Exchange) and part.name == name) or (
+                isinstance(part, Binding) and part.exchange == name
+            ):
+                del self._parts[part]
+
     def has_exchange(self, name: str) -> bool:
         """Whether an exchange of that name is remembered."""
         return any(isinstance(part, Exchange) and part.name == name for part in self._parts)

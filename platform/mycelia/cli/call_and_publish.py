@@ -29,6 +29,7 @@ __all__ = [
     "add_publish_arguments",
     "call_command",
     "client_of",
+    "duration_argument",
     "publish_command",
     "say_usage",
 ]
@@ -97,9 +98,10 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _duration(text: str) -> float:
+def duration_argument(text: str) -> float:
+    """Seconds, or a time with its unit, as argparse wants it read."""
     try:
-        return seconds_of(float(text) if text.replace(".", "", 1).isdecimal() else text, "--after")
+        return seconds_of(float(text) if text.replace(".", "", 1).isdecimal() else text)
     except ConfigError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
 
@@ -130,7 +132,7 @@ def add_publish_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--after",
-        type=_duration,
+        type=duration_argument,
         metavar="TIME",
         help="let it arrive later: 30s, 5m, 2h, 30d; the broker keeps it meanwhile",
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mycelia.cli.actions import add_command_of_actions, loaded, start_argument
-from mycelia.cli.call_and_publish import add_connection_arguments
+from mycelia.cli.call_and_publish import add_connection_arguments, duration_argument
+from mycelia.cli.log_diff import add_comparison_arguments, moment_argument
 from mycelia.cli.state_argument import add_state_argument
 
 __all__ = ["add_flow_commands"]
@@ -27,9 +28,10 @@ examples:
   mycelia flow lag delays.hourly --watch             until Ctrl-C
   mycelia flow savepoint delays.hourly before-2.1 --config config.yaml   a copy of its state, while it runs
   mycelia flow reset delays.hourly --from first --config config.yaml     stopped: begin anew, its state is deleted
+  mycelia flow shadow services.new:Delays.hourly --from 24h --warm-up 1h   new code beside the old: do its results differ?
   mycelia flow reset delays.hourly --savepoint before-2.1 --config config.yaml
 
-exit codes: 0 done; 1 an error, told on stderr; 2 the command is wrong; 130 Ctrl-C
+exit codes: 0 done; 1 an error, told on stderr, or results that differ; 2 the command is wrong; 130 Ctrl-C
 """
 
 
@@ -38,7 +40,7 @@ def add_flow_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     action = add_command_of_actions(
         subparsers,
         "flow",
-        text="list, show, draw, save and reset flows",
+        text="list, show, draw, save, reset and compare flows",
         description="Flows: pipelines with state, run by services.",
         epilog=EXAMPLES,
     )
@@ -84,7 +86,41 @@ def add_flow_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     for parser in (savepoint, reset):
         add_state_argument(parser)
-    for parser in (show, graph, lag):
+    shadow = action(
+        "shadow",
+        "run new code over the same records beside the old, and tell how its results differ",
+        loaded("mycelia.cli.flow_shadow", "shadow_action"),
+    )
+    shadow.add_argument("flow", metavar="NAME", help="module:Class, or module:Class.method")
+    shadow.add_argument(
+        "--from",
+        dest="start",
+        type=start_argument,
+        required=True,
+        metavar="WHERE",
+        help="where it begins in its logs: first, an offset, a time (2026-11-26T12:00Z), or how long ago (10m); next, with --follow",
+    )
+    shadow.add_argument(
+        "--until",
+        type=moment_argument,
+        metavar="TIME",
+        help="only results of before this event time are compared, and no more is read than they need",
+    )
+    shadow.add_argument(
+        "--warm-up",
+        type=duration_argument,
+        default=0.0,
+        metavar="TIME",
+        help="of event time, 1h: the first results, whose windows had begun before, are not compared",
+    )
+    shadow.add_argument(
+        "--against", metavar="LOG", help="compare with this log, not the one that the code names"
+    )
+    add_comparison_arguments(shadow, ["key", "time"])
+    shadow.add_argument(
+        "--follow", action="store_true", help="go on with what comes, until Ctrl-C; then compare"
+    )
+    for parser in (show, graph, lag, shadow):
         parser.add_argument(
             "--interval",
             type=_interval,
@@ -94,7 +130,7 @@ def add_flow_commands(subparsers: argparse._SubParsersAction[Any]) -> None:
         )
     for parser in (graph, lag):
         parser.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
-    for parser in (ls, show, graph, lag, savepoint, reset):
+    for parser in (ls, show, graph, lag, savepoint, reset, shadow):
         parser.add_argument("--json", action="store_true", help="print JSON")
         add_connection_arguments(parser, taken="the broker", timeout=10.0)
 

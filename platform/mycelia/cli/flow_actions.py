@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,21 @@ import msgspec
 from mycelia.amqp import Link
 from mycelia.cli.actions import confirm, exit_code_of, on_link, print_line, print_table
 from mycelia.cli.call_and_publish import client_of, say_usage
+from mycelia.cli.described import flows_of
 from mycelia.cli.dlq_output import as_json
 from mycelia.cli.failures import FailedImport, describe_failure
-from mycelia.cli.loading import load_services
 from mycelia.cli.state_argument import home_of, section_of
 from mycelia.control.flows import FlowAsker
 from mycelia.errors import ConfigError, MyceliaError, RuntimeStateError
-from mycelia.flow import FlowHandler
 from mycelia.flow.described_flow import described_flow
 from mycelia.flow.flow_graph import graph_text
 from mycelia.flow.graph_svg import graph_svg
 from mycelia.flow.reset import reset_flow
 from mycelia.flow.savepoints import Savepoint, take_savepoint
 from mycelia.flow.stage_savepoints import save_flow
-from mycelia.flow.standing import FlowFigures, behind_text, flow_notes, rate_text
+from mycelia.flow.standing import FlowFigures, behind_text, flow_notes, moment_text, rate_text
 from mycelia.flow.state_home import state_home
 from mycelia.nearest import nearest
-from mycelia.runtime import find_entrypoints
 from mycelia.runtime.declarations import get_service_name
 
 __all__ = [
@@ -181,7 +177,7 @@ def _print_partitions(one: FlowFigures, stage: str) -> None:
             it.owner or "nobody",
             "-" if it.records_per_s is None else rate_text(it.records_per_s),
             _or_dash(it.lag),
-            _moment(it.watermark_ms),
+            "-" if it.watermark_ms is None else moment_text(it.watermark_ms),
             str(it.late),
             "-" if it.committed_ms is None else _ago(now_ms - it.committed_ms),
             "-" if it.commit_s is None else f"{it.commit_s * 1000:.0f} ms",
@@ -265,16 +261,10 @@ def _graph_of_class(args: argparse.Namespace) -> int:
     try:
         if args.watch:
             raise ConfigError("--watch is of a flow that runs; a class does not change.")
-        if "" not in sys.path and os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
         graphs = {
             f"{get_service_name(cls)}.{method}": described_flow(cls(), method, declared).graph
-            for cls in load_services([args.flow])
-            for method, declared in find_entrypoints(cls)
-            if isinstance(declared, FlowHandler)
+            for cls, method, declared in flows_of(args.flow)
         }
-        if not graphs:
-            raise ConfigError(f"{args.flow} has no method under @flow.")
         if args.svg is not None and len(graphs) > 1:
             raise ConfigError(
                 f"{args.flow} has several flows ({', '.join(graphs)}); an SVG is of one."
@@ -419,15 +409,6 @@ def _bytes(size: int) -> str:
         if size >= of:
             return f"{size / of:.1f} {unit}"
     return f"{size} B"
-
-
-def _moment(time_ms: int | None) -> str:
-    if time_ms is None:
-        return "-"
-    try:
-        return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")[:19] + "Z"
-    except (ValueError, OverflowError, OSError):
-        return f"{time_ms} ms"
 
 
 ls_action = on_link(_ls)

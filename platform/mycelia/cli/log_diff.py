@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -14,12 +15,18 @@ from mycelia.cli.dlq_output import as_json
 from mycelia.errors import BrokerUnavailable
 from mycelia.logs.group_places import count_partitions
 from mycelia.logs.layout import LogLayout, stream_name
-from mycelia.logs.log_diff import LogComparison
+from mycelia.logs.log_diff import LogComparison, LogDiffReport
 from mycelia.logs.reader import LogReader
 from mycelia.logs.record_shape import RecordShape
-from mycelia.logs.stream_ends import first_offset, last_offset
+from mycelia.logs.stream_ends import end_of, first_offset
 
-__all__ = ["add_diff_arguments", "diff_logs", "end_of"]
+__all__ = [
+    "add_comparison_arguments",
+    "add_diff_arguments",
+    "diff_logs",
+    "moment_argument",
+    "print_differences",
+]
 
 _SILENCE_S: Final = 15.0
 
@@ -28,30 +35,41 @@ def add_diff_arguments(diff: argparse.ArgumentParser) -> None:
     """What the command takes."""
     diff.add_argument("log", metavar="LOG", help="the log of the code that runs")
     diff.add_argument("other", metavar="OTHER", help="the log of the new code, run beside it")
-    diff.add_argument(
+    add_comparison_arguments(diff, ["key"])
+    for name, dest, what in (("from", "start", "both begin"), ("until", "until", "both end")):
+        diff.add_argument(
+            f"--{name}",
+            dest=dest,
+            type=moment_argument,
+            metavar="TIME",
+            help=f"where {what}, by the records' own times: a time (2026-11-26T12:00Z), or how long ago (10m)",
+        )
+
+
+def add_comparison_arguments(parser: argparse.ArgumentParser, by: list[str]) -> None:
+    """How records are compared.
+
+    Args:
+        by: what identifies them, where nothing else is said.
+    """
+    parser.add_argument(
         "--by",
         type=_names,
-        default=["key"],
+        default=by,
         metavar="WHAT,…",
-        help="what identifies a record: key, time, value.NAME, headers.NAME; default: key",
+        help=f"what identifies a record: key, time, value.NAME, headers.NAME; default: {','.join(by)}",
     )
-    diff.add_argument(
+    parser.add_argument(
         "--ignore",
         type=_names,
         default=[],
         metavar="NAME,…",
         help="fields of values that do not count",
     )
-    diff.add_argument("--last", action="store_true", help="the last record of each identity counts")
-    for name, dest, what in (("from", "start", "both begin"), ("until", "until", "both end")):
-        diff.add_argument(
-            f"--{name}",
-            dest=dest,
-            type=_moment_of,
-            metavar="TIME",
-            help=f"where {what}, by the records' own times: a time (2026-11-26T12:00Z), or how long ago (10m)",
-        )
-    diff.add_argument(
+    parser.add_argument(
+        "--last", action="store_true", help="the last record of each identity counts"
+    )
+    parser.add_argument(
         "--show", type=whole_number, default=10, metavar="N", help="differences to show; 10"
     )
 
@@ -60,19 +78,14 @@ def _names(text: str) -> list[str]:
     return [one.strip() for one in text.split(",") if one.strip()]
 
 
-def _moment_of(text: str) -> datetime:
+def moment_argument(text: str) -> datetime:
+    """A time, as argparse wants it read."""
     moment = start_argument(text)
     if isinstance(moment, datetime):
         return moment
     raise argparse.ArgumentTypeError(
         f"{text!r}: expected a time such as 2026-11-26T12:00Z, or how long ago: 10m"
     )
-
-
-async def end_of(link: Link, log: str, partition: int) -> int:
-    """The offset behind the last entry of a partition."""
-    last = await last_offset(link, stream_name(log, partition))
-    return 0 if last is None else last + 1
 
 
 def _in_a_line(value: Any) -> str:
@@ -89,17 +102,22 @@ async def diff_logs(args: argparse.Namespace, link: Link) -> int:
     if args.json:
         print_line(as_json({"is_same": report.is_same, **msgspec.to_builtins(report)}))
         return 0 if report.is_same else 1
+    print_differences(report, args.log, args.other, args.by)
+    return 0 if report.is_same else 1
+
+
+def print_differences(report: LogDiffReport, log: str, other: str, by: Sequence[str]) -> None:
+    """The first differences, and how many there are."""
     for one in report.differences:
         name = ", ".join(_in_a_line(part) for part in one.identity)
         for sign, has, value in (("-", one.has_left, one.left), ("+", one.has_right, one.right)):
             if has:
                 print_line(f"{sign} {name}  {one.at}: {_in_a_line(value)}")
     print_line(
-        f"{report.same} the same, {report.different} different, {report.only_left} only in {args.log}, "
-        f"{report.only_right} only in {args.other}; by {', '.join(args.by)}, "
+        f"{report.same} the same, {report.different} different, {report.only_left} only in {log}, "
+        f"{report.only_right} only in {other}; by {', '.join(by)}, "
         f"of {report.left_records} and {report.right_records} records"
     )
-    return 0 if report.is_same else 1
 
 
 async def _compare(

@@ -13,7 +13,6 @@ from mycelia.amqp.uri import parse_uri
 from mycelia.broker.management_api import ManagementApiError
 from mycelia.cli.actions import confirm, on_link, print_line, print_table
 from mycelia.cli.dlq_output import as_json
-from mycelia.cli.log_diff import end_of
 from mycelia.cli.log_follow import follow_group
 from mycelia.cli.run import read_config
 from mycelia.cli.state_argument import home_of
@@ -24,6 +23,7 @@ from mycelia.errors import ConfigError, RuntimeStateError, TopologyError
 from mycelia.flow.reset import reset_flow
 from mycelia.flow.state_home import StateHome
 from mycelia.logs.group_places import count_partitions, move_group, offset_at
+from mycelia.logs.stream_ends import end_of
 from mycelia.runtime.settings import DEFAULT_BROKER
 
 __all__ = ["lag_action", "replay_action"]

@@ -13,8 +13,7 @@ from mycelia.clients.broker_questions import BrokerQuestions
 from mycelia.errors import LinkError
 from mycelia.flow.flow_watch import FLOWS_EXCHANGE, FLOWS_KEY
 from mycelia.flow.standing import FlowFigures, FlowStanding, flow_figures
-from mycelia.logs.layout import stream_name
-from mycelia.logs.stream_ends import last_offset
+from mycelia.logs.stream_ends import end_of
 
 __all__ = ["FlowAsker", "log_ends"]
 
@@ -100,10 +99,9 @@ async def log_ends(link: Link, partitions: Iterable[tuple[str, int]]) -> dict[tu
     async def look(log: str, partition: int) -> None:
         async with at_once:
             try:
-                last = await last_offset(link, stream_name(log, partition))
+                ends[log, partition] = await end_of(link, log, partition)
             except LinkError:
                 return
-            ends[log, partition] = 0 if last is None else last + 1
 
     await asyncio.gather(*(look(*one) for one in sorted(partitions)[:MAX_ENDS]))
     return ends

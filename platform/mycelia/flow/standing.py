@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -17,6 +18,7 @@ __all__ = [
     "StageStanding",
     "flow_figures",
     "flow_notes",
+    "moment_text",
     "rate_text",
 ]
 
@@ -350,3 +352,11 @@ def behind_text(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit} behind"
     return f"{seconds:.0f} s behind"
+
+
+def moment_text(time_ms: int) -> str:
+    """A moment, to the second: `2026-11-26T12:00:00Z`."""
+    try:
+        return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="seconds")[:19] + "Z"
+    except (ValueError, OverflowError, OSError):
+        return f"{time_ms} ms"

@@ -7,8 +7,9 @@ import math
 from typing import Final
 
 from mycelia.amqp import STREAM_OFFSET, ConsumeOptions, Delivery, Link
+from mycelia.logs.layout import stream_name
 
-__all__ = ["first_offset", "last_offset"]
+__all__ = ["end_of", "first_offset", "last_offset"]
 
 _SILENCE_S: Final = 0.2
 """The last chunk's messages come together; when nothing has come for as long, there are no more."""
@@ -41,6 +42,16 @@ async def last_offset(link: Link, stream: str, enough: int | None = None) -> int
     """
     offsets = await _offsets(link, stream, "last", prefetch=10_000, enough=enough)
     return offsets[-1] if offsets else None
+
+
+async def end_of(link: Link, log: str, partition: int) -> int:
+    """The offset behind the last entry of a partition.
+
+    Raises:
+        LinkError: no such stream, or the broker does not answer.
+    """
+    last = await last_offset(link, stream_name(log, partition))
+    return 0 if last is None else last + 1
 
 
 async def _offsets(

@@ -144,7 +144,15 @@ class MemoryBroker:
         self._find_queue(queue).cancel_consumers()
 
     def delete_exchange(self, name: str) -> None:
-        """Delete an exchange with its bindings, as an operator does. Nothing happens if it does not exist."""
+        """Delete an exchange with its bindings, as an operator does. Nothing happens if it does not exist.
+
+        Raises:
+            Refused: 403, one of the broker's own.
+        """
+        if not name or name.startswith("amq."):
+            raise Refused(
+                403, f"ACCESS_REFUSED - exchange name '{name}' contains reserved prefix 'amq.*'"
+            )
         self._remove_exchange(name)
 
     def unbind(self, binding: Binding) -> None:

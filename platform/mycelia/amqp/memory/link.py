@@ -207,6 +207,13 @@ class MemoryLink:
         self._topology.forget_queue(queue)
         await asyncio.sleep(0)
 
+    async def delete_exchange(self, exchange: str, timeout: float = 5.0) -> None:
+        await self._connected_within(timeout, f'delete exchange "{exchange}"')
+        with _as_topology_error():
+            self.broker.delete_exchange(exchange)
+        self._topology.forget_exchange(exchange)
+        await asyncio.sleep(0)
+
     # --- messages --------------------------------------------------------------------------------
 
     def publish_nowait(self, message: Message, *, resend_until: float | None = None) -> None:

@@ -228,12 +228,23 @@ class Declarer:
 
     async def delete_queue(self, connection: BrokerConnection, queue: str, timeout: float) -> None:
         """Delete `queue`, if it exists."""
+        await self._delete(connection, "queue", queue, timeout)
+
+    async def delete_exchange(
+        self, connection: BrokerConnection, exchange: str, timeout: float
+    ) -> None:
+        """Delete `exchange`, if it exists."""
+        await self._delete(connection, "exchange", exchange, timeout)
+
+    async def _delete(
+        self, connection: BrokerConnection, kind: str, name: str, timeout: float
+    ) -> None:
         channel = await connection.open_channel(timeout)
         try:
-            await channel.call("queue_delete", timeout, queue=queue)
+            await channel.call(f"{kind}_delete", timeout, **{kind: name})
         except ChannelClosed as exc:
             if exc.code != NOT_FOUND:
-                raise declaration_refused(f'queue "{queue}"', exc.code, exc.text) from exc
+                raise declaration_refused(f'{kind} "{name}"', exc.code, exc.text) from exc
         finally:
             channel.close_nowait()
 

@@ -423,6 +423,14 @@ class RabbitLink:
                 await self._declarer.delete_queue(connection, queue, timeout)
         self._topology.forget_queue(queue)
 
+    async def delete_exchange(self, exchange: str, timeout: float = 5.0) -> None:
+        self._require_open("delete_exchange()")
+        async with _bounded(f'deleting exchange "{exchange}"', timeout):
+            connection = await self._publishing.connected()
+            async with self._shared_work.turn:
+                await self._declarer.delete_exchange(connection, exchange, timeout)
+        self._topology.forget_exchange(exchange)
+
     async def get(self, queue: str, timeout: float = 5.0) -> Delivery | None:
         self._require_open("get()")
         declared = self._topology.queue(queue)

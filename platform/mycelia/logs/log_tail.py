@@ -1,0 +1,77 @@
+"""All that a log has, read to where it ends now, and on from there as often as one likes: for tools that compare."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from mycelia.amqp import Link
+from mycelia.errors import BrokerUnavailable
+from mycelia.logs.group_places import count_partitions
+from mycelia.logs.layout import LogLayout, stream_name
+from mycelia.logs.reader import LogReader
+from mycelia.logs.record import Record
+from mycelia.logs.record_shape import RecordShape
+from mycelia.logs.stream_ends import end_of, first_offset
+
+__all__ = ["LogTail"]
+
+_SILENCE_S: Final = 15.0
+"""After which what should be there will not come any more."""
+
+
+class LogTail:
+    """Keeps the records of a log in memory, with plain values.
+
+    Args:
+        link: an open link.
+        log: its name.
+
+    Attributes:
+        records: in the order of each partition.
+    """
+
+    def __init__(self, link: Link, log: str) -> None:
+        self.log = log
+        self.records: list[Record[Any]] = []
+        self._link = link
+        self._readers: dict[int, LogReader[Any]] = {}
+        self._partitions: int | None = None
+
+    async def read(self) -> None:
+        """Take what there is by now.
+
+        Raises:
+            TopologyError: there is no such log.
+            BrokerUnavailable: the broker does not give what it has.
+        """
+        if self._partitions is None:
+            self._partitions = await count_partitions(self._link, self.log)
+        for partition in range(self._partitions):
+            await self._read_partition(partition, self._partitions)
+
+    async def _read_partition(self, partition: int, partitions: int) -> None:
+        end = await end_of(self._link, self.log, partition)
+        reader = self._readers.get(partition)
+        if reader is None:
+            if end <= (await first_offset(self._link, stream_name(self.log, partition)) or 0):
+                return
+            layout = LogLayout(self.log, partitions, None, None)
+            shape = RecordShape[Any](f'log "{self.log}"', None, None, None)
+            reader = LogReader(self._link, layout, shape, partition, "first")
+            await reader.open()
+            self._readers[partition] = reader
+        while reader.offset is None or reader.offset < end:
+            entry = await reader.take(timeout=_SILENCE_S)
+            if entry is None:
+                if reader.offset is not None and reader.offset >= end:
+                    return  # what stood there last had come before
+                raise BrokerUnavailable(
+                    f'log "{self.log}", partition {partition}: nothing came for {_SILENCE_S:g} s before its end at {end}.'
+                )
+            self.records += entry.records
+
+    async def aclose(self) -> None:
+        """Idempotent."""
+        readers, self._readers = self._readers, {}
+        for reader in readers.values():
+            await reader.aclose()
