@@ -52,6 +52,7 @@ __all__ = [
     "AppendStatistics",
     "LogWriter",
     "compressor_for",
+    "piece_of_record",
 ]
 
 log = logging.getLogger("mycelia.logs")
@@ -204,18 +205,13 @@ class LogWriter(Generic[T]):
             BrokerUnavailable, BrokerBlocked: not confirmed in time; it may or may not be in the log.
             PublishRejected: the broker refused it for longer than it is patient.
         """
-        shape = self._shape
-        of_value = shape.key_of(value) if isinstance(key, _Unset) else checked_key(key)
-        at = self._times([value], None if time is None else [time])
+        of_value, piece = piece_of_record(self._shape, value, key, time, headers)
         partition = (
             next(self._turns)
             if of_value is None
             else partition_of(of_value, self._layout.partitions)
         )
-        piece = Piece(
-            (of_value,), at, None if headers is None else (headers,), shape.codec.encode([value])
-        )
-        await self._append([(partition, self._checked(piece))])
+        await self._append([(partition, piece)])
 
     async def append_many(
         self,
@@ -252,7 +248,7 @@ class LogWriter(Generic[T]):
             keys = self._shape.keys_of(values)
         elif set(map(type, keys)) != {str}:
             keys = [checked_key(key) for key in keys]
-        at = self._times(values, times)
+        at = _times(self._shape, values, times)
         pieces: list[tuple[int, Piece]] = []
         turn = next(self._turns) if number is None else number[1] % self._layout.partitions
         for partition, chosen in self._by_partition(keys, turn).items():
@@ -299,7 +295,7 @@ class LogWriter(Generic[T]):
                 f"{self._what}: {len(chosen)} records of {piece.size} bytes for partition {partition} with one sequence; a batch has "
                 f"{_MAX_RECORDS} records and {MAX_ENTRY_BYTES // 2} bytes at most. Nothing was appended."
             )
-        return self._checked(piece)
+        return _checked_piece(piece, self._what)
 
     def _by_partition(self, keys: Sequence[RecordKey], turn: int) -> dict[int, Sequence[int]]:
         """Which records go to which partition, in their order; those without a key together to `turn`: one batch rather than one for
@@ -316,13 +312,6 @@ class LogWriter(Generic[T]):
                 chosen[partition] = [index]
         return dict(chosen)
 
-    def _times(self, values: Sequence[T], times: Sequence[Any] | None) -> Sequence[int | None]:
-        if times is not None:
-            return [time_ms_of(time) for time in times]
-        if self._shape.has_time:
-            return self._shape.times_of(values)
-        return [int(clock.time() * 1000)] * len(values)
-
     def _cut(
         self,
         pieces: list[tuple[int, Piece]],
@@ -337,7 +326,7 @@ class LogWriter(Generic[T]):
         if count <= _MAX_RECORDS:
             piece = Piece(keys, times, headers, self._shape.codec.encode(values))
             if piece.size <= self._options.batch_bytes or count == 1:
-                pieces.append((partition, self._checked(piece)))
+                pieces.append((partition, _checked_piece(piece, self._what)))
                 return
             parts = min(count, piece.size // self._options.batch_bytes + 1)
         else:
@@ -347,21 +336,6 @@ class LogWriter(Generic[T]):
             span = slice(begin, begin + step)
             own = None if headers is None else headers[span]
             self._cut(pieces, partition, values[span], keys[span], times[span], own)
-
-    def _checked(self, piece: Piece) -> Piece:
-        """Refuse what no reader would take.
-
-        Raises:
-            UnserializableValueError: too large, or headers that msgpack cannot carry.
-        """
-        if piece.size > MAX_ENTRY_BYTES // 2:
-            raise UnserializableValueError(
-                f"{self._what}: a record of {piece.size} bytes, and one may have {MAX_ENTRY_BYTES // 2}. Nothing was appended."
-            )
-        if piece.headers is not None:
-            for headers in piece.headers:
-                _check_headers(headers, self._what)
-        return piece
 
     async def _append(
         self, pieces: list[tuple[int, Piece]], number: tuple[str, int] | None = None
@@ -722,6 +696,48 @@ class LogWriter(Generic[T]):
 
     def _closed(self) -> RuntimeStateError:
         return RuntimeStateError(f"{self._what}: nothing was appended: its writer is closed.")
+
+
+def piece_of_record(
+    shape: RecordShape[T], value: T, key: RecordKey | _Unset, time: Any, headers: RecordHeaders
+) -> tuple[RecordKey, Piece]:
+    """A record as what is put into a batch, and its key; see `LogWriter.append()`.
+
+    Raises:
+        UnserializableValueError, ContractError: it is none of the log.
+    """
+    of_value = shape.key_of(value) if isinstance(key, _Unset) else checked_key(key)
+    at = _times(shape, [value], None if time is None else [time])
+    piece = Piece(
+        (of_value,), at, None if headers is None else (headers,), shape.codec.encode([value])
+    )
+    return of_value, _checked_piece(piece, shape.what)
+
+
+def _times(
+    shape: RecordShape[T], values: Sequence[T], times: Sequence[Any] | None
+) -> Sequence[int | None]:
+    if times is not None:
+        return [time_ms_of(time) for time in times]
+    if shape.has_time:
+        return shape.times_of(values)
+    return [int(clock.time() * 1000)] * len(values)
+
+
+def _checked_piece(piece: Piece, what: str) -> Piece:
+    """Refuse what no reader would take.
+
+    Raises:
+        UnserializableValueError: too large, or headers that msgpack cannot carry.
+    """
+    if piece.size > MAX_ENTRY_BYTES // 2:
+        raise UnserializableValueError(
+            f"{what}: a record of {piece.size} bytes, and one may have {MAX_ENTRY_BYTES // 2}. Nothing was appended."
+        )
+    if piece.headers is not None:
+        for headers in piece.headers:
+            _check_headers(headers, what)
+    return piece
 
 
 def _checked_number(

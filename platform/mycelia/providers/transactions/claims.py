@@ -16,6 +16,7 @@ from sqlalchemy import (
     Connection,
     Double,
     and_,
+    bindparam,
     cast,
     delete,
     extract,
@@ -27,7 +28,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.elements import ColumnElement
 
+from mycelia.call import CallKind
 from mycelia.providers.transactions.fate import Park, PutOff
+from mycelia.providers.transactions.log_outlet import RowNumbers, without_number
 from mycelia.providers.transactions.outbox_message import OutboxMessage
 from mycelia.providers.transactions.tables import IS_HELD_OR_WAS, OUTBOX
 
@@ -81,9 +84,14 @@ def is_any_free(connection: Connection, service: str) -> bool:
 
 
 def claim(
-    connection: Connection, service: str, claimed_by: str, limit: int, lease: float
+    connection: Connection,
+    service: str,
+    claimed_by: str,
+    limit: int,
+    lease: float,
+    numbers: RowNumbers,
 ) -> list[ClaimedRow]:
-    """Claim the oldest rows for `lease` seconds; in their order."""
+    """Claim the oldest rows for `lease` seconds; in their order. Those that are for logs have their numbers from then on."""
     if connection.dialect.name == "postgresql":
         name = zlib.crc32(service.encode("utf-8", "surrogateescape")) - (1 << 31)
         connection.execute(
@@ -118,7 +126,21 @@ def claim(
         .returning(OUTBOX)
         .execution_options(synchronize_session=False)
     )
-    return sorted(map(_claimed_row, connection.execute(claimed)), key=lambda row: row.id)
+    rows = sorted(map(_claimed_row, connection.execute(claimed)), key=lambda row: row.id)
+    _number(connection, rows, numbers)
+    return rows
+
+
+def _number(connection: Connection, rows: Sequence[ClaimedRow], numbers: RowNumbers) -> None:
+    written = []
+    for row in rows:
+        numbered = numbers.of(row.message, row.key)
+        if numbered is not None:
+            row.message = numbered
+            written.append({"row": row.id, "told": numbered.headers})
+    if written:
+        told = update(OUTBOX).where(OUTBOX.c.id == bindparam("row"))
+        connection.execute(told.values(headers=bindparam("told")), written)
 
 
 def _claimed_row(row: Any) -> ClaimedRow:
@@ -141,7 +163,7 @@ def settle(
     claimed_by: str,
     *,
     done: Sequence[int],
-    failed: Sequence[tuple[int, PutOff | Park]],
+    failed: Sequence[tuple[ClaimedRow, PutOff | Park]],
     back: Sequence[int],
 ) -> None:
     """Write what became of rows.
@@ -154,7 +176,7 @@ def settle(
     if done:
         connection.execute(delete(OUTBOX).where(OUTBOX.c.id.in_(done)))
     now = now_in(connection)
-    for id_, fate in failed:
+    for row, fate in failed:
         values: dict[str, Any] = {
             "attempts": OUTBOX.c.attempts + 1,
             "reason": fate.reason,
@@ -162,9 +184,11 @@ def settle(
         }
         if isinstance(fate, Park):
             values |= {"parked_at": now, "free_at": 0.0}
+            if row.message.kind == CallKind.LOG.value:
+                values["headers"] = without_number(row.message).headers
         else:
             values["free_at"] = now + fate.pause
-        connection.execute(update(OUTBOX).where(_claimed([id_], claimed_by)).values(values))
+        connection.execute(update(OUTBOX).where(_claimed([row.id], claimed_by)).values(values))
     if back:
         freed = update(OUTBOX).where(_claimed(back, claimed_by))
         connection.execute(freed.values(free_at=0.0, claimed_by=None))

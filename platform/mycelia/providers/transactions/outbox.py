@@ -10,7 +10,8 @@ with Session(engine) as session, session.begin():
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from mycelia.call import (
     DEFAULT_PUBLISH_OPTIONS,
@@ -24,8 +25,12 @@ from mycelia.clients.publishing import Outlet
 from mycelia.durations import Duration, seconds_of
 from mycelia.errors import ConfigError
 from mycelia.extras import require_extra
+from mycelia.logs import Log
+from mycelia.logs.record import RecordHeaders, RecordKey
+from mycelia.logs.writer import UNSET
 from mycelia.policies.retry import DEFAULT_RETRY, Retry
 from mycelia.providers.transactions.database import Database, session_within, settled_url
+from mycelia.providers.transactions.log_outlet import LogOutlet, record_row
 from mycelia.providers.transactions.outbox_message import OutboxMessage
 from mycelia.providers.transactions.schema import Metadata, prepare_tables
 from mycelia.runtime import Container, SharedDependency
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
     SessionLike = (
         Session | AsyncSession | scoped_session[Session] | async_scoped_session[AsyncSession]
     )
+
+T = TypeVar("T")
 
 __all__ = ["Outbox", "OutboxOfService", "OutboxOfSession"]
 
@@ -102,16 +109,40 @@ class OutboxOfSession:
             self._session, CallKind.MESSAGE, exchange, routing_key, payload, key, options
         )
 
+    def append(
+        self,
+        log: Log[T],
+        value: T,
+        *,
+        key: RecordKey | Any = UNSET,
+        time: Any = None,
+        headers: RecordHeaders = None,
+    ) -> None:
+        """Append a record to a log when the transaction has committed. Readers get it once, however often it is appended.
+
+        Records of one key are in the log in the order in which their rows were written, as those of one key of `emit()` leave.
+
+        Args:
+            log: one of the outbox's `logs=`.
+            key, time, headers: as `LogWriter.append()`; without a time, and where the log takes none from the value, the time is now, not when it leaves.
+
+        Raises:
+            ConfigError: the outbox does not know the log.
+            UnserializableValueError, ContractError: the value, or a header, or its key or time, is not what the log is of.
+        """
+        self._outbox.append(self._session, log, value, key, time, headers)
+
 
 class OutboxOfService:
     """What is injected: call it with the session of a transaction."""
 
-    __slots__ = ("_database", "_options", "_outlets", "_relay", "_who", "service")
+    __slots__ = ("_database", "_logs", "_options", "_outlets", "_relay", "_who", "service")
 
     def __init__(
         self,
         service: str,
         outlets: dict[CallKind, Outlet],
+        logs: LogOutlet,
         database: Database,
         relay: OutboxRelay,
         options: PublishOptions,
@@ -119,6 +150,7 @@ class OutboxOfService:
     ) -> None:
         self.service = service
         self._outlets = outlets
+        self._logs = logs
         self._database = database
         self._relay = relay
         self._options = options
@@ -145,8 +177,6 @@ class OutboxOfService:
         given: PublishArguments,
     ) -> str:
         """Add a row to the session."""
-        from mycelia.providers.transactions.tables import OutboxRow
-
         chosen = with_options(self._options, given, f"{self._who}: {kind.value} {name!r}")
         outlet = self._outlets[kind]
         now = time.time()
@@ -160,9 +190,28 @@ class OutboxOfService:
             message_id=new_uuid(),
             now=now,
         )
-        session.add(OutboxRow(self.service, message, None if key is None else str(key), now))
-        session.info[_WRITTEN][self] = True
+        self._add(session, message, None if key is None else str(key), now)
         return message.message_id
+
+    def append(
+        self,
+        session: Session,
+        log: Log[T],
+        value: T,
+        key: RecordKey | Any,
+        time_: Any,
+        headers: RecordHeaders,
+    ) -> None:
+        """Add a row of a record to the session."""
+        self._logs.check(log)
+        message, line = record_row(log, value, key, time_, headers)
+        self._add(session, message, line, time.time())
+
+    def _add(self, session: Session, message: OutboxMessage, key: str | None, now: float) -> None:
+        from mycelia.providers.transactions.tables import OutboxRow
+
+        session.add(OutboxRow(self.service, message, key, now))
+        session.info[_WRITTEN][self] = True
 
     def _follow(self, session: Session) -> None:
         """Hear of the session's commits from now on."""
@@ -207,6 +256,7 @@ class Outbox(SharedDependency):
         batch: rows that an instance claims at once, at most.
         poll: how often to look for rows that nobody announced: of other processes, of one that died, those that are tried again.
         lease: for how long a claim holds. So much later another instance publishes what one that died had claimed.
+        logs: to which `append()` may append. They are declared at start, and the rows of one that is not named any more are parked.
         when_refused: how often a message that the broker refuses, or a middleware, is tried before its row is parked.
         options: as in `PublishOptions`, for every message.
     """
@@ -225,11 +275,16 @@ class Outbox(SharedDependency):
         batch: int = 100,
         poll: Duration = "1s",
         lease: Duration = "30s",
+        logs: Sequence[Log[Any]] = (),
         when_refused: Retry = DEFAULT_RETRY,
         **options: Unpack[PublishArguments],
     ) -> None:
         if type(batch) is not int or not 1 <= batch <= 10_000:
             raise ConfigError(f"Outbox(batch={batch!r}): expected a whole number from 1 to 10000.")
+        if not all(isinstance(one, Log) for one in logs):
+            raise ConfigError(f"Outbox(logs={logs!r:.80}): expected a list of Logs.")
+        self._logs = list(logs)
+        self._appends: LogOutlet | None = None
         self._given = database
         self._create_tables = create_tables
         self._batch = batch
@@ -261,9 +316,15 @@ class Outbox(SharedDependency):
                 event_exchange(container.service_name, container.config)
             )
         self._database = database
-        self._relay = self._made_relay(database)
+        self._appends = LogOutlet(self._logs, f"{container.service_name}.{self.attr_name}")
+        await self._appends.open(
+            container.host.link,
+            min(container.settings.mycelia.publish_timeout, self._lease),
+            container.middleware_for,
+        )
+        self._relay = self._made_relay(database, self._appends)
 
-    def _made_relay(self, database: Database) -> OutboxRelay:
+    def _made_relay(self, database: Database, appends: LogOutlet) -> OutboxRelay:
         from mycelia.providers.transactions.relay import OutboxRelay, RelayOptions
 
         container = self.container
@@ -271,7 +332,7 @@ class Outbox(SharedDependency):
             container.service_name,
             database,
             container.host.link,
-            self._by_kind(),
+            {**self._by_kind(), CallKind.LOG: appends},
             RelayOptions(batch=self._batch, poll=self._poll, lease=self._lease, retry=self._retry),
             lambda: container.settings.mycelia.publish_timeout,
         )
@@ -286,12 +347,18 @@ class Outbox(SharedDependency):
     async def stop(self) -> None:
         if self._relay is not None:
             await self._relay.stop()
+        if self._appends is not None:
+            await self._appends.aclose(
+                1.0
+            )  # of what waits the relay has not heard: its rows are there
         if self._database is not None:
             await self._database.aclose()
 
     async def kill(self) -> None:
         if self._relay is not None:
             await self._relay.kill()
+        if self._appends is not None:
+            await self._appends.aclose(0.0)
 
     def statistics(self) -> OutboxStatistics | None:
         return None if self._relay is None else self._relay.statistics()
@@ -300,9 +367,11 @@ class Outbox(SharedDependency):
         """One for all workers; what differs between them is the session."""
         assert self._database is not None
         assert self._relay is not None
+        assert self._appends is not None
         return OutboxOfService(
             self.container.service_name,
             self._by_kind(),
+            self._appends,
             self._database,
             self._relay,
             self._options,

@@ -14,17 +14,17 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+from uuid import uuid4
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from mycelia.amqp import Link
-from mycelia.call import CallKind
-from mycelia.clients.publishing import Outlet
+from mycelia.call import CallKind, PublishOptions
 from mycelia.errors import BrokerBlocked, BrokerUnavailable, text_of
 from mycelia.log_event import event
 from mycelia.policies.retry import Retry, exponential
@@ -32,6 +32,7 @@ from mycelia.providers.transactions import claims
 from mycelia.providers.transactions.claims import Backlog, ClaimedRow
 from mycelia.providers.transactions.database import Database
 from mycelia.providers.transactions.fate import LeftFree, Park, PutOff, fate_of, lines_of
+from mycelia.providers.transactions.log_outlet import RowNumbers
 from mycelia.wire import new_uuid
 
 __all__ = ["OutboxRelay", "OutboxStatistics", "RelayOptions"]
@@ -49,6 +50,20 @@ _MARGIN_S = 1.0
 """A message is given up this long before its claim runs out, so that no two instances publish it at once."""
 _DRAIN_S = 5.0
 _AWAY_PAUSES = exponential("250ms", max="15s")
+
+
+class PublishesRows(Protocol):
+    """What publishes rows of one kind: an `Outlet`, or a `LogOutlet`."""
+
+    def publish_with(
+        self,
+        source: str,
+        name: str,
+        payload: Any,
+        headers: dict[str, Any],
+        deadline: float,
+        options: PublishOptions,
+    ) -> Coroutine[Any, Any, None]: ...
 
 
 class OutboxStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +109,7 @@ class OutboxRelay:
         service: str,
         database: Database,
         link: Link,
-        outlets: Mapping[CallKind, Outlet],
+        outlets: Mapping[CallKind, PublishesRows],
         options: RelayOptions,
         publish_timeout: Callable[[], float],
     ) -> None:
@@ -105,6 +120,7 @@ class OutboxRelay:
         self._options = options
         self._publish_timeout = publish_timeout
         self._name = f"{socket.gethostname()}:{os.getpid()}:{new_uuid()[:8]}"
+        self._numbers = RowNumbers(uuid4().hex)
         self._random = Random()
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
@@ -225,6 +241,7 @@ class OutboxRelay:
                 claimed_by=self._name,
                 limit=options.batch,
                 lease=options.lease,
+                numbers=self._numbers,
             )
         )
         if not rows:
@@ -266,7 +283,7 @@ class OutboxRelay:
                 for line in lines_of(rows):
                     tasks.create_task(self._publish_line(line, batch))
         finally:
-            known = {*batch.done, *(id_ for id_, _ in batch.failed)}
+            known = {*batch.done, *(row.id for row, _ in batch.failed)}
             self._unwritten.append(
                 partial(
                     claims.settle,
@@ -311,7 +328,7 @@ class OutboxRelay:
         if isinstance(fate, LeftFree):
             batch.is_broker_away = True
             return False
-        batch.failed.append((row.id, fate))
+        batch.failed.append((row, fate))
         message = row.message
         what = {
             "service": self._service,
@@ -348,7 +365,7 @@ class _Batch:
         self.until = until
         """On the monotonic clock: nothing is begun later."""
         self.done: list[int] = []
-        self.failed: list[tuple[int, PutOff | Park]] = []
+        self.failed: list[tuple[ClaimedRow, PutOff | Park]] = []
         self.is_broker_away = False
 
     def is_over(self) -> bool:
