@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from mycelia import Inbox, Outbox, event_handler
+from mycelia import Inbox, Log, Outbox, event_handler, rpc
 from mycelia.providers.transactions.relay import OutboxRelay
 
 URL = os.environ["BANK_URL"]
@@ -69,6 +69,23 @@ class Ledger:
         with Session(engine) as session, session.begin():
             if self.inbox.is_first(session):
                 session.add(Entry(number=number))
+
+
+BOOKED: Log[int] = Log("booked", of=int, partitions=2, linger=0)
+
+
+class Journal:
+    """Books numbers in a log, those of one account in the order of the calls."""
+
+    name = "journal"
+    outbox = Outbox(engine, lease="2s", poll="100ms", batch=20, logs=[BOOKED])
+
+    @rpc(concurrency=8)
+    def book(self, number: int) -> None:
+        with Session(engine) as session, session.begin():
+            if not session.scalar(sa.select(Payment.row).where(Payment.number == number)):
+                session.add(Payment(number=number))
+                self.outbox(session).append(BOOKED, number, key=f"account-{number % 5}")
 
 
 # --- where it is killed --------------------------------------------------------------------------------

@@ -48,9 +48,9 @@ if TYPE_CHECKING:
         Session | AsyncSession | scoped_session[Session] | async_scoped_session[AsyncSession]
     )
 
-T = TypeVar("T")
-
 __all__ = ["Outbox", "OutboxOfService", "OutboxOfSession"]
+
+T = TypeVar("T")
 
 _WRITTEN = "mycelia.outbox"
 """Of a session's `info`: the outboxes whose relays are woken when it commits."""
