@@ -259,6 +259,32 @@ async def test_row_that_waits_holds_up_its_partition_and_is_not_taken_for_one_th
     assert found == [*(n for n in numbers if n != 7), 7]
 
 
+class Tracing:
+    """Middleware that has calls of the service be of a trace."""
+
+    def middleware(self, direction: Direction, target: Target) -> Middleware | None:
+        async def trace(call: Call, go_on: Next) -> Outcome:
+            call.headers["traceparent"] = TRACE
+            return await go_on(call)
+
+        return trace if direction is Direction.INBOUND and target.kind is CallKind.RPC else None
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_record_is_of_the_trace_that_it_was_written_in(
+    broker: str, engine: sa.Engine
+) -> None:
+    async with run_services(bank_of(engine), broker=broker, middleware=[Tracing()]) as bed:
+        await bed.client.call("bank", "pay", 1)
+        async with PAID.reader(bed.client.link, partition_of("a1", 3)) as reader:
+            entry = await reader.take(20)
+
+    assert entry is not None
+    assert (entry.delivery.properties.headers or {})["traceparent"] == TRACE
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 

@@ -119,6 +119,9 @@ class Planes:
     async def land(self, session: AsyncSession, blocking: Session) -> None:
         assert_type(self.outbox(session).emit("landed", 1, key="N1", headers={"a": 1}), str)
         assert_type(self.outbox(blocking).publish(1, routing_key="q"), str)
+        flight: Flight = {"origin": "JFK"}
+        self.outbox(session).append(FLIGHTS, flight, time=datetime.now(UTC), headers={"a": 1})
+        self.outbox(session).append(FLIGHTS, 5)  # type: ignore[misc]
         assert_type(await self.inbox.is_first(session, message_id="m"), bool)
         assert_type(self.inbox_blocking.is_first(blocking), bool)
 
