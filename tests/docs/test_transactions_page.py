@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from tests.docs.documents import ROOT, blocks_of
 
 from mycelia import Outbox, Queue, consume, event_handler
+from mycelia.logs import partition_of
 from mycelia.testing import eventually, run_services
 
 PAGE = ROOT / "docs" / "transactions.md"
@@ -140,3 +141,22 @@ async def test_statements_of_the_page_find_a_parked_row_and_free_it(bank: Any) -
         assert found.reason == "no such exchange"
         connection.execute(sa.text(free))
         assert list(connection.execute(sa.text(look))) == []
+
+
+async def test_booking_is_in_the_log_when_its_transaction_has_committed(bank: Any) -> None:
+    journal = importlib.import_module("journal")
+    try:
+        async with run_services(journal.Journal) as bed:
+            for amount in (1, 2):
+                await bed.client.call("journal", "book", "Ada", amount)
+            partition = partition_of("Ada", 4)
+            async with journal.BOOKINGS.reader(bed.client.link, partition) as reader:
+                found: list[Any] = []
+                while len(found) < 2:
+                    entry = await reader.take(20)
+                    assert entry is not None
+                    found += entry.values
+    finally:
+        journal.engine.dispose()
+
+    assert found == [journal.Booking("Ada", 1), journal.Booking("Ada", 2)]
