@@ -37,6 +37,7 @@ from mycelia.errors import BrokerUnavailable, ConfigError, MessageTooLarge
 from mycelia.providers.transactions import claims
 from mycelia.providers.transactions.database import Database
 from mycelia.providers.transactions.fate import Park, PutOff
+from mycelia.providers.transactions.log_outlet import RowNumbers
 from mycelia.providers.transactions.outbox_message import OutboxMessage
 from mycelia.providers.transactions.tables import OutboxRow
 from mycelia.testing import ServiceBed, eventually, run_services
@@ -324,7 +325,9 @@ async def test_claimed_key_is_nobody_else_s_until_the_lease_is_over(table: sa.En
     database = Database(table, "test")
 
     async def claimed(who: str, limit: int, lease: float = 60.0) -> list[str]:
-        found = await database.run(lambda c: claims.claim(c, "bank", who, limit, lease))
+        found = await database.run(
+            lambda c: claims.claim(c, "bank", who, limit, lease, RowNumbers("test"))
+        )
         return [row.message.message_id for row in found]
 
     assert await claimed("one", 1, lease=1.0) == ["m0"]
@@ -339,9 +342,11 @@ async def test_what_became_of_rows_is_written_for_those_that_are_still_one_s_own
     table: sa.Engine,
 ) -> None:
     database = Database(table, "test")
-    mine = await database.run(lambda c: claims.claim(c, "bank", "me", 12, 0.0))
+    mine = await database.run(lambda c: claims.claim(c, "bank", "me", 12, 0.0, RowNumbers("test")))
     ids = [row.id for row in mine]
-    theirs = await database.run(lambda c: claims.claim(c, "bank", "they", 5, 60.0))
+    theirs = await database.run(
+        lambda c: claims.claim(c, "bank", "they", 5, 60.0, RowNumbers("test"))
+    )
     assert [row.id for row in theirs] == ids[:5]
 
     def write(connection: sa.Connection) -> None:
@@ -350,9 +355,9 @@ async def test_what_became_of_rows_is_written_for_those_that_are_still_one_s_own
             "me",
             done=[ids[0]],
             failed=[
-                (ids[1], Park("mine no more")),
-                (ids[5], Park("refused")),
-                (ids[6], PutOff(60.0, "full")),
+                (mine[1], Park("mine no more")),
+                (mine[5], Park("refused")),
+                (mine[6], PutOff(60.0, "full")),
             ],
             back=[ids[2], ids[7]],
         )
@@ -377,7 +382,9 @@ async def test_many_that_claim_at_once_get_each_row_once(table: sa.Engine) -> No
 
     async def work(who: str) -> None:
         while True:
-            found = await database.run(lambda c: claims.claim(c, "bank", who, 5, 60.0))
+            found = await database.run(
+                lambda c: claims.claim(c, "bank", who, 5, 60.0, RowNumbers("test"))
+            )
             if not found and not rows(table):
                 return
             got.append([(row.key, row.id) for row in found])
