@@ -89,8 +89,8 @@ async def test_without_anybody_who_looks_no_call_is_made(
     def refuse(*args: Any, **options: Any) -> None:
         raise AssertionError("a call was made")
 
-    monkeypatch.setattr("mycelia.flow.stage.FlowCall", refuse)
-    monkeypatch.setattr("mycelia.flow.stage.TakenSince", refuse)
+    monkeypatch.setattr("mycelia.flow.flow_call.FlowCall", refuse)
+    monkeypatch.setattr("mycelia.flow.flow_call.TakenSince", refuse)
     async with (
         Client(broker) as client,
         run_services(Counting, broker=broker, config=config(tmp_path)) as bed,

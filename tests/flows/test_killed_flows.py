@@ -31,20 +31,20 @@ SLOWLY = """
 
 import asyncio
 
-from mycelia.flow.stage import Stage
+from mycelia.flow import group_commit
 
-publish = Stage._publish
+publish = group_commit.publish_in_order
 
 
-async def slowly(self, numbered):
-    if numbered:
+async def slowly(link, messages, timeout):
+    if messages:
         await asyncio.sleep(0.05)
-    await publish(self, numbered)
-    if numbered:
+    await publish(link, messages, timeout)
+    if messages:
         await asyncio.sleep(0.05)
 
 
-Stage._publish = slowly
+group_commit.publish_in_order = slowly
 """
 """Makes it likely that a process is killed between a commit and what is published of it, or between that and the next commit."""
 

@@ -55,7 +55,7 @@ from mycelia.flow.sources.events import QueueSource, events, queue
 from mycelia.flow.sources.iterators import iterator, ticks
 from mycelia.flow.sources.pulled import PulledSource
 from mycelia.flow.sources.sql_changes import sql_changes
-from mycelia.flow.stage import PartitionCommit
+from mycelia.flow.stage_host import PartitionCommit
 from mycelia.flow.stages import stages_of
 from mycelia.flow.state import Changes, MemoryStore, StateStore, StoreReader
 from mycelia.flow.stream import (

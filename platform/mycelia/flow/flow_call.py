@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from mycelia.call import (
@@ -20,7 +21,7 @@ from mycelia.errors import RuntimeStateError
 from mycelia.flow.inflow import Taken
 from mycelia.logs.append_call import MAX_LINKS, carried_trace
 
-__all__ = ["CallsAround", "FlowCall", "TakenSince", "Work"]
+__all__ = ["CallsAround", "FlowCall", "PartitionCalls", "TakenSince", "Work"]
 
 Work = Callable[[], Awaitable[None]]
 
@@ -141,6 +142,63 @@ class CallsAround:
             call.on_settled(call)
         self.failed_with = error
         raise error
+
+
+class PartitionCalls:
+    """Makes the calls of one partition's commits, each of what was taken since the one before.
+
+    Args:
+        stage: its name.
+    """
+
+    def __init__(self, around: CallsAround, stage: str, partition: int) -> None:
+        self._around = around
+        self._stage = stage
+        self._partition = partition
+        self._since: TakenSince | None = None
+
+    def took(self, taken: Taken) -> None:
+        """Take note of what is given to the engine, where somebody looks at calls."""
+        if self._around.listens:
+            if self._since is None:
+                self._since = TakenSince(self._around.target)
+            self._since.add(taken)
+
+    async def run(self, records: int, work: Work) -> None:
+        """Do the work, as a call where somebody looks at calls.
+
+        Raises:
+            Exception: as `CallsAround.run()`.
+        """
+        around = self._around
+        if not around.listens:
+            await work()
+            return
+        since, self._since = self._since or TakenSince(around.target), None
+        await around.run(
+            FlowCall(
+                around.target,
+                arrived_at=since.began_at,
+                started_at=since.began_at,
+                work=work,
+                stage=self._stage,
+                partition=self._partition,
+                records=records,
+                offsets=since.offsets,
+                traces=tuple(since.traces.values()),
+            )
+        )
+
+    async def tell_failed(self, error: Exception) -> None:
+        """A turn that failed before there was anything to commit is a call that failed."""
+        if not self._around.listens or error is self._around.failed_with:
+            return
+
+        async def fail() -> None:
+            raise error
+
+        with suppress(Exception):
+            await self.run(0, fail)
 
 
 async def _work(call: Call) -> Outcome:

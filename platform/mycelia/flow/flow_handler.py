@@ -26,7 +26,8 @@ from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.relay_log import relay_partition
 from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused
 from mycelia.flow.sources.single import SingleSource
-from mycelia.flow.stage import PartitionCommit, Stage, StageOptions
+from mycelia.flow.stage import Stage
+from mycelia.flow.stage_host import PartitionCommit, StageOptions
 from mycelia.flow.staging import BETWEEN, LogsBetween, descriptions_of
 from mycelia.flow.standing import StageSource, StageStanding
 from mycelia.flow.state_home import StateHome, logged_state_home
@@ -320,7 +321,8 @@ class FlowHandler(Entrypoint):
             section is not None and section.changelog
         )
         most = _THREADS_WAITING if awaits else _THREADS
-        self._threads = ThreadPoolExecutor(min(most, partitions), f"mycelia-flow-{self.group}")
+        # One computes while the commit before is written.
+        self._threads = ThreadPoolExecutor(min(most, 2 * partitions), f"mycelia-flow-{self.group}")
         for provider in self.container.dependencies:
             if provider.is_shared and provider.attr_name is not None:
                 shared = provider.shared_dependency(is_async=True)
@@ -569,15 +571,15 @@ def _statistics_of(stage: Stage) -> StageStatistics:
         group=stage.description.group,
         lag=stage.lag(),
         partitions=stage.partitions,
-        standing_still=dict(stage.standing_still),
-        records=stage.records,
-        commits=stage.commits,
-        published=stage.published,
+        standing_still=stage.standing_still,
+        records=stage.counts.records,
+        commits=stage.counts.commits,
+        published=stage.counts.published,
         delivered=stage.delivered,
         waiting_bytes=stage.waiting_bytes,
         faults=stage.faults,
         dead=stage.dead,
-        watermarks_ms=dict(stage.watermarks),
+        watermarks_ms=stage.watermarks,
     )
 
 

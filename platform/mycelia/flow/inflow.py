@@ -10,10 +10,15 @@ from mycelia.amqp import Link
 from mycelia.logs import LogEntry, LogPosition
 from mycelia.logs.position import StartAt
 
-__all__ = ["BATCH_RECORDS", "FlowSource", "Inflow", "SourceReader", "Taken"]
+__all__ = ["FlowSource", "Inflow", "SourceReader", "Taken"]
 
 BATCH_RECORDS: Final = 2000
-"""Records that the engine is given at once. It runs in a thread, so this bounds how soon a stop is seen, not how long the loop waits."""
+MOST_RECORDS: Final = 10_000
+"""Records that the engine is given at once, at least and at most where there are as many: a batch costs the same for each key and step however many
+records it has. It runs in a thread, so this bounds how soon a stop is seen, not how long the loop waits."""
+
+BATCH_TAKES: Final = 0.025
+"""Seconds of the engine that a larger batch may take."""
 
 Taken = dict[str, list[LogEntry[Any]]]
 """Entries by source, in their order."""
@@ -38,8 +43,8 @@ class SourceReader(Protocol):
     async def take(self, timeout: float | None = None) -> LogEntry[Any] | None:
         """The next entry; None if none came in time. Cancelled, it has taken nothing."""
 
-    def committed(self) -> None:
-        """All that was taken has been committed: it need not come again. Does not wait."""
+    def committed(self, position: LogPosition) -> None:
+        """All before this position has been committed: it need not come again. Does not wait."""
 
     async def aclose(self) -> None: ...
 
@@ -81,6 +86,7 @@ class Inflow:
         self._tables = [name for name in readers if name in tables]
         self._ends: dict[str, int] = {}
         """Of the tables that have not been read up to there."""
+        self._batch = BATCH_RECORDS
 
     async def open(self) -> None:
         """Begin to read; what was opened is closed by `aclose()`, whether or not it succeeds."""
@@ -103,10 +109,16 @@ class Inflow:
             if (position := reader.position) is not None
         }
 
-    def committed(self) -> None:
-        """All that was taken has been committed."""
-        for reader in self._readers.values():
-            reader.committed()
+    def committed(self, positions: Mapping[str, LogPosition]) -> None:
+        """All before these positions has been committed."""
+        for name, position in positions.items():
+            self._readers[name].committed(position)
+
+    def paced(self, records: int, seconds: float) -> None:
+        """A batch of `records` took the engine as long: the next may be larger, or is to be smaller."""
+        if records:
+            fitting = int(records * BATCH_TAKES / max(seconds, 1e-6))
+            self._batch = min(max(fitting, BATCH_RECORDS), 2 * self._batch, MOST_RECORDS)
 
     async def gather(self, timeout: float) -> Taken:
         """What is there, up to the records of a batch; if nothing is, what comes first within `timeout` seconds.
@@ -117,11 +129,11 @@ class Inflow:
             return await self._gather_table(timeout)
         if len(self._order) == 1:
             (name,) = self._order
-            entries = await _gather(self._readers[name], timeout, BATCH_RECORDS)
+            entries = await _gather(self._readers[name], timeout, self._batch)
             return {name: entries} if entries else {}
         self._order.append(self._order.pop(0))
         taken: Taken = {}
-        share = max(BATCH_RECORDS // len(self._order), 1)
+        share = max(self._batch // len(self._order), 1)
         for name in self._order:
             entries = await _gather(self._readers[name], 0, share)
             if entries:
@@ -131,7 +143,7 @@ class Inflow:
     async def _gather_table(self, timeout: float) -> Taken:
         name, end = next(iter(self._ends.items()))
         reader = self._readers[name]
-        entries = await _gather(reader, timeout, BATCH_RECORDS)
+        entries = await _gather(reader, timeout, self._batch)
         if _is_behind(reader, end):
             del self._ends[name]
         return {name: entries} if entries else {}

@@ -1,7 +1,7 @@
 """One partition of a stage, run by its owner: an engine over its state, and what has been taken since the last commit.
 
 No clock and no broker: entries go in, messages come out of a commit. Calls block, for the state's sake and the functions'; they are made in a
-thread, one at a time.
+thread, one at a time. But for `write()`: while it waits for the disk, the engine takes what comes next.
 
 What has been taken since the last commit is kept, so that records over which a function raises can be left out without reading anything
 again: the engine begins anew from the last commit, and is given the rest.
@@ -21,15 +21,24 @@ from mycelia.flow.inflow import FlowSource, Taken
 from mycelia.flow.outgoing import Outgoing
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_state import PartitionState
+from mycelia.flow.pending_store import PendingStore
 from mycelia.flow.relay_log import KeyedValue, Mark, Relay, Relaying, RelayWord, word_of
 from mycelia.flow.rows_beside import RowsBeside
+from mycelia.flow.state import Changes
 from mycelia.flow.state_codec import encode_state
 from mycelia.flow.state_migrations import migrated
 from mycelia.logs import FaultyRecord, Log, LogEntry, LogPosition
 from mycelia.logs.value_codec import ValueCodec
 from mycelia.wire import Serializer
 
-__all__ = ["PartitionRun", "RecordFailed", "RecordsFailed", "StageDescription"]
+__all__ = [
+    "PartitionRun",
+    "PreparedCommit",
+    "RecordFailed",
+    "RecordsFailed",
+    "Skipped",
+    "StageDescription",
+]
 
 _PLAIN: Final[ValueCodec[Any]] = ValueCodec(None, "a record")
 
@@ -101,6 +110,14 @@ class StageDescription:
         return {name: (self.sources | cuts)[name] for name in self.plan.sources}
 
     @property
+    def first(self) -> str:
+        """By the plan's name, what it reads first: what its leases are called by."""
+        reads = self.reads
+        return next(
+            (name for name, one in reads.items() if one.name == self.leased_as), next(iter(reads))
+        )
+
+    @property
     def partitions(self) -> int:
         """Of the stage; a source with fewer has none in the later ones."""
         return max(source.partitions for source in self.reads.values())
@@ -168,8 +185,22 @@ class _Turn(NamedTuple):
     now_ms: int
 
 
-_Places = list[tuple[LogEntry[Any], list[int]]]
+_Places = list[tuple[LogEntry[Any], Sequence[int]]]
 """Of a batch, the entries that it was made of, with the places of their records."""
+
+
+class PreparedCommit(NamedTuple):
+    """What a commit writes, made when the engine stood still; and how the engine stood then."""
+
+    changes: Changes
+    positions: Mapping[str, LogPosition]
+    sequences: Mapping[str, int]
+    messages: Sequence[Message]
+    records: int
+    """Taken since the one before."""
+    watermarks_ms: Mapping[str, int]
+    counts: Mapping[str, Mapping[str, int]]
+    gave: Mapping[str, list[int]]
 
 
 class PartitionRun:
@@ -220,6 +251,7 @@ class PartitionRun:
             self.rows = RowsBeside(self.state, description.outputs, self._name)
             """What goes into tables with the commit itself."""
             self._relaying = Relaying(description.gives, self._name, partition, self._sequences)
+            self._store = PendingStore(self.state)
             self._engine = self._new_engine()
         except BaseException:
             self.state.close()
@@ -228,10 +260,10 @@ class PartitionRun:
         self._turns: list[_Turn] = []
         self._rejected: list[RecordFailed] = []
         self._places: dict[tuple[str, object], _Places] = {}
-        self._leaving: tuple[dict[str, dict[bytes, bytes | None]], list[Message]] | None = None
-        """Changes and messages of a commit that is to be tried again."""
+        self._committed: dict[str, int] = {}
+        """By source, the offset before which all is committed."""
         self.uncommitted = 0
-        """Records taken since the last commit."""
+        """Records taken since the last commit was prepared."""
 
     def _migrate(self) -> None:
         """Make the state that of the flow as it is described now, in a commit of its own."""
@@ -249,7 +281,7 @@ class PartitionRun:
         return Engine(
             description.plan,
             partitions,
-            store=self.state,
+            store=self._store,
             flow=self._name,
             collects=self._collects,
             run=self._run,
@@ -281,17 +313,6 @@ class PartitionRun:
             or self._outgoing.is_due(now_ms)
         )
 
-    def watermarks(self) -> dict[str, int]:
-        return self._engine.watermarks()
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Of each step what it counted since this engine began; see `Engine.counts()`."""
-        return self._engine.counts()
-
-    def gave(self) -> dict[str, list[int]]:
-        """Of each step how many records have left it since this engine began; see `Engine.gave()`."""
-        return self._engine.gave()
-
     def _marks(self) -> dict[str, Mark]:
         engine = self._engine
         return {
@@ -318,7 +339,7 @@ class PartitionRun:
         self.feed({}, now_ms)
 
     def again(self) -> None:
-        """Begin from the last commit, and take what has been taken since, without what is in `skipped`. Raises as `feed()`."""
+        """Begin from the last commit, which is written, and take what has been taken since, without what is in `skipped`. Raises as `feed()`."""
         self._engine = self._new_engine()
         self._given = []
         self.uncommitted = 0
@@ -367,7 +388,7 @@ class PartitionRun:
                 values += entry.values
                 keys += entry.keys
                 times += entry.times
-            places.append((entry, list(at)))
+            places.append((entry, at))
         if relay is not None:
             keys, values = relay.columns(values)
         if None in times:  # a plain message whose writer told none
@@ -452,29 +473,55 @@ class PartitionRun:
 
     # --- commits ---------------------------------------------------------------------------------
 
-    def commit(
-        self, positions: Mapping[str, LogPosition], now_ms: int
-    ) -> list[tuple[int, Message]]:
-        """Write down all that was taken; what is returned is to be published, and said to be by `state.sent()`.
+    def prepare(self, positions: Mapping[str, LogPosition], now_ms: int) -> PreparedCommit:
+        """Make of all that was taken what is to be written down; then the next turn may be taken.
+
+        Raises:
+            StateIncompatible, UnserializableValueError, ContractError: it cannot be written down. This run is spent.
+        """
+        committed = self._committed
+        self.skipped -= {one for one in self.skipped if one[1] < committed.get(one[0], 0)}
+        messages = self._outgoing.messages(self._given, now_ms)
+        messages += self._relaying.messages(self._given, self._marks(), now_ms)
+        engine, records = self._engine, self.uncommitted
+        changes = engine.take_changes()
+        self._store.expect(changes)
+        self._given = []
+        self._turns = []
+        self.uncommitted = 0
+        return PreparedCommit(
+            changes,
+            positions,
+            dict(self._sequences),
+            messages,
+            records,
+            engine.watermarks(),
+            engine.counts(),
+            engine.gave(),
+        )
+
+    def write(self, commit: PreparedCommit) -> list[tuple[int, Message]]:
+        """Write down what was prepared; what is returned is to be published, and said to be by `state.sent()`.
+
+        Meanwhile the next turns may be taken, in another thread; not the next commit, nor `again()`.
 
         Raises:
             LeaseLost: the partition has another owner; nothing was committed.
             RowRefused: nothing was committed. The same may be tried again, after `rows.leave_out()`.
-            StateUnavailable, StateIncompatible, UnserializableValueError, ContractError, RowsFailed: nothing was committed. This run is spent.
+            StateUnavailable, RowsFailed: nothing was committed. This run is spent.
         """
-        if self._leaving is None:
-            messages = self._outgoing.messages(self._given, now_ms)
-            messages += self._relaying.messages(self._given, self._marks(), now_ms)
-            self._leaving = self._engine.take_changes(), messages
-        changes, messages = self._leaving
-        numbered = self.rows.commit(changes, positions, self._sequences, messages)
-        self._leaving = None
-        self._given = []
-        self._turns = []
-        self.uncommitted = 0
-        offsets = {source: one.offset for source, one in positions.items()}
-        self.skipped -= {one for one in self.skipped if one[1] < offsets.get(one[0], 0)}
+        numbered = self.rows.commit(
+            commit.changes, commit.positions, commit.sequences, commit.messages
+        )
+        self._store.settled()
+        self._committed = {source: one.offset for source, one in commit.positions.items()}
         return numbered
+
+    def commit(
+        self, positions: Mapping[str, LogPosition], now_ms: int
+    ) -> list[tuple[int, Message]]:
+        """Both, one after the other."""
+        return self.write(self.prepare(positions, now_ms))
 
     def close(self) -> None:
         self.state.close()

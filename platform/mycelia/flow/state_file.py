@@ -3,7 +3,8 @@
 **The epoch is the fence.** Whoever becomes the partition's owner raises it; a commit compares it, inside of its transaction, and an owner that
 another has followed commits nothing any more. So a file follows one owner at a time, whatever the broker and clocks do.
 
-A file belongs to one partition, so partitions never wait for each other's locks. Calls block: they are made in a thread.
+A file belongs to one partition, so partitions never wait for each other's locks. Calls block: they are made in a thread. What the engine reads is
+read over a connection of its own, so that it does not wait for a commit that is on its way to the disk.
 """
 
 from __future__ import annotations
@@ -85,11 +86,10 @@ class StateFile:
         self._next_number = 1
         self._sent = 0
         """The last message of the outbox that has been published, and is to go."""
+        self._reading: sqlite3.Connection | None = None
+        """Made when something is read."""
         with self._told():
-            # The engine's thread is another one each time; there is never more than one at once.
-            self._db = sqlite3.connect(
-                path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
-            )
+            self._db = self._connected()
         try:
             with self._told():
                 self._prepare()
@@ -97,6 +97,12 @@ class StateFile:
         except BaseException:
             self._db.close()
             raise
+
+    def _connected(self) -> sqlite3.Connection:
+        # The thread is another one each time; there is never more than one at once that writes, and one that reads.
+        return sqlite3.connect(
+            self.path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
+        )
 
     def _prepare(self) -> None:
         db = self._db
@@ -259,18 +265,26 @@ class StateFile:
 
     def close(self) -> None:
         """Idempotent."""
+        if self._reading is not None:
+            self._reading.close()
         self._db.close()
 
     # --- what the engine reads -------------------------------------------------------------------
 
+    def _reader(self) -> sqlite3.Connection:
+        if self._reading is None:
+            self._reading = self._connected()
+        return self._reading
+
     def read(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
         found: dict[bytes, bytes] = {}
         with self._told():
+            db = self._reader()
             for at in range(0, len(keys), _KEYS_AT_ONCE):
                 some = keys[at : at + _KEYS_AT_ONCE]
                 marks = ",".join("?" * len(some))
                 found.update(
-                    self._db.execute(
+                    db.execute(
                         f"SELECT key, value FROM state WHERE space = ? AND key IN ({marks})",
                         [space, *some],
                     )
@@ -279,9 +293,11 @@ class StateFile:
 
     def scan(self, space: str) -> list[tuple[bytes, bytes]]:
         with self._told():
-            return self._db.execute(
-                "SELECT key, value FROM state WHERE space = ?", [space]
-            ).fetchall()
+            return (
+                self._reader()
+                .execute("SELECT key, value FROM state WHERE space = ?", [space])
+                .fetchall()
+            )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -226,7 +226,7 @@ class LogReader(Generic[T]):
         last = await last_offset(self._link, self._stream)
         return 0 if last is None else last + 1
 
-    def committed(self) -> None:
+    def committed(self, position: LogPosition) -> None:
         """What was taken has been written down by who reads: of a log nothing follows from it, as the position says where to go on."""
 
     async def aclose(self) -> None:

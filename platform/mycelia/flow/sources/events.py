@@ -129,10 +129,10 @@ class QueueReader:
             kept = (start.seen.get(_IDS) or [b""])[0]
         self._seen = SeenIds(window, kept)
         self._buffer: deque[Delivery] = deque()
-        self._taken: list[Delivery] = []
-        """Of which the commit is yet to come."""
-        self._has_fresh = False
-        """Whether messages were taken since the last commit: then one that is repeated may be one of those, and waits as well."""
+        self._committed = self._count
+        """The offset before which all is committed."""
+        self._taken: deque[tuple[int, Delivery]] = deque()
+        """Those whose commit is yet to come, with the offset up to which it must have come."""
         self._arrived = asyncio.Event()
         self._consumer: LinkConsumer | None = None
         self._is_closed = False
@@ -179,15 +179,14 @@ class QueueReader:
         message_id = properties.message_id
         if message_id is not None and not self._seen.is_new(str(message_id)):
             self.repeated += 1
-            if self._has_fresh:
-                self._taken.append(delivery)
+            if self._count > self._committed:  # it may be one of those
+                self._taken.append((self._count, delivery))
             else:
                 delivery.ack()
             return None
-        self._taken.append(delivery)
-        self._has_fresh = True
         offset = self._count
         self._count += 1
+        self._taken.append((self._count, delivery))
         if delivery.fault is not None:
             reason = f"the message's headers cannot be read: {delivery.fault}"
             faults = [FaultyRecord(None, reason, body=delivery.body)]
@@ -219,10 +218,10 @@ class QueueReader:
     async def end(self) -> None:
         """It cannot be said."""
 
-    def committed(self) -> None:
-        taken, self._taken = self._taken, []
-        self._has_fresh = False
-        for delivery in taken:
+    def committed(self, position: LogPosition) -> None:
+        self._committed = position.offset
+        while self._taken and self._taken[0][0] <= position.offset:
+            _, delivery = self._taken.popleft()
             delivery.ack()
 
     async def aclose(self) -> None:

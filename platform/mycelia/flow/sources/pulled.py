@@ -110,7 +110,7 @@ class PulledReader:
     async def end(self) -> None:
         """It cannot be said."""
 
-    def committed(self) -> None:
+    def committed(self, position: LogPosition) -> None:
         """The position says it all."""
 
     async def _pull(self) -> None:

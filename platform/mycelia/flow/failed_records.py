@@ -1,0 +1,136 @@
+"""What a partition of a flow cannot take: dead letters of it, and how long before it is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+from mycelia.errors import FlowFunctionError, MyceliaError
+from mycelia.flow.inflow import Taken
+from mycelia.flow.partition_run import PartitionRun, RecordFailed, RecordsFailed, StageDescription
+from mycelia.flow.sinks.sink import SinkRecord, SinkRefused
+from mycelia.flow.stage_host import StageCounts, StageHost, StageOptions
+from mycelia.logs import FaultyRecord
+
+__all__ = ["FailedRecords"]
+
+
+class FailedRecords:
+    """Of one partition, as long as it is this instance's own.
+
+    Args:
+        counts: the stage's; counted on.
+    """
+
+    def __init__(
+        self,
+        host: StageHost,
+        description: StageDescription,
+        options: StageOptions,
+        counts: StageCounts,
+    ) -> None:
+        self._host = host
+        self._description = description
+        self._options = options
+        self._counts = counts
+        self._random = Random()
+        self._attempts: dict[tuple[str, int, int], int] = {}
+
+    async def bury_faults(self, run: PartitionRun, taken: Taken) -> None:
+        """Make dead letters of what could not be read.
+
+        Raises:
+            MyceliaError: one could not be published.
+        """
+        for source, entries in taken.items():
+            for entry in entries:
+                strange = run.strange(source, entry)
+                for fault in [*entry.faults, *([] if strange is None else [strange])]:
+                    name = self._description.reads[source].name
+                    if not await self._host.bury(name, entry, fault, None, 1):
+                        raise MyceliaError(
+                            f'log "{name}", offset {entry.offset}: what cannot be read could not be made a dead letter.'
+                        )
+                    self._counts.faults += 1
+
+    async def give_up(self, run: PartitionRun, failed: RecordsFailed) -> float:
+        """Make dead letters of those that have been tried often enough; returns how long to wait before the others are tried again.
+
+        Raises:
+            RecordsFailed: the flow's records are not given up.
+        """
+        if not self._options.buries:
+            raise failed
+        attempts = self._attempts
+        pauses: list[float] = []
+        given_up: list[RecordFailed] = []
+        for record in failed.failed:
+            attempt = attempts[record.place] = attempts.get(record.place, 0) + 1
+            cause = _cause_of(record)
+            pause = (
+                self._options.retry.delay_after(cause, attempt, self._random)
+                if isinstance(cause, Exception)
+                else None
+            )
+            if pause is None:
+                given_up.append(record)
+            else:
+                pauses.append(pause)
+        if given_up:
+            letters = (self._bury(one, attempts.pop(one.place)) for one in given_up)
+            for record, is_there in zip(given_up, await asyncio.gather(*letters), strict=True):
+                if not is_there:
+                    raise failed
+                run.skipped.add(record.place)
+        return min(pauses, default=0.0)
+
+    async def bury_rejected(self, run: PartitionRun) -> None:
+        """Make dead letters of what the flow went on without.
+
+        Raises:
+            RecordFailed: of this one none could be published.
+        """
+        rejected = run.take_rejected()
+        if not rejected:
+            return
+        letters = await asyncio.gather(*(self._bury(one, 1) for one in rejected))
+        for record, is_there in zip(rejected, letters, strict=True):
+            if not is_there:
+                raise record
+
+    async def bury_refused(
+        self, records: list[SinkRecord[Any]], output: str, refused: SinkRefused
+    ) -> bool:
+        """Make dead letters of what a sink has refused; whether they are there."""
+        source = self._description.reads[self._description.first].name
+        for record in records:
+            if not await self._host.bury_refused(source, output, record, refused):
+                return False
+            self._counts.dead += 1
+        return True
+
+    async def _bury(self, failed: RecordFailed, attempts: int) -> bool:
+        """Make it a dead letter, so that the flow may go on without it; whether it is one."""
+        entry, at = failed.entry, failed.at
+        source = self._description.reads[failed.source]
+        body = self._description.body_of(failed.source, entry, at)
+        letter = FaultyRecord(
+            failed.index,
+            str(failed),
+            entry.keys[at],
+            entry.times[at],
+            body,
+            headers=entry.headers[at],
+            is_read=True,
+        )
+        error = failed if failed.__cause__ is not None else None  # no function raised: rejected
+        if not await self._host.bury(source.name, entry, letter, error, attempts):
+            return False
+        self._counts.dead += 1
+        return True
+
+
+def _cause_of(record: RecordFailed) -> BaseException | None:
+    error = record.__cause__
+    return error.__cause__ if isinstance(error, FlowFunctionError) else error
