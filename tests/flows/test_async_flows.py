@@ -12,7 +12,7 @@ import pytest
 from tests.flows.counting import config
 
 from mycelia import Client, Log, Retry, RpcProxy, fixed, rpc
-from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow, stage
+from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow, owned_partition
 from mycelia.testing import ServiceBed, eventually, run_services
 
 
@@ -195,7 +195,7 @@ async def test_stop_calls_off_what_is_awaited_and_the_next_owner_takes_it_again(
 async def test_service_that_is_away_has_the_partition_stand_still_and_go_on(
     broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "PAUSES", (0.1,))
+    monkeypatch.setattr(owned_partition, "PAUSES", (0.1,))
     service = enriching()
     async with run_services(service, broker=broker, config=config(tmp_path)) as bed:
         await append(bed.client)

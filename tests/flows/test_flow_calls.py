@@ -281,7 +281,7 @@ async def test_what_was_counted_goes_on_when_a_partition_begins_anew(
         await eventually(lambda: statistics(bed).counted.get("window-1", {}).get("late") == 40, 30)
         for stage in handler.stages:
             for partition in stage.partitions:
-                stage._leave_partition(partition)  # it is taken again, with a new engine
+                stage._leave(partition)  # it is taken again, with a new engine
         await append(client, departures(2))
         await eventually(lambda: statistics(bed).counted["window-1"]["late"] == 42, 30)
         told = list(samples_of(bed.runner.host.statistics()))

@@ -30,7 +30,7 @@ from mycelia.flow import (
     FlowStatistics,
     Stream,
     flow,
-    stage,
+    owned_partition,
     state_file,
 )
 from mycelia.logs import partition_of
@@ -230,7 +230,7 @@ async def test_locked_state_is_told_and_goes_on_when_it_is_free(
     broker: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state_file, "LOCK_TIMEOUT", 0.2)
-    monkeypatch.setattr(stage, "PAUSES", (0.1,))
+    monkeypatch.setattr(owned_partition, "PAUSES", (0.1,))
     async with Client(broker) as client:
         await append(client, departures(2_000))
         async with run_services(Counting, broker=broker, config=config(tmp_path)) as bed:

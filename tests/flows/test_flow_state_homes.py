@@ -22,7 +22,7 @@ from tests.flows.counting import (
 
 from mycelia import Client, Log
 from mycelia.errors import TopologyError
-from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow, stage
+from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow, owned_partition
 from mycelia.testing import ServiceBed, eventually, run_services
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ async def test_database_that_is_away_is_waited_for_and_nothing_is_lost_or_double
 ) -> None:
     from tests.postgres import fresh_database
 
-    monkeypatch.setattr(stage, "STATE_PAUSES", (0.1,))
+    monkeypatch.setattr(owned_partition, "STATE_PAUSES", (0.1,))
     flights = departures(8_000)
     wanted = expected(flights)
     with fresh_database(own_postgres) as uri:
@@ -127,7 +127,7 @@ async def test_service_starts_while_its_database_is_away(
 ) -> None:
     from tests.postgres import fresh_database
 
-    monkeypatch.setattr(stage, "STATE_PAUSES", (0.1,))
+    monkeypatch.setattr(owned_partition, "STATE_PAUSES", (0.1,))
     with fresh_database(own_postgres) as uri:
         await asyncio.to_thread(own_postgres.kill)
         async with Client(broker) as client:

@@ -24,10 +24,10 @@ from mycelia.flow import (
     events,
     flow,
     iterator,
+    owned_partition,
     queue,
     sql_changes,
     sql_table,
-    stage,
     ticks,
 )
 from mycelia.flow.state_file import StateFile
@@ -75,7 +75,7 @@ def statistics(bed: ServiceBed, of: type) -> FlowStatistics:
 @pytest.fixture
 def failures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Three commits in ten fail: what was computed is lost, before it is written or after. What the owner remembers is lost with it."""
-    monkeypatch.setattr(stage, "PAUSES", (0.01,))
+    monkeypatch.setattr(owned_partition, "PAUSES", (0.01,))
     commit, chance, failed = StateFile.commit, Random(5), list[str]()
     first = iter([0.5, 0.0, 1.0])
 
