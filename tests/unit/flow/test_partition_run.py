@@ -14,6 +14,7 @@ from mycelia.amqp import Message
 from mycelia.errors import LeaseLost, StateIncompatible, StateUnavailable
 from mycelia.flow import FlowOutput, FlowPlan, KeyedStream, count, source, state_file, tumbling
 from mycelia.flow.partition_run import PartitionRun, RecordsFailed, StageDescription
+from mycelia.flow.state import KeyedState
 from mycelia.flow.state_file import StateFile
 from mycelia.logs import LogEntry, LogPosition
 from mycelia.logs.batch_format import decode_entry, producer_of
@@ -94,17 +95,22 @@ def published(path: Path, seed: int, crash_rate: float) -> list[tuple[int, Messa
         if numbered:
             run.state.sent(numbered[-1][0])
 
+    def feed(run: PartitionRun, begin: int) -> int:
+        some = of[begin : begin + 1 + Random(f"{seed} {begin}").randrange(3)]
+        run.feed({"in": some}, 0)
+        return begin + len(some)
+
     while True:
         run = started(path)
         try:
             publish(run, run.left_over)
-            begin = run.offset or 0
-            while begin < len(of):
-                some = of[begin : begin + 1 + Random(f"{seed} {begin}").randrange(3)]
-                run.feed({"in": some}, 0)
+            begin = feed(run, run.offset or 0)
+            while run.uncommitted:
                 may_die()
-                begin += len(some)
-                numbered = run.commit(at(begin), 1000)
+                commit = run.prepare(at(begin), 1000)
+                begin = feed(run, begin)  # what comes while it is written
+                may_die()
+                numbered = run.write(commit)
                 may_die()
                 publish(run, numbered)
             run.state.forget_sent()
@@ -142,6 +148,29 @@ def test_crashes_at_any_point_give_what_there_is_without(seed: int, tmp_path: Pa
     assert list(map(plain, first.values())) == straight
     assert len(crashing) > len(first)
     assert {one[0] for one in straight} == {"0", "1", "2", "late"}
+
+
+@pytest.mark.parametrize("keep", [0, 1_000_000])
+def test_what_is_computed_while_a_commit_is_written_is_what_it_is_after_it(
+    keep: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the keys have left memory, and are read while they are about to be written."""
+    monkeypatch.setattr(KeyedState.__init__, "__defaults__", (keep,))
+
+    def given(path: Path, is_beside: bool) -> list[Any]:
+        run, found = started(path), list[Any]()
+        for begin in range(0, 40, 4):
+            if not is_beside:
+                run.feed({"in": entries()[begin : begin + 4]}, 0)
+            commit = run.prepare(at(begin + 4 if not is_beside else begin), 0)
+            if is_beside:
+                run.feed({"in": entries()[begin : begin + 4]}, 0)
+            found += run.write(commit)
+        found += run.commit(at(40), 0)
+        run.close()
+        return [plain(message) for _, message in found]
+
+    assert given(tmp_path / "beside", True) == given(tmp_path / "after", False)
 
 
 def test_former_owner_commits_nothing(tmp_path: Path) -> None:
