@@ -162,7 +162,7 @@ async def test_a_stage_s_place_in_the_log_between_is_told(
         ]
         between = next(iter(handler.stages[-1].description.relays.values())).log.name
         group = handler.group or ""
-        await eventually(lambda: handler.stages[-1].records > 0, 30)
+        await eventually(lambda: handler.stages[-1].counts.records > 0, 30)
 
     rows = await told(command, "lag", between, group, "--state", str(state))
 

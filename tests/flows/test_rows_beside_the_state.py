@@ -25,7 +25,7 @@ from tests.flows.storing import (
 from tests.processes import Process
 
 from mycelia import Client
-from mycelia.flow import FlowHandler, FlowStatistics, stage
+from mycelia.flow import FlowHandler, FlowStatistics, owned_partition
 from mycelia.flow import delivery as delivery_module
 from mycelia.logs import partition_of
 from mycelia.policies.retry import exponential
@@ -36,7 +36,7 @@ FLIGHTS = [Stored(f"N{n % 5}", n) for n in range(400)]
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "PAUSES", (0.1,))
+    monkeypatch.setattr(owned_partition, "PAUSES", (0.1,))
     monkeypatch.setattr(delivery_module, "_PAUSES", exponential("10ms", max="50ms", jitter=False))
 
 
