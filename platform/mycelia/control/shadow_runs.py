@@ -18,7 +18,8 @@ from mycelia.entrypoints.dead_letters import dead_letter_queue_name
 from mycelia.errors import RuntimeStateError
 from mycelia.flow import FlowHandler
 from mycelia.flow.shadow import FlowShadow
-from mycelia.flow.stage_host import PartitionCommit, Stage
+from mycelia.flow.stage import Stage
+from mycelia.flow.stage_host import PartitionCommit
 from mycelia.flow.table_sources import table_sources
 from mycelia.logs import Record
 from mycelia.logs.catching_up import CatchingUp, CatchUpFigures
