@@ -7,11 +7,15 @@ APT    := platform/mycelia/broker/debian_packages.py
 # What the checks read; a folder that does not exist yet is left out.
 CODE   := $(wildcard platform services tests benchmarks scripts)
 PYTEST := $(PY) -m pytest
-# Most tests wait for a broker, so three at once keep two cores busy; each worker has a node of its own.
-WORKERS ?= 3
+# Most tests wait for a broker or a process, so four at once keep two cores busy; each worker has a node of its own (with what
+# belongs to it some 700 MB).
+WORKERS ?= 4
 # Another release of RabbitMQ than the installed one, for `make test` and `make test-rabbit`: 3.10, 4.0 or 4.3. It is installed
 # into .mycelia/rabbitmq/ once (a minute, 200 MB), which takes root on Debian.
 RABBITMQ ?=
+
+# Hundreds of processes of the tests import Mycelia: what is compiled is kept for them, and for the next run.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup rabbit demo up test test-rabbit lint fmt check bench bench-flow docs clean

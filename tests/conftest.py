@@ -6,6 +6,7 @@ No test talks to a broker of the machine: the suite starts its own, when the fir
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import importlib.metadata
 import inspect
 import os
@@ -65,7 +66,7 @@ def pytest_report_header() -> list[str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "rabbit_cluster" in getattr(item, "fixturenames", ()):
+        if "rabbit_cluster" in getattr(item, "fixturenames", ()) or _is_long_variant(item):
             item.add_marker(pytest.mark.long)
         if _RABBIT_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.rabbit)
@@ -73,6 +74,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(_RABBIT_TIMEOUT))
         elif _POSTGRES_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.timeout(_RABBIT_TIMEOUT))
+
+
+def _is_long_variant(item: pytest.Item) -> bool:
+    variant = getattr(item, "callspec", None)
+    mark = item.get_closest_marker("long_variants")
+    return bool(variant and mark and any(fnmatch.fnmatchcase(variant.id, one) for one in mark.args))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

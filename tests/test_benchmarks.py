@@ -42,6 +42,7 @@ def _name(value: Question | Peer) -> str:
     ],
     ids=_name,
 )
+@pytest.mark.long_variants("*-aio*", "*-fastapi", "*-faststream*", "*-go", "*-nameko")
 def test_peer_answers_every_case_of_its_question(
     question: Question, peer: Peer, rabbit_uri: str
 ) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import fnmatch
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +54,50 @@ def test_leaked_task_fails_its_test_by_name(tmp_path: Path) -> None:
     assert "the test left 1 tasks running" in said
     assert "forgotten" in said
     assert "2 passed, 1 error" in said
+
+
+def test_variants_that_are_named_are_long_and_the_others_are_not(tmp_path: Path) -> None:
+    test = (
+        "import pytest\n"
+        "@pytest.mark.long_variants('two-*', 'three')\n"
+        "@pytest.mark.parametrize('way', ['one', 'two-a', 'two-b', 'twofold', 'three'])\n"
+        "def test_goes(way): pass\n"
+    )
+
+    _, said = _run_suite(tmp_path, test, "-m", "not long", "-v")
+
+    assert "2 passed, 3 deselected" in said
+    assert "test_goes[one]" in said
+    assert "test_goes[twofold]" in said
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_long_variants_are_named_as_they_are(tmp_path: Path) -> None:
+    """A misspelt one would be run by `make test` for ever."""
+    named: dict[str, list[str]] = {}
+    for file in ROOT.glob("tests/**/test_*.py"):
+        text = file.read_text("utf-8")
+        if "pytest.mark.long_variants" in text and file != Path(__file__):
+            for marked in re.findall(r"mark\.long_variants\((.*?)\)\n", text, re.DOTALL):
+                named.setdefault(str(file), []).extend(ast.literal_eval(f"[{marked}]"))
+    ids = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "long", *named],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    variants = re.findall(r"\[(.*)\]$", ids, re.MULTILINE)
+
+    unknown = [
+        f"{file}: {pattern}"
+        for file, patterns in named.items()
+        for pattern in patterns
+        if not fnmatch.filter(variants, pattern)
+    ]
+    assert len(named) > 10
+    assert unknown == []
 
 
 def test_absent_broker_is_told_as_not_run(tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ MISTAKES = {
 }
 
 
+@pytest.mark.long_variants(
+    "bare-nameko", "missing_argument-nameko", "misspelt_option-nameko", "wrong_type-nameko"
+)
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake_in_a_declaration_is_one_line(tmp_path: Path, mistake: str, command: str) -> None:

@@ -221,6 +221,9 @@ def lines(process: Process, name: str) -> list[dict[str, Any]]:
         ("BlocksInSetup", signal.SIGTERM, 143),
     ],
 )
+@pytest.mark.long_variants(
+    "asyncio-Spins-2-*", "uvloop-Sleeps-*", "uvloop-WaitsInC-*", "uvloop-BlocksInSetup-*"
+)
 def test_second_signal_ends_a_process_whose_loop_is_blocked(
     start: Any, service: str, number: signal.Signals, status: int
 ) -> None:

@@ -352,6 +352,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+@pytest.mark.long_variants("classic")
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", ["ours", "classic"])
 async def test_killed_at_any_point_each_message_is_somewhere_and_the_others_keep_their_order(

@@ -181,6 +181,7 @@ def test_every_document_is_reached_from_the_readme() -> None:
     assert {relative(document) for document in guides - reached} == set()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # a whole collection, in another process, beside other tests
 def test_tests_named_as_proof_are_marked_where_they_need_a_broker() -> None:
     guarantees = ROOT / "docs" / "guarantees.md"

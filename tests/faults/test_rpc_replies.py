@@ -60,6 +60,7 @@ async def test_no_reply_is_lost_when_the_service_s_connections_are_cut(rabbit_ur
     assert answers == [100 * cut + n for cut in range(10) for n in range(100)]
 
 
+@pytest.mark.long_variants("give")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("method", ["give", "give_async"])
 async def test_reply_over_the_broker_s_size_is_an_error_that_names_the_sizes(

@@ -94,6 +94,7 @@ def failures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return failed
 
 
+@pytest.mark.long_variants("memory")
 async def test_each_event_counts_once_through_failures_and_restarts(
     broker: str, tmp_path: Path, failures: list[str]
 ) -> None:
@@ -211,6 +212,7 @@ async def test_ticks_are_there_once_through_failures_and_restarts(
     assert failures
 
 
+@pytest.mark.long_variants("postgresql")
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 async def test_rows_of_a_table_count_once_through_failures_and_restarts(
     database: str, request: pytest.FixtureRequest, tmp_path: Path, failures: list[str]

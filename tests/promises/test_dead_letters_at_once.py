@@ -81,6 +81,7 @@ GOOD = Counter(range(0, COUNT, 4))
 BAD = Counter(number for number in range(COUNT) if number % 4)
 
 
+@pytest.mark.long_variants("classic", "everywhere")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ["quorum", "classic", "everywhere", "threaded"])
 async def test_all_that_fail_at_once_are_dead_letters_once(
@@ -102,6 +103,7 @@ async def test_all_that_fail_at_once_are_dead_letters_once(
     assert not any("failed" in line and "worker_failed" not in line for line in caplog.messages)
 
 
+@pytest.mark.long_variants("classic")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ["quorum", "classic"])
 async def test_none_is_lost_when_the_connections_go_at_the_same_moment(

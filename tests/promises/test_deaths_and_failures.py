@@ -84,6 +84,7 @@ async def run_until_it_dies(folder: Path, uri: str) -> None:
         await eventually(lambda: service.status == -signal.SIGKILL, 40, interval=0.1)
 
 
+@pytest.mark.long_variants("quorum")
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("queue", list(QUEUES))
 async def test_deaths_and_failures_together_reach_the_policy_s_limit(
@@ -108,6 +109,7 @@ async def test_deaths_and_failures_together_reach_the_policy_s_limit(
     assert headers["x-mycelia-error"] == "not now"
 
 
+@pytest.mark.long_variants("classic")
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("queue", list(QUEUES))
 async def test_what_kills_every_process_is_buried_after_the_limit_of_deliveries_and_those_beside_it_run(

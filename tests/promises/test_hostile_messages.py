@@ -122,6 +122,13 @@ def deep(levels: int) -> dict[str, Any]:
     "queue",
     ["classic-def", "classic-async", "quorum-def", "quorum-async", pytest.param(LONG, id="long")],
 )
+@pytest.mark.long_variants(
+    "memory-classic-def",
+    "memory-quorum-async",
+    "memory-long",
+    "rabbit-classic-async",
+    "rabbit-quorum-def",
+)
 async def test_every_message_is_handled_or_dead(broker: str, link: Link, queue: str) -> None:
     async with run_services(Service, broker=broker, timeout=15):
         await asyncio.gather(
@@ -143,6 +150,7 @@ async def test_every_message_is_handled_or_dead(broker: str, link: Link, queue: 
     assert await link.message_count(queue) == 0
 
 
+@pytest.mark.long_variants("memory-ask_async", "rabbit-ask_def")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("method", ["ask_def", "ask_async"])
 async def test_every_request_is_answered(broker: str, link: Link, method: str) -> None:

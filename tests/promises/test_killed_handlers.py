@@ -90,6 +90,7 @@ async def publish(link: Link, method: str, payload: str, returns: int = 0) -> No
     await link.publish(Message(exchange, routing_key, body, properties, mandatory=True))
 
 
+@pytest.mark.long_variants("job")
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("method", ["happened", "job"])
 async def test_message_is_delivered_again_after_each_kill_and_counted_towards_the_limit(

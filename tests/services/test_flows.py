@@ -78,6 +78,7 @@ async def test_every_figure_of_a_day_is_the_batch_query_s(pipeline: Pipeline) ->
     assert summary["carriers"]["UA"]["name"] == "United Air Lines Inc."
 
 
+@pytest.mark.long_variants("memory")
 async def test_a_second_replay_is_behind_the_first_and_an_aborted_one(pipeline: Pipeline) -> None:
     async with pipeline.running(Registry, Delays, Flows, Feed) as client:
         aborted = await client.call("feed", "start", speed=100_000, **DAY)
@@ -89,6 +90,7 @@ async def test_a_second_replay_is_behind_the_first_and_an_aborted_one(pipeline: 
             assert wrong == []
 
 
+@pytest.mark.long_variants("memory")
 async def test_figures_survive_a_restart_of_everything_in_the_middle(pipeline: Pipeline) -> None:
     async with pipeline.running(Registry, Feed) as feeding:
         async with pipeline.running(Delays, Flows):

@@ -96,6 +96,7 @@ async def test_every_figure_of_a_replayed_day_is_the_batch_query_s(broker_uri: s
     assert cache["loads"] == cache["entries"] < 2_000  # no key was asked for twice
 
 
+@pytest.mark.long_variants("memory")
 async def test_two_replays_are_kept_apart(broker_uri: str) -> None:
     async with running(broker_uri, Registry, Delays, Enrich, Feed) as client:
         day: dict[str, Any] = {"first_day": BLIZZARD, "last_day": BLIZZARD, "via": "events"}
@@ -128,6 +129,7 @@ async def test_events_delivered_again_and_out_of_order_are_counted_once(broker_u
     assert (summary["counted"], summary["duplicates"]) == (len(events), len(events))
 
 
+@pytest.mark.long_variants("memory")
 async def test_a_replay_at_a_pace_can_be_stopped_and_another_started(broker_uri: str) -> None:
     async with running(broker_uri, Registry, Delays, Enrich, Feed) as client:
         slow = await client.call("feed", "start", via="events", speed=60, first_day=BLIZZARD)
@@ -226,6 +228,7 @@ def _bare(event: Any) -> dict[str, Any]:
     return {key: value for key, value in event.items() if key not in joined}
 
 
+@pytest.mark.long_variants("memory")
 async def test_a_killed_enrich_loses_nothing_and_counts_nothing_twice(broker_uri: str) -> None:
     """Killed with events in hand and unconfirmed ones on the way; another instance takes over."""
     async with running(broker_uri, Registry, Delays, Feed) as client:

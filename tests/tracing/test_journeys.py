@@ -69,6 +69,7 @@ def ask(method: str, url: str, **headers: str) -> int:
     ("command", "sets", "requeues"),
     [("nameko", "variables", True), ("nameko", "variables", False), ("mycelia", "one line", False)],
 )
+@pytest.mark.long_variants("nameko-variables-False")
 def test_one_trace_shows_http_rpc_event_failed_retried_rpc(
     command: str, sets: str, requeues: bool, receiver: SpanReceiver, rabbit_uri: str, tmp_path: Path
 ) -> None:
@@ -192,6 +193,7 @@ def test_existing_nameko_services_are_traced_by_one_line_of_configuration(
 @pytest.mark.parametrize(
     "how", [["redrive"], ["edit", "--set", "number=2"]], ids=lambda how: how[0]
 )
+@pytest.mark.long_variants("redrive-untraced command", "edit-traced command")
 def test_dead_letter_keeps_its_trace_and_so_does_its_redrive(
     how: list[str], is_traced: bool, receiver: SpanReceiver, rabbit_uri: str, tmp_path: Path
 ) -> None:
@@ -293,6 +295,7 @@ def refusing_collector() -> Iterator[str]:
     yield f"http://127.0.0.1:{free_port()}"
 
 
+@pytest.mark.long_variants("while it runs-refusing_collector", "at the stop-hanging_collector")
 @pytest.mark.parametrize("collector", [hanging_collector, refusing_collector])
 @pytest.mark.parametrize("when", ["while it runs", "at the stop"])
 def test_collector_that_is_down_or_hangs_costs_one_line_and_two_seconds_at_the_stop(

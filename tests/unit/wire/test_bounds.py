@@ -134,6 +134,7 @@ def test_small_body_that_unpacks_to_ten_million_values_is_refused_unmade(piece: 
     assert peak < 3 * len(plain)  # the unpacked text, joined from its parts; no objects
 
 
+@pytest.mark.long_variants("\\x90", "\\x91\\xc0", "\\x81\\xa0\\xc0")
 @pytest.mark.parametrize("piece", [b"\x90", b"\x80", b"\x91\xc0", b"\x81\xa0\xc0", b"\xa1a"])
 def test_small_msgpack_that_unpacks_to_millions_of_values_is_refused_early(piece: bytes) -> None:
     count = 4_000_000 // len(piece)

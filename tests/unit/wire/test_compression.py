@@ -33,6 +33,7 @@ def test_compressed_body_cannot_fill_the_memory() -> None:
         decompress(bomb, {"compression": "application/x-gzip"}, 1000)
 
 
+@pytest.mark.long_variants("lzma")
 @pytest.mark.parametrize("method", ["zlib", "bzip2", "lzma"])
 def test_many_bombs_at_once_do_not_fill_it_together(method: str) -> None:
     """Each in a thread of its own, as workers have them; and their errors may live on."""
