@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar, overload
 from mycelia.errors import ConfigError
 from mycelia.flow.fields import getter_of
 from mycelia.flow.quantile_sketch import merge_sketches, quantile_of, sketch_of
+from mycelia.flow.user_code import apart_from, expect_function
 
 __all__ = [
     "Aggregation",
@@ -283,7 +284,14 @@ def aggregation(
         empty: the accumulator of no records, if there is one.
         name: as it is drawn.
     """
-    return Aggregation(f"{name}()", of=of, merge=merge, result=result, copy=deepcopy, empty=empty)
+    what = f"aggregation({name})"
+    for part, function in (("of", of), ("merge", merge), ("result", result)):
+        expect_function(function, f"{what}: {part}=", "a function")
+
+    def apart(accumulator: A) -> R:
+        return apart_from(accumulator, result(accumulator))
+
+    return Aggregation(f"{name}()", of=of, merge=merge, result=apart, copy=deepcopy, empty=empty)
 
 
 def together(*parts: Aggregation[Any, Any]) -> Aggregation[Any, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, cast
 
 from mycelia.errors import ConfigError
+from mycelia.flow.user_code import expect_function
 
 __all__ = ["getter_of"]
 
@@ -21,12 +22,11 @@ def getter_of(field: object, what: str) -> Callable[[Any], Any]:
         ConfigError: it is neither a function nor a name.
     """
     if isinstance(field, str):
+        if not field:
+            raise ConfigError(f'{what}: "" is no name of a field.')
         return _named(field)
-    if callable(field):
-        return field
-    raise ConfigError(
-        f"{what}: expected a function of a record, or the name of a field; got {field!r:.60}."
-    )
+    expect_function(field, what, "a function of a record, or the name of a field")
+    return cast(Callable[[Any], Any], field)
 
 
 def _named(name: str) -> Callable[[Any], Any]:

@@ -9,6 +9,7 @@ from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME, ColumnBatc
 from mycelia.flow.operators import MAIN, Operator
 from mycelia.flow.state import Changes, KeyedState, StoreReader
 from mycelia.flow.timer_queue import TimerQueue
+from mycelia.flow.user_code import apart_from
 
 __all__ = ["KeyContext", "Processing"]
 
@@ -28,6 +29,7 @@ class KeyContext(Generic[K, S]):
     Attributes:
         key: whose record or timer it is.
         state: of the key; changed in place, or set anew. It is kept with the checkpoint: plain values, a `msgspec.Struct` or a dataclass.
+            What of it is given, as a whole or a part, is given as it is then.
         time_ms: event time of the record or timer, milliseconds since 1970. Of a timer of processing time it is the watermark.
         watermark_ms: how far event time has come.
         now_ms: the time on the wall; another in each replay.
@@ -78,6 +80,7 @@ class Processing(Operator):
     Args:
         state: makes the state of a key that has none.
         is_kept: whether a state is worth keeping; the key of another is forgotten.
+        gives_apart: whether what is given may be part of the state, which changes later: then a copy is given.
     """
 
     def __init__(
@@ -88,12 +91,15 @@ class Processing(Operator):
         state: Callable[[], Any],
         store: StoreReader | None = None,
         is_kept: Callable[[Any], bool] | None = None,
+        *,
+        gives_apart: bool = False,
     ) -> None:
         super().__init__(name)
         self._on_record = on_record
         self._on_timer = on_timer
         self._make = state
         self._is_kept = is_kept
+        self._gives_apart = gives_apart
         self._state: KeyedState[Any] = KeyedState(name, store, _same, _same)
         self.timers = TimerQueue(f"{name}~timers", store)
         self.wall = TimerQueue(f"{name}~wall", store)
@@ -171,6 +177,8 @@ class Processing(Operator):
         if batch is None:
             batch = self._given[port] = ColumnBatch([], [], [])
         assert batch.keys is not None
+        if self._gives_apart:
+            value = apart_from(self._context.state, value)
         batch.times.append(time)
         batch.values.append(value)
         batch.keys.append(self._context.key)

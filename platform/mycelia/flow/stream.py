@@ -36,6 +36,7 @@ from mycelia.flow.sinks.sink import FlowSink, OwnSink, SinkWriter
 from mycelia.flow.sliding_windows import TrailingWindows, open_trailing
 from mycelia.flow.stateless import Branching, FlowStep, Merging, Stamping
 from mycelia.flow.tables import KIND, Tabling, table_step
+from mycelia.flow.user_code import expect_function
 from mycelia.flow.windows import (
     CountWindows,
     HoppingWindows,
@@ -98,8 +99,7 @@ class Stream(Generic[T]):
         return type(self)((node, MAIN))
 
     def _step(self, kind: str, function: Callable[..., Any], made: Callable[..., Any]) -> FlowNode:
-        if not callable(function):
-            raise ConfigError(f"{kind}({function!r:.60}): expected a function of a record.")
+        expect_function(function, f"{kind}()")
         label = f"{kind}({described(function)})"
         return FlowNode(kind, label, (self.port,), step=FlowStep(kind, label, made))
 
@@ -189,6 +189,8 @@ class Stream(Generic[T]):
 
     def merge(self, other: Stream[U]) -> Stream[T | U]:
         """The records of both. Event time comes as far as in the one that is behind."""
+        if not isinstance(other, Stream):
+            raise ConfigError(f"merge({other!r:.60}): expected another stream.")
         node = FlowNode(
             "merge", "merge()", (self.port, other.port), make=lambda built: Merging(built.name)
         )
@@ -374,6 +376,7 @@ class Stream(Generic[T]):
         disorder_ms = milliseconds_of(disorder, "event_time(disorder=)")
         idle_ms = None if idle is None else milliseconds_of(idle, "event_time(idle=)", 1)
         ahead_ms = milliseconds_of(ahead, "event_time(ahead=)", 1)
+        expect_function(function, "event_time()", "a function of a record that gives its time")
         unit_ms = 1 if unit == "ms" else 1000
         label = f"event_time({described(function)}, disorder={_text(disorder_ms)})"
 
@@ -548,8 +551,11 @@ class KeyedStream(Stream[T], Generic[K, T]):
             state: makes the state of a key that has none: a class, a function. Plain values, a `msgspec.Struct`, a dataclass.
             on_timer: of the context and the timer's name.
         """
-        if on_timer is not None and not callable(on_timer):
-            raise ConfigError(f"process(on_timer={on_timer!r:.60}): expected a function.")
+        expect_function(on_record, "process()", "a function of a context and a record")
+        expect_function(state, "process(state=)", "a class or a function that makes a state")
+        if on_timer is not None:
+            of = "a function of a context and a timer's name"
+            expect_function(on_timer, "process(on_timer=)", of)
 
         def on_port(context: Any, port: int, value: Any) -> Iterable[U]:
             return on_record(context, value)
@@ -558,7 +564,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
             return () if on_timer is None else on_timer(context, name)
 
         def make(built: Building) -> Operator:
-            return Processing(built.name, on_port, on_time, state, built.store)
+            return Processing(built.name, on_port, on_time, state, built.store, gives_apart=True)
 
         label = f"process({described(on_record)})"
         node = FlowNode("process", label, (self.port,), make=make, signature="process")
@@ -586,8 +592,10 @@ class KeyedStream(Stream[T], Generic[K, T]):
         Args:
             within: how much later than the first the last may be.
         """
-        if not steps or not all(map(callable, steps)):
+        if not steps:
             raise ConfigError("pattern(): expected functions of a record, one for each step.")
+        for step in steps:
+            expect_function(step, "pattern()")
         within_ms = milliseconds_of(within, "pattern(within=)")
         names = " → ".join(map(described, steps))
         label = f"pattern({names}, within={_text(within_ms)})"

@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+_MOST_AT_ONCE = 10_000
+"""Windows of a record. What they cost a batch is seconds by then."""
+
+
 def milliseconds_of(value: Duration, what: str, at_least: int = 0) -> int:
     """A duration in whole milliseconds.
 
@@ -113,8 +117,14 @@ def tumbling(size: Duration, *, offset: Duration = 0) -> HoppingWindows:
 def hopping(size: Duration, *, every: Duration, offset: Duration = 0) -> HoppingWindows:
     """Windows of `size` that begin every `every`: each record is in several of them, or, if `every` is longer, in one or none."""
     every_ms = milliseconds_of(every, "hopping(every=)", 1)
+    size_ms = milliseconds_of(size, "hopping()", 1)
+    if size_ms > every_ms * _MOST_AT_ONCE:
+        raise ConfigError(
+            f"hopping({_text(size_ms)}, every={_text(every_ms)}): each record would be in {size_ms // every_ms:,} windows, and {_MOST_AT_ONCE:,} "
+            "are the most. Let them begin less often, or take sliding()."
+        )
     return HoppingWindows(
-        milliseconds_of(size, "hopping()", 1),
+        size_ms,
         every_ms,
         _offset(offset, every_ms, "hopping(offset=)"),
     )

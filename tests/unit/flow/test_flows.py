@@ -7,7 +7,7 @@ import operator
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from mycelia.errors import ConfigError, FlowFunctionError, RuntimeStateError, St
 from mycelia.flow import (
     Engine,
     FlowPlan,
+    KeyContext,
     MemoryStore,
     Stream,
     after,
@@ -35,6 +36,7 @@ from mycelia.flow import (
     source,
     tumbling,
 )
+from mycelia.testing import FlowDriver
 
 
 @dataclass
@@ -328,6 +330,124 @@ def test_aggregation_that_ends_the_process_is_one_that_raises(kind: Any, where: 
 
     with pytest.raises(FlowFunctionError, match=r"window-1.*key 'k'.*SystemExit: 3"):
         run()
+
+
+@dataclass
+class Kept:
+    rows: list[int] = field(default_factory=list)
+
+
+SHARED: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], list[int]]]] = {
+    "itself": (list, lambda state: state, lambda given: given),
+    "in a tuple": (list, lambda state: ("k", state), lambda given: given[1]),
+    "in a record": (list, lambda state: Kept(state), lambda given: given.rows),
+    "a part of it": (Kept, lambda state: state.rows, lambda given: given),
+    "a part in a mapping": (Kept, lambda state: {"rows": state.rows}, lambda given: given["rows"]),
+    "a mapping's part": (
+        lambda: {"rows": []},
+        lambda state: state["rows"],
+        lambda given: given,
+    ),
+}
+
+
+@pytest.mark.parametrize("crash_rate", [0.0, 0.3])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("kind", SHARED)
+def test_state_that_is_given_is_given_as_it_was_then(
+    kind: str, batch: int, crash_rate: float
+) -> None:
+    """It changes further before the commit, and in the same batch already."""
+    make, give, rows_of = SHARED[kind]
+
+    def keep(context: KeyContext[str, Any], number: int) -> Iterator[Any]:
+        state = context.state
+        rows = (
+            state
+            if isinstance(state, list)
+            else state["rows"]
+            if isinstance(state, dict)
+            else state.rows
+        )
+        rows.append(number)
+        yield give(state)
+
+    stream = source("in", int).key_by(lambda n: "k").process(keep, state=make)
+    driver = FlowDriver({"out": stream}, seed=3, crash_rate=crash_rate)
+    driver.append("in", list(range(10)), batch=batch)
+    driver.run()
+    assert [rows_of(one) for one in driver.given("out")] == [list(range(n + 1)) for n in range(10)]
+
+
+@pytest.mark.parametrize(
+    "kind", [tumbling("20s"), hopping("20s", every="5s"), session("30s"), sliding("3s")]
+)
+def test_accumulator_that_is_the_result_is_given_as_it_was_then(kind: Any) -> None:
+    def extended(a: list[int], b: list[int]) -> list[int]:
+        a.extend(b)
+        return a
+
+    def lengths(merge: Any, result: Any) -> list[tuple[int, int, int]]:
+        made = aggregation(of=list, merge=merge, result=result)
+        stream = source("in", int).event_time(float, unit="s").key_by(lambda n: "k")
+        windows = stream.window(kind, emit="update").aggregate(made)
+        driver = FlowDriver({"out": windows}, seed=1)
+        driver.append("in", list(range(12)), batch=1)
+        driver.end()
+        return [(one.start_ms, one.index, len(one.value)) for one in driver.given("out")]
+
+    assert lengths(extended, lambda a: a) == lengths(operator.add, list)
+
+
+async def awaits(*_: Any) -> Any: ...
+
+
+async def yields(*_: Any) -> Any:
+    yield 1
+
+
+class Awaits:
+    async def __call__(self, _: Any) -> Any: ...
+
+
+DESCRIBED: dict[str, Callable[[Any], Any]] = {
+    "map": lambda function: source("in", int).map(function),
+    "filter": lambda function: source("in", int).filter(function),
+    "branch": lambda function: source("in", int).branch(function),
+    "flat_map": lambda function: source("in", int).flat_map(function),
+    "key_by": lambda function: source("in", int).key_by(function),
+    "event_time": lambda function: source("in", int).event_time(function, unit="s"),
+    "process": lambda function: source("in", int).key_by(abs).process(function, state=list),
+    "on_timer": lambda function: (
+        source("in", int).key_by(abs).process(lambda c, n: [], state=list, on_timer=function)
+    ),
+    "state": lambda function: (
+        source("in", int).key_by(abs).process(lambda c, n: [], state=function)
+    ),
+    "pattern": lambda function: source("in", int).key_by(abs).pattern(function, within=1),
+    "dedup": lambda function: source("in", int).key_by(abs).dedup(function, within=1),
+    "mean": mean,
+    "aggregation": lambda function: aggregation(of=function, merge=max, result=abs),
+}
+
+
+@pytest.mark.parametrize("kind", DESCRIBED)
+@pytest.mark.parametrize("function", [awaits, yields, Awaits(), None, 3, {}])
+def test_what_is_no_plain_function_is_refused_where_it_is_written(kind: str, function: Any) -> None:
+    """Of an `async def` one the answer would be a coroutine, which is true."""
+    if kind == "on_timer" and function is None:
+        return
+    said = "this is an `async def` one" if callable(function) else "expected a"
+    with pytest.raises(ConfigError, match=said):
+        DESCRIBED[kind](function)
+
+
+def test_record_in_too_many_windows_is_refused_where_it_is_written() -> None:
+    with pytest.raises(
+        ConfigError, match="would be in 86,400,000 windows, and 10,000 are the most"
+    ):
+        hopping("1d", every="1ms")
+    hopping("1d", every="10s")
 
 
 def test_first_record_of_all_may_be_of_any_time_but_the_future() -> None:

@@ -442,7 +442,7 @@ def test_as_of_within_its_lateness_joins_at_once() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: rows().process(add, state=Total, on_timer="x"), "process(on_timer='x')"),
+        (lambda: rows().process(add, state=Total, on_timer="x"), "process(on_timer=): expected a function of a context and a timer's name; got 'x'"),
         (lambda: rows().dedup(3, within="1m"), "dedup(): expected a function of a record"),
         (lambda: rows().pattern(within="1m"), "pattern(): expected functions"),
         (lambda: rows().join_table(rows("right"), how="full"), "join_table(): how='full'"),
