@@ -16,7 +16,7 @@ from tests.flows.machines import Machines
 from mycelia.amqp import Link, Message, Properties
 from mycelia.errors import BrokerUnavailable, LeaseLost, StateUnavailable
 from mycelia.flow import changelog_format, changelog_stream, logged_state
-from mycelia.flow.changelog_format import ChangeHead, read_head
+from mycelia.flow.changelog_format import ChangeHead
 from mycelia.flow.changelog_replay import ChangelogReplay
 from mycelia.flow.changelog_stream import LoggedEntry
 from mycelia.flow.logged_state import LoggedState
@@ -613,9 +613,3 @@ def test_owner_goes_on_while_the_broker_takes_nothing(
     again.claim(1)
     assert again.read("s", [b"k"]) == [b"2"]
     again.close()
-
-
-def test_heads_are_read_as_they_are_written() -> None:
-    head = ChangeHead(kind="commit", claim="c", epoch=3, number=2**40, piece=1, pieces=2)
-    assert read_head({**msgspec.structs.asdict(head), "x-stream-offset": 5}) == head
-    assert read_head({**msgspec.structs.asdict(head), "piece": 2}) is None
