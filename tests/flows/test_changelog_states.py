@@ -14,6 +14,7 @@ import pytest
 from tests.flows.machines import Machines
 
 from mycelia.amqp import Link, Message, Properties
+from mycelia.broker import PrivateNode
 from mycelia.errors import BrokerUnavailable, LeaseLost, StateUnavailable
 from mycelia.flow import changelog_format, changelog_stream, logged_state
 from mycelia.flow.changelog_format import ChangeHead
@@ -562,6 +563,28 @@ def test_commit_above_what_the_broker_takes_in_a_message_is_cut(machines: Machin
     other.claim(2)
     assert dict(other.scan("s")) == large
     other.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(60)
+def test_broker_that_takes_no_message_so_large_is_told_what_to_take(tmp_path: Path) -> None:
+    node = PrivateNode(tmp_path / "broker", config=["max_message_size = 300000"])
+    node.start(leash=True)
+    try:
+        with Machines(node.uri("/"), tmp_path) as machines:
+            machines.prepare("svc.flow", "group", ["in"])
+            one = on(machines, "one")
+            one.claim(1)
+            put(one, b"k", b"1", 1)
+            with pytest.raises(StateUnavailable, match="max_message_size"):
+                put(one, b"k", b"x" * 500_000, 2)
+            one.close()
+            one = on(machines, "one")
+            one.claim(2)
+            assert one.read("s", [b"k"]) == [b"1"]
+            one.close()
+    finally:
+        node.remove()
 
 
 # --- savepoints, resets ------------------------------------------------------------------------------

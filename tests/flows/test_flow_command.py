@@ -22,6 +22,7 @@ from tests.flows.counting import (
     departures,
     sentinels,
 )
+from tests.flows.machines import changelog_config
 
 from mycelia import Client
 from mycelia.flow import FlowHandler, FlowOutput, Stream, flow
@@ -172,12 +173,19 @@ async def test_what_stands_still_is_seen(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("has_changelog", [False, True])
 async def test_a_flow_is_saved_while_it_runs_and_reset_while_it_does_not(
-    rabbit_uri: str, tmp_path: Path, command: FlowCommand
+    has_changelog: bool, rabbit_uri: str, tmp_path: Path, command: FlowCommand
 ) -> None:
     """Reset to the savepoint, it counts on from there; reset to the first entry, from nothing."""
     state = tmp_path / "state"
-    at = ("--state", str(state))
+    at: tuple[str, ...] = ("--state", str(state))
+    configured = changelog_config if has_changelog else config
+    if has_changelog:
+        (tmp_path / "config.yaml").write_text(
+            f"AMQP_URI: {rabbit_uri}\nmycelia: {{flows: {{state: {state}, changelog: true}}}}\n"
+        )
+        at = ("--config", str(tmp_path / "config.yaml"))
     name = "counting.by_origin"
 
     async def more(client: Client, bed: ServiceBed, count: int, wanted: int) -> None:
@@ -185,7 +193,7 @@ async def test_a_flow_is_saved_while_it_runs_and_reset_while_it_does_not(
         await eventually(lambda: records(bed) == wanted, 30)
 
     async with Client(rabbit_uri) as client:
-        async with run_services(Counting, broker=rabbit_uri, config=config(state)) as bed:
+        async with run_services(Counting, broker=rabbit_uri, config=configured(state)) as bed:
             await more(client, bed, 100, 100)
             saved = await asyncio.to_thread(
                 command, "savepoint", name, str(tmp_path / "one"), *at, "--json"
@@ -198,10 +206,10 @@ async def test_a_flow_is_saved_while_it_runs_and_reset_while_it_does_not(
         back = await asyncio.to_thread(
             command, "reset", name, "--savepoint", str(tmp_path / "one"), *at, "--yes"
         )
-        async with run_services(Counting, broker=rabbit_uri, config=config(state)) as bed:
+        async with run_services(Counting, broker=rabbit_uri, config=configured(state)) as bed:
             await eventually(lambda: records(bed) == 50, 30)
         anew = await told(command, "reset", name, "--from", "first", *at, "--yes")
-        async with run_services(Counting, broker=rabbit_uri, config=config(state)) as bed:
+        async with run_services(Counting, broker=rabbit_uri, config=configured(state)) as bed:
             await eventually(lambda: records(bed) == 150, 30)
         twice = await asyncio.to_thread(command, "savepoint", name, str(tmp_path / "one"), *at)
         nothing = await asyncio.to_thread(command, "savepoint", "no.such", str(tmp_path / "x"), *at)

@@ -58,12 +58,17 @@ async def start(folder: Path, processes: ExitStack) -> Process:
 
 @pytest.mark.long
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(("instances", "state"), [(1, "sqlite"), (2, "sqlite"), (2, "postgresql")])
+@pytest.mark.parametrize(
+    ("instances", "state"),
+    [(1, "sqlite"), (2, "sqlite"), (2, "changelog"), (2, "postgresql")],
+)
 async def test_every_record_is_counted_once_through_kills(
     instances: int, state: str, rabbit_uri: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     (tmp_path / "counting.py").write_text(SERVICE.read_text() + SLOWLY)
     config = f"AMQP_URI: {rabbit_uri}\n"
+    if state == "changelog":
+        config += "mycelia: {flows: {changelog: true}}\n"
     if state == "postgresql":
         config += f"mycelia: {{flows: {{state: '{request.getfixturevalue('postgres_uri')}'}}}}\n"
     (tmp_path / "config.yaml").write_text(config)

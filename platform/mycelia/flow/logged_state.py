@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from mycelia.amqp import Message
-from mycelia.errors import LeaseLost, LinkError, StateUnavailable
+from mycelia.errors import LeaseLost, LinkError, MessageTooLarge, StateUnavailable
 from mycelia.flow.changelog_format import (
     PIECE_BYTES,
     ChangeHead,
@@ -249,6 +249,13 @@ class LoggedState:
             self._run(self._written_and_read(entries, number))
         except ChangelogGap as exc:
             raise self._replay.unusable(str(exc)) from exc
+        except MessageTooLarge as exc:
+            raise StateUnavailable(
+                self._what,
+                self.where,
+                f'the broker does not take what goes to its changelog, stream "{self._stream.name}", {PIECE_BYTES} bytes at a time ({exc}). Have it take '
+                "twice as much (max_message_size)",
+            ) from exc
         if self._mark.claim != self._claim:
             raise self._lost()
 
