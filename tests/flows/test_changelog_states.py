@@ -306,6 +306,56 @@ def test_of_two_claims_of_one_epoch_the_first_counts(machines: Machines) -> None
         state.close()
 
 
+def test_owner_that_slept_before_its_file_writes_nothing_to_it(machines: Machines) -> None:
+    """Two processes of one machine; the commit is in the log, and the next owner has written it."""
+    former = on(machines, "one")
+    former.claim(1)
+    owner = on(machines, "one")
+    follow = former._file.follow
+
+    def slept(*what: Any) -> None:
+        owner.claim(2)
+        put(owner, b"k", b"2", 2)
+        follow(*what)
+
+    former._file.follow = slept  # type: ignore[method-assign]
+    with pytest.raises(LeaseLost, match="has the state file"):
+        put(former, b"k", b"1", 1, message(1))
+    assert owner.read("s", [b"k"]) == [b"2"]
+    for state in (former, owner):
+        state.close()
+    after = on(machines, "one")
+    after.claim(3)
+    assert dict(after.scan("s")) == {b"k": b"2"}
+    after.close()
+
+
+def test_file_does_not_become_the_log_where_another_has_just_begun_it(machines: Machines) -> None:
+    plain = StateDirectory(machines.path / "one")
+    plain.prepare("svc.flow", "group", ["in"])
+    state = plain.open(PLACE)
+    state.claim(1)
+    state.commit({"s": {b"k": b"file"}}, at(1), {}, [])
+    state.close()
+    one, other = on(machines, "one"), on(machines, "other")
+    claim_log = one._claim_log
+
+    def late(epoch: int) -> Any:
+        other.claim(1)
+        put(other, b"k", b"log", 2)
+        return claim_log(epoch)
+
+    one._claim_log = late  # type: ignore[method-assign]
+    with pytest.raises(LeaseLost):
+        one.claim(2)
+    for each in (one, other):
+        each.close()
+    third = on(machines, "third")
+    third.claim(3)
+    assert dict(third.scan("s")) == {b"k": b"log"}
+    third.close()
+
+
 class Repeating:
     """A link that has lost its confirms: what it publishes it publishes again, now and with the next."""
 
@@ -530,7 +580,7 @@ def test_log_that_has_lost_its_beginning_says_so_and_the_newest_file_mends_it(
         while not number or machines.run(machines.stream(PLACE).first()) == 0:
             number += 1
             assert number < 500
-            put(one, b"%d" % (number % 100), b"x" * 5_000, number)
+            put(one, b"%d" % (number % 2), b"x" * 5_000, number)
         one.close()
         monkeypatch.undo()
 
@@ -538,14 +588,38 @@ def test_log_that_has_lost_its_beginning_says_so_and_the_newest_file_mends_it(
         with pytest.raises(StateUnavailable, match=r"it begins at offset .* without a snapshot"):
             other.claim(2)
         other.close()
+        monkeypatch.setattr(LoggedState, "_is_due", lambda self: self._wants_snapshot)
         one = on(machines, "one")
         one.claim(3)
         wanted = dict(one.scan("s"))
         put(one, b"1", b"1", number + 1)
         put(one, b"1", wanted[b"1"], number + 2)
-        kinds = kinds_of(machines)
-        assert "end" in kinds
         one.close()
+        after = on(machines, "after")
+        after.claim(4)
+        assert dict(after.scan("s")) == wanted
+        after.close()
+
+
+def test_state_that_is_too_large_for_its_log_is_warned_of_and_told(
+    rabbit_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Machines(rabbit_uri, tmp_path, retain_bytes=40_000) as machines:
+        machines.prepare("svc.flow", "group", ["in"])
+        one = on(machines, "one")
+        one.claim(1)
+        for number in range(40):
+            put(one, b"%d" % number, b"x" * 5_000, number)
+        one.close()
+        assert "flow_changelog_small" in caplog.text
+        other = on(machines, "other")
+        with pytest.raises(StateUnavailable, match=r"changelog_bytes\) is too little"):
+            other.claim(2)
+        other.close()
+        again = on(machines, "one")
+        again.claim(3)
+        assert len(dict(again.scan("s"))) == 40
+        again.close()
 
 
 # --- large states ------------------------------------------------------------------------------------
