@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.flows.carriers import BY_CARRIER, LEFT, Carriers, closing
+from tests.flows.carriers import flights as carrier_flights
 from tests.flows.counting import (
+    COUNTED,
     DEPARTED,
     PARTITIONS,
     Counting,
     Departed,
+    Tally,
     append,
     config,
     departures,
+    expected,
     sentinels,
 )
 from tests.metrics.conftest import Scrape
@@ -26,6 +31,7 @@ from mycelia import Call, CallKind, Client, Next, Outcome
 from mycelia.call import Direction, Middleware, Target, get_current_call
 from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow
 from mycelia.flow.flow_call import FlowCall
+from mycelia.logs import AppendCall
 from mycelia.providers.metrics.told import samples_of
 from mycelia.testing import ReceivedSpan, ServiceBed, SpanReceiver, eventually, run_services
 
@@ -196,6 +202,109 @@ async def test_a_commit_s_span_says_what_it_took_and_links_to_the_appends(
     attributes = spans[0].attributes
     assert attributes["messaging.destination.name"] == DEPARTED.name
     assert attributes["flow.offsets"].startswith(f"{DEPARTED.name}:0-")
+
+
+async def test_a_trace_goes_from_what_came_in_over_the_batch_to_what_is_appended(
+    broker: str, tmp_path: Path, receiver: SpanReceiver
+) -> None:
+    """Over the stages, too: the batch behind a cut links to the append before it."""
+    settings: dict[str, Any] = config(tmp_path)
+    settings["mycelia"]["tracing"] = {"endpoint": receiver.endpoint}
+
+    def appends(spans: list[ReceivedSpan]) -> list[ReceivedSpan]:
+        return [span for span in spans if span.name == f"append {BY_CARRIER.name}"]
+
+    async with (
+        Client(broker) as client,
+        run_services(Carriers, broker=broker, config=settings),
+    ):
+        await client.append_many(LEFT, carrier_flights(200) + closing())
+        await asyncio.to_thread(receiver.wait_for, lambda spans: bool(appends(spans)))
+
+    batches = {span.span_id: span for span in receiver.spans if span.kind == "CONSUMER"}
+    given = [span for span in receiver.spans if span.name.startswith("append carriers.")]
+    (append_between, *_) = given
+    (append_out, *_) = appends(receiver.spans)
+    for leaving in (append_between, append_out):
+        assert leaving.kind == "PRODUCER"
+        assert leaving.attributes["messaging.batch.message_count"] > 0
+        batch = batches[leaving.parent_id]
+        assert batch.trace_id == leaving.trace_id
+    linked = {span for _, span in batches[append_out.parent_id].links}
+    assert linked & {span.span_id for span in given}, "of what was appended between the stages"
+
+
+async def test_outputs_to_logs_are_calls_and_all_else_is_not(broker: str, tmp_path: Path) -> None:
+    """One for each batch; what only says how far time has come is none."""
+    seen: list[AppendCall] = []
+
+    class Appends:
+        def middleware(self, direction: Direction, target: Target) -> Middleware | None:
+            is_append = direction is Direction.OUTBOUND and target.kind is CallKind.LOG
+            return self.around if is_append else None
+
+        async def around(self, call: Call, next: Next) -> Outcome:
+            assert isinstance(call, AppendCall)
+            seen.append(call)
+            call.headers = {**(call.headers or {}), "x-seen": len(seen)}
+            await next(call)
+            return await next(call)  # sent twice, and read once
+
+    flights = departures(1_000)
+    async with (
+        Client(broker) as client,
+        run_services(
+            Counting, broker=broker, config=config(tmp_path), middleware=[Appends()]
+        ) as bed,
+    ):
+        tally = Tally(client)
+        await append(client, flights + sentinels())
+        await eventually(lambda: statistics(bed).records == 1_000 + PARTITIONS, 30)
+        wanted = expected(flights)
+        await eventually(lambda: tally.has(len(wanted)), 20)
+        counts, repeated = tally.counts(), tally.repeated
+        await tally.aclose()
+
+    assert counts == wanted
+    assert {call.target.name for call in seen} == {f"{COUNTED.name}.append"}
+    assert sum(call.item_count for call in seen) == len(wanted)
+    assert repeated == len(seen) > 0
+    (record, *_) = seen[0].args[0]
+    assert wanted[record.value.origin, record.value.start_ms] == record.value.flights
+
+
+async def test_a_middleware_that_keeps_an_output_back_stops_the_partition_and_loses_nothing(
+    broker: str, tmp_path: Path
+) -> None:
+    keeps = True
+
+    class Keeping:
+        def middleware(self, direction: Direction, target: Target) -> Middleware | None:
+            is_append = direction is Direction.OUTBOUND and target.kind is CallKind.LOG
+            return self.around if is_append else None
+
+        async def around(self, call: Call, next: Next) -> Outcome:
+            return Outcome() if keeps else await next(call)
+
+    flights = departures(500)
+    async with (
+        Client(broker) as client,
+        run_services(
+            Counting, broker=broker, config=config(tmp_path), middleware=[Keeping()]
+        ) as bed,
+    ):
+        tally = Tally(client)
+        await append(client, flights + sentinels())
+        await eventually(lambda: statistics(bed).standing_still, 30)
+        (why, *_) = statistics(bed).standing_still.values()
+        keeps = False
+        wanted = expected(flights)
+        await eventually(lambda: tally.has(len(wanted)), 30)
+        counts = tally.counts()
+        await tally.aclose()
+
+    assert "without going on" in why
+    assert counts == wanted
 
 
 class _Tracing:

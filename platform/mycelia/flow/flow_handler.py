@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal, TypeVar, get_args
 
-from mycelia.amqp import Delivery, Link, Properties
+from mycelia.amqp import Delivery, Link, Message, Properties
 from mycelia.call import CallKind
 from mycelia.durations import Duration, seconds_of
 from mycelia.entrypoints.dead_letters import DeadLetters
@@ -20,6 +20,7 @@ from mycelia.flow.described_flow import AnySource, DescribedFlow, described_flow
 from mycelia.flow.engine import saved_watermarks
 from mycelia.flow.flow_call import CallsAround
 from mycelia.flow.flow_watch import FlowWatch
+from mycelia.flow.output_calls import OutputCalls
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_run import StageDescription
 from mycelia.flow.partition_state import StatePlace
@@ -217,6 +218,7 @@ class FlowHandler(Entrypoint):
         self._threads: ThreadPoolExecutor | None = None
         self._described: DescribedFlow | None = None
         self._around: CallsAround | None = None
+        self._output_calls: OutputCalls | None = None
         self._watch: FlowWatch | None = None
         self._tables: FlowTables | None = None
         self._answering: asyncio.Task[None] | None = None
@@ -258,6 +260,9 @@ class FlowHandler(Entrypoint):
         )
         await self._prepare_state([one.leased_as for one in descriptions])
         self._around = CallsAround(self.target, container.middleware_for(self.target))
+        given: list[Log[Any]] = [relay.log for one in descriptions for relay in one.gives]
+        given += [output.log for output in described.outputs if output.log is not None]
+        self._output_calls = OutputCalls(self.link, container.middleware_for, given)
         self.stages = [
             Stage(self, one, self.options, opens_state=self.home.open) for one in descriptions
         ]
@@ -463,9 +468,11 @@ class FlowHandler(Entrypoint):
         assert self._around is not None
         return self._around
 
-    @property
-    def publish_timeout(self) -> float:
-        return self.container.settings.mycelia.publish_timeout
+    async def publish(self, message: Message) -> None:
+        """As `OutputCalls.publish()`."""
+        assert self._output_calls is not None
+        timeout = self.container.settings.mycelia.publish_timeout
+        await self._output_calls.publish(message, timeout)
 
     def now_ms(self) -> int:
         """The time on the wall."""

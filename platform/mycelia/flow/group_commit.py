@@ -167,7 +167,7 @@ class GroupCommit:
                 delivery.put(number, message)
             else:
                 published.append(message)
-        await publish_in_order(host.link, published, host.publish_timeout)
+        await publish_in_order(host.publish, published)
         self._counts.published += len(published)
         if numbered:
             delivery.published_up_to = numbered[-1][0]

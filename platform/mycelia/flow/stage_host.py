@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from mycelia.amqp import Link
+from mycelia.amqp import Link, Message
 from mycelia.flow.flow_call import CallsAround
 from mycelia.flow.sinks.sink import SinkRecord, SinkRefused
 from mycelia.logs import FaultyRecord, LogEntry, LogPosition
@@ -80,11 +80,15 @@ class StageHost(Protocol):
     def lease_link(self) -> Link: ...
 
     @property
-    def publish_timeout(self) -> float: ...
-
-    @property
     def around(self) -> CallsAround:
         """What stands around each commit."""
+
+    async def publish(self, message: Message) -> None:
+        """Publish it, and have its confirm; as a call, where somebody looks at appends.
+
+        Raises:
+            LinkError: it is not confirmed in time.
+        """
 
     def now_ms(self) -> int:
         """The time on the wall."""

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import Context, copy_context
 from typing import Any, Final
 
+import msgspec
+
 from mycelia.amqp import Message
 from mycelia.call import Call, CallKind, Direction, Target, get_current_call
-from mycelia.wire import HEADER_PREFIX, TRACEPARENT, TRACESTATE
+from mycelia.wire import BAGGAGE, HEADER_PREFIX, TRACEPARENT, TRACESTATE
 
-__all__ = ["APPEND", "MAX_LINKS", "AppendCall", "Origins", "append_target", "carried_trace"]
+__all__ = [
+    "APPEND",
+    "MAX_LINKS",
+    "AppendCall",
+    "Origins",
+    "append_target",
+    "carried_trace",
+    "entry_with_headers",
+]
 
 APPEND: Final = "append"
 """The method of the target of appends; its service is the log."""
@@ -45,8 +55,22 @@ class AppendCall(Call, eq=False, kw_only=True):
     def item_count(self) -> int:
         return self.records
 
+    def leaving(self) -> Message:
+        """The entry with the call's headers, as middleware has left them."""
+        headers = self.outbound_headers()
+        if self.is_mixed:
+            headers.pop(BAGGAGE, None)  # of one of the calls, and the batch is of several
+        return entry_with_headers(self.entry, headers) if headers else self.entry
+
     def linked(self) -> Sequence[Call]:
         return [call for call in self.origins if call is not self.chosen]
+
+
+def entry_with_headers(message: Message, headers: Mapping[str, Any]) -> Message:
+    """An entry with `headers` beside its own, which say what it is and go before."""
+    properties = message.properties
+    both = {**headers, **(properties.headers or {})}
+    return msgspec.structs.replace(message, properties=properties.republished(both))
 
 
 def append_target(log_name: str) -> Target:

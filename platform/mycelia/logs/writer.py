@@ -36,14 +36,20 @@ from mycelia.errors import (
     describe,
 )
 from mycelia.log_event import event
-from mycelia.logs.append_call import APPEND, AppendCall, append_target, carried_trace
+from mycelia.logs.append_call import (
+    APPEND,
+    AppendCall,
+    append_target,
+    carried_trace,
+    entry_with_headers,
+)
 from mycelia.logs.batch_format import MAX_ENTRY_BYTES, decode_entry, entry_properties
 from mycelia.logs.layout import LogLayout, declare_log
 from mycelia.logs.open_batch import Appending, OpenBatch, Piece
 from mycelia.logs.partitioning import checked_key, partition_of, partitions_of
 from mycelia.logs.record import RecordHeaders, RecordKey
 from mycelia.logs.record_shape import RecordShape, time_ms_of
-from mycelia.wire import BAGGAGE, OFF_LOOP_BYTES, compressor_of
+from mycelia.wire import OFF_LOOP_BYTES, compressor_of
 
 __all__ = [
     "APPEND_DEFAULTS",
@@ -533,7 +539,7 @@ class LogWriter(Generic[T]):
                     return error
                 return RuntimeStateError(f"{self._what}: a middleware gave up: {describe(error)}.")
             if not batch.origins.is_mixed and (trace := carried_trace(batch.origins.chosen()[0])):
-                message = _with_headers(message, trace)
+                message = entry_with_headers(message, trace)
             await self._publish_entry(message, batch.deadline)
         except MyceliaError as exc:
             return exc
@@ -576,10 +582,7 @@ class LogWriter(Generic[T]):
         """The end of the chain."""
         assert isinstance(call, AppendCall)
         try:
-            headers = call.outbound_headers()
-            if call.is_mixed:
-                headers.pop(BAGGAGE, None)  # of one of the calls, and the batch is of several
-            message = _with_headers(call.entry, headers) if headers else call.entry
+            message = call.leaving()
             left = call.remaining()
             await self._publish_entry(message, self._loop.time() + (0.0 if left is None else left))
         except Exception as exc:  # noqa: BLE001  the end of a chain never raises: the error is the outcome
@@ -754,13 +757,6 @@ def _checked_number(
             f"{what}: sequence={sequence!r:.60}; expected a whole number from 0, together with producer=."
         )
     return producer, sequence
-
-
-def _with_headers(message: Message, headers: dict[str, Any]) -> Message:
-    """The message with `headers` beside its own, which say what it is and go before."""
-    properties = message.properties
-    both = {**headers, **(properties.headers or {})}
-    return msgspec.structs.replace(message, properties=properties.republished(both))
 
 
 _encode_headers = msgspec.msgpack.Encoder().encode
