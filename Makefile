@@ -10,6 +10,8 @@ PYTEST := $(PY) -m pytest
 # Most tests wait for a broker or a process, so four at once keep two cores busy; each worker has a node of its own (with what
 # belongs to it some 700 MB).
 WORKERS ?= 4
+# A file's tests run in one worker; what takes long comes first (tests/conftest.py).
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Another release of RabbitMQ than the installed one, for `make test` and `make test-rabbit`: 3.10, 4.0 or 4.3. It is installed
 # into .mycelia/rabbitmq/ once (a minute, 200 MB), which takes root on Debian.
 RABBITMQ ?=
@@ -44,11 +46,11 @@ test: setup rabbit  ## all tests but the long ones (ARGS="-m long"); some: ARGS=
 ifdef PYTHONS
 	@WORKERS=$(WORKERS) scripts/with-rabbitmq "$(RABBITMQ)" scripts/test-pythons "$(PYTHONS)" $(ARGS)
 else
-	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) -n $(WORKERS) --dist loadfile $(or $(ARGS),-m "not long")
+	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) $(PARALLEL) $(or $(ARGS),-m "not long")
 endif
 
 test-rabbit: setup rabbit  ## only the tests that need a broker; on another release of it: RABBITMQ=4.3
-	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) -n $(WORKERS) --dist loadfile -m rabbit $(ARGS)
+	@scripts/with-rabbitmq "$(RABBITMQ)" $(PYTEST) $(PARALLEL) -m rabbit $(ARGS)
 
 lint: export PYTHONPATH := platform
 lint: setup  ## ruff, mypy, the layers, spelling

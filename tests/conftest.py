@@ -49,6 +49,9 @@ hypothesis.settings.load_profile("suite")
 # A broker takes 3 to 10 s to start, PostgreSQL 2, and longer on a busy machine; the test that waits for it must not be blamed.
 _RABBIT_TIMEOUT = 120
 
+# A test that is given so many seconds may need some of them.
+_MINUTES_S = 180
+
 
 def _is_ci() -> bool:
     return os.environ.get("CI", "").lower() in ("1", "true", "yes")
@@ -64,7 +67,9 @@ def pytest_report_header() -> list[str]:
     return [f"broker: {broker}; {versions}; {platform.machine()}, {os.cpu_count()} cores"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        _put_what_takes_long_first(items)
     for item in items:
         if "rabbit_cluster" in getattr(item, "fixturenames", ()) or _is_long_variant(item):
             item.add_marker(pytest.mark.long)
@@ -74,6 +79,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(_RABBIT_TIMEOUT))
         elif _POSTGRES_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.timeout(_RABBIT_TIMEOUT))
+
+
+def _put_what_takes_long_first(items: list[pytest.Item]) -> None:
+    """Sort the files for the workers of pytest-xdist, each of which takes one after the other.
+
+    Those that kill brokers or say that they may take minutes come first, then those with most tests: at the end no worker
+    has a long one before it while the others have nothing left.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+
+    def place(tests: list[pytest.Item]) -> tuple[bool, int]:
+        return not any(map(_takes_long, tests)), -len(tests)
+
+    items[:] = [item for tests in sorted(files.values(), key=place) for item in tests]
+
+
+def _takes_long(item: pytest.Item) -> bool:
+    timeout = item.get_closest_marker("timeout")
+    return "own_rabbit_node" in getattr(item, "fixturenames", ()) or bool(
+        timeout and timeout.args and timeout.args[0] >= _MINUTES_S
+    )
 
 
 def _is_long_variant(item: pytest.Item) -> bool:

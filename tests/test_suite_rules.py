@@ -173,6 +173,23 @@ def test_run_in_several_processes_is_counted_once(tmp_path: Path) -> None:
     assert len(file.read_text().splitlines()) == 2  # and who failed
 
 
+@pytest.mark.long
+def test_what_takes_long_is_begun_first_and_then_the_files_with_most_tests(tmp_path: Path) -> None:
+    (tmp_path / "test_few.py").write_text("def test_few(): pass\n")
+    (tmp_path / "test_many.py").write_text("def test_many(): pass\ndef test_more(): pass\n")
+    slow = "import pytest\n@pytest.mark.timeout(300)\ndef test_slow(): pass\n"
+    (tmp_path / "test_slow.py").write_text(slow)
+    few, many = str(tmp_path / "test_few.py"), str(tmp_path / "test_many.py")
+    one_worker = ("-n", "1", "--dist", "loadfile", "--no-loadscope-reorder", "-v")
+
+    _, said = _run_suite(
+        tmp_path, "def test_inner(): pass\n", few, many, str(tmp_path / "test_slow.py"), *one_worker
+    )
+
+    begun = re.findall(r"PASSED .*::test_(\w+)", said)
+    assert begun == ["slow", "many", "more", "inner", "few"]
+
+
 def test_pythons_are_found_under_pyenv_and_missing_ones_are_told(tmp_path: Path) -> None:
     """What has the right name and does not run is no Python: pyenv puts such programs on PATH."""
     on_path, under_pyenv = tmp_path / "python3.98", tmp_path / "versions/3.98.1/bin/python"
