@@ -6,11 +6,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mycelia import Client, Log, Record
-from mycelia.flow import FlowOutput, Stream, count, flow, tumbling
+from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, count, flow, tumbling
 from mycelia.logs import partition_of
+
+if TYPE_CHECKING:  # a service of its own has no need of it
+    from mycelia.testing import ServiceBed
 
 __all__ = [
     "COUNTED",
@@ -20,12 +23,14 @@ __all__ = [
     "Counted",
     "Counting",
     "Departed",
+    "Failing",
     "Tally",
     "append",
     "config",
     "departures",
     "expected",
     "sentinels",
+    "statistics",
 ]
 
 PARTITIONS = 4
@@ -65,12 +70,32 @@ class Counting:
         )
 
 
+class Failing:
+    name = "failing"
+
+    @flow(DEPARTED, commit_every="50ms")
+    def checked(self, flights: Stream[Departed]) -> FlowOutput:
+        return flights.map(_checked).named("check").emit("checked")
+
+
+def _checked(one: Departed) -> str:
+    if one.origin == "BAD":
+        raise ValueError("no such airport")
+    return one.origin
+
+
 SERVICE = Path(__file__)
 """As a module, for a command."""
 
 
 def config(state: Path) -> dict[str, Any]:
     return {"mycelia": {"flows": {"state": str(state)}}}
+
+
+def statistics(bed: ServiceBed, service: type = Counting) -> FlowStatistics:
+    """Of the one flow of `service`."""
+    (handler,) = [one for one in bed.container(service).entrypoints if isinstance(one, FlowHandler)]
+    return handler.statistics()
 
 
 def departures(count: int, seed: int = 1) -> list[Departed]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from tests.flows.counting import config
+from tests.flows.counting import config, statistics
 
 from mycelia import Client, Log, Retry, RpcProxy, fixed, rpc
-from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow, owned_partition
-from mycelia.testing import ServiceBed, eventually, run_services
+from mycelia.flow import FlowOutput, Stream, flow, owned_partition
+from mycelia.testing import eventually, run_services
 
 
 @dataclass
@@ -77,11 +77,6 @@ def enriching(concurrency: int = 16, retry: Retry | None = None, **options: Any)
             return Enriched(flight.plane, flight.number, seats)
 
     return Enriching
-
-
-def statistics(bed: ServiceBed, of: type) -> FlowStatistics:
-    (handler,) = [e for e in bed.container(of).entrypoints if isinstance(e, FlowHandler)]
-    return handler.statistics()
 
 
 async def append(client: Client, flights: list[Flown] = FLIGHTS) -> None:

@@ -17,23 +17,25 @@ from tests.flows.counting import (
     PARTITIONS,
     Counting,
     Departed,
+    Failing,
     Tally,
     append,
     config,
     departures,
     expected,
     sentinels,
+    statistics,
 )
 from tests.metrics.conftest import Scrape
 from tests.tracing.conftest import receiver
 
 from mycelia import Call, CallKind, Client, Next, Outcome
 from mycelia.call import Direction, Middleware, Target, get_current_call
-from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow
+from mycelia.flow import FlowHandler
 from mycelia.flow.flow_call import FlowCall
 from mycelia.logs import AppendCall
 from mycelia.providers.metrics.told import samples_of
-from mycelia.testing import ReceivedSpan, ServiceBed, SpanReceiver, eventually, run_services
+from mycelia.testing import ReceivedSpan, SpanReceiver, eventually, run_services
 
 __all__ = ["receiver"]
 
@@ -58,11 +60,6 @@ class Around:
         outcome = await (next(call) if self._layer is None else self._layer(call, next))
         self.outcomes.append(outcome)
         return outcome
-
-
-def statistics(bed: ServiceBed, service: type = Counting) -> FlowStatistics:
-    (handler,) = [one for one in bed.container(service).entrypoints if isinstance(one, FlowHandler)]
-    return handler.statistics()
 
 
 async def test_each_commit_is_a_call_with_what_it_took(broker: str, tmp_path: Path) -> None:
@@ -142,20 +139,6 @@ async def test_a_middleware_that_does_not_go_on_stops_the_partition_and_nothing_
     (why, *_) = told.standing_still.values()
     assert ("without going on" if answers else "PermissionError: not now") in why
     assert told.records == told.commits == 0
-
-
-class Failing:
-    name = "failing"
-
-    @flow(DEPARTED, commit_every="50ms")
-    def checked(self, flights: Stream[Departed]) -> FlowOutput:
-        return flights.map(_checked).named("check").emit("checked")
-
-
-def _checked(one: Departed) -> str:
-    if one.origin == "BAD":
-        raise ValueError("no such airport")
-    return one.origin
 
 
 async def test_a_function_that_raises_is_a_call_that_failed(broker: str, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,39 +17,20 @@ from tests.flows.counting import (
     PARTITIONS,
     Counting,
     Departed,
+    Failing,
     append,
     config,
     departures,
     sentinels,
+    statistics,
 )
 from tests.flows.machines import changelog_config
 
 from mycelia import Client
-from mycelia.flow import FlowHandler, FlowOutput, Stream, flow
+from mycelia.flow import FlowHandler
 from mycelia.testing import ServiceBed, eventually, run_services
 
 FlowCommand = Callable[..., Done]
-
-
-class Failing:
-    name = "failing"
-
-    @flow(DEPARTED, commit_every="50ms")
-    def checked(self, flights: Stream[Departed]) -> FlowOutput:
-        return flights.map(_checked).named("check").emit("checked")
-
-
-def _checked(one: Departed) -> str:
-    if one.origin == "BAD":
-        raise ValueError("no such airport")
-    return one.origin
-
-
-@pytest.fixture(scope="module")
-def mycelia() -> Iterator[MyceliaCommand]:
-    command = MyceliaCommand()
-    yield command
-    command.close()
 
 
 @pytest.fixture
@@ -60,11 +41,6 @@ def command(mycelia: MyceliaCommand, tmp_path: Path, rabbit_uri: str) -> FlowCom
     return run
 
 
-def records(bed: ServiceBed, service: type = Counting) -> int:
-    (handler,) = [one for one in bed.container(service).entrypoints if isinstance(one, FlowHandler)]
-    return handler.statistics().records
-
-
 @pytest.fixture
 async def counting(rabbit_uri: str, tmp_path: Path) -> AsyncIterator[ServiceBed]:
     """A flow that has counted 2,000 records and what closes their windows."""
@@ -73,7 +49,7 @@ async def counting(rabbit_uri: str, tmp_path: Path) -> AsyncIterator[ServiceBed]
         run_services(Counting, broker=rabbit_uri, config=config(tmp_path / "state")) as bed,
     ):
         await append(client, departures(2_000) + sentinels())
-        await eventually(lambda: records(bed) >= 2_000 + PARTITIONS, 30)
+        await eventually(lambda: statistics(bed).records >= 2_000 + PARTITIONS, 30)
         yield bed
 
 
@@ -190,7 +166,7 @@ async def test_a_flow_is_saved_while_it_runs_and_reset_while_it_does_not(
 
     async def more(client: Client, bed: ServiceBed, count: int, wanted: int) -> None:
         await append(client, departures(count))
-        await eventually(lambda: records(bed) == wanted, 30)
+        await eventually(lambda: statistics(bed).records == wanted, 30)
 
     async with Client(rabbit_uri) as client:
         async with run_services(Counting, broker=rabbit_uri, config=configured(state)) as bed:
@@ -207,10 +183,10 @@ async def test_a_flow_is_saved_while_it_runs_and_reset_while_it_does_not(
             command, "reset", name, "--savepoint", str(tmp_path / "one"), *at, "--yes"
         )
         async with run_services(Counting, broker=rabbit_uri, config=configured(state)) as bed:
-            await eventually(lambda: records(bed) == 50, 30)
+            await eventually(lambda: statistics(bed).records == 50, 30)
         anew = await told(command, "reset", name, "--from", "first", *at, "--yes")
         async with run_services(Counting, broker=rabbit_uri, config=configured(state)) as bed:
-            await eventually(lambda: records(bed) == 150, 30)
+            await eventually(lambda: statistics(bed).records == 150, 30)
         twice = await asyncio.to_thread(command, "savepoint", name, str(tmp_path / "one"), *at)
         nothing = await asyncio.to_thread(command, "savepoint", "no.such", str(tmp_path / "x"), *at)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,18 @@ from tests.flows.counting import (
     config,
     departures,
     sentinels,
+    statistics,
 )
 from tests.processes import Process
 
 from mycelia import Client, Record, log_handler
 from mycelia.broker.node import PrivateNode
 from mycelia.flow import FlowHandler
-from mycelia.testing import ServiceBed, eventually, run_services
+from mycelia.testing import eventually, run_services
 
 GROUP = "counting.by_origin"
 
 LogCommand = Callable[..., Done]
-
-
-@pytest.fixture(scope="module")
-def mycelia() -> Iterator[MyceliaCommand]:
-    command = MyceliaCommand()
-    yield command
-    command.close()
 
 
 @pytest.fixture
@@ -58,11 +52,6 @@ class Listening:
         pass
 
 
-def records(bed: ServiceBed, service: type = Counting) -> int:
-    (handler,) = [one for one in bed.container(service).entrypoints if isinstance(one, FlowHandler)]
-    return handler.statistics().records
-
-
 async def count(uri: str, state: Path, flights: list[Departed], total: int) -> None:
     """Let the flow take these, and stop it."""
     async with (
@@ -70,7 +59,7 @@ async def count(uri: str, state: Path, flights: list[Departed], total: int) -> N
         run_services(Counting, broker=uri, config=config(state)) as bed,
     ):
         await append(client, flights)
-        await eventually(lambda: records(bed) >= total, 30)
+        await eventually(lambda: statistics(bed).records >= total, 30)
 
 
 async def told(command: LogCommand, *argv: str) -> Any:
@@ -131,7 +120,7 @@ async def test_flows_are_shown_beside_log_handlers(
         run_services(Counting, Listening, broker=rabbit_uri, config=state) as bed,
     ):
         await append(client, departures(1_000))
-        await eventually(lambda: records(bed) >= 1_000, 30)
+        await eventually(lambda: statistics(bed).records >= 1_000, 30)
 
         async def both() -> bool:
             rows = await told(command, "lag", DEPARTED.name, "--management", management)
@@ -156,7 +145,7 @@ async def test_a_stage_s_place_in_the_log_between_is_told(
         run_services(Carriers, broker=rabbit_uri, config=config(state)) as bed,
     ):
         await client.append_many(LEFT, flights(500))
-        await eventually(lambda: records(bed, Carriers) >= 500, 30)
+        await eventually(lambda: statistics(bed, Carriers).records >= 500, 30)
         (handler,) = [
             one for one in bed.container(Carriers).entrypoints if isinstance(one, FlowHandler)
         ]
@@ -194,7 +183,7 @@ async def test_replay_of_a_flow_begins_anew_and_is_followed_to_the_end(
         assert await says("it has not begun"), replay.output
         async with run_services(Counting, broker=rabbit_uri, config=config(state)) as bed:
             assert await says("caught up"), replay.output
-            again = records(bed)
+            again = statistics(bed).records
 
     assert unasked.returncode == 2
     assert "its state in" in unasked.stderr
@@ -215,7 +204,7 @@ async def test_replay_of_a_flow_that_runs_or_is_kept_elsewhere_is_refused(
         run_services(Counting, broker=rabbit_uri, config=config(state)) as bed,
     ):
         await append(client, departures(100))
-        await eventually(lambda: records(bed) >= 100, 30)
+        await eventually(lambda: statistics(bed).records >= 100, 30)
         runs = await asyncio.to_thread(command, *argv, "--state", str(state))
     elsewhere = await asyncio.to_thread(command, *argv)
     after = await told(command, "lag", DEPARTED.name, GROUP, "--state", str(state))

@@ -20,14 +20,13 @@ from tests.flows.counting import (
     departures,
     expected,
     sentinels,
+    statistics,
 )
 
 from mycelia import Client, Log, event_handler
 from mycelia.errors import ConfigError
 from mycelia.flow import (
-    FlowHandler,
     FlowOutput,
-    FlowStatistics,
     Stream,
     flow,
     owned_partition,
@@ -37,11 +36,6 @@ from mycelia.logs import partition_of
 from mycelia.testing import ServiceBed, eventually, run_services, take_dead_letters
 
 PASSED: Log[Departed] = Log("passed", of=Departed, partitions=1)
-
-
-def statistics(bed: ServiceBed, service: type = Counting) -> FlowStatistics:
-    (handler,) = [e for e in bed.container(service).entrypoints if isinstance(e, FlowHandler)]
-    return handler.statistics()
 
 
 async def test_every_record_of_a_log_is_counted_once(broker: str, tmp_path: Path) -> None:

@@ -26,22 +26,17 @@ from tests.flows.counting import (
     departures,
     expected,
     sentinels,
+    statistics,
 )
 
 from mycelia import Client
 from mycelia.errors import ConfigError, RuntimeStateError
-from mycelia.flow import FlowHandler, FlowStatistics
 from mycelia.flow.reset import reset_flow
 from mycelia.flow.savepoints import take_savepoint
 from mycelia.flow.state_home import StateHome, state_home
-from mycelia.testing import ServiceBed, eventually, run_services
+from mycelia.testing import eventually, run_services
 
 GROUP = "counting.by_origin"
-
-
-def statistics(bed: ServiceBed) -> FlowStatistics:
-    (handler,) = [e for e in bed.container(Counting).entrypoints if isinstance(e, FlowHandler)]
-    return handler.statistics()
 
 
 def given(tally: Tally, since: int = 0) -> dict[tuple[str, int], set[int]]:

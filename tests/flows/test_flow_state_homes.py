@@ -18,11 +18,12 @@ from tests.flows.counting import (
     departures,
     expected,
     sentinels,
+    statistics,
 )
 
 from mycelia import Client, Log
 from mycelia.errors import TopologyError
-from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow, owned_partition
+from mycelia.flow import FlowOutput, Stream, flow, owned_partition
 from mycelia.testing import ServiceBed, eventually, run_services
 
 if TYPE_CHECKING:
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 
 def config(state: str | Path) -> dict[str, Any]:
     return {"mycelia": {"flows": {"state": str(state)}}}
-
-
-def statistics(bed: ServiceBed, service: type = Counting) -> FlowStatistics:
-    (handler,) = [e for e in bed.container(service).entrypoints if isinstance(e, FlowHandler)]
-    return handler.statistics()
 
 
 async def slowly(client: Client, flights: list[Any]) -> AsyncIterator[int]:

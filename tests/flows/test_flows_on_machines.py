@@ -19,23 +19,19 @@ from tests.flows.counting import (
     departures,
     expected,
     sentinels,
+    statistics,
 )
 from tests.flows.machines import changelog_config as config
 
 from mycelia import Client
-from mycelia.flow import FlowHandler, FlowOutput, FlowStatistics, Stream, flow
+from mycelia.flow import FlowOutput, Stream, flow
 from mycelia.flow.reset import reset_flow
 from mycelia.flow.savepoints import take_savepoint
 from mycelia.flow.state_home import StateHome, logged_state_home
 from mycelia.runtime.settings import FlowsSection
-from mycelia.testing import ServiceBed, eventually, run_services
+from mycelia.testing import eventually, run_services
 
 GROUP = "counting.by_origin"
-
-
-def statistics(bed: ServiceBed, service: type = Counting) -> FlowStatistics:
-    (handler,) = [e for e in bed.container(service).entrypoints if isinstance(e, FlowHandler)]
-    return handler.statistics()
 
 
 def home_of(path: Path, client: Client) -> StateHome:

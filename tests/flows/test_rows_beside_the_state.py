@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from tests.cli.commands import MYCELIA
+from tests.flows.counting import statistics
 from tests.flows.storing import (
     SERVICE,
     STORED,
@@ -25,11 +26,11 @@ from tests.flows.storing import (
 from tests.processes import Process
 
 from mycelia import Client
-from mycelia.flow import FlowHandler, FlowStatistics, owned_partition
 from mycelia.flow import delivery as delivery_module
+from mycelia.flow import owned_partition
 from mycelia.logs import partition_of
 from mycelia.policies.retry import exponential
-from mycelia.testing import ServiceBed, eventually, run_services, take_dead_letters
+from mycelia.testing import eventually, run_services, take_dead_letters
 
 FLIGHTS = [Stored(f"N{n % 5}", n) for n in range(400)]
 
@@ -53,11 +54,6 @@ def ask(uri: str, statement: str) -> None:
 
 def config(uri: str) -> dict[str, Any]:
     return {"mycelia": {"flows": {"state": uri}}}
-
-
-def statistics(bed: ServiceBed, of: type) -> FlowStatistics:
-    (handler,) = [e for e in bed.container(of).entrypoints if isinstance(e, FlowHandler)]
-    return handler.statistics()
 
 
 async def append(client: Client, flights: Sequence[Stored]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from tests.flows.counting import (
     departures,
     expected,
     sentinels,
+    statistics,
 )
 from tests.processes import Process
 
 from mycelia import Client
 from mycelia.broker.management_api import ManagementApi
 from mycelia.flow import FlowHandler
-from mycelia.testing import ServiceBed, eventually, run_services
+from mycelia.testing import eventually, run_services
 
 OLD = "tests.flows.counting:Counting.by_origin"
 
@@ -118,13 +119,6 @@ class Slow:
 """
 
 
-@pytest.fixture(scope="module")
-def mycelia() -> Iterator[MyceliaCommand]:
-    command = MyceliaCommand()
-    yield command
-    command.close()
-
-
 @pytest.fixture
 def shadow(mycelia: MyceliaCommand, tmp_path: Path, rabbit_uri: str) -> Callable[..., Any]:
     (tmp_path / "changed.py").write_text(CHANGED)
@@ -142,11 +136,6 @@ def shadow(mycelia: MyceliaCommand, tmp_path: Path, rabbit_uri: str) -> Callable
     return run
 
 
-def records(bed: ServiceBed, service: type = Counting) -> int:
-    (handler,) = [one for one in bed.container(service).entrypoints if isinstance(one, FlowHandler)]
-    return handler.statistics().records
-
-
 async def count(uri: str, state: Path, flights: list[Any], total: int) -> None:
     """The old code takes these, and stops."""
     async with (
@@ -154,7 +143,7 @@ async def count(uri: str, state: Path, flights: list[Any], total: int) -> None:
         run_services(Counting, broker=uri, config=config(state)) as bed,
     ):
         await append(client, flights)
-        await eventually(lambda: records(bed) >= total, 30)
+        await eventually(lambda: statistics(bed).records >= total, 30)
 
 
 def left_behind(api: ManagementApi, vhost: str, folder: Path) -> list[str]:
@@ -261,7 +250,7 @@ async def test_beside_code_that_runs_only_what_both_have_read_is_compared(
         run_services(Counting, broker=rabbit_uri, config=state) as bed,
     ):
         await append(client, given[:4_000], batch=200)
-        await eventually(lambda: records(bed) >= 4_000, 30)
+        await eventually(lambda: statistics(bed).records >= 4_000, 30)
 
         async def go_on() -> None:
             for begin in range(4_000, 40_000, 100):
@@ -363,7 +352,7 @@ async def test_followed_it_compares_what_comes_until_ctrl_c(
         run_services(Counting, broker=rabbit_uri, config=state) as bed,
     ):
         await append(client, given[:1_000])
-        await eventually(lambda: records(bed) >= 1_000, 30)
+        await eventually(lambda: statistics(bed).records >= 1_000, 30)
         with Process(*argv, cwd=tmp_path, AMQP_URI=rabbit_uri, errors_apart=True) as process:
 
             async def says(text: str) -> None:

@@ -16,16 +16,14 @@ from typing import Any, ClassVar
 import pytest
 import sqlalchemy as sa
 from starlette.requests import Request
-from tests.flows.counting import config
+from tests.flows.counting import config, statistics
 from tests.http.serving import serve
 
 from mycelia import Client, Log, ServerSentEvents, get_current_call, http, rpc
 from mycelia.errors import ConfigError
 from mycelia.flow import (
     Broadcast,
-    FlowHandler,
     FlowOutput,
-    FlowStatistics,
     SinkRecord,
     Stream,
     flow,
@@ -34,7 +32,7 @@ from mycelia.flow import (
 )
 from mycelia.flow import delivery as delivery_module
 from mycelia.policies.retry import exponential
-from mycelia.testing import ServiceBed, eventually, run_services, take_dead_letters
+from mycelia.testing import eventually, run_services, take_dead_letters
 
 
 @dataclass
@@ -65,11 +63,6 @@ def service(output: Any, **options: Any) -> type:
             return given
 
     return Passing
-
-
-def statistics(bed: ServiceBed, of: type) -> FlowStatistics:
-    (handler,) = [e for e in bed.container(of).entrypoints if isinstance(e, FlowHandler)]
-    return handler.statistics()
 
 
 async def append(client: Client, flights: Sequence[Passed] = FLIGHTS) -> None:

@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from tests.flows.counting import config
+from tests.flows.counting import config, statistics
 
 from mycelia import Client
 from mycelia.amqp import Message, Properties, Queue
 from mycelia.errors import StateUnavailable
 from mycelia.flow import (
-    FlowHandler,
     FlowOutput,
-    FlowStatistics,
     Stream,
     events,
     flow,
@@ -31,7 +29,7 @@ from mycelia.flow import (
     ticks,
 )
 from mycelia.flow.state_file import StateFile
-from mycelia.testing import ServiceBed, eventually, run_services, take_dead_letters
+from mycelia.testing import eventually, run_services, take_dead_letters
 
 COUNT = 1500
 
@@ -65,11 +63,6 @@ def given(folder: Path) -> list[int]:
         numbers = connection.execute(sa.text("SELECT number FROM given ORDER BY rowid")).all()
     engine.dispose()
     return [number for (number,) in numbers]
-
-
-def statistics(bed: ServiceBed, of: type) -> FlowStatistics:
-    (handler,) = [e for e in bed.container(of).entrypoints if isinstance(e, FlowHandler)]
-    return handler.statistics()
 
 
 @pytest.fixture

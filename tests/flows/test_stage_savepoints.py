@@ -19,14 +19,12 @@ from tests.flows.carriers import (
     flights,
     sql_counts,
 )
-from tests.flows.counting import Tally, config
+from tests.flows.counting import Tally, config, statistics
 
 from mycelia import Client
 from mycelia.errors import ConfigError, OffsetGone, RuntimeStateError
 from mycelia.flow import (
-    FlowHandler,
     FlowOutput,
-    FlowStatistics,
     Stream,
     count,
     flow,
@@ -74,11 +72,6 @@ def gate() -> asyncio.Event:
     Gated.gate = asyncio.Event()
     Gated.gate.set()
     return Gated.gate
-
-
-def statistics(bed: ServiceBed) -> FlowStatistics:
-    (handler,) = [e for e in bed.container(Gated).entrypoints if isinstance(e, FlowHandler)]
-    return handler.statistics()
 
 
 def home_of(path: Path) -> StateHome:

@@ -27,16 +27,14 @@ from tests.flows.carriers import (
     flights,
     sql_counts,
 )
-from tests.flows.counting import Tally, config
+from tests.flows.counting import Tally, config, statistics
 from tests.processes import Process
 
 from mycelia import Client, Log, Retry, fixed
 from mycelia.amqp import Message, Properties
 from mycelia.errors import ConfigError
 from mycelia.flow import (
-    FlowHandler,
     FlowOutput,
-    FlowStatistics,
     KeyContext,
     Stream,
     count,
@@ -46,15 +44,10 @@ from mycelia.flow import (
 from mycelia.flow.relay_log import KeyedValue, RelayLog
 from mycelia.logs import partition_of
 from mycelia.logs.batch_format import encode_columns, entry_properties
-from mycelia.testing import ServiceBed, eventually, run_services, take_dead_letters
+from mycelia.testing import eventually, run_services, take_dead_letters
 
 PASSED: Log[Left] = Log("passed", of=Left, partitions=1)
 BLOCKED: Log[Left] = Log("blocked", of=Left, partitions=1)
-
-
-def statistics(bed: ServiceBed, service: type) -> FlowStatistics:
-    (handler,) = [e for e in bed.container(service).entrypoints if isinstance(e, FlowHandler)]
-    return handler.statistics()
 
 
 async def append(client: Client, log: Any, records: list[Any], batch: int = 500) -> None:

@@ -77,3 +77,12 @@ async def link(uri: str) -> AsyncIterator[Link]:
     await link.open(5)
     yield link
     await link.aclose()
+
+
+@pytest.fixture
+async def bare(broker: str) -> AsyncIterator[Link]:
+    """A bare link to `broker`, in memory and RabbitMQ's."""
+    link = connect(broker)
+    await link.open(15)
+    yield link
+    await link.aclose()

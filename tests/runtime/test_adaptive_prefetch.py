@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from tests.progress import until
+from tests.runtime.bodies import QUORUM, publish
 
 from mycelia import (
     AdaptivePrefetch,
@@ -22,37 +22,10 @@ from mycelia import (
     fixed,
     rpc,
 )
-from mycelia.amqp import Link, Message, Properties, connect
+from mycelia.amqp import Link
 from mycelia.entrypoints.statistics import ConsumerStatistics
 from mycelia.errors import ConfigError
 from mycelia.testing import ServiceBed, eventually, run_services
-
-QUORUM = {"x-queue-type": "quorum"}
-
-
-@pytest.fixture
-async def bare(broker: str) -> AsyncIterator[Link]:
-    link = connect(broker)
-    await link.open(15)
-    yield link
-    await link.aclose()
-
-
-async def publish(link: Link, queue: str, bodies: list[bytes]) -> None:
-    for start in range(0, len(bodies), 500):
-        await asyncio.gather(
-            *(
-                link.publish(
-                    Message(
-                        "",
-                        queue,
-                        body,
-                        Properties("application/json", delivery_mode=2, message_id=f"{start + n}"),
-                    )
-                )
-                for n, body in enumerate(bodies[start : start + 500])
-            )
-        )
 
 
 def statistics(bed: ServiceBed, service: type) -> ConsumerStatistics:

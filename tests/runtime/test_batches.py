@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from tests.progress import until
+from tests.runtime.bodies import QUORUM, publish
 from tests.runtime.dead_letter_box import read_dead_letters
 from tests.runtime.test_order_by_key import _cut
 
@@ -24,39 +24,10 @@ from mycelia import (
     fixed,
     get_current_call,
 )
-from mycelia.amqp import Link, Message, Properties, connect
+from mycelia.amqp import Link
 from mycelia.call import Call, Middleware, Next, Outcome
 from mycelia.errors import ConfigError
 from mycelia.testing import eventually, run_services
-
-QUORUM = {"x-queue-type": "quorum"}
-
-
-@pytest.fixture
-async def bare(broker: str) -> AsyncIterator[Link]:
-    link = connect(broker)
-    await link.open(15)
-    yield link
-    await link.aclose()
-
-
-async def publish(link: Link, queue: str, bodies: list[bytes]) -> None:
-    for start in range(0, len(bodies), 500):
-        await asyncio.gather(
-            *(
-                link.publish(
-                    Message(
-                        "",
-                        queue,
-                        body,
-                        Properties(
-                            "application/json", delivery_mode=2, message_id=f"{start + place}"
-                        ),
-                    )
-                )
-                for place, body in enumerate(bodies[start : start + 500])
-            )
-        )
 
 
 def numbers(count: int) -> list[bytes]:

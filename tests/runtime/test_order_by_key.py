@@ -7,23 +7,21 @@ import random
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 import pytest
 from tests.progress import until
+from tests.runtime.bodies import QUORUM
 from tests.runtime.dead_letter_box import read_dead_letters
 
 from mycelia import Queue, Retry, consume, event_handler, fixed, get_current_call
-from mycelia.amqp import Link, Message, Properties, connect
+from mycelia.amqp import Link, Message, Properties
 from mycelia.amqp.memory.broker import broker_at
 from mycelia.control.dead_letters import LetterFilter, Router, redrive
 from mycelia.errors import ConfigError
 from mycelia.testing import eventually, run_services
-
-QUORUM = {"x-queue-type": "quorum"}
 
 
 class Ledger:
@@ -59,14 +57,6 @@ class Ledger:
 def is_in_order(numbers: list[int], count: int) -> bool:
     """Whether all are there, and the first occurrences are in order."""
     return list(dict.fromkeys(numbers)) == list(range(count))
-
-
-@pytest.fixture
-async def bare(broker: str) -> AsyncIterator[Link]:
-    link = connect(broker)
-    await link.open(15)
-    yield link
-    await link.aclose()
 
 
 async def publish(link: Link, queue: str, payloads: list[dict[str, Any]]) -> None:

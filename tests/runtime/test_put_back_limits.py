@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -53,14 +52,6 @@ class Failing:
     async def fail(self, number: int) -> None:
         self.runs[number] += 1
         raise LookupError("still not")
-
-
-@pytest.fixture
-async def bare(broker: str) -> AsyncIterator[Link]:
-    link = connect(broker)
-    await link.open(15)
-    yield link
-    await link.aclose()
 
 
 @pytest.mark.timeout(120)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -22,20 +21,12 @@ from mycelia import (
     get_current_call,
     rpc,
 )
-from mycelia.amqp import Link, Message, Properties, connect
+from mycelia.amqp import Link, Message, Properties
 from mycelia.errors import ConfigError, RemoteError
 from mycelia.testing import eventually, run_services
 
 JSON = Properties("application/json", delivery_mode=2)
 QUICK = fixed("250ms", "500ms")
-
-
-@pytest.fixture
-async def bare(broker: str) -> AsyncIterator[Link]:
-    link = connect(broker)
-    await link.open(15)
-    yield link
-    await link.aclose()
 
 
 class Flaky:
