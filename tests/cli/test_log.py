@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.cli.commands import MYCELIA, Done, MyceliaCommand
+from tests.metrics.conftest import Scrape, free_port
 from tests.processes import Process
 
 from mycelia import Client, Log, Record, log_handler
@@ -19,6 +20,8 @@ from mycelia.amqp import Message, Properties
 from mycelia.broker.node import PrivateNode
 from mycelia.errors import TopologyError
 from mycelia.testing import eventually, run_services
+
+__all__ = ["free_port"]
 
 LANDED = Log("landed", key=lambda value: value["plane"], partitions=3, retain="12h")
 
@@ -150,6 +153,76 @@ def test_lag_of_a_group_and_a_replay(log: LogCommand, rabbit_uri: str) -> None:
     log("replay", "landed", "count", "--from", "next")
     land(rabbit_uri, 1, 15)
     assert handle(rabbit_uri, 1) == [15]
+
+
+def test_a_group_that_stands_still_is_seen_until_it_is_told_where_to_go_on(
+    log: LogCommand, rabbit_uri: str, free_port: int
+) -> None:
+    """Its place is gone with the log: `/ready`, metrics and `lag` say so."""
+    land(rabbit_uri, 10)
+    handle(rabbit_uri, 10)
+
+    async def make_anew(client: Client) -> None:
+        for partition in range(LANDED.partitions):
+            await client.link.delete_queue(f"landed-{partition}")
+        await LANDED.declare(client.link)
+
+    on_client(rabbit_uri, make_anew)
+    port = free_port
+    at = {"port": port, "host": "127.0.0.1"}
+    settings = {"mycelia": {"metrics": at, "health": at}}
+
+    class Counting:
+        name = "counting"
+
+        @log_handler(LANDED, group="count")
+        async def landed(self, records: list[Record[Any]]) -> None: ...
+
+    async def ready() -> Scrape:
+        return await asyncio.to_thread(Scrape.of, port, "/ready")
+
+    async def while_it_stands_still() -> tuple[Scrape, Scrape, list[Any], Done]:
+        async with run_services(Counting, broker=rabbit_uri, config=settings):
+
+            async def is_told() -> bool:
+                return len((await ready()).json["not_ready"]) == LANDED.partitions
+
+            await eventually(is_told, 30)
+            scrape = await asyncio.to_thread(Scrape.of, port, "/metrics")
+            rows: list[Any] = []
+
+            async def is_said() -> bool:
+                done = await asyncio.to_thread(log, "lag", "landed", "count", "--json")
+                rows[:] = json.loads(done.stdout)
+                return all(one["standing_still"] for one in rows)
+
+            await eventually(is_said, 30)
+            shown = await asyncio.to_thread(log, "lag", "landed", "count")
+            return await ready(), scrape, list(rows), shown
+
+    async def when_it_goes_on() -> int:
+        async with run_services(Counting, broker=rabbit_uri, config=settings):
+
+            async def goes_on() -> bool:
+                done = await asyncio.to_thread(log, "lag", "landed", "count", "--json")
+                return all(
+                    one["owner"] and not one["standing_still"] for one in json.loads(done.stdout)
+                )
+
+            await eventually(goes_on, 30)
+            return (await ready()).status
+
+    told, scrape, rows, shown = asyncio.run(while_it_stands_still())
+    log("replay", "landed", "count", "--from", "first")
+    after = asyncio.run(when_it_goes_on())
+
+    assert told.status == 503
+    assert told.json["not_ready"][0].startswith("log landed: partition ")
+    assert "made anew" in told.json["not_ready"][0]
+    assert scrape.sum("mycelia_log_standing_still", group="count") == LANDED.partitions
+    assert all("made anew" in one["standing_still"] for one in rows)
+    assert "count, partition 0 stands still: OffsetGone" in shown.stdout
+    assert after == 200
 
 
 def test_replay_of_a_group_that_runs_is_refused(log: LogCommand, rabbit_uri: str) -> None:

@@ -138,12 +138,14 @@ async def test_what_stands_still_is_seen(
         listed = await told(command, "ls")
         text = await asyncio.to_thread(command, "show", "failing.checked", "--interval", "0.3")
         graph = await asyncio.to_thread(command, "graph", "failing.checked", "--interval", "0.3")
+        lag = await asyncio.to_thread(command, "lag", "failing.checked", "--interval", "0.3")
 
     (still,) = [it for it in one["partitions"] if it["standing_still"]]
     assert "ValueError: no such airport" in still["standing_still"]
     assert still["lags"][DEPARTED.name] == 1
     assert listed[0]["standing_still"] == 1
     assert f"partition {still['partition']} stands still: " in text.stdout
+    assert f"partition {still['partition']} stands still: " in lag.stdout
     assert "standing still: 1 of 4" in graph.stdout
     assert "check: map(_checked)   [standing still: 1 of 4]" in graph.stdout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from mycelia import Client, Log, Record, Retry, fixed, get_current_call, log_han
 from mycelia.amqp import ConsumeOptions, Message, Properties, connect
 from mycelia.errors import ConfigError
 from mycelia.logs import LogHandler, partition_of
+from mycelia.logs.log_handler import LogHandlerStatistics
 from mycelia.testing import ServiceBed, eventually, run_services
 
 PARTITIONS = 6
@@ -298,6 +300,44 @@ async def test_group_whose_place_is_gone_stands_still_and_says_so(
 
     assert "made anew" in caplog.text
     assert len(book.lines) == 200
+
+
+async def test_handler_whose_dead_letters_cannot_be_published_stands_still_until_they_can(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+    takes_it = False
+
+    async def bury(*args: Any) -> bool:
+        nonlocal tries
+        tries += 1
+        return takes_it
+
+    module = sys.modules["mycelia.logs.log_handler"]  # the decorator has its name
+    monkeypatch.setattr(module, "bury_entry", bury)
+
+    class Failing:
+        name = "failing"
+
+        @log_handler(LANDED, retry=None)
+        async def landed(self, records: list[Record[Any]]) -> None:
+            raise ValueError("never")
+
+    async with Client(broker) as client, run_services(Failing, broker=broker) as bed:
+
+        def told() -> LogHandlerStatistics:
+            (handler,) = bed.container(Failing).entrypoints
+            statistics = handler.statistics()
+            assert isinstance(statistics, LogHandlerStatistics)
+            return statistics
+
+        await land(client, 1)
+        await eventually(lambda: tries >= 2 and told().standing_still, 30)
+        (trouble,) = told().troubles()
+        takes_it = True
+        await eventually(lambda: told().dead == 1 and not told().standing_still, 30)
+
+    assert "stands still: a dead letter cannot be published" in trouble
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,7 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
                         "lag": behind,
                         "owner": it.owner,
                         "watermark_ms": it.watermark_ms,
+                        "standing_still": it.standing_still,
                     }
                 )
                 cells = (_or_dash(at), _or_dash(behind), it.owner or "nobody")
@@ -218,6 +219,10 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
             print_table(rows)
             rate = "-" if one.records_per_s is None else rate_text(one.records_per_s)
             print_line(f"{rate} records, lag {_or_dash(one.lag)} entries")
+            for it in one.standing_still:
+                print_line(
+                    f"{it.stage}, partition {it.partition} stands still: {it.standing_still}"
+                )
 
     return await _looked(args, link, tell, again=args.watch)
 

@@ -59,6 +59,11 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
         print_table([head, *map(_cells, rows)])
     elif rows:
         print_table([("GROUP", *head), *((row["group"], *_cells(row)) for row in rows)])
+    for row in rows:
+        if row["standing_still"] is not None:
+            print_line(
+                f"{row['group']}, partition {row['partition']} stands still: {row['standing_still']}"
+            )
     return 0
 
 
@@ -96,6 +101,7 @@ def _rows(
                 "lag": None if place.at is None else max(end - place.at, 0),
                 "owner": place.owner,
                 "said_s_ago": ago,
+                "standing_still": place.standing_still,
             }
         )
     return rows

@@ -33,6 +33,8 @@ class GroupPartition(msgspec.Struct, frozen=True, kw_only=True):
     """`host:pid`; None: nobody has it."""
     said_ms: int | None = None
     """When `at` was said, milliseconds since 1970; None where it is what the state says."""
+    standing_still: str | None = None
+    """Why it does not go on, as its owner says."""
 
 
 class LogGroup(Protocol):
@@ -72,7 +74,10 @@ class HandlerGroup:
             queue = lease_queue(self._log, self.name, partition).name
             is_owned = bool(place.owner) and await consumers_of(self._link, queue)
             found[partition] = GroupPartition(
-                at=place.offset, owner=place.owner if is_owned else None, said_ms=place.at_ms
+                at=place.offset,
+                owner=place.owner if is_owned else None,
+                said_ms=place.at_ms,
+                standing_still=place.standing_still if is_owned else None,
             )
         return found
 
@@ -106,7 +111,10 @@ class FlowGroup:
                 for source in stage.sources:
                     if source.log == self._log and it.partition < source.partitions:
                         place = GroupPartition(
-                            at=it.offsets.get(source.name), owner=it.owner, said_ms=it.committed_ms
+                            at=it.offsets.get(source.name),
+                            owner=it.owner,
+                            said_ms=it.committed_ms,
+                            standing_still=it.standing_still,
                         )
                         said.append((stage.leased_as, it.partition, place))
         kept: dict[tuple[str, int], int] = {}
@@ -122,7 +130,7 @@ class FlowGroup:
         for leased_as, partition, place in said:
             if place.at is None:
                 at_last = kept.get((leased_as, partition))
-                place = GroupPartition(at=at_last, owner=place.owner)
+                place = msgspec.structs.replace(place, at=at_last, said_ms=None)
             before = found.get(partition)
             if before is None or (place.at or 0) < (before.at or 0):
                 found[partition] = place

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from mycelia.errors import LeaseLost, LinkError, StateUnavailable, describe
+from mycelia.errors import (
+    BrokerBlocked,
+    BrokerUnavailable,
+    LeaseLost,
+    LinkError,
+    StateUnavailable,
+    describe,
+)
 from mycelia.flow.async_steps import OnLoop
 from mycelia.flow.delivery import SinkDelivery
 from mycelia.flow.failed_records import FailedRecords
@@ -120,6 +127,8 @@ class OwnedPartition:
             except LeaseLost:
                 raise  # whoever shares the partitions out says it
             except LinkError as exc:
+                if not isinstance(exc, BrokerUnavailable | BrokerBlocked):
+                    self._why_still = describe(exc)
                 log.info(event("flow_waiting", **self._place(), reason=exc))
                 pause = 1.0
             except Exception as exc:  # noqa: BLE001  a user's function, or the state: told, and tried again

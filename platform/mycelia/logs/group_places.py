@@ -50,6 +50,8 @@ class GroupPlace(msgspec.Struct, frozen=True, kw_only=True):
     owner: str
     at_ms: int
     """When, in milliseconds since the epoch."""
+    standing_still: str | None = None
+    """Why it does not go on, if it does not."""
 
 
 def progress_stream(log_name: str, group: str) -> Queue:

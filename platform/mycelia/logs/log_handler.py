@@ -18,6 +18,8 @@ from mycelia.durations import Duration, seconds_of
 from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.tick_lease import LeaseLink
 from mycelia.errors import (
+    BrokerBlocked,
+    BrokerUnavailable,
     ConfigError,
     LinkError,
     OffsetGone,
@@ -110,6 +112,15 @@ class LogHandlerStatistics(GroupStatistics, frozen=True, kw_only=True):
     entries: int
     """Handled."""
     checkpoints: int
+    standing_still: dict[int, str] = {}
+    """Of the partitions that do not go on, why: their place or their stream is gone, or their dead letters cannot be published."""
+
+    def troubles(self) -> list[str]:
+        """As `TellsTroubles`: partitions that stand still."""
+        return [
+            f"log {self.log}: partition {partition} of group {self.group} stands still: {why:.200}"
+            for partition, why in self.standing_still.items()
+        ]
 
 
 class _Kept:
@@ -181,6 +192,9 @@ class LogHandler(Entrypoint):
         self._handled: dict[int, int] = {}
         """By partition, the offset behind what has been handled, written down or not."""
         self._leave: dict[int, asyncio.Event] = {}
+        self._standing_still: dict[int, str] = {}
+        self._unburied: set[int] = set()
+        """Partitions whose dead letters could not be published: reading goes on, and they do not."""
         self._entries = self._records = self._faults = self._dead = self._checkpoints = 0
 
     # --- life ------------------------------------------------------------------------------------
@@ -248,6 +262,7 @@ class LogHandler(Entrypoint):
             dead=self._dead,
             checkpoints=self._checkpoints,
             lag=self._known_lag(),
+            standing_still=dict(self._standing_still),
         )
 
     def _offsets(self) -> dict[int, int]:
@@ -280,6 +295,7 @@ class LogHandler(Entrypoint):
                     await self._follow(reader, lease, leaving)
                 except OffsetGone as exc:
                     # Not ours to decide: whoever operates it says where to go on.
+                    self._stands_still(partition, lease, describe(exc))
                     log.error(
                         event(
                             "log_handler_stands_still",
@@ -291,6 +307,8 @@ class LogHandler(Entrypoint):
                     )
                     await _event_or(leaving, _REMIND_EVERY)
                 except LinkError as exc:
+                    if not isinstance(exc, BrokerUnavailable | BrokerBlocked):
+                        self._stands_still(partition, lease, describe(exc))
                     log.info(
                         event(
                             "log_handler_waiting",
@@ -305,12 +323,16 @@ class LogHandler(Entrypoint):
         finally:
             self._leave.pop(partition, None)
             self._handled.pop(partition, None)
+            self._standing_still.pop(partition, None)
+            self._unburied.discard(partition)
 
     async def _follow(
         self, reader: LogReader[Any], lease: PartitionLease, leaving: asyncio.Event
     ) -> None:
         loop = self.container.loop
         await reader.open()
+        if reader.partition not in self._unburied:
+            self._standing_still.pop(reader.partition, None)
         if lease.position is None and reader.position is not None:
             await self._commit(reader, lease)  # so that "next" means the same to the next owner
         is_told = True
@@ -322,8 +344,15 @@ class LogHandler(Entrypoint):
                 entry = await reader.take(timeout=_LOOK_UP)
                 if entry is not None:
                     if not await self._handle(entry, lease, leaving):
+                        if entry.partition in self._unburied:
+                            self._stands_still(
+                                entry.partition, lease, "a dead letter cannot be published"
+                            )
                         is_told = True  # the position is behind an entry that has not been handled
                         return
+                    if entry.partition in self._unburied:
+                        self._unburied.discard(entry.partition)
+                        self._standing_still.pop(entry.partition, None)
                     if is_told:
                         is_told = False
                         tell_at = loop.time() + COMMIT_EVERY
@@ -343,16 +372,27 @@ class LogHandler(Entrypoint):
         self._checkpoints += 1
         self._tell(reader, lease)
 
+    def _stands_still(self, partition: int, lease: PartitionLease, why: str) -> None:
+        """It does not go on: said to `/ready`, metrics and `mycelia log lag`."""
+        self._standing_still[partition] = why
+        if lease.position is not None:
+            self._tell_offset(partition, lease.position.offset, lease)
+
     def _tell(self, reader: LogReader[Any], lease: PartitionLease) -> None:
         """Say how far it has come, for `mycelia log lag`."""
-        if self._progress is None or reader.offset is None:
+        if reader.offset is not None:
+            self._tell_offset(reader.partition, reader.offset, lease)
+
+    def _tell_offset(self, partition: int, offset: int, lease: PartitionLease) -> None:
+        if self._progress is None:
             return
         place = GroupPlace(
-            partition=reader.partition,
-            offset=reader.offset,
+            partition=partition,
+            offset=offset,
             epoch=lease.epoch,
             owner=lease.owner,
             at_ms=int(time.time() * 1000),
+            standing_still=self._standing_still.get(partition),
         )
         tell_place(self.container.host.link, self._progress, place)
 
@@ -425,6 +465,7 @@ class LogHandler(Entrypoint):
         letters, name = self.dead_letters, self.source.name
         if await bury_faults(letters, name, self.group, self.method_name, entry):
             return True
+        self._unburied.add(entry.partition)
         reason = entry.faults[0].reason
         log.error(event("log_dead_letter_failed", call=self.target.name, error=reason))
         return False
@@ -435,6 +476,7 @@ class LogHandler(Entrypoint):
         letters, name = self.dead_letters, self.source.name
         if await bury_entry(letters, name, self.group, self.method_name, entry, error, attempts):
             return True
+        self._unburied.add(entry.partition)
         log.error(event("log_dead_letter_failed", call=self.target.name, error=describe(error)))
         return False
 

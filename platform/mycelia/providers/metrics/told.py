@@ -17,7 +17,7 @@ from mycelia.entrypoints.statistics import (
     DeadLetterStatistics,
     TimerStatistics,
 )
-from mycelia.logs.log_handler import GroupStatistics
+from mycelia.logs.log_handler import GroupStatistics, LogHandlerStatistics
 from mycelia.logs.writer import AppendStatistics
 from mycelia.policies.kill_switch import ConsumptionState
 from mycelia.providers.metrics.cells import Kind
@@ -75,6 +75,7 @@ DESCRIPTIONS = {
     "mycelia_log_unreadable_records": "Records, and whole entries, that could not be read and are dead letters.",
     "mycelia_log_failed": "What could not be handled and is a dead letter: entries of a log handler, records of a flow.",
     "mycelia_log_partitions": "Partitions that are an instance's own.",
+    "mycelia_log_standing_still": "Partitions of a log handler's group that do not go on.",
     "mycelia_log_lag_entries": "Entries of a partition that a group has not handled.",
     "mycelia_flow_records": "Records that a stage of a flow has taken, and committed.",
     "mycelia_flow_commits": "Commits of the partitions of a stage.",
@@ -200,6 +201,9 @@ def _of_group(service: str, method: str, told: GroupStatistics) -> Iterator[Samp
     ):
         yield Sample(f"mycelia_log_{name}", "counter", labels, float(getattr(told, field)))
     yield Sample("mycelia_log_partitions", "sum", labels, float(len(told.partitions)))
+    if isinstance(told, LogHandlerStatistics):
+        still = float(len(told.standing_still))
+        yield Sample("mycelia_log_standing_still", "sum", labels, still)
     for partition, lag in told.lag.items():
         its = {"log": told.log, "group": told.group, "partition": str(partition)}
         yield Sample("mycelia_log_lag_entries", "max", its, float(lag))
