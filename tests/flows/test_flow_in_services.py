@@ -28,7 +28,10 @@ from mycelia.errors import ConfigError
 from mycelia.flow import (
     FlowOutput,
     Stream,
+    count,
+    counting,
     flow,
+    json_lines,
     owned_partition,
     state_file,
 )
@@ -192,6 +195,79 @@ async def test_record_that_fails_may_become_a_dead_letter(broker: str, tmp_path:
     assert told.dead == 1
     assert events == [3]
     assert letters
+
+
+class Odd:
+    """Of no type that can be written anywhere."""
+
+
+def leaving_oddly(directory: Path, **options: Any) -> type:
+    class Odder:
+        name = "odder"
+
+        @flow(DEPARTED, commit_every="20ms", **options)
+        def all(self, flights: Stream[Departed]) -> tuple[FlowOutput, ...]:
+            odd: Stream[Any] = flights.map(lambda one: Odd() if one.at_ms == 5 else one)
+            anew = odd.key_by(lambda one: getattr(one, "at_ms", 5) % 7).process(
+                lambda context, one: [one], state=list
+            )
+            keyless = flights.key_by("origin").window(counting(1)).aggregate(count())
+            return (
+                odd.to(PASSED),
+                odd.emit("odd"),
+                odd.to(json_lines(directory, max_records=1)),
+                anew.to(ANEW),
+                keyless.key_by(lambda window: None).window(counting(1)).aggregate(count()).to(NONE),
+            )
+
+    return Odder
+
+
+ANEW: Log[Departed] = Log("anew", of=Departed, partitions=1)
+NONE: Log[Any] = Log("none", partitions=1)
+
+
+async def test_results_that_cannot_leave_become_dead_letters_and_the_others_leave(
+    broker: str, tmp_path: Path
+) -> None:
+    """By a log, as an event, into a file, and to the next stage; and results without a key."""
+    service = leaving_oddly(tmp_path / "out", on_error="dead-letter")
+    async with Client(broker) as client:
+        passed, anew = Tally(client, PASSED), Tally(client, ANEW)
+        async with run_services(service, broker=broker, config=config(tmp_path)) as bed:
+            await append(client, [Departed("A", number) for number in range(10)], batch=4)
+            await eventually(lambda: passed.has(9), 20)
+            await eventually(lambda: anew.has(9), 20)
+            letters = await take_dead_letters(client.link, "log-departed--odder.all", 4 + 10)
+            assert not statistics(bed, service).standing_still
+            await eventually(lambda: len(list((tmp_path / "out").glob("*.jsonl"))) == 9, 20)
+        await passed.aclose()
+        await anew.aclose()
+
+    others = [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert [record.value.at_ms for record in passed.records] == others
+    assert sorted(record.value.at_ms for record in anew.records) == others
+    outputs = [str(letter.headers["x-flow-output"]) for letter in letters]
+    assert sum("gives it no key (None)" in letter.error for letter in letters) == 10
+    assert sum(one.startswith("key_by-") for one in outputs) == 11, "and that for the next stage"
+    assert {"passed", "odd", str(tmp_path / "out")} < set(outputs)
+
+
+async def test_result_that_cannot_leave_stops_its_partition_and_is_named(
+    broker: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = leaving_oddly(tmp_path / "out")
+    async with Client(broker) as client:
+        async with run_services(service, broker=broker, config=config(tmp_path)) as bed:
+            await append(client, [Departed("A", number) for number in range(10)], batch=4)
+            await eventually(lambda: bool(statistics(bed, service).standing_still), 20)
+            (why,) = statistics(bed, service).standing_still.values()
+
+    assert 'output "passed", record odder.all/' in why
+    assert "key 'A', event time" in why
+    assert 'on_error="dead-letter"' in why
+    (line, *_) = [one for one in caplog.messages if "flow_stands_still" in one]
+    assert "operator='output \"passed\"'" in line
 
 
 async def test_state_that_is_elsewhere_is_missed(

@@ -89,8 +89,11 @@ class FailedRecords:
         """Make dead letters of what the flow went on without.
 
         Raises:
-            RecordFailed: of this one none could be published.
+            RecordFailed, SinkRefused: of this one none could be published.
         """
+        for operator, result, refused in run.take_keyless():
+            if not await self.bury_refused([result], operator, refused):
+                raise refused
         rejected = run.take_rejected()
         if not rejected:
             return

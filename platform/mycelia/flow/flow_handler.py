@@ -35,9 +35,10 @@ from mycelia.flow.state_home import StateHome, logged_state_home
 from mycelia.flow.table_answers import FlowTables, TablePlace
 from mycelia.flow.table_rpc import TableRpc, table_method
 from mycelia.flow.tables import table_step
-from mycelia.flow.user_code import error_of
+from mycelia.flow.user_code import error_of, repr_of_value
 from mycelia.log_event import event
 from mycelia.logs import FaultyRecord, Log, LogEntry
+from mycelia.logs.batch_format import MAX_ENTRY_BYTES
 from mycelia.logs.burial import bury_fault, bury_letter
 from mycelia.logs.layout import declare_log
 from mycelia.logs.log_handler import GroupStatistics
@@ -65,6 +66,9 @@ _THREADS_WAITING: Final = 32
 
 _FOLLOW_EVERY: Final = 0.25
 """Seconds between two looks at which partitions are ours, where somebody may ask for what is in them."""
+
+_SHOWN: Final = 10_000
+"""Characters of a result in its dead letter, where it cannot be written as it is."""
 
 _THREADS: Final = 4
 """Of a flow. A partition has one call in a thread at a time and goes to the end of the queue for the next, so all come by in turn."""
@@ -508,18 +512,25 @@ class FlowHandler(Entrypoint):
     async def bury_refused(
         self, source: str, output: str, record: SinkRecord[Any], error: SinkRefused
     ) -> bool:
-        """Publish a dead letter of a record that a sink has refused; whether it is there."""
+        """Publish a dead letter of a result that a sink has refused, or that cannot leave; whether it is there."""
         assert self.group is not None
         serializer = self.container.host.serializers.by_name(None)
+        content_type, encoding = serializer.content_type, serializer.content_encoding
+        try:
+            body = serializer.encode(record.value)
+        except Exception:  # noqa: BLE001  it may be refused for that
+            body = b""
+        if not body or len(body) > MAX_ENTRY_BYTES // 2:
+            content_type, encoding = "text/plain", "utf-8"
+            body = repr_of_value(record.value, _SHOWN).encode("utf-8", "backslashreplace")
         properties = Properties(
-            content_type=serializer.content_type,
-            content_encoding=serializer.content_encoding,
+            content_type=content_type,
+            content_encoding=encoding,
             headers={"x-flow-output": output, "x-flow-record": record.id},
             delivery_mode=2,
             message_id=record.id,
         )
         nobody: Any = None  # who buries it puts in a settler
-        body = serializer.encode(record.value)
         letter = Delivery(nobody, "", 0, False, "", output, properties, body)
         letters, method = self.dead_letters, self.method_name
         return await bury_letter(letters, source, self.group, method, letter, error, 1)

@@ -17,6 +17,7 @@ from mycelia.amqp import Message
 from mycelia.flow.delivery import SINK_EXCHANGE, Bury, SinkDelivery
 from mycelia.flow.flow_call import PartitionCalls
 from mycelia.flow.inflow import Inflow
+from mycelia.flow.outgoing import UnfitResults
 from mycelia.flow.partition_run import PartitionRun, PreparedCommit
 from mycelia.flow.publishing import publish_in_order
 from mycelia.flow.rows_beside import RowRefused
@@ -113,7 +114,7 @@ class GroupCommit:
     async def _commit(self, prepared: asyncio.Event, began_at: float) -> None:
         host, run, counts = self._host, self._run, self._counts
         run.state.sent(self._delivery.done_up_to())
-        commit = await host.in_thread(run.prepare, self._inflow.positions(), host.now_ms())
+        commit = await self._prepared()
         prepared.set()
         numbered = await self._written(commit)
         counts.commits += 1
@@ -134,6 +135,24 @@ class GroupCommit:
                 seconds=asyncio.get_running_loop().time() - began_at,
             )
         )
+
+    async def _prepared(self) -> PreparedCommit:
+        """Make what is committed. Results that cannot leave become dead letters before, if records of the flow do.
+
+        Raises:
+            UnfitResults: they do not.
+        """
+        host, run = self._host, self._run
+        while True:
+            try:
+                return await host.in_thread(run.prepare, self._inflow.positions(), host.now_ms())
+            except UnfitResults as exc:
+                if self._bury is None:
+                    raise
+                for output, record, refused in exc.unfit:
+                    if not await self._bury([record], output, refused):
+                        raise
+                run.leave_out(exc)
 
     async def _written(self, commit: PreparedCommit) -> list[tuple[int, Message]]:
         """Write it down. Records that a table beside the state will not have become dead letters before, if those of the flow do.

@@ -6,15 +6,17 @@ second one, as it drops a batch that a writer had to send again. So the messages
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from mycelia.amqp import Message, Properties
-from mycelia.errors import ContractError, UnserializableValueError
+from mycelia.errors import ContractError, FlowError, UnserializableValueError, describe
 from mycelia.flow.delivery import sink_message
 from mycelia.flow.engine import Given
 from mycelia.flow.outputs import FlowOutput
-from mycelia.flow.sinks.sink import FlowSink, SinkRecord
+from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused
+from mycelia.flow.user_code import repr_of_value
 from mycelia.logs import Log, RecordHeaders, RecordKey
 from mycelia.logs.batch_format import MAX_ENTRY_BYTES, encode_columns, entry_properties
 from mycelia.logs.partitioning import checked_key, partitions_of
@@ -31,6 +33,41 @@ _BODIES: Final = "~bodies"
 _RECORDS_AT_ONCE: Final = 2000
 _BYTES_AT_ONCE: Final = 512 * 1024
 """Of one batch. Whoever reads handles a batch at a time."""
+
+
+Unfit = tuple[str, SinkRecord[Any], SinkRefused]
+"""A result that cannot leave by an output, and why."""
+
+
+class UnfitResults(FlowError):
+    """Results that cannot leave: they are not what their log takes, too large for it, or of no type that can be written.
+
+    Attributes:
+        unfit: each with the name of its output.
+        operator, key: of the first, for the log's line.
+    """
+
+    def __init__(self, unfit: Sequence[Unfit]) -> None:
+        output, record, refused = unfit[0]
+        more = f" (and {len(unfit) - 1} more)" if len(unfit) > 1 else ""
+        super().__init__(
+            f'{refused}{more}. Mend what makes it, or let such results become dead letters: on_error="dead-letter".'
+        )
+        self.unfit = list(unfit)
+        self.operator = f'output "{output}"'
+        self.key = record.key
+
+
+def unfit_of(output: str, given: Given, leaves: Callable[[SinkRecord[Any]], object]) -> list[Unfit]:
+    """Those of an output with which `leaves` raises."""
+    found: list[Unfit] = []
+    for record in map(SinkRecord, given.ids(), given.keys, given.times, given.values):
+        try:
+            leaves(record)
+        except BaseException as exc:  # noqa: BLE001  users' encoders: whatever it is, the result cannot leave
+            where = f'output "{output}", record {record.id}, key {repr_of_value(record.key)}, event time {record.time_ms} ms'
+            found.append((output, record, SinkRefused(f"{where}: {describe(exc)}", record.id)))
+    return found
 
 
 class Outgoing:
@@ -89,6 +126,24 @@ class Outgoing:
                 assert output.event_type is not None
                 made += self._events(output.event_type, ids, values, now_ms // 1000)
         return made
+
+    def unfit(self, given: Sequence[Given], now_ms: int) -> list[Unfit]:
+        """Those that cannot leave, each tried for itself. `sequences` have to be put back after it."""
+        return [
+            one
+            for output in self._outputs
+            for some in given
+            if some.output == output.name
+            for one in unfit_of(output.name, some, partial(self._leaves, output, now_ms))
+        ]
+
+    def _leaves(self, output: FlowOutput, now_ms: int, record: SinkRecord[Any]) -> None:
+        if output.sink is not None:
+            self._for_sink(output.name, output.sink, [record], now_ms)
+        elif output.log is not None:
+            self._appended(output.log, [record.id], [record.key], [record.time_ms], [record.value])
+        else:
+            self._events(output.event_type or "", [record.id], [record.value], 0)
 
     def is_due(self, now_ms: int) -> bool:
         """Whether there is something to leave though nothing was given."""

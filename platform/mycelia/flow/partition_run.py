@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
+from uuid import uuid4
 
 from mycelia.amqp import Message
 from mycelia.errors import FlowError, FlowFunctionError, UnserializableValueError, describe
@@ -18,12 +19,13 @@ from mycelia.flow.async_steps import RunsCoroutines, in_own_loop
 from mycelia.flow.engine import Engine, Given, RejectedRecord
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.inflow import FlowSource, Taken
-from mycelia.flow.outgoing import Outgoing
+from mycelia.flow.outgoing import Outgoing, Unfit, UnfitResults
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_state import PartitionState
 from mycelia.flow.pending_store import PendingStore
 from mycelia.flow.relay_log import KeyedValue, Mark, Relay, Relaying, RelayWord, word_of
 from mycelia.flow.rows_beside import RowsBeside
+from mycelia.flow.sinks.sink import SinkRecord, SinkRefused
 from mycelia.flow.state import Changes
 from mycelia.flow.state_codec import encode_state
 from mycelia.flow.state_migrations import migrated
@@ -259,6 +261,11 @@ class PartitionRun:
         self._given: list[Given] = []
         self._turns: list[_Turn] = []
         self._rejected: list[RecordFailed] = []
+        self._keyless: list[RejectedRecord] = []
+        self._keyless_taken = 0
+        """Since the last commit; what is taken again tells of them again."""
+        self._left_out: set[str] = set()
+        """Ids of results that cannot leave."""
         self._places: dict[tuple[str, object], _Places] = {}
         self._committed: dict[str, int] = {}
         """By source, the offset before which all is committed."""
@@ -342,9 +349,11 @@ class PartitionRun:
         """Begin from the last commit, which is written, and take what has been taken since, without what is in `skipped`. Raises as `feed()`."""
         self._engine = self._new_engine()
         self._given = []
+        self._keyless = []
         self.uncommitted = 0
         for turn in self._turns:
             self._take(turn)
+        del self._keyless[: self._keyless_taken]
 
     def _take(self, turn: _Turn) -> None:
         engine = self._engine
@@ -367,6 +376,8 @@ class PartitionRun:
             if told is not None:
                 self.skipped.add(told.place)
                 self._rejected.append(told)
+            else:
+                self._keyless.append(rejected)
 
     def _put(
         self, source: str, partition: int, entries: Sequence[LogEntry[Any]], now_ms: int
@@ -433,6 +444,21 @@ class PartitionRun:
         rejected, self._rejected = self._rejected, []
         return rejected
 
+    def take_keyless(self) -> list[Unfit]:
+        """The same of results, which have no place in a log: without a key. With the steps that refused them."""
+        keyless, self._keyless = self._keyless, []
+        self._keyless_taken += len(keyless)
+        return [
+            (
+                one.operator,
+                SinkRecord(f"{self._name}/{one.operator}/{uuid4().hex}", None, 0, one.value),
+                SinkRefused(
+                    f'stage "{self._description.name}", operator "{one.operator}", {one.reason}'
+                ),
+            )
+            for one in keyless
+        ]
+
     def _failed(self, error: FlowFunctionError) -> RecordFailed | None:
         cause = error if error.__cause__ is None else error.__cause__
         origin = self._engine.origin_of(error.channel)
@@ -477,17 +503,19 @@ class PartitionRun:
         """Make of all that was taken what is to be written down; then the next turn may be taken.
 
         Raises:
-            StateIncompatible, UnserializableValueError, ContractError: it cannot be written down. This run is spent.
+            UnfitResults: some cannot leave. The same may be tried again, after `leave_out()`.
+            StateIncompatible: it cannot be written down. This run is spent.
         """
         committed = self._committed
         self.skipped -= {one for one in self.skipped if one[1] < committed.get(one[0], 0)}
-        messages = self._outgoing.messages(self._given, now_ms)
-        messages += self._relaying.messages(self._given, self._marks(), now_ms)
+        messages = self._messages(now_ms)
         engine, records = self._engine, self.uncommitted
         changes = engine.take_changes()
         self._store.expect(changes)
         self._given = []
+        self._left_out.clear()
         self._turns = []
+        self._keyless_taken = 0
         self.uncommitted = 0
         return PreparedCommit(
             changes,
@@ -499,6 +527,26 @@ class PartitionRun:
             engine.counts(),
             engine.gave(),
         )
+
+    def _messages(self, now_ms: int) -> list[Message]:
+        given = self._given
+        if self._left_out:
+            given = [one.without(self._left_out) for one in given]
+        before = dict(self._sequences)
+        try:
+            messages = self._outgoing.messages(given, now_ms)
+            return messages + self._relaying.messages(given, self._marks(), now_ms)
+        except BaseException as exc:
+            unfit = self._outgoing.unfit(given, now_ms) + self._relaying.unfit(given)
+            self._sequences.clear()
+            self._sequences.update(before)
+            if unfit:
+                raise UnfitResults(unfit) from exc
+            raise
+
+    def leave_out(self, unfit: UnfitResults) -> None:
+        """Do without these results: they are dead letters. Before anything else, the commit is prepared again."""
+        self._left_out.update(record.id for _, record, _ in unfit.unfit)
 
     def write(self, commit: PreparedCommit) -> list[tuple[int, Message]]:
         """Write down what was prepared; what is returned is to be published, and said to be by `state.sent()`.

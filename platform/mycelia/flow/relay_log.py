@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -26,7 +27,8 @@ from mycelia.amqp import Message
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME
 from mycelia.flow.engine import Given
 from mycelia.flow.equal_keys import plain_key
-from mycelia.flow.outgoing import entry_bodies
+from mycelia.flow.outgoing import Unfit, entry_bodies, unfit_of
+from mycelia.flow.sinks.sink import SinkRecord
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.watermarks import Silence
 from mycelia.logs import Log, LogEntry
@@ -184,6 +186,12 @@ def _key_bytes(key: Any) -> bytes:
     return encode_state(plain)
 
 
+def _is_written(relay: Relay, record: SinkRecord[Any]) -> None:
+    relay_partition(record.key, relay.log.partitions)
+    value = record.value if relay.key_of is not None else KeyedValue(record.key, record.value)
+    entry_bodies(relay.log, [None], [record.time_ms], None, [value])
+
+
 class Relaying:
     """Makes messages of what one partition of a stage gives to the stages behind it.
 
@@ -228,6 +236,7 @@ class Relaying:
         for one in given:
             by_output.setdefault(one.output, []).append(one)
         made: list[Message] = []
+        told: dict[tuple[str, int], tuple[int, Silence, int]] = {}
         for relay in self._relays:
             mark = marks[relay.name]
             columns = self._split(relay, by_output.get(relay.name, ()))
@@ -244,8 +253,19 @@ class Relaying:
                     if count == 0:
                         says = mark
                     made.append(self._entry(relay.log, partition, count, body, says))
-                self._told[relay.name, partition] = (*mark, now_ms)
+                told[relay.name, partition] = (*mark, now_ms)
+        self._told.update(told)
         return made
+
+    def unfit(self, given: Iterable[Given]) -> list[Unfit]:
+        """Those that cannot be written to the log of their cut, each tried for itself."""
+        by_name = {relay.name: relay for relay in self._relays}
+        return [
+            one
+            for some in given
+            if some.output in by_name
+            for one in unfit_of(some.output, some, partial(_is_written, by_name[some.output]))
+        ]
 
     def _is_due(self, relay: str, partition: int, mark: Mark, now_ms: int) -> bool:
         told = self._told.get((relay, partition))

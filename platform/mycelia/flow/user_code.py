@@ -9,12 +9,20 @@ from typing import Any, Final, TypeVar
 
 from mycelia.errors import ConfigError, FlowError, describe
 
-__all__ = ["apart_from", "error_of", "expect_function", "is_called_off"]
+__all__ = ["apart_from", "error_of", "expect_function", "is_called_off", "repr_of_value"]
 
 T = TypeVar("T")
 
 _ATOMS: Final = frozenset({type(None), bool, int, float, str, bytes})
 _MOST_PARTS: Final = 16
+
+
+def repr_of_value(value: object, most: int = 80) -> str:
+    """How a value shows itself, up to so many characters; its type, where it cannot."""
+    try:
+        return repr(value)[:most]
+    except BaseException:  # noqa: BLE001  its `__repr__` is the user's
+        return f"<{type(value).__qualname__}>"
 
 
 def expect_function(function: object, what: str, of: str = "a function of a record") -> None:
