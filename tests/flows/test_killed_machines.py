@@ -240,7 +240,6 @@ async def test_owner_that_slept_over_its_commit_is_followed_by_nobody(
                 late += head.claim != claims[-1]
     if when == "before":
         assert late, f"its commit is in the log, behind another's claim\n{sleeper.output[-6000:]}"
-        assert "another owner has come before" in sleeper.output
 
 
 @pytest.mark.long
