@@ -485,6 +485,32 @@ def test_stream_that_was_deleted_is_made_anew_from_the_file(machines: Machines) 
     other.close()
 
 
+@pytest.mark.parametrize("commits", [3, 40])
+@pytest.mark.usefixtures("small")
+def test_stream_that_is_deleted_under_its_owner_is_made_anew(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, commits: int
+) -> None:
+    """The link declares it again; what the owner writes then names a snapshot of the former one."""
+    monkeypatch.setattr(changelog_stream, "PATIENCE", 2.0)
+    monkeypatch.setattr(LoggedState, "_is_due", lambda self: self._mark.since_bytes > 1_000)
+    one = on(machines, "one")
+    one.claim(1)
+    for number in range(commits):
+        put(one, b"%d" % number, b"x" * 90, number)
+    stream = machines.stream(PLACE)
+    machines.run(machines.link.delete_queue(stream.name))
+    machines.run(stream.declare())
+    with pytest.raises(BrokerUnavailable):
+        put(one, b"late", b"1", commits)
+    one.close()
+    for name in ("one", "other"):
+        state = on(machines, name)
+        state.claim(2)
+        assert len(dict(state.scan("s"))) == commits
+        put(state, b"0", b"1", commits)
+        state.close()
+
+
 def test_old_file_does_not_become_the_log(machines: Machines) -> None:
     """The log is gone, and a machine comes first that had been away for long."""
     one = on(machines, "one")

@@ -148,6 +148,15 @@ class ChangelogReplay:
                 raise self.unusable(
                     f"it begins at offset {first.offset}, without a snapshot of the state before that"
                 )
+        try:
+            self._begin_from(snapshot, mark)
+        except StateUnavailable:
+            if snapshot is None or self._run(self._stream.first()):
+                raise
+            # The log has all there ever was, so no snapshot is needed.
+            self._begin_from(None, mark)
+
+    def _begin_from(self, snapshot: tuple[int, str] | None, mark: ChangeMark | None) -> None:
         if self._file.has_state():
             reached = self._reached(snapshot)
             if self._file_counts(mark, reached.mark):

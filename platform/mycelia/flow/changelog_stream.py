@@ -97,12 +97,13 @@ class ChangelogReader:
         if self._waiting:
             self._arrived.set()
 
-    async def take(self, timeout: float = PATIENCE) -> list[LoggedEntry]:
+    async def take(self, timeout: float | None = None) -> list[LoggedEntry]:
         """What has come since the last time; at least one.
 
         Raises:
             BrokerUnavailable: nothing came for long.
         """
+        timeout = PATIENCE if timeout is None else timeout
         try:
             async with asyncio.timeout(timeout):
                 await self._arrived.wait()
@@ -238,5 +239,6 @@ def newest_snapshot(entries: Iterable[LoggedEntry]) -> tuple[int, str] | None:
         if entry.head is not None
         and entry.head.kind in ("claim", "commit", "look")
         and entry.head.snapshot
+        and entry.head.begin <= entry.offset  # else it is of a stream that was there before
     )
     return max(told, default=None)
