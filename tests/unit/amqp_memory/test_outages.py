@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
+from collections import Counter
 
 import pytest
 from tests.link.inbox import Inbox
 from tests.unit.amqp_memory.conftest import LinkFactory
 
-from mycelia.amqp import Binding, ConsumeOptions, Exchange, LinkState, Message, Properties, Queue
+from mycelia.amqp import (
+    Binding,
+    ConsumeOptions,
+    Delivery,
+    Exchange,
+    LinkState,
+    Message,
+    Properties,
+    Queue,
+)
 from mycelia.amqp.memory.broker import MemoryBroker
 from mycelia.amqp.memory.link import MemoryLink
 from mycelia.errors import BrokerBlocked, BrokerUnavailable, TopologyError
@@ -407,6 +418,40 @@ async def test_listener_that_raises_harms_nobody(
     await link.ready(timeout=1)
 
     assert "listener_raised listener=state" in caplog.text
+
+
+# --- several event loops --------------------------------------------------------------------------
+
+
+async def test_messages_of_another_thread_s_loop_come_at_once_and_all() -> None:
+    """The loop that consumes sleeps, and nothing but the messages wakes it."""
+    uri, count = f"memory://{secrets.token_hex(4)}", 2_000
+    link, bodies, taken = MemoryLink(uri), list[bytes](), threading.Event()
+
+    def take(batch: list[Delivery]) -> None:
+        for delivery in batch:
+            bodies.append(delivery.body)
+            delivery.ack()
+        if len(bodies) >= count:
+            taken.set()
+
+    async def publish() -> bool:
+        other = MemoryLink(uri)
+        await other.open()
+        for number in range(count):
+            await other.publish(Message("", "work", str(number).encode(), Properties()))
+        all_are_taken = taken.wait(4)  # before the next look at the topology, which wakes the loop
+        await other.aclose()
+        return all_are_taken
+
+    await link.open()
+    await link.declare(Queue("work"))
+    await link.consume("work", take)
+
+    assert await asyncio.to_thread(asyncio.run, publish())
+    assert Counter(bodies) == Counter(str(number).encode() for number in range(count))
+    assert await link.message_count("work") == 0
+    await link.aclose()
 
 
 # --- several event loops, one after the other ----------------------------------------------------

@@ -54,7 +54,14 @@ class ConsumerHost(Peer, Protocol):
 
     def remove(self, consumer: MemoryConsumer) -> None: ...
 
-    def call_soon(self, callback: Callable[[], None]) -> None: ...
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this is not run by the link's event loop: another thread has published, by a link of its own."""
+        ...
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Have the link's event loop call it, whoever asks."""
+        ...
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> None: ...
 
@@ -81,6 +88,12 @@ class _Channel:
         self.has_been_used = False
         """Whether anything was ever handed out."""
         self.has_told_loss = False
+
+    def empty_outbox(self) -> list[Delivery]:
+        """What was in it. Another thread may be putting more into it meanwhile."""
+        taken = self.outbox[:]
+        del self.outbox[: len(taken)]
+        return taken
 
     @property
     def is_lost(self) -> bool:
@@ -299,14 +312,25 @@ class MemoryConsumer:
     def _queue_delivery(
         self, channel: _Channel, tag: int, entry: Entry, extra_headers: Mapping[str, object]
     ) -> None:
-        if not channel.outbox:
-            self.host.call_soon(lambda: self._flush(channel))
+        is_first = not channel.outbox
         channel.outbox.append(_delivery(channel, self.tag, tag, entry, extra_headers))
+        if self.host.is_elsewhere:
+            self.host.call_soon(lambda: self._look_in_outbox(channel))
+        elif is_first:
+            self.host.call_soon(lambda: self._flush(channel))
+
+    def _look_in_outbox(self, channel: _Channel) -> None:
+        if self._channel is not channel:
+            return  # what is in it has gone back to its queue with the channel
+        if self._is_cancelled:
+            self._return_outbox(channel)
+        else:
+            self._flush(channel)
 
     def _flush(self, channel: _Channel) -> None:
         if self._is_paused or not channel.outbox:
             return
-        batch, channel.outbox = channel.outbox, []
+        batch = channel.empty_outbox()
         if not self._options.no_ack:
             channel.unsettled += len(batch)
             channel.has_been_used = True
@@ -320,7 +344,7 @@ class MemoryConsumer:
             log.exception(event("on_deliveries_raised", queue=self._queue))
 
     def _return_outbox(self, channel: _Channel) -> None:
-        outbox, channel.outbox = channel.outbox, []
+        outbox = channel.empty_outbox()
         if self._options.no_ack:
             if outbox:
                 self._hand_out(outbox)  # the broker has forgotten them already

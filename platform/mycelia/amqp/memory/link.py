@@ -359,7 +359,15 @@ class MemoryLink:
         self._running_loop().call_later(delay, callback)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        self._running_loop().call_soon(callback)
+        loop = self._running_loop()
+        if self.is_elsewhere:  # a loop that sleeps must be woken
+            loop.call_soon_threadsafe(callback)
+        else:
+            loop.call_soon(callback)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        return asyncio._get_running_loop() is not self._loop
 
     # --- inside ----------------------------------------------------------------------------------
 
