@@ -35,6 +35,7 @@ from mycelia.errors import (
     text_of,
 )
 from mycelia.extras import require_extra
+from mycelia.flow.outbox_numbers import OutboxNumbers
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.sinks.sql_table import is_refusal
 from mycelia.flow.state import StoreReader
@@ -99,7 +100,6 @@ _HAS_TABLES: Final = (
 _LOCK: Final = 0x4D79_6365_6C69_61
 """Of PostgreSQL's advisory locks: held while the tables are made. Arbitrary, and nobody else's: "Mycelia"."""
 
-_decode_message = msgspec.msgpack.Decoder(Message).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -381,10 +381,11 @@ class _Rows:
         ).fetchall()
 
 
-class DatabaseState:
+class DatabaseState(OutboxNumbers):
     """A `PartitionState` in a PostgreSQL. Opens nothing before it is claimed."""
 
     def __init__(self, home: StateDatabase, place: StatePlace) -> None:
+        super().__init__()
         self.where = home.where
         self.epoch = 0
         self.checkpoint = FlowCheckpoint(generation="")
@@ -392,9 +393,6 @@ class DatabaseState:
         self._place = place
         self._what = str(place)
         self._number = -1
-        self._next_number = 1
-        self._sent = 0
-        """The last message of the outbox that has been published, and is to go."""
 
     # --- its owner -------------------------------------------------------------------------------
 
@@ -424,9 +422,7 @@ class DatabaseState:
             ).fetchall()
         self.epoch = claimed
         self.checkpoint = msgspec.msgpack.decode(body, type=FlowCheckpoint)
-        if kept:
-            self._next_number = kept[-1][0] + 1
-        return [(number, _decode_message(data)) for number, data in kept]
+        return self._found(kept)
 
     def commit(
         self,
@@ -511,9 +507,6 @@ class DatabaseState:
                     "DELETE FROM mycelia_flows.state WHERE partition_id = %s AND space = %s AND key = ANY(%b)",
                     [self._number, space, list(keys)],
                 )
-
-    def sent(self, number: int) -> None:
-        self._sent = max(self._sent, number)
 
     def forget_sent(self) -> None:
         with self._home.transaction(self._what) as db:

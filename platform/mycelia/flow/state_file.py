@@ -21,6 +21,7 @@ import msgspec
 
 from mycelia.amqp import Message
 from mycelia.errors import LeaseLost, StateIncompatible, StateUnavailable
+from mycelia.flow.outbox_numbers import OutboxNumbers
 from mycelia.logs.position import LogPosition
 
 __all__ = ["FlowCheckpoint", "OutboxFront", "SavedState", "StateFile", "copy_state_file"]
@@ -40,7 +41,6 @@ CREATE TABLE IF NOT EXISTS state (space TEXT, key BLOB, value BLOB NOT NULL, PRI
 CREATE TABLE IF NOT EXISTS outbox (number INTEGER PRIMARY KEY, message BLOB NOT NULL);
 """
 
-_decode_message = msgspec.msgpack.Decoder(Message).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -63,7 +63,7 @@ class FlowCheckpoint(msgspec.Struct, kw_only=True):
         return self.positions
 
 
-class StateFile:
+class StateFile(OutboxNumbers):
     """The state of one partition, as an owner has it. A `StateStore`'s reader, for the engine.
 
     Args:
@@ -76,6 +76,7 @@ class StateFile:
     """
 
     def __init__(self, path: Path, what: str) -> None:
+        super().__init__()
         self.path = path
         self.where = str(path)
         """Its place, for people."""
@@ -83,9 +84,6 @@ class StateFile:
         self.epoch = 0
         """This owner's; 0 before `claim()`."""
         self.checkpoint = FlowCheckpoint(generation="")
-        self._next_number = 1
-        self._sent = 0
-        """The last message of the outbox that has been published, and is to go."""
         self._reading: sqlite3.Connection | None = None
         """Made when something is read."""
         with self._told():
@@ -160,9 +158,7 @@ class StateFile:
             else:
                 self.checkpoint = msgspec.msgpack.decode(row[0], type=FlowCheckpoint)
             kept = db.execute("SELECT number, message FROM outbox ORDER BY number").fetchall()
-        if kept:
-            self._next_number = kept[-1][0] + 1
-        return [(number, _decode_message(data)) for number, data in kept]
+        return self._found(kept)
 
     def commit(
         self,
@@ -221,10 +217,6 @@ class StateFile:
                 "it was removed, or replaced by another, while it was in use; nothing was committed. Bring it back, go on from a savepoint, or "
                 "reset the flow",
             )
-
-    def sent(self, number: int) -> None:
-        """The outbox has been published up to this number. It is deleted with the next commit: till then it may be published again."""
-        self._sent = max(self._sent, number)
 
     def forget_sent(self) -> None:
         """Delete now what has been published. After another owner has claimed the file it deletes nothing."""
