@@ -168,6 +168,21 @@ class SinkDelivery:
         finally:
             self._has_moved.set()
 
+    async def _buried(
+        self, output: str, message: Message, refused: SinkRefused, done: set[str]
+    ) -> bool:
+        """Make dead letters of records that the sink has refused; whether all of them are."""
+        if self._bury is None:
+            return False
+        records = self._sinks[output].told_of(message.body)
+        for one in (refused, *refused.also):
+            chosen = [it for it in records if one.record_id is None or it.id == one.record_id]
+            if not await self._bury(chosen, output, one):
+                return False
+            if one.record_id is not None:
+                done.add(one.record_id)
+        return True
+
     async def _deliver(self, output: str, message: Message) -> None:
         """Until the sink has it, or it is a dead letter."""
         sink = self._sinks[output]
@@ -181,18 +196,11 @@ class SinkDelivery:
                 await sink.deliver(message.body, place, done)
                 break
             except SinkRefused as exc:
-                if self._bury is not None:
-                    records = [
-                        one
-                        for one in sink.told_of(message.body)
-                        if exc.record_id is None or one.id == exc.record_id
-                    ]
-                    if await self._bury(records, output, exc):
-                        if exc.record_id is None:
-                            break
-                        done.add(exc.record_id)
-                        attempt = 0
-                        continue
+                if await self._buried(output, message, exc, done):
+                    if exc.record_id is None:
+                        break
+                    attempt = 0
+                    continue
                 error: Exception = exc
             except BaseException as exc:
                 if is_called_off(exc):

@@ -20,7 +20,7 @@ from mycelia.flow.inflow import Inflow
 from mycelia.flow.outgoing import UnfitResults
 from mycelia.flow.partition_run import PartitionRun, PreparedCommit
 from mycelia.flow.publishing import publish_in_order
-from mycelia.flow.rows_beside import RowRefused
+from mycelia.flow.rows_beside import RowsRefused
 from mycelia.flow.stage_host import PartitionCommit, StageCounts, StageHost
 
 __all__ = ["GroupCommit"]
@@ -158,15 +158,18 @@ class GroupCommit:
         """Write it down. Records that a table beside the state will not have become dead letters before, if those of the flow do.
 
         Raises:
-            RowRefused: they do not.
+            RowsRefused: they do not.
         """
         rows = self._run.rows
         before = rows.written
         while True:
             try:
                 numbered = await self._host.in_thread(self._run.write, commit)
-            except RowRefused as exc:
-                if self._bury is None or not await self._bury([exc.record], exc.output, exc):
+            except RowsRefused as exc:
+                if self._bury is None:
+                    raise
+                letters = [self._bury([record], output, why) for output, record, why in exc.rows]
+                if not all(await asyncio.gather(*letters)):
                     raise
                 rows.leave_out(exc)
             else:

@@ -555,7 +555,7 @@ class PartitionRun:
 
         Raises:
             LeaseLost: the partition has another owner; nothing was committed.
-            RowRefused: nothing was committed. The same may be tried again, after `rows.leave_out()`.
+            RowsRefused: nothing was committed. The same may be tried again, after `rows.leave_out()`.
             StateUnavailable, RowsFailed: nothing was committed. This run is spent.
         """
         numbered = self.rows.commit(

@@ -6,33 +6,39 @@ each partition's state is a file of its own, and with journals that are written 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from mycelia.amqp import Message
+from mycelia.errors import FlowError, StateUnavailable
 from mycelia.flow.delivery import SINK_EXCHANGE, number_of
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_state import PartitionState
 from mycelia.flow.sinks.sink import SinkPlace, SinkRecord, SinkRefused, unpack_records
-from mycelia.flow.sinks.sql_table import SqlTable, is_refusal
+from mycelia.flow.sinks.sql_table import SqlTable, is_refusal, tried
 from mycelia.flow.state_database import DatabaseState, RowsFailed
 from mycelia.logs.position import LogPosition
 
-__all__ = ["RowRefused", "RowsBeside"]
+__all__ = ["RowsBeside", "RowsRefused"]
+
+_ATTEMPTS: Final = 5
+
+_IN_EACH_OTHERS_WAY: Final = ("40P01", "40001")
+"""SQLSTATE of a deadlock, and of transactions that cannot stand one behind the other: PostgreSQL has ended one of them, which may try again at once."""
 
 
-class RowRefused(SinkRefused):
-    """A table beside the state will not have a row, so that there was no commit.
+class RowsRefused(FlowError):
+    """Tables beside the state will not have rows, so that there was no commit.
 
     Attributes:
-        output: whose record it is.
-        record: the one.
+        rows: of each the output, the record, and why.
     """
 
-    def __init__(self, refused: SinkRefused, output: str, record: SinkRecord[Any]) -> None:
-        super().__init__(f'output "{output}": {refused}', refused.record_id)
-        self.output = output
-        self.record = record
+    def __init__(self, rows: Sequence[tuple[str, SinkRecord[Any], SinkRefused]]) -> None:
+        output, _, first = rows[0]
+        more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        super().__init__(f'output "{output}": {first}{more}')
+        self.rows = rows
 
 
 class RowsBeside:
@@ -62,9 +68,9 @@ class RowsBeside:
         """Whose rows go with commits. Of what lies in the outbox for them, the rows have to be there before a commit."""
         return list(self._tables)
 
-    def leave_out(self, refused: RowRefused) -> None:
-        """Do without this record: it is a dead letter. Until the next commit, which is the only one that has it."""
-        self._left_out.add((refused.output, refused.record.id))
+    def leave_out(self, refused: RowsRefused) -> None:
+        """Do without these records: they are dead letters. Until the next commit, which is the only one that has them."""
+        self._left_out |= {(output, record.id) for output, record, _ in refused.rows}
 
     def commit(
         self,
@@ -76,7 +82,7 @@ class RowsBeside:
         """As `PartitionState.commit()`, without those messages that are rows of ours, which are written.
 
         Raises:
-            RowRefused: a table will not have one; nothing was committed. It may be tried again, with the same and without that record.
+            RowsRefused: a table will not have some; nothing was committed. It may be tried again, with the same and without those records.
             RowsFailed: rows could not be written for another reason; nothing was committed.
         """
         state, tables = self._state, self._tables
@@ -99,15 +105,29 @@ class RowsBeside:
             for one in messages
             if one.exchange != SINK_EXCHANGE or one.routing_key not in tables
         ]
-        try:
-            numbered = state.commit(changes, positions, sequences, rest, write)
-        except RowsFailed as exc:
-            if is_refusal(exc.__cause__) and (found := self._refused(ours)) is not None:
-                raise found from exc.__cause__
-            raise
+        numbered = self._commit(
+            lambda: state.commit(changes, positions, sequences, rest, write), ours
+        )
         self.written += len(ours)
         self._left_out.clear()
         return numbered
+
+    def _commit(
+        self, commit: Callable[[], list[tuple[int, Message]]], ours: Sequence[Message]
+    ) -> list[tuple[int, Message]]:
+        attempt = 1
+        while True:
+            try:
+                return commit()
+            except RowsFailed as exc:
+                if is_refusal(exc.__cause__) and (found := self._refused(ours)):
+                    raise RowsRefused(found) from exc.__cause__
+                raise
+            except StateUnavailable as exc:
+                told = getattr(exc.__cause__, "sqlstate", None)
+                if told not in _IN_EACH_OTHERS_WAY or attempt == _ATTEMPTS:
+                    raise
+                attempt += 1
 
     def _records(self, message: Message) -> list[SinkRecord[Any]]:
         output = message.routing_key
@@ -115,12 +135,8 @@ class RowsBeside:
             one for one in unpack_records(message.body) if (output, one.id) not in self._left_out
         ]
 
-    def _refused(self, bodies: Iterable[Message]) -> RowRefused | None:
-        """The first record of these that its table will not have."""
-        for body in bodies:
-            records = self._records(body)
-            refused = self._tables[body.routing_key].refused(records)
-            if refused is not None:
-                (record,) = [one for one in records if one.id == refused.record_id]
-                return RowRefused(refused, body.routing_key, record)
-        return None
+    def _refused(self, bodies: Sequence[Message]) -> list[tuple[str, SinkRecord[Any], SinkRefused]]:
+        """The records of these that their tables will not have."""
+        outputs = [one.routing_key for one in bodies]
+        found = tried([(self._tables[one.routing_key], self._records(one)) for one in bodies])
+        return [(outputs[number], record, refused) for number, record, refused in found]

@@ -62,11 +62,13 @@ class SinkRefused(FlowError):
 
     Attributes:
         record_id: whose it is; None: of all of them that were delivered together.
+        also: of further records of them.
     """
 
     def __init__(self, text: str, record_id: str | None = None) -> None:
         super().__init__(text)
         self.record_id = record_id
+        self.also: list[SinkRefused] = []
 
 
 @runtime_checkable

@@ -15,7 +15,7 @@ import sqlite3
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Union, get_args, get_origin
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import psycopg
     import sqlalchemy
 
-__all__ = ["SqlTable", "engine_of", "is_refusal", "sql_table"]
+__all__ = ["SqlTable", "engine_of", "is_refusal", "sql_table", "tried"]
 
 log = logging.getLogger("mycelia.flow")
 
@@ -264,32 +264,60 @@ class SqlTable(FlowSink[T]):
         for statement, some in self._statements(insert, [one.value for one in records]):
             _execute(db, statement, some)
 
-    def refused(self, records: Iterable[SinkRecord[Any]]) -> SinkRefused | None:
-        """Which of these the table will not have; None: it would have them all. They are written one by one, and all of it is rolled back."""
+    def refused(self, records: Sequence[SinkRecord[Any]]) -> SinkRefused | None:
+        """Which of these the table will not have (further ones in `also`); None: it would have them all."""
+        found = tried([(self, records)])
+        if not found:
+            return None
+        first, *others = (refused for _, _, refused in found)
+        first.also = others
+        return first
+
+    @contextmanager
+    def trying(self, is_strict: bool) -> Iterator[sqlalchemy.Connection]:
+        """A transaction that is rolled back.
+
+        Args:
+            is_strict: constraints that wait for the commit are looked at with each row.
+        """
         import sqlalchemy as sa
 
         self.prepare()
         assert self._engine is not None
-        so_far: dict[Any, dict[str, Any]] = {}
         with self._engine.connect() as connection, connection.begin() as transaction:
-            if connection.dialect.name == "postgresql":  # those that wait for the commit as well
+            if connection.dialect.name == "sqlite":
+                # Its driver begins with the first row, and the end of a savepoint before it would be a commit.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            elif is_strict:
                 connection.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
             try:
-                for one in records:
-                    row = one.value
-                    if self.key:
-                        key = tuple(row.get(name) for name in self.key)
-                        row = so_far[key] = {**so_far.get(key, {}), **row}
-                    try:
-                        for statement, some in self._statements(_insert_of(connection), [row]):
-                            connection.execute(statement, some)
-                    except sa.exc.DBAPIError as exc:
-                        if not is_refusal(exc.orig):
-                            raise
-                        return self._told_refused(one.id, exc.orig)
+                yield connection
             finally:
                 transaction.rollback()
-        return None
+
+    def refused_by(
+        self, connection: sqlalchemy.Connection, records: Iterable[SinkRecord[Any]]
+    ) -> Iterator[tuple[SinkRecord[Any], SinkRefused]]:
+        """Write these one by one in the caller's transaction; each that the table will not have, and why."""
+        import sqlalchemy as sa
+
+        self.prepare()
+        so_far: dict[Any, dict[str, Any]] = {}
+        for one in records:
+            row = one.value
+            key = tuple(row.get(name) for name in self.key)
+            if self.key:
+                row = {**so_far.get(key, {}), **row}
+            try:
+                with connection.begin_nested():
+                    for statement, some in self._statements(_insert_of(connection), [row]):
+                        connection.execute(statement, some)
+            except sa.exc.DBAPIError as exc:
+                if not is_refusal(exc.orig):
+                    raise
+                yield one, self._told_refused(one.id, exc.orig)
+            else:
+                so_far[key] = row
 
     def _told_refused(self, record_id: str, error: BaseException | None) -> SinkRefused:
         why = "" if error is None else " ".join(text_of(error).split())
@@ -422,6 +450,42 @@ def _execute(db: psycopg.Connection[Any], statement: Any, rows: list[dict[str, A
                 for row in rows
             ],
         )
+
+
+Refused = tuple[int, SinkRecord[Any], SinkRefused]
+"""Of which body, which record, and why."""
+
+
+def tried(bodies: Sequence[tuple[SqlTable[Any], Sequence[SinkRecord[Any]]]]) -> list[Refused]:
+    """Which records their tables, of one database, will not have. All are written one by one, in one transaction that is rolled back.
+
+    First as in a commit. If nothing is found, with those constraints looked at that wait for its end: then what is refused is tried again
+    behind the others, for as long as that helps, since a row may need one that comes later.
+    """
+    table, _ = bodies[0]
+    with table.trying(is_strict=False) as connection:
+        found = _refused_of(connection, bodies)
+    if found:
+        return found
+    with table.trying(is_strict=True) as connection:
+        while (again := _refused_of(connection, bodies)) and len(again) != len(found):
+            found = again
+            bodies = [
+                (table, [record for at, record, _ in found if at == number])
+                for number, (table, _) in enumerate(bodies)
+            ]
+    return again
+
+
+def _refused_of(
+    connection: sqlalchemy.Connection,
+    bodies: Sequence[tuple[SqlTable[Any], Sequence[SinkRecord[Any]]]],
+) -> list[Refused]:
+    return [
+        (number, record, refused)
+        for number, (table, records) in enumerate(bodies)
+        for record, refused in table.refused_by(connection, records)
+    ]
 
 
 def is_refusal(error: object) -> bool:
