@@ -23,7 +23,7 @@ import pytest
 from mycelia import Log
 from mycelia.errors import LeaseLost
 from mycelia.flow import FlowOutput, FlowPlan, Stream, source, sql_table
-from mycelia.flow.partition_run import PartitionRun, StageDescription
+from mycelia.flow.partition_run import PartitionRun, PreparedCommit, StageDescription
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.rows_beside import RowsRefused
 from mycelia.flow.sinks.sink import SinkPlace, unpack_records
@@ -96,6 +96,10 @@ def numbers(url: str, **options: Any) -> FlowOutput:
 
 
 def commit(run: PartitionRun, offset: int, *values: Any) -> list[Any]:
+    return run.write(prepared(run, offset, *values))
+
+
+def prepared(run: PartitionRun, offset: int, *values: Any) -> PreparedCommit:
     nothing: Any = None
     count = len(values)
     entry: LogEntry[Any] = LogEntry(
@@ -109,7 +113,7 @@ def commit(run: PartitionRun, offset: int, *values: Any) -> list[Any]:
         delivery=nothing,
     )
     run.feed({"in": [entry]}, 0)
-    return run.commit({"in": LogPosition(offset=offset)}, 0)
+    return run.prepare({"in": LogPosition(offset=offset)}, 0)
 
 
 def offset(home: StateHome) -> int | None:
@@ -194,16 +198,17 @@ def test_row_that_is_refused_is_named_and_the_rest_goes_on_without_it(
         commit(run, 1, {"n": 1})
         asked(postgres_uri, constraint)
         before = mine(postgres_uri)
+        it = prepared(run, 2, {"n": 2}, {"n": 13}, {"n": 3})
         with pytest.raises(
             RowsRefused, match='output "mine": table "mine" refuses the row'
         ) as told:
-            commit(run, 2, {"n": 2}, {"n": 13}, {"n": 3})
+            run.write(it)
         ((output, record, _),) = told.value.rows
         assert (output, record.value) == ("mine", {"n": 13})
         assert record.id in str(told.value)
         assert mine(postgres_uri) == before
         run.rows.leave_out(told.value)
-        run.commit({"in": LogPosition(offset=2)}, 0)
+        run.write(it)
         commit(run, 3, {"n": 4})
 
     assert [n for n in mine(postgres_uri) if n != 13] == [1, 2, 3, 4]
@@ -213,11 +218,12 @@ def test_row_that_is_refused_is_named_and_the_rest_goes_on_without_it(
 def test_value_that_no_column_holds_is_refused(home: StateHome, postgres_uri: str) -> None:
     with closing(owner(home, numbers(postgres_uri))) as run:
         for wrong in (2**40, "no number", "\0"):
+            it = prepared(run, 1, {"n": 1}, {"n": wrong})
             with pytest.raises(RowsRefused) as told:
-                commit(run, 1, {"n": 1}, {"n": wrong})
+                run.write(it)
             assert [record.value for _, record, _ in told.value.rows] == [{"n": wrong}]
             run.rows.leave_out(told.value)
-            run.commit({"in": LogPosition(offset=1)}, 0)
+            run.write(it)
 
     assert mine(postgres_uri) == [1, 1, 1]
 
@@ -235,12 +241,13 @@ def test_all_rows_that_are_refused_are_found_at_once(home: StateHome, postgres_u
         rows_of(values, postgres_uri),
     )
     with closing(owner(home, *outputs)) as run:
+        it = prepared(run, 1, *({"n": n} for n in range(2, 199)), {"n": 5})
         with pytest.raises(RowsRefused, match=r"\(and 101 more\)") as told:
-            commit(run, 1, *({"n": n} for n in range(2, 199)), {"n": 5})
+            run.write(it)
         found = [(output, record.value["n"]) for output, record, _ in told.value.rows]
         run.rows.leave_out(told.value)
         with pytest.raises(RowsRefused) as again:
-            run.commit({"in": LogPosition(offset=1)}, 0)
+            run.write(it)
 
     assert sorted(found) == [
         ("child", 5),
