@@ -452,11 +452,11 @@ def _execute(db: psycopg.Connection[Any], statement: Any, rows: list[dict[str, A
         )
 
 
-Refused = tuple[int, SinkRecord[Any], SinkRefused]
+RefusedRow = tuple[int, SinkRecord[Any], SinkRefused]
 """Of which body, which record, and why."""
 
 
-def tried(bodies: Sequence[tuple[SqlTable[Any], Sequence[SinkRecord[Any]]]]) -> list[Refused]:
+def tried(bodies: Sequence[tuple[SqlTable[Any], Sequence[SinkRecord[Any]]]]) -> list[RefusedRow]:
     """Which records their tables, of one database, will not have. All are written one by one, in one transaction that is rolled back.
 
     First as in a commit. If nothing is found, with those constraints looked at that wait for its end: then what is refused is tried again
@@ -480,7 +480,7 @@ def tried(bodies: Sequence[tuple[SqlTable[Any], Sequence[SinkRecord[Any]]]]) -> 
 def _refused_of(
     connection: sqlalchemy.Connection,
     bodies: Sequence[tuple[SqlTable[Any], Sequence[SinkRecord[Any]]]],
-) -> list[Refused]:
+) -> list[RefusedRow]:
     return [
         (number, record, refused)
         for number, (table, records) in enumerate(bodies)
