@@ -11,7 +11,7 @@ begun again between them (as far as no processing time is asked for).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any, Final, NamedTuple
 
@@ -47,36 +47,38 @@ class Given:
     Attributes:
         output: its name.
         first_number: of the first of these, counted from 0 since the flow began.
+        numbers: of each of them.
     """
 
-    __slots__ = ("_ids", "first_number", "flow", "keys", "output", "times", "values")
+    __slots__ = ("first_number", "flow", "keys", "numbers", "output", "times", "values")
 
     def __init__(self, flow: str, output: str, first_number: int, columns: ColumnBatch) -> None:
         self.flow = flow
         self.output = output
         self.first_number = first_number
-        self._ids: list[str] | None = None
+        self.numbers: Sequence[int] = range(first_number, first_number + len(columns))
         self.times = columns.times
         self.values = columns.values
         self.keys: list[Any] = (
             [None] * len(columns.values) if columns.keys is None else columns.keys
         )
 
+    @property
+    def id_prefix(self) -> str:
+        """What all ids of the output begin with; the record's number follows."""
+        return f"{self.flow}/{self.output}/"
+
     def ids(self) -> list[str]:
         """Of each record its id: the same if it is given again after a crash, and no other's."""
-        if self._ids is not None:
-            return self._ids
-        first = self.first_number
-        prefix = f"{self.flow}/{self.output}/"
-        return [f"{prefix}{number}" for number in range(first, first + len(self.values))]
+        prefix = self.id_prefix
+        return [f"{prefix}{number}" for number in self.numbers]
 
     def without(self, ids: Collection[str]) -> Given:
         """The others, with the ids that they have."""
-        own = self.ids()
-        kept = [one not in ids for one in own]
+        kept = [one not in ids for one in self.ids()]
         columns = ColumnBatch(self.times, self.values, self.keys).only(kept)
         others = Given(self.flow, self.output, self.first_number, columns)
-        others._ids = list(compress(own, kept))
+        others.numbers = list(compress(self.numbers, kept))
         return others
 
     def __len__(self) -> int:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain, groupby
 from typing import Any, Final
+
+import msgspec
 
 from mycelia.amqp import Message, Properties
 from mycelia.errors import ContractError, FlowError, UnserializableValueError, describe
@@ -17,12 +20,14 @@ from mycelia.flow.engine import Given
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.sinks.sink import FlowSink, SinkRecord, SinkRefused
 from mycelia.flow.user_code import repr_of_value
-from mycelia.logs import Log, RecordHeaders, RecordKey
+from mycelia.logs import Log, RecordKey
 from mycelia.logs.batch_format import MAX_ENTRY_BYTES, encode_columns, entry_properties
 from mycelia.logs.partitioning import checked_key, partitions_of
+from mycelia.logs.value_codec import array_header
+from mycelia.logs.writer import APPEND_DEFAULTS
 from mycelia.wire import Serializer
 
-__all__ = ["ID_HEADER", "Outgoing", "entry_bodies"]
+__all__ = ["ID_HEADER", "IdHeaders", "Outgoing", "entry_bodies"]
 
 ID_HEADER: Final = "id"
 """Of a record that a flow appended: its id, the same if it is there again."""
@@ -30,7 +35,7 @@ ID_HEADER: Final = "id"
 _BODIES: Final = "~bodies"
 """Among what a sink keeps: how many there have been."""
 
-_RECORDS_AT_ONCE: Final = 2000
+_RECORDS_AT_ONCE: Final = 5000
 _BYTES_AT_ONCE: Final = 512 * 1024
 """Of one batch. Whoever reads handles a batch at a time."""
 
@@ -105,26 +110,22 @@ class Outgoing:
         """
         made: list[Message] = []
         for output in self._outputs:
-            ids: list[str] = []
-            keys: list[Any] = []
-            times: list[int] = []
-            values: list[Any] = []
-            for one in given:
-                if one.output == output.name:
-                    ids += one.ids()
-                    keys += one.keys
-                    times += one.times
-                    values += one.values
+            its = [one for one in given if one.output == output.name]
+            values = list(chain.from_iterable(one.values for one in its))
+            if output.sink is None and not values:
+                continue
+            keys = chain.from_iterable(one.keys for one in its)
+            times = chain.from_iterable(one.times for one in its)
+            ids = chain.from_iterable(one.ids() for one in its)
             if output.sink is not None:
                 records = list(map(SinkRecord, ids, keys, times, values))
                 made += self._for_sink(output.name, output.sink, records, now_ms)
-            elif not values:
-                continue
             elif output.log is not None:
-                made += self._appended(output.log, ids, keys, times, values)
+                headers = IdHeaders(its[0].id_prefix, [n for one in its for n in one.numbers])
+                made += self._appended(output.log, headers, list(keys), list(times), values)
             else:
                 assert output.event_type is not None
-                made += self._events(output.event_type, ids, values, now_ms // 1000)
+                made += self._events(output.event_type, list(ids), values, now_ms // 1000)
         return made
 
     def unfit(self, given: Sequence[Given], now_ms: int) -> list[Unfit]:
@@ -141,7 +142,8 @@ class Outgoing:
         if output.sink is not None:
             self._for_sink(output.name, output.sink, [record], now_ms)
         elif output.log is not None:
-            self._appended(output.log, [record.id], [record.key], [record.time_ms], [record.value])
+            ids = IdHeaders(record.id, [0])  # one as long, or by a digit longer
+            self._appended(output.log, ids, [record.key], [record.time_ms], [record.value])
         else:
             self._events(output.event_type or "", [record.id], [record.value], 0)
 
@@ -181,7 +183,7 @@ class Outgoing:
     # --- to a log --------------------------------------------------------------------------------
 
     def _appended(
-        self, log: Log[Any], ids: list[str], keys: list[Any], times: list[int], values: list[Any]
+        self, log: Log[Any], ids: IdHeaders, keys: list[Any], times: list[int], values: list[Any]
     ) -> list[Message]:
         shape = log.shape
         of_log: list[RecordKey] = (
@@ -189,22 +191,44 @@ class Outgoing:
         )
         at: list[int | None] = shape.times_of(values) if shape.has_time else list(times)
         own = self._partition % log.partitions
+        partitions = partitions_of(of_log, log.partitions, lambda: own)
+        if partitions.count(partitions[0]) == len(partitions):  # copies of all columns less
+            return self._batches(log, partitions[0], ids, of_log, at, values)
         chosen: dict[int, list[int]] = {}
-        for index, partition in enumerate(partitions_of(of_log, log.partitions, lambda: own)):
+        for index, partition in enumerate(partitions):
             chosen.setdefault(partition, []).append(index)
         made: list[Message] = []
         for partition, indexes in chosen.items():
-            headers: list[RecordHeaders] = [{ID_HEADER: ids[one]} for one in indexes]
-            columns = [of_log[one] for one in indexes], [at[one] for one in indexes], headers
-            bodies = entry_bodies(log, *columns, [values[one] for one in indexes])
-            made += [self._batch(log, partition, count, body) for count, body in bodies]
+            columns = [of_log[n] for n in indexes], [at[n] for n in indexes]
+            its = [values[n] for n in indexes]
+            made += self._batches(log, partition, ids.only(indexes), *columns, its)
         return made
+
+    def _batches(
+        self,
+        log: Log[Any],
+        partition: int,
+        ids: IdHeaders,
+        keys: list[RecordKey],
+        times: list[int | None],
+        values: list[Any],
+    ) -> list[Message]:
+        return [
+            self._batch(log, partition, count, body)
+            for count, body in entry_bodies(log, keys, times, ids, values)
+        ]
 
     def _batch(self, log: Log[Any], partition: int, count: int, body: bytes) -> Message:
         place = f"{log.name}/{partition}"
         sequence = self.sequences.get(place, 0)
         self.sequences[place] = sequence + 1
-        properties = entry_properties(count, self._producer, sequence)
+        method: str | None = None
+        if log.compressor is not None and len(body) >= APPEND_DEFAULTS.compress_from_bytes:
+            with_method, compress = log.compressor
+            packed = compress(body)
+            if len(packed) < len(body):
+                body, method = packed, with_method
+        properties = entry_properties(count, self._producer, sequence, method)
         return Message(log.name, str(partition), body, properties, mandatory=True)
 
     # --- as events -------------------------------------------------------------------------------
@@ -231,11 +255,57 @@ class Outgoing:
         ]
 
 
+class IdHeaders:
+    """The headers of records that have nothing but an id, `prefix` and the record's number, as a column of a batch.
+
+    Written without a dictionary and a string for each: a third of what a record costs that goes from log to log.
+    """
+
+    __slots__ = ("_numbers", "_prefix")
+
+    def __init__(self, prefix: str, numbers: Sequence[int]) -> None:
+        self._prefix = prefix
+        self._numbers = numbers
+
+    def only(self, indexes: Sequence[int]) -> IdHeaders:
+        """Those of some of the records."""
+        return IdHeaders(self._prefix, [self._numbers[index] for index in indexes])
+
+    def __getitem__(self, span: slice) -> IdHeaders:
+        return IdHeaders(self._prefix, self._numbers[span])
+
+    def encoded(self) -> bytes:
+        """As `msgspec.msgpack.encode([{"id": …}, …])`."""
+        parts = [array_header(len(self._numbers))]
+        prefix = self._prefix.encode()
+        for digits, numbers in groupby(map(str, self._numbers), len):
+            # One beginning for all of as many digits; latin-1 is bytes as text, which can be joined in C.
+            begin = _ID_MAP + _text_header(len(prefix) + digits) + prefix
+            between = begin.decode("latin-1")
+            parts += begin, between.join(numbers).encode("latin-1")
+        return b"".join(parts)
+
+
+_ID_MAP: Final = b"\x81" + msgspec.msgpack.encode(ID_HEADER)
+"""How a map of one entry begins, up to its value."""
+
+
+def _text_header(size: int) -> bytes:
+    """How msgpack begins a text of `size` bytes."""
+    if size < 32:
+        return bytes((0xA0 | size,))
+    if size < 0x100:
+        return bytes((0xD9, size))
+    if size < 0x10000:
+        return b"\xda" + size.to_bytes(2, "big")
+    return b"\xdb" + size.to_bytes(4, "big")
+
+
 def entry_bodies(
     log: Log[Any],
     keys: Sequence[RecordKey],
     times: Sequence[int | None],
-    headers: Sequence[RecordHeaders] | None,
+    headers: IdHeaders | None,
     values: Sequence[Any],
 ) -> list[tuple[int, bytes]]:
     """The bodies of batches of a log, none larger than a reader likes, with the number of records of each.
@@ -250,7 +320,7 @@ def entry_bodies(
     ][::-1]
     while spans:
         span = spans.pop()
-        own = None if headers is None else headers[span]
+        own = None if headers is None else headers[span].encoded()
         body = encode_columns(keys[span], times[span], own, [log.shape.codec.encode(values[span])])
         count = span.stop - span.start
         if len(body) > _BYTES_AT_ONCE and count > 1:

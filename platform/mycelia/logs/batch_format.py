@@ -100,13 +100,13 @@ _encode = msgspec.msgpack.Encoder().encode
 def encode_columns(
     keys: Sequence[RecordKey],
     times: Sequence[int | None],
-    headers: Sequence[RecordHeaders] | None,
+    headers: Sequence[RecordHeaders] | bytes | None,
     values: Sequence[bytes],
 ) -> bytes:
     """The body of a batch, not compressed.
 
     Args:
-        headers: `None`: no record has any.
+        headers: `None`: no record has any; bytes: the column, as msgpack.
         values: one msgpack value behind the other, of as many records as there are keys, in any number of pieces.
     """
     has_keys = any(key is not None for key in keys)
@@ -116,7 +116,7 @@ def encode_columns(
             b"\x94",
             _encode(keys) if has_keys else b"\xc0",
             _encode(times) if has_times else b"\xc0",
-            b"\xc0" if headers is None else _encode(headers),
+            b"\xc0" if headers is None else headers if type(headers) is bytes else _encode(headers),
             array_header(len(keys)),
             *values,
         )

@@ -176,7 +176,8 @@ class Log(TwoWays, Generic[T]):
         self._timeout: float | None = chosen["timeout"]
         self._compression: str | None = chosen["compression"]
         self._writer: LogWriter[T] | None = None
-        compressor_for(self._compression, what)  # one that does not exist is told here
+        self.compressor = compressor_for(self._compression, what)
+        """The content type of the method that its batches are compressed with, and the function; None: they are not."""
 
     if TYPE_CHECKING:
 

@@ -80,5 +80,8 @@ def partitions_of(
     """
     if set(map(type, keys)) == {str}:  # the usual case, in one pass
         with contextlib.suppress(UnicodeEncodeError):  # told below, with the key
+            if partitions == 1:
+                "".join(keys).encode()  # type: ignore[arg-type]  # all are text
+                return [0] * len(keys)
             return [crc32(key.encode()) % partitions for key in keys]  # type: ignore[union-attr]
     return [keyless() if key is None else partition_of(key, partitions) for key in keys]

@@ -300,7 +300,9 @@ class LogReader(Generic[T]):
         self._arrived.clear()
         if self._buffer or self._is_closed:
             return True
-        if until is not None and until <= loop.time():  # what is here already is wanted, and no timer
+        if (
+            until is not None and until <= loop.time()
+        ):  # what is here already is wanted, and no timer
             await asyncio.sleep(0)
             return bool(self._buffer)
         try:
