@@ -17,7 +17,7 @@ MOST_RECORDS: Final = 10_000
 """Records that the engine is given at once, at least and at most where there are as many: a batch costs the same for each key and step however many
 records it has. It runs in a thread, so this bounds how soon a stop is seen, not how long the loop waits."""
 
-BATCH_TAKES: Final = 0.025
+BATCH_TAKES: Final = 0.1
 """Seconds of the engine that a larger batch may take."""
 
 Taken = dict[str, list[LogEntry[Any]]]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from mycelia.errors import FlowFunctionError
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, ColumnBatch
+from mycelia.flow.fields import getter_for
 from mycelia.flow.state import Changes
 
 __all__ = ["MAIN", "SIDE", "Operator", "Rejection"]
@@ -114,10 +115,11 @@ class Operator:
         """
         made: list[Any] = []
         failed: list[int] = []
+        get = getter_for(function, batch.values)
         values = iter(batch.values)
         while True:
             try:
-                made.extend(map(function, values))
+                made.extend(map(get, values))
                 break
             except BaseException as exc:
                 position = len(made) + len(failed)
