@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from mycelia import Client, Log, Record, Retry, fixed, get_current_call, log_handler
 from mycelia.amqp import ConsumeOptions, Message, Properties, connect
 from mycelia.errors import ConfigError
+from mycelia.flow import FlowOutput, Stream, flow
 from mycelia.logs import LogHandler, partition_of
 from mycelia.logs.log_handler import LogHandlerStatistics
 from mycelia.testing import ServiceBed, eventually, run_services
@@ -370,6 +372,50 @@ async def test_method_without_a_place_for_the_records_stops_the_start(broker: st
 
     with pytest.raises(ConfigError, match="takes one argument, a list of records"):
         async with run_services(Wrong, broker=broker):
+            pass
+
+
+class HandlesTwice:
+    name = "twice"
+
+    @log_handler(LANDED, group="shared")
+    async def one(self, records: list[Record[Any]]) -> None: ...
+
+    @log_handler(LANDED, group="shared")
+    async def other(self, records: list[Record[Any]]) -> None: ...
+
+
+class Flows:
+    name = "flows"
+
+    @flow(LANDED, group="shared")
+    def landed(self, landings: Stream[Landed]) -> FlowOutput:
+        return landings.emit("landed")
+
+
+class FlowsToo:
+    name = "flows_too"
+
+    @flow(LANDED, group="shared")
+    def landed(self, landings: Stream[Landed]) -> FlowOutput:
+        return landings.emit("landed")
+
+
+@pytest.mark.parametrize(
+    ("services", "said"),
+    [
+        ((HandlesTwice,), 'twice.one and twice.other are both the group "shared" of log "landed"'),
+        ((Flows, FlowsToo), "flows.landed and flows_too.landed are both"),
+        ((FlowsToo, HandlesTwice), "are both the group"),
+    ],
+)
+async def test_two_methods_of_one_group_stop_the_start(
+    services: tuple[type, ...], said: str, tmp_path: Path
+) -> None:
+    """Each would have a part of the partitions, and neither all of the records."""
+    state = {"mycelia": {"flows": {"state": str(tmp_path)}}}
+    with pytest.raises(ConfigError, match=said):
+        async with run_services(*services, config=state):
             pass
 
 

@@ -40,6 +40,7 @@ from mycelia.log_event import event
 from mycelia.logs import FaultyRecord, Log, LogEntry
 from mycelia.logs.batch_format import MAX_ENTRY_BYTES
 from mycelia.logs.burial import bury_fault, bury_letter
+from mycelia.logs.group_names import claim_group
 from mycelia.logs.layout import declare_log
 from mycelia.logs.log_handler import GroupStatistics
 from mycelia.logs.position import StartAt, checked_start
@@ -262,6 +263,8 @@ class FlowHandler(Entrypoint):
             self.between,
             self.dropped,
         )
+        for one in descriptions:
+            claim_group(container.host, one.leased_as, group, self.called)
         await self._prepare_state([one.leased_as for one in descriptions])
         self._around = CallsAround(self.target, container.middleware_for(self.target))
         given: list[Log[Any]] = [relay.log for one in descriptions for relay in one.gives]

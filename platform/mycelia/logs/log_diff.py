@@ -67,7 +67,7 @@ class LogComparison:
     def __init__(
         self, by: Sequence[str] = ("key",), ignore: Sequence[str] = (), *, last_only: bool = False
     ) -> None:
-        for part in by:
+        for part in by or ("",):
             first, _, rest = part.partition(".")
             if part not in ("key", "time") and not (first in ("value", "headers") and rest):
                 raise ConfigError(

@@ -29,6 +29,7 @@ from mycelia.log_event import event
 from mycelia.logs.append_call import MAX_LINKS, carried_trace
 from mycelia.logs.bad_records import with_possible_times
 from mycelia.logs.burial import bury_entry, bury_faults
+from mycelia.logs.group_names import claim_group
 from mycelia.logs.group_places import GroupPlace, progress_stream, tell_place
 from mycelia.logs.lag_watch import LagWatch
 from mycelia.logs.layout import declare_log
@@ -212,6 +213,7 @@ class LogHandler(Entrypoint):
                 f"{method}: a log handler's method takes one argument, a list of records."
             )
         self.group = self.group or method
+        claim_group(self.container.host, self.source.name, self.group, method)
         await declare_log(self.container.host.link, self.source.layout)
         self._progress = progress_stream(self.source.name, self.group)
         await self.container.host.link.declare(self._progress)

@@ -74,6 +74,8 @@ def test_last_of_an_identity_may_be_all_that_counts() -> None:
 def test_what_identifies_nothing_is_refused(by: str) -> None:
     with pytest.raises(ConfigError, match="compared by"):
         LogComparison([by])
+    with pytest.raises(ConfigError, match="compared by"):
+        LogComparison([])
 
 
 values = st.recursive(
