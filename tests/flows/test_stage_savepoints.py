@@ -32,7 +32,12 @@ from mycelia.flow import (
     tumbling,
 )
 from mycelia.flow.reset import reset_flow
-from mycelia.flow.savepoints import Savepoint, read_savepoint
+from mycelia.flow.savepoints import (
+    SavedPartition,
+    Savepoint,
+    read_savepoint,
+    save_partition,
+)
 from mycelia.flow.stage_savepoints import save_flow
 from mycelia.flow.state_home import StateHome, state_home
 from mycelia.logs.layout import stream_name
@@ -162,6 +167,42 @@ async def test_what_lies_between_stages_is_in_a_savepoint_once(
     )
     assert given(tally) == wanted(left)
     assert read_savepoint(tmp_path / "saved") == saved
+
+
+async def test_what_goes_through_both_stages_between_their_copies_counts_once(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = flights(1_500)
+    copied: list[str] = []
+    loop = asyncio.get_running_loop()
+    home = home_of(tmp_path / "state")
+    async with Client(broker) as client:
+        tally = Tally(client, BY_CARRIER)
+        async with run_services(Gated, broker=broker, config=config(tmp_path / "state")) as bed:
+
+            async def go_on() -> None:
+                await append(client, left[500:])
+                await has_counted(bed, left)
+
+            def save(home: StateHome, group: str, source: str, *rest: Any) -> SavedPartition:
+                if copied and copied[-1] != source:
+                    asyncio.run_coroutine_threadsafe(go_on(), loop).result(40)
+                copied.append(source)
+                return save_partition(home, group, source, *rest)
+
+            monkeypatch.setattr("mycelia.flow.stage_savepoints.save_partition", save)
+            await append(client, left[:500])
+            await has_counted(bed, left[:500])
+            saved = await save_flow(client.link, home, GROUP, tmp_path / "saved")
+        await reset_flow(client.link, home, GROUP, tmp_path / "saved")
+        await append(client, closing())
+        async with run_services(Gated, broker=broker, config=config(tmp_path / "state")):
+            await has_given(tally, left)
+        await tally.aclose()
+
+    assert copied == [BETWEEN] * 4 + ["left"] * 4
+    assert saved.between[0].entries > 0
+    assert given(tally) == wanted(left)
 
 
 async def test_savepoint_of_stages_goes_into_another_place_and_back_to_it_twice(
