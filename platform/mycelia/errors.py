@@ -351,17 +351,23 @@ class LeaseLost(FlowError):
     """A partition is not this process's any more: its connection was lost, and another may have taken over."""
 
 
+_OTHER_OFFSET = (
+    "Begin anew from another offset (first, next, a time), knowing that, or bring the log back from where it is kept; "
+    "and let the log retain more than readers are ever behind."
+)
+
+
 class OffsetGone(FlowError):
     """A reader has to go on from an entry that its log does not hold: going on elsewhere would pass over records in silence."""
 
-    def __init__(self, stream: str, wanted: int, found: str) -> None:
+    def __init__(self, stream: str, wanted: int, found: str, remedy: str | None = None) -> None:
         super().__init__(
             f'stream "{stream}": a reader has to go on from offset {wanted}, but {found}. What lies between is lost to it. '
-            "Begin anew from another offset (first, next, a time), knowing that, or bring the log back from where it is kept; "
-            "and let the log retain more than readers are ever behind."
+            + (remedy or _OTHER_OFFSET)
         )
         self.stream = stream
         self.wanted = wanted
+        self.found = found
 
 
 class FlowFunctionError(FlowError):

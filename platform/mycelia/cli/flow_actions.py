@@ -152,11 +152,15 @@ async def _show(args: argparse.Namespace, link: Link) -> int:
         print_line(
             f"{rate} records, lag {_or_dash(one.lag)}, late {one.late}, dead letters {one.dead + one.faults}"
         )
+        if one.delivered or any(it.sink_bytes for it in one.partitions):
+            waiting = _bytes(sum(it.sink_bytes for it in one.partitions))
+            print_line(f"to sinks {one.delivered} bodies, {waiting} wait")
         for stage in one.stages:
             sources = ", ".join(source.log for source in stage.sources)
             print_line("")
             print_line(f"{stage.name}: {stage.partitions} partitions of {sources}")
             _print_partitions(one, stage.name)
+        _print_waiting(one)
         for partition in one.standing_still:
             print_line("")
             print_line(
@@ -166,10 +170,31 @@ async def _show(args: argparse.Namespace, link: Link) -> int:
     return await _looked(args, link, tell, again=False)
 
 
+def _print_waiting(one: FlowFigures) -> None:
+    """Partitions that are held up by what is behind them."""
+    for it in one.partitions:
+        if it.waits_for is not None:
+            print_line(
+                f"{it.stage}, partition {it.partition} waits, {_bytes(it.ahead_bytes or 0)} ahead, for {it.waits_for}"
+            )
+
+
 def _print_partitions(one: FlowFigures, stage: str) -> None:
     now_ms = time.time() * 1000
     rows: list[tuple[str, ...]] = [
-        ("PARTITION", "OWNER", "RECORDS", "LAG", "WATERMARK", "LATE", "COMMITTED", "TOOK", "STATE")
+        (
+            "PARTITION",
+            "OWNER",
+            "RECORDS",
+            "LAG",
+            "WATERMARK",
+            "LATE",
+            "COMMITTED",
+            "TOOK",
+            "STATE",
+            "AHEAD",
+            "TO SINKS",
+        )
     ]
     rows += [
         (
@@ -182,6 +207,8 @@ def _print_partitions(one: FlowFigures, stage: str) -> None:
             "-" if it.committed_ms is None else _ago(now_ms - it.committed_ms),
             "-" if it.commit_s is None else f"{it.commit_s * 1000:.0f} ms",
             "-" if it.state_bytes is None else _bytes(it.state_bytes),
+            "-" if it.ahead_bytes is None else _bytes(it.ahead_bytes),
+            _bytes(it.sink_bytes),
         )
         for it in one.partitions
         if it.stage == stage
@@ -209,6 +236,9 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
                         "owner": it.owner,
                         "watermark_ms": it.watermark_ms,
                         "standing_still": it.standing_still,
+                        "waits_for": it.waits_for,
+                        "ahead_bytes": it.ahead_bytes,
+                        "sink_bytes": it.sink_bytes,
                     }
                 )
                 cells = (_or_dash(at), _or_dash(behind), it.owner or "nobody")
@@ -223,6 +253,7 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
                 print_line(
                     f"{it.stage}, partition {it.partition} stands still: {it.standing_still}"
                 )
+            _print_waiting(one)
 
     return await _looked(args, link, tell, again=args.watch)
 

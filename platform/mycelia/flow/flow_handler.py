@@ -14,12 +14,13 @@ from mycelia.call import CallKind
 from mycelia.durations import Duration, seconds_of
 from mycelia.entrypoints.dead_letters import DeadLetters
 from mycelia.entrypoints.tick_lease import LeaseLink
-from mycelia.errors import ConfigError, LinkError, StateUnavailable, describe
+from mycelia.errors import ConfigError, LinkError, MyceliaError, StateUnavailable, describe
 from mycelia.flow.asked_state import KeyAnswer, reads_row, reads_state, reads_windows
 from mycelia.flow.described_flow import AnySource, DescribedFlow, described_flow
 from mycelia.flow.engine import saved_watermarks
 from mycelia.flow.flow_call import CallsAround
 from mycelia.flow.flow_watch import FlowWatch
+from mycelia.flow.next_stages import NextStages
 from mycelia.flow.output_calls import OutputCalls
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_run import StageDescription
@@ -65,6 +66,8 @@ _STOP_WAITS: Final = 8.0
 _THREADS_WAITING: Final = 32
 """Of a flow with `async` steps or a changelog: most of its threads wait for them."""
 
+_HEAR_AGAIN: Final = 30.0
+
 _FOLLOW_EVERY: Final = 0.25
 """Seconds between two looks at which partitions are ours, where somebody may ask for what is in them."""
 
@@ -90,6 +93,10 @@ class StageStatistics(GroupStatistics, frozen=True, kw_only=True):
     """Of what sinks have not taken yet. At 8 MiB a partition takes no further record."""
     watermarks_ms: dict[int, dict[str, int]]
     """By partition and step, as of the last commit."""
+    ahead_bytes: int
+    """Of what has been written for the stages behind, and they have not committed. From `ahead_bytes` of the configuration on a partition waits."""
+    waiting: dict[int, str]
+    """Of the partitions that wait for a stage behind, for which."""
 
 
 class FlowStatistics(StageStatistics, frozen=True, kw_only=True):
@@ -108,11 +115,17 @@ class FlowStatistics(StageStatistics, frozen=True, kw_only=True):
         of_flow = {"service": service, "method": method, "group": self.group}
         for name, stage in self.stages.items():
             labels = {**of_flow, "stage": name}
-            for what in ("records", "commits", "published"):
+            for what in ("records", "commits", "published", "delivered"):
                 value = float(getattr(stage, what))
                 yield Sample(f"mycelia_flow_{what}", "counter", labels, value)
             still = float(len(stage.standing_still))
             yield Sample("mycelia_flow_standing_still", "sum", labels, still)
+            waiting = float(stage.waiting_bytes)
+            yield Sample("mycelia_flow_sink_waiting_bytes", "sum", labels, waiting)
+            ahead = float(stage.ahead_bytes)
+            yield Sample("mycelia_flow_ahead_bytes", "sum", labels, ahead)
+            held = float(len(stage.waiting))
+            yield Sample("mycelia_flow_waiting_for_next", "sum", labels, held)
             marks = [mark for its in stage.watermarks_ms.values() for mark in its.values()]
             if marks:
                 behind = max((now_ms - min(marks)) / 1000, 0.0)
@@ -226,6 +239,7 @@ class FlowHandler(Entrypoint):
         self._output_calls: OutputCalls | None = None
         self._watch: FlowWatch | None = None
         self._tables: FlowTables | None = None
+        self._next_stages: NextStages | None = None
         self._answering: asyncio.Task[None] | None = None
 
     # --- life ------------------------------------------------------------------------------------
@@ -273,6 +287,11 @@ class FlowHandler(Entrypoint):
         self.stages = [
             Stage(self, one, self.options, opens_state=self.home.open) for one in descriptions
         ]
+        section = container.settings.mycelia.flows or FlowsSection()
+        self._next_stages = NextStages(
+            self.link, group, descriptions, self._owned, section.ahead_bytes
+        )
+        self.observers.append(self._next_stages.committed)
         self._watch = FlowWatch(
             self.link,
             group,
@@ -358,7 +377,7 @@ class FlowHandler(Entrypoint):
         await asyncio.gather(*(stage.aclose(timeout) for stage in self.stages))
         for sink in self._sinks():
             await sink.aclose()
-        for telling in (self._watch, self._tables):
+        for telling in (self._watch, self._tables, self._next_stages):
             if telling is not None:
                 await telling.aclose()
         threads, self._threads = self._threads, None
@@ -383,6 +402,8 @@ class FlowHandler(Entrypoint):
             published=sum(one.published for one in every),
             delivered=sum(one.delivered for one in every),
             waiting_bytes=sum(one.waiting_bytes for one in every),
+            ahead_bytes=sum(one.ahead_bytes for one in every),
+            waiting={} if first is None else first.waiting,
             faults=sum(one.faults for one in every),
             dead=sum(one.dead for one in every),
             stages=stages,
@@ -409,12 +430,29 @@ class FlowHandler(Entrypoint):
         """Tell how it stands, and what its tables say, until cancelled."""
         assert self._watch is not None
         await self._watch.start()
-        while (tables := self._tables) is not None:
-            try:
-                await tables.follow()
-            except LinkError as exc:
-                log.info(event("flow_tables_waiting", call=self.called, reason=exc))
+        hear_at = time.monotonic()
+        while True:
+            if not self.next_stages.is_ready and time.monotonic() >= hear_at:
+                hear_at = time.monotonic() + _HEAR_AGAIN
+                await self._hear_others()
+            if self._tables is not None:
+                try:
+                    await self._tables.follow()
+                except LinkError as exc:
+                    log.info(event("flow_tables_waiting", call=self.called, reason=exc))
+            elif self.next_stages.is_ready:
+                return
             await asyncio.sleep(_FOLLOW_EVERY)
+
+    async def _hear_others(self) -> None:
+        """Be ready to hear what other instances have taken. Until it is, stages are ahead without bound, which is said."""
+        try:
+            await self.next_stages.start()
+        except MyceliaError as exc:
+            detail = "stages are ahead of each other without bound; tried again in half a minute"
+            log.warning(
+                event("flow_not_told", flow=self.group, reason=describe(exc), detail=detail)
+            )
 
     def _stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
@@ -480,6 +518,12 @@ class FlowHandler(Entrypoint):
         assert self._output_calls is not None
         timeout = self.container.settings.mycelia.publish_timeout
         await self._output_calls.publish(message, timeout)
+
+    @property
+    def next_stages(self) -> NextStages:
+        """What those behind have taken."""
+        assert self._next_stages is not None
+        return self._next_stages
 
     def now_ms(self) -> int:
         """The time on the wall."""
@@ -598,6 +642,8 @@ def _statistics_of(stage: Stage) -> StageStatistics:
         published=stage.counts.published,
         delivered=stage.delivered,
         waiting_bytes=stage.waiting_bytes,
+        ahead_bytes=stage.ahead_bytes,
+        waiting=stage.waiting,
         faults=stage.faults,
         dead=stage.dead,
         watermarks_ms=stage.watermarks,

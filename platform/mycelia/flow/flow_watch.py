@@ -66,6 +66,12 @@ class WatchedStage(Protocol):
     @property
     def standing_still(self) -> Mapping[int, str]: ...
     @property
+    def waiting(self) -> Mapping[int, str]: ...
+    @property
+    def delivered(self) -> int: ...
+    def ahead_of(self, partition: int) -> int | None: ...
+    def sink_bytes_of(self, partition: int) -> int: ...
+    @property
     def faults(self) -> int: ...
     @property
     def dead(self) -> int: ...
@@ -170,7 +176,12 @@ class FlowWatch:
                 kept = self._kept.get((stage.name, number))
                 if kept is None:
                     kept = PartitionStanding(stage=stage.name, partition=number, owner=self._owner)
-                changes: dict[str, Any] = {"state_bytes": self._state_bytes(stage.name, number)}
+                changes: dict[str, Any] = {
+                    "state_bytes": self._state_bytes(stage.name, number),
+                    "waits_for": stage.waiting.get(number),
+                    "ahead_bytes": stage.ahead_of(number),
+                    "sink_bytes": stage.sink_bytes_of(number),
+                }
                 if number in stage.standing_still:
                     changes["standing_still"] = stage.standing_still[number]
                 partitions.append(msgspec.structs.replace(kept, **changes))
@@ -189,6 +200,7 @@ class FlowWatch:
             graph=self._graph,
             faults=sum(one.faults for one in self._running),
             dead=sum(one.dead for one in self._running),
+            delivered=sum(one.delivered for one in self._running),
         )
 
     def _on_question(self, question: Delivery) -> None:

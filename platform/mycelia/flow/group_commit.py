@@ -17,6 +17,7 @@ from mycelia.amqp import Message
 from mycelia.flow.delivery import SINK_EXCHANGE, Bury, SinkDelivery
 from mycelia.flow.flow_call import PartitionCalls
 from mycelia.flow.inflow import Inflow
+from mycelia.flow.next_stages import RoomBehind
 from mycelia.flow.outgoing import UnfitResults
 from mycelia.flow.partition_run import PartitionRun, PreparedCommit
 from mycelia.flow.publishing import publish_in_order
@@ -34,6 +35,7 @@ class GroupCommit:
         counts: the stage's; counted on.
         calls: makes calls of the commits.
         bury: where records go that a table beside the state will not have; None: the commit fails.
+        room: behind it, for those that are to take what it gives.
         told: called after each commit with its watermarks, before what leaves is published.
     """
 
@@ -47,6 +49,7 @@ class GroupCommit:
         inflow: Inflow,
         calls: PartitionCalls,
         bury: Bury | None,
+        room: RoomBehind | None,
         told: Callable[[Mapping[str, int]], None],
     ) -> None:
         self._host = host
@@ -57,6 +60,7 @@ class GroupCommit:
         self._inflow = inflow
         self._calls = calls
         self._bury = bury
+        self._room = room
         self._told = told
         self._under_way: asyncio.Task[None] | None = None
 
@@ -189,6 +193,8 @@ class GroupCommit:
                 delivery.put(number, message)
             else:
                 published.append(message)
+        if self._room is not None:
+            self._room.wrote(published)
         await publish_in_order(host.publish, published)
         self._counts.published += len(published)
         if numbered:

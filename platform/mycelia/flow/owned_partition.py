@@ -22,6 +22,7 @@ from mycelia.flow.failed_records import FailedRecords
 from mycelia.flow.flow_call import PartitionCalls
 from mycelia.flow.group_commit import GroupCommit
 from mycelia.flow.inflow import Inflow
+from mycelia.flow.next_stages import RoomBehind
 from mycelia.flow.partition_pump import PartitionPump, waited_for
 from mycelia.flow.partition_run import (
     PartitionRun,
@@ -84,7 +85,18 @@ class OwnedPartition:
         self._sinks = {one.name: one.sink for one in description.outputs if one.sink is not None}
         self._awaiting: OnLoop | None = None
         self._delivery: SinkDelivery | None = None
+        self._room: RoomBehind | None = None
         self._why_still: str | None = None
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Of what has been written for the stages behind, and they have not committed."""
+        return 0 if self._room is None else self._room.bytes
+
+    @property
+    def waits_for(self) -> str | None:
+        """The stages behind, if it waits for them to take what has been written."""
+        return None if self._room is None else self._room.waits
 
     @property
     def standing_still(self) -> str | None:
@@ -155,6 +167,7 @@ class OwnedPartition:
         delivery = self._delivery = SinkDelivery(self._sinks, run.flow, host.called, bury)
         try:
             self._check_state(run, place)
+            room = self._room = self._room_behind(run)
             await host.declare()
             inflow = self._inflow(run)
             commits = GroupCommit(
@@ -166,6 +179,7 @@ class OwnedPartition:
                 inflow,
                 self._calls,
                 bury,
+                room,
                 lambda watermarks: self._note(run, watermarks),
             )
             self._note(run, {})
@@ -179,6 +193,7 @@ class OwnedPartition:
                     inflow,
                     delivery,
                     commits,
+                    room,
                     self._calls,
                     self._failed,
                     self._lease,
@@ -189,6 +204,7 @@ class OwnedPartition:
             finally:
                 await inflow.aclose()
         finally:
+            self._room = None
             await self._end_delivery(run, delivery)
             await host.in_thread(run.close)
 
@@ -221,6 +237,13 @@ class OwnedPartition:
             },
             tables,
         )
+
+    def _room_behind(self, run: PartitionRun) -> RoomBehind | None:
+        next_stages, partition = self._host.next_stages, self.partition
+        next_stages.note(self._description.name, partition, run.positions)
+        sequences = run.state.checkpoint.sequences
+        called = self._host.called
+        return next_stages.room_behind(self._description, run.flow, sequences, called, partition)
 
     def _check_state(self, run: PartitionRun, place: StatePlace) -> None:
         """

@@ -13,6 +13,7 @@ from mycelia.flow.failed_records import FailedRecords
 from mycelia.flow.flow_call import PartitionCalls
 from mycelia.flow.group_commit import GroupCommit
 from mycelia.flow.inflow import Inflow, Taken
+from mycelia.flow.next_stages import RoomBehind
 from mycelia.flow.partition_run import PartitionRun, RecordsFailed
 from mycelia.flow.stage_host import StageHost, StageOptions
 from mycelia.logs import LogPosition
@@ -38,6 +39,7 @@ class PartitionPump:
     """See `run()`.
 
     Args:
+        room: behind it: while there is none nothing is taken. What has been taken is committed all the same.
         leaving: set when the partition is to be left.
         goes_on: called when the engine has taken something, or time has come by.
     """
@@ -50,6 +52,7 @@ class PartitionPump:
         inflow: Inflow,
         delivery: SinkDelivery,
         commits: GroupCommit,
+        room: RoomBehind | None,
         calls: PartitionCalls,
         failed: FailedRecords,
         lease: PartitionLease,
@@ -62,6 +65,7 @@ class PartitionPump:
         self._inflow = inflow
         self._delivery = delivery
         self._commits = commits
+        self._room = room
         self._calls = calls
         self._failed = failed
         self._lease = lease
@@ -102,6 +106,8 @@ class PartitionPump:
             if not self._delivery.has_room or self._delivery.waits_for(run.rows.outputs):
                 await self._delivery.wait(TICK_EVERY)
                 continue
+            if self._news_since is None and not await self._has_room_behind():
+                continue
             taken = await self._gather()
             if taken or not self._is_due:
                 self._calls.took(taken)
@@ -115,6 +121,10 @@ class PartitionPump:
             if self._news_since is None and self._loop.time() >= tell_at:
                 tell_at = self._loop.time() + TELL_EVERY
                 await self._tell_group()
+
+    async def _has_room_behind(self) -> bool:
+        """Whether the stages behind have taken enough of what was written for them; if not, some time has gone."""
+        return self._room is None or await self._room.has_room(TICK_EVERY)
 
     async def _gather(self) -> Taken:
         """What comes before the next commit is due, or, when it is, before the one under way is done."""

@@ -23,17 +23,20 @@ from zlib import crc32
 
 import msgspec
 
-from mycelia.amqp import Message
+from mycelia.amqp import Link, Message
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME
 from mycelia.flow.engine import Given
 from mycelia.flow.equal_keys import plain_key
 from mycelia.flow.outgoing import Unfit, entry_bodies, unfit_of
+from mycelia.flow.relay_reader import RelayReader
 from mycelia.flow.sinks.sink import SinkRecord
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.watermarks import Silence
 from mycelia.logs import Log, LogEntry
 from mycelia.logs.batch_format import encode_columns, entry_properties
 from mycelia.logs.partitioning import key_bytes
+from mycelia.logs.position import StartAt
+from mycelia.logs.reader import DEFAULT_BUFFER_BYTES
 from mycelia.logs.value_codec import Columns, ValueCodec
 
 __all__ = [
@@ -113,6 +116,19 @@ class RelayLog(Log[Any]):
     ) -> None:
         super().__init__(name, partitions=partitions, retain=retain, retain_bytes=retain_bytes)
         self.shape.codec = _RelayCodec(f'log "{name}"', own)
+
+    def reader(
+        self,
+        link: Link,
+        partition: int,
+        start: StartAt = "first",
+        *,
+        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+    ) -> RelayReader:
+        """As of any log. What is gone of it is told with what there is to do for a flow."""
+        return RelayReader(
+            link, self.layout, self.shape, partition, start, buffer_bytes=buffer_bytes
+        )
 
 
 Mark = tuple[int, Silence]

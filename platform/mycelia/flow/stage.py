@@ -77,6 +77,30 @@ class Stage:
         return sum(one.waiting_bytes for one in self._owned.values())
 
     @property
+    def ahead_bytes(self) -> int:
+        """Of what has been written for the stages behind, and they have not committed."""
+        return sum(one.ahead_bytes for one in self._owned.values())
+
+    @property
+    def waiting(self) -> dict[int, str]:
+        """Of the partitions that wait for stages behind, for which."""
+        return {
+            number: why for number, one in self._owned.items() if (why := one.waits_for) is not None
+        }
+
+    def ahead_of(self, partition: int) -> int | None:
+        """`ahead_bytes` of one partition; None where no stage is behind this one."""
+        if not self.description.gives:
+            return None
+        one = self._owned.get(partition)
+        return 0 if one is None else one.ahead_bytes
+
+    def sink_bytes_of(self, partition: int) -> int:
+        """`waiting_bytes` of one partition."""
+        one = self._owned.get(partition)
+        return 0 if one is None else one.waiting_bytes
+
+    @property
     def faults(self) -> int:
         return self.counts.faults
 

@@ -10,6 +10,7 @@ import msgspec
 
 from mycelia.amqp import Link, Message
 from mycelia.flow.flow_call import CallsAround
+from mycelia.flow.next_stages import NextStages
 from mycelia.flow.sinks.sink import SinkRecord, SinkRefused
 from mycelia.logs import FaultyRecord, LogEntry, LogPosition
 from mycelia.logs.position import StartAt
@@ -78,6 +79,10 @@ class StageHost(Protocol):
 
     @property
     def lease_link(self) -> Link: ...
+
+    @property
+    def next_stages(self) -> NextStages:
+        """What those behind have taken."""
 
     @property
     def around(self) -> CallsAround:

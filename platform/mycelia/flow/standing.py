@@ -51,6 +51,12 @@ class PartitionStanding(msgspec.Struct, frozen=True, kw_only=True):
     """How long its first record waited until its results had been published."""
     state_bytes: int | None = None
     """Of the place where its state is; `None` where it cannot be said."""
+    waits_for: str | None = None
+    """The next stage, if it waits for that to take what it has written."""
+    ahead_bytes: int | None = None
+    """Of what it has written for the next stages, and they have not taken; `None` where there are none."""
+    sink_bytes: int = 0
+    """Of what its sinks have not taken yet."""
 
 
 class StageSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +89,8 @@ class FlowStanding(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     owner: str
     """`host:pid`."""
+    delivered: int = 0
+    """Bodies that sinks have taken; in this process."""
     at: float
     """Of its own clock, seconds: two answers tell how long lay between them."""
     stages: list[StageStanding]
@@ -112,6 +120,9 @@ class PartitionFigures(msgspec.Struct, frozen=True, kw_only=True):
     commit_s: float | None
     state_bytes: int | None
     standing_still: str | None
+    waits_for: str | None = None
+    ahead_bytes: int | None = None
+    sink_bytes: int = 0
 
     @property
     def lag(self) -> int | None:
@@ -139,6 +150,8 @@ class FlowFigures(msgspec.Struct, frozen=True, kw_only=True):
     late: int
     faults: int
     dead: int
+    delivered: int = 0
+    """Bodies that sinks have taken."""
 
     @property
     def standing_still(self) -> list[PartitionFigures]:
@@ -214,6 +227,9 @@ def _figures(
                 commit_s=one.commit_s,
                 state_bytes=one.state_bytes,
                 standing_still=one.standing_still,
+                waits_for=one.waits_for,
+                ahead_bytes=one.ahead_bytes,
+                sink_bytes=one.sink_bytes,
             )
     partitions = [
         found.get((stage.name, number)) or _without_owner(stage.name, number)
@@ -237,6 +253,7 @@ def _figures(
         late=_late(counts),
         faults=sum(one.faults for one in answers),
         dead=sum(one.dead for one in answers),
+        delivered=sum(one.delivered for one in answers),
     )
 
 

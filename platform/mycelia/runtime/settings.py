@@ -160,6 +160,8 @@ class FlowsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Whether each commit goes to a stream of the broker first, so that an instance on another machine, with a directory of its own, can go on."""
     changelog_bytes: int = 4 * 1024**3
     """What the stream of one partition keeps: more than six times as much as the partition's state."""
+    ahead_bytes: int = 64 * 1024**2
+    """What a partition of a stage may have written to the logs between stages that those behind it have not committed. Then it takes no more."""
 
     def __post_init__(self) -> None:
         if not self.state:
@@ -170,6 +172,8 @@ class FlowsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             )
         if self.changelog_bytes < 1:
             raise ValueError("changelog_bytes must be a number of bytes, from 1")
+        if self.ahead_bytes < 1:
+            raise ValueError("ahead_bytes must be a number of bytes, from 1")
 
 
 class MyceliaSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
