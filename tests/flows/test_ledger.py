@@ -42,7 +42,10 @@ class Ledger:
 
     def __init__(self, folder: Path, node: PrivateNode, left: list[Left], seed: int) -> None:
         (folder / "carriers.py").write_text(SERVICE.read_text())
-        (folder / "config.yaml").write_text(f"AMQP_URI: {node.uri()}\nHEARTBEAT: 5\n")
+        # The first stage is held up by the second again and again, whatever happens to either.
+        (folder / "config.yaml").write_text(
+            f"AMQP_URI: {node.uri()}\nHEARTBEAT: 5\nmycelia:\n  flows:\n    ahead_bytes: 60000\n"
+        )
         self.node = node
         self.left = left
         self.processes = ExitStack()

@@ -243,11 +243,12 @@ async def test_log_between_that_does_not_reach_back_is_no_savepoint(
         for partition in range(4):
             await client.link.delete_queue(stream_name(BETWEEN, partition), timeout=10)
         async with run_services(Gated, broker=broker, config=config(tmp_path / "state")) as bed:
-            await eventually(lambda: statistics(bed).stages[BETWEEN].standing_still, 30)
+            still = await eventually(lambda: statistics(bed).stages[BETWEEN].standing_still, 30)
             with pytest.raises(OffsetGone, match="deleted and made anew"):
                 await save_flow(client.link, home, GROUP, tmp_path / "saved")
 
     assert not (tmp_path / "saved").exists()
+    assert all("Two ways out: go on from a savepoint" in why for why in still.values())
 
 
 async def test_savepoint_of_stages_of_a_former_version_is_refused(

@@ -419,8 +419,13 @@ async def test_silent_key_still_closes_its_windows_in_a_process_of_the_command(
     async with Client(rabbit_uri) as client:
         await append(client, LEFT, heard + others)
         tally = Tally(client, BY_CARRIER)
+
+        async def is_told() -> bool:
+            await tally.read()
+            return ("once", 1_000_000) in by_carrier(tally)
+
         with Process(*MYCELIA, "run", "carriers", "--config", "config.yaml", cwd=tmp_path):
-            await eventually(lambda: tally.has(4), 40)
+            await eventually(is_told, 40)
         await tally.aclose()
 
     assert by_carrier(tally)["once", 1_000_000] == (1, 7, 24)

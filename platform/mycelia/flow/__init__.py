@@ -14,6 +14,9 @@ In a service, over logs and with durable state:
   delivery        brings them what lies in the outbox
   outgoing        what leaves, as messages with ids (pure)
   relay_log       what goes from stage to stage (pure)
+  ahead, next_stages
+                  how far a stage may be ahead of the next one (the first pure)
+  asked_state     what steps know of a key, to be asked for (pure)
   staging         a flow as stages, with the logs between them
   partition_state, state_file
                   state, positions and outbox of a partition: what is asked of a place for them, and SQLite as one
