@@ -36,10 +36,10 @@ from mycelia.flow import group_commit
 publish = group_commit.publish_in_order
 
 
-async def slowly(link, messages, timeout):
+async def slowly(publishes, messages):
     if messages:
         await asyncio.sleep(0.05)
-    await publish(link, messages, timeout)
+    await publish(publishes, messages)
     if messages:
         await asyncio.sleep(0.05)
 
