@@ -36,6 +36,7 @@ __all__ = [
     "Family",
     "expiration_of",
     "family_of",
+    "is_from_levels",
     "is_on_its_way",
     "on_its_way",
     "restored",
@@ -142,6 +143,10 @@ _LONG: Final = Family("mycelia.delay.long", 24, 49.7 * 86400)
 """Up to 2^24 quarter seconds, of which `MAX_DELAY_S` may be used."""
 
 
+_BELOW: Final = tuple(f"{family.name}.below." for family in (_SHORT, _LONG))
+"""What the names of the exchanges behind the levels begin with, but for the last."""
+
+
 def units_of(delay: float) -> int:
     """A delay in quarter seconds, rounded up, and at least one."""
     return max(math.ceil(round(delay / UNIT_S, 6)), 1)
@@ -201,6 +206,11 @@ def on_its_way(
     again.priority = again.expiration = None
     again.delivery_mode = 2 if again.delivery_mode is None else again.delivery_mode
     return Message(family.name, message.routing_key, message.body, again, mandatory=True)
+
+
+def is_from_levels(exchange: str) -> bool:
+    """Whether a message that was delivered from this exchange has come through the levels; headers alone may be copied."""
+    return exchange == DELIVER or exchange.startswith(_BELOW)
 
 
 def is_on_its_way(headers: dict[str, Any]) -> bool:

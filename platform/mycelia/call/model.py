@@ -27,6 +27,7 @@ from mycelia.wire import (
     OFF_LOOP_BYTES,
     Serializer,
     call_id,
+    carried_item,
     decode_context,
     encode_context,
     extend_call_stack,
@@ -182,6 +183,11 @@ class Call(msgspec.Struct, eq=False):
                 what = ", ".join(left_out)
                 log.warning(event("context_left_out", call=self.target.name, left_out=what))
         return context
+
+    def carried(self, name: str) -> Any:
+        """What `context` has under `name`, `None` for nothing; read without decoding the rest, in any thread."""
+        given = self.given_context
+        return carried_item(self.headers, name) if given is None else given.get(name)
 
     @property
     def call_id(self) -> str:

@@ -10,7 +10,7 @@ import msgspec
 
 from mycelia.amqp import Message
 from mycelia.call import Call, CallKind, Direction, Target, get_current_call
-from mycelia.wire import BAGGAGE, HEADER_PREFIX, TRACEPARENT, TRACESTATE
+from mycelia.wire import BAGGAGE, TRACEPARENT, TRACESTATE
 
 __all__ = [
     "APPEND",
@@ -119,11 +119,5 @@ def carried_trace(call: Call | None) -> dict[str, Any]:
     """The trace that a call is of, as headers; empty where it is of none. Nothing else is read."""
     if call is None:
         return {}
-    given = call.given_context
-    carried = call.headers if given is None else given
-    found = {}
-    for name in (TRACEPARENT, TRACESTATE) if carried else ():
-        value = carried.get(name) or carried.get(HEADER_PREFIX + name)  # type: ignore[union-attr]  # asked above
-        if isinstance(value, str):
-            found[name] = value
-    return found
+    found = {name: call.carried(name) for name in (TRACEPARENT, TRACESTATE)}
+    return {name: value for name, value in found.items() if value and isinstance(value, str)}

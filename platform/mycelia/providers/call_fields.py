@@ -6,8 +6,8 @@ import logging
 import sys
 from typing import Any
 
-from mycelia.call import Call, get_current_call
-from mycelia.wire import HEADER_PREFIX, TRACEPARENT, trace_id_of
+from mycelia.call import get_current_call
+from mycelia.wire import TRACEPARENT, trace_id_of
 
 __all__ = ["CallFields", "call_fields", "fields_of", "of_process"]
 
@@ -33,21 +33,11 @@ def call_fields() -> dict[str, Any]:
     if span is not None:
         fields["trace_id"], fields["span_id"] = span
     elif call is not None:
-        trace_id = trace_id_of(_traceparent_of(call))
+        # In another thread, too, where nothing may be decoded that the worker is about to.
+        trace_id = trace_id_of(call.carried(TRACEPARENT))
         if trace_id is not None:
             fields["trace_id"] = trace_id
     return fields
-
-
-def _traceparent_of(call: Call) -> Any:
-    """As it is in the context, or in the headers: a line of another thread must not decode what the worker is about to."""
-    given = call.given_context
-    if given is not None:
-        return given.get(TRACEPARENT)
-    headers = call.headers
-    if not headers:
-        return None
-    return headers.get(TRACEPARENT) or headers.get(HEADER_PREFIX + TRACEPARENT)
 
 
 def _span_ids() -> tuple[str, str] | None:

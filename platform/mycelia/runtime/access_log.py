@@ -30,7 +30,7 @@ from mycelia.call import (
 from mycelia.errors import DeadlinePassed, HandlerTimeout, class_name_of
 from mycelia.log_event import event
 from mycelia.runtime.settings import AccessLogSection
-from mycelia.wire import CALL_ID_STACK, HEADER_PREFIX
+from mycelia.wire import CALL_ID_STACK
 
 __all__ = ["AccessLog"]
 
@@ -197,12 +197,8 @@ def _ms(seconds: float) -> float:
 
 
 def _caller_of(call: Call) -> str | None:
-    """The id of the call that this one came from. Reads the headers as they are: what nobody has asked for is not decoded."""
-    given = call.given_context
-    if given is not None:
-        stack = given.get(CALL_ID_STACK)
-    else:
-        stack = (call.headers or {}).get(HEADER_PREFIX + CALL_ID_STACK)
+    """The id of the call that this one came from. What nobody has asked for is not decoded."""
+    stack = call.carried(CALL_ID_STACK)
     if isinstance(stack, list) and stack and isinstance(stack[-1], str):
         return stack[-1][:MAX_CALL_ID]
     return None

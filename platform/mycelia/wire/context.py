@@ -29,6 +29,7 @@ __all__ = [
     "TRACESTATE",
     "USER_AGENT",
     "USER_ID",
+    "carried_item",
     "decode_context",
     "encode_context",
     "read_attempt",
@@ -155,6 +156,15 @@ def decode_context(
             size = f"{len(baggage)} characters" if isinstance(baggage, str) else "no text"
             left_out.append(f"{BAGGAGE} ({size})")
     return context
+
+
+def carried_item(headers: Mapping[str, Any] | None, name: str) -> Any:
+    """What `decode_context()` would have under `name`, of headers that nobody is to decode for it; `None` where there is nothing."""
+    if not headers:
+        return None
+    prefixed = HEADER_PREFIX + name
+    first, second = (name, prefixed) if name in _UNPREFIXED else (prefixed, name)
+    return headers[first] if first in headers else headers.get(second)
 
 
 def _first(headers: Mapping[str, Any], left_out: list[str]) -> dict[str, Any]:

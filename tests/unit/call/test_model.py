@@ -4,10 +4,12 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mycelia.amqp import Delivery, Properties
 from mycelia.call import Call, CallKind, Direction, Outcome, Requeue, Target
-from mycelia.wire import OFF_LOOP_BYTES
+from mycelia.wire import HEADER_PREFIX, OFF_LOOP_BYTES
 
 
 class NoSettler:
@@ -114,3 +116,25 @@ def test_long_bodies_and_compressed_ones_are_not_read_where_that_would_hold_othe
 def test_what_has_been_read_is_given_however_long_it_was() -> None:
     call = call_with(bytes(OFF_LOOP_BYTES + 1), None)
     assert call.decode() is call.decode_if_small()
+
+
+_NAMES = ["traceparent", "tracestate", "call_id_stack", "user_id", "x-own"]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([prefix + name for name in _NAMES for prefix in ("", HEADER_PREFIX)]),
+        st.sampled_from([None, "", "00-a", ["one"], 0]),
+    )
+    | st.none()
+)
+def test_what_is_carried_is_what_the_context_has_read_without_decoding_it(
+    headers: dict[str, object] | None,
+) -> None:
+    call = Call(Target(Direction.INBOUND, CallKind.EVENT, "service", "method"), headers=headers)
+
+    carried = {name: call.carried(name) for name in _NAMES}
+
+    assert call.given_context is None
+    assert carried == {name: call.context.get(name) for name in _NAMES}
+    assert carried == {name: call.carried(name) for name in _NAMES}, "and when it is decoded"

@@ -54,8 +54,15 @@ def way_of(delivery: Delivery) -> tuple[str, str]:
         ("mycelia.delay.deliver", {**ORIGIN, **ATTEMPT, **DELAYED}, ("airport", "landed.JFK")),
         # What was published for later comes with its own key; what stands in its headers is of another message.
         ("mycelia.delay.deliver", {**ORIGIN, **DELAYED}, ("airport", "landings")),
+        (
+            "mycelia.delay.short.below.4s",
+            {**ORIGIN, **ATTEMPT, **DELAYED},
+            ("airport", "landed.JFK"),
+        ),
         # A message of somebody's who copies headers.
         ("cargo", {**ORIGIN, **ATTEMPT}, ("cargo", "landings")),
+        ("cargo", {**ORIGIN, **ATTEMPT, **DELAYED}, ("cargo", "landings")),
+        ("cargo", {**ORIGIN, **DELAYED}, ("cargo", "landings")),
         ("", {"x-mycelia-exchange": 7, "x-mycelia-routing-key": "k"}, ("", "landings")),
         ("", {"x-mycelia-exchange": "e", "x-mycelia-routing-key": [1]}, ("", "landings")),
         ("", {"x-mycelia-routing-key": "k"}, ("", "landings")),
@@ -66,6 +73,17 @@ def test_headers_are_believed_of_what_came_by_its_queue_s_name(
     exchange: str, headers: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     assert way_of(message(exchange, headers)) == expected
+
+
+def test_properties_of_a_message_whose_headers_are_copied_stay_its_own() -> None:
+    headers = {**DELAYED, "x-mycelia-priority": 9, "x-mycelia-expiration": "1", "x-death": [1]}
+    delivery = message("cargo", dict(headers), priority=2, expiration="60000")
+
+    history_of(delivery, True)
+
+    properties = delivery.properties
+    assert (properties.priority, properties.expiration) == (2, "60000")
+    assert properties.headers == headers
 
 
 def test_lost_attempt_is_known_again_though_its_key_was_given_back() -> None:

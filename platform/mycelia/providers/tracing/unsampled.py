@@ -27,7 +27,6 @@ _is_unsampled: Final = re.compile(
     r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][02468ace]"
 ).fullmatch
 _propagator: Final = TraceContextTextMapPropagator()
-_PREFIXED: Final = HEADER_PREFIX + TRACEPARENT
 _STATES: Final = frozenset({TRACESTATE, HEADER_PREFIX + TRACESTATE})
 _LOW_BITS: Final = (1 << 64) - 1
 
@@ -86,11 +85,7 @@ def unsampled_span_of(call: Call, roots: Roots | None) -> UnsampledSpan | None:
     """
     given = call.given_context
     carried = call.headers if given is None else given
-    traceparent = None
-    if carried:
-        traceparent = carried.get(TRACEPARENT)
-        if traceparent is None and given is None:
-            traceparent = carried.get(_PREFIXED)
+    traceparent = call.carried(TRACEPARENT)
     if traceparent is None:
         if roots is None or (dropped := roots.drop()) is None:
             return None
