@@ -540,7 +540,8 @@ async def test_program_that_does_not_sample_keeps_its_services_from_it(
             await client.call("front", "ask")
         assert await client.call("back", "get") == "got"  # a trace of its own, which ends the wait
 
-    await wait_for(receiver, has("SERVER back: back/get"))
+    # The program's own span leaves when it likes, by another way than its service's.
+    await wait_for(receiver, lambda spans: {"CLIENT", "SERVER"} <= {span.kind for span in spans})
     assert [span.name for span in receiver.spans if "front" in span.name] == []
     assert {span.kind for span in receiver.spans} == {"CLIENT", "SERVER"}
 
