@@ -230,7 +230,7 @@ async def test_flow_goes_back_to_a_savepoint_and_begins_anew(
     for name, part in (("delays", "class HourlyDelay"), ("board", "class Board")):
         (tmp_path / f"{name}.py").write_text(block_with(PAGE, part).text)
         monkeypatch.delitem(sys.modules, name, raising=False)
-    (tmp_path / "go_back.py").write_text(block_with(PAGE, "take_savepoint").text)
+    (tmp_path / "go_back.py").write_text(block_with(PAGE, "save_flow").text)
     monkeypatch.delitem(sys.modules, "go_back", raising=False)  # it knows where the state was
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -247,7 +247,7 @@ async def test_flow_goes_back_to_a_savepoint_and_begins_anew(
     async with Client(broker) as client:
         await client.append_many(board.DEPARTED, [flight] * 3)
         await takes(3)
-        go_back.save("one")
+        await go_back.save("one")
         await client.append_many(board.DEPARTED, [flight] * 4)
         await takes(4)
         go_back.show()
