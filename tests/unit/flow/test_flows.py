@@ -632,7 +632,7 @@ def keyed() -> Any:
     ("make", "said"),
     [
         (lambda: source("", int), "expected a name"),
-        (lambda: departures().map("delay"), "map('delay'): expected a function"),
+        (lambda: departures().map("delay"), "map(): expected a function of a record; got 'delay'"),
         (lambda: departures().key_by(7), "key_by(): expected a function of a record, or the name of a field"),
         (lambda: departures().event_time(is_long, unit="m"), 'expected "s" or "ms"'),
         (lambda: departures().event_time(is_long, unit="s", disorder="soon"), "event_time(disorder=): 'soon' is no duration"),
