@@ -86,10 +86,11 @@ def without_number(message: OutboxMessage) -> OutboxMessage:
 
 
 class RowNumbers:
-    """Numbers for rows of one relay: their order is that in which it claims the rows.
+    """Numbers for rows of one relay, so that of a producer no lower number comes to a partition after a higher one.
 
-    The rows of one key are claimed and appended in one order, so that of a producer no lower number comes to a partition after a higher one.
-    Rows without a record's key go to any partition, and pass those that wait there: they have a producer of their own.
+    The rows of one key are claimed and appended by their ids. Rows that are given back are claimed again, perhaps behind others that were committed
+    later with lower ids, and get their numbers later: from then on numbers are those of another producer (`begin_anew()`). Rows without a record's key
+    go to any partition, and pass those that wait there: they have a producer of their own.
 
     Args:
         producer: nobody else's, and no other run's.
@@ -97,6 +98,12 @@ class RowNumbers:
 
     def __init__(self, producer: str) -> None:
         self._producer = producer
+        self._begun = itertools.count()
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Rows that have a number may come after those that get one from now on."""
+        self._prefix = f"{self._producer}-{next(self._begun)}"
         self._next: dict[tuple[str, bool], itertools.count[int]] = {}
 
     def of(self, message: OutboxMessage, key: str | None) -> OutboxMessage | None:
@@ -108,7 +115,7 @@ class RowNumbers:
             return None
         is_keyless = key == f"{message.source}/any"
         numbers = self._next.setdefault((message.source, is_keyless), itertools.count())
-        headers[PRODUCER_HEADER] = f"{self._producer}-any" if is_keyless else self._producer
+        headers[PRODUCER_HEADER] = f"{self._prefix}-any" if is_keyless else self._prefix
         headers[SEQUENCE_HEADER] = next(numbers)
         return replace(message, headers=encode_table(headers))
 

@@ -284,6 +284,8 @@ class OutboxRelay:
                     tasks.create_task(self._publish_line(line, batch))
         finally:
             known = {*batch.done, *(row.id for row, _ in batch.failed)}
+            if len(batch.done) < len(rows):
+                self._numbers.begin_anew()
             self._unwritten.append(
                 partial(
                     claims.settle,
