@@ -89,7 +89,7 @@ async def append(client: Client, left: list[Left]) -> None:
 
 
 async def has_taken(bed: ServiceBed, records: int) -> None:
-    await eventually(lambda: statistics(bed).records >= records, 30)
+    await eventually(lambda: statistics(bed, Gated).records >= records, 30)
 
 
 def valid(left: list[Left]) -> int:
@@ -98,7 +98,7 @@ def valid(left: list[Left]) -> int:
 
 async def has_counted(bed: ServiceBed, left: list[Left]) -> None:
     """The stage behind the cut has committed all of them, or all again since it began."""
-    await eventually(lambda: statistics(bed).stages[BETWEEN].records >= valid(left), 30)
+    await eventually(lambda: statistics(bed, Gated).stages[BETWEEN].records >= valid(left), 30)
 
 
 def given(tally: Tally) -> dict[tuple[str, int], set[tuple[int, int, int]]]:
@@ -155,7 +155,7 @@ async def test_what_lies_between_stages_is_in_a_savepoint_once(
         async with run_services(Gated, broker=broker, config=config(tmp_path / "state")) as bed:
             await append(client, closing())
             await has_given(tally, left)
-            again = statistics(bed).records
+            again = statistics(bed, Gated).records
         await tally.read()
         await tally.aclose()
 
@@ -230,6 +230,36 @@ async def test_savepoint_of_stages_goes_into_another_place_and_back_to_it_twice(
     assert given(tally) == wanted(left)
 
 
+async def test_savepoint_of_stages_goes_from_a_database_into_files_and_back(
+    rabbit_uri: str, tmp_path: Path, gate: asyncio.Event, postgres_uri: str
+) -> None:
+    left = flights(1_500)
+    database, files = state_home(postgres_uri), home_of(tmp_path / "files")
+    async with Client(rabbit_uri) as client:
+        tally = Tally(client, BY_CARRIER)
+        where = {"mycelia": {"flows": {"state": postgres_uri}}}
+        async with run_services(Gated, broker=rabbit_uri, config=where) as bed:
+            await append(client, left[:500])
+            await has_counted(bed, left[:500])
+            gate.clear()
+            await append(client, left[500:])
+            await has_taken(bed, len(left))
+            saved = await save_flow(client.link, database, GROUP, tmp_path / "saved")
+            gate.set()
+            await has_counted(bed, left)
+        await reset_flow(client.link, files, GROUP, tmp_path / "saved")
+        await save_flow(client.link, files, GROUP, tmp_path / "again")
+        await reset_flow(client.link, database, GROUP, tmp_path / "again")
+        await append(client, closing())
+        async with run_services(Gated, broker=rabbit_uri, config=where):
+            await has_given(tally, left)
+        await tally.aclose()
+    database.close()
+
+    assert saved.between[0].entries > 0
+    assert given(tally) == wanted(left)
+
+
 async def test_log_between_that_does_not_reach_back_is_no_savepoint(
     broker: str, tmp_path: Path, gate: asyncio.Event
 ) -> None:
@@ -243,7 +273,9 @@ async def test_log_between_that_does_not_reach_back_is_no_savepoint(
         for partition in range(4):
             await client.link.delete_queue(stream_name(BETWEEN, partition), timeout=10)
         async with run_services(Gated, broker=broker, config=config(tmp_path / "state")) as bed:
-            still = await eventually(lambda: statistics(bed).stages[BETWEEN].standing_still, 30)
+            still = await eventually(
+                lambda: statistics(bed, Gated).stages[BETWEEN].standing_still, 30
+            )
             with pytest.raises(OffsetGone, match="deleted and made anew"):
                 await save_flow(client.link, home, GROUP, tmp_path / "saved")
 
@@ -277,7 +309,7 @@ async def test_flow_that_runs_goes_on_from_a_savepoint_by_force(
         tally = Tally(client, BY_CARRIER)
         await saved_with_something_between(client, broker, tmp_path, gate, left)
         async with run_services(Gated, broker=broker, config=config(tmp_path / "state")) as bed:
-            await eventually(lambda: len(statistics(bed).partitions) == 4, 30)
+            await eventually(lambda: len(statistics(bed, Gated).partitions) == 4, 30)
             with pytest.raises(RuntimeStateError, match="reset --force"):
                 await reset_flow(client.link, home, GROUP, tmp_path / "saved")
             await reset_flow(client.link, home, GROUP, tmp_path / "saved", force=True)

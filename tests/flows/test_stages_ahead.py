@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tests.cli.commands import MyceliaCommand
 from tests.flows.carriers import BY_CARRIER, LEFT, Delayed, Left, closing, enriched, flights
 from tests.flows.counting import Tally
 from tests.flows.test_stage_savepoints import (
@@ -158,6 +160,44 @@ async def test_stage_whose_next_one_nobody_has_waits_also_after_a_restart_and_sa
     assert given(tally) == wanted(left)
 
 
+async def test_what_waits_is_told_by_the_command_and_by_metrics(
+    rabbit_uri: str, tmp_path: Path, gate: asyncio.Event, mycelia: MyceliaCommand
+) -> None:
+    def told(*argv: str) -> str:
+        done = mycelia(
+            "flow", *argv, "gated.counted", "--interval", "0.3", cwd=tmp_path, AMQP_URI=rabbit_uri
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return str(done.stdout)
+
+    async with Client(rabbit_uri) as client:
+        async with run_services(Gated, broker=rabbit_uri, config=config(tmp_path)) as bed:
+            await append(client, flights(8_000))
+            await is_held_up(bed)
+            lag = json.loads(await asyncio.to_thread(told, "lag", "--json"))
+            text = await asyncio.to_thread(told, "lag")
+            shown = await asyncio.to_thread(told, "show")
+            samples = list(statistics(bed)[0].samples("gated", "counted"))
+            gate.set()
+
+    waits = [one for one in lag if one["waits_for"] is not None]
+    assert [(one["stage"], one["partition"]) for one in waits] == [
+        ("gated.counted", number) for number in range(4)
+    ]
+    assert all(one["ahead_bytes"] >= MAX_BYTES for one in waits)
+    line = "gated.counted, partition 2 waits, "
+    assert line in text
+    assert line in shown
+    figures = {
+        (one.name, one.labels["stage"]): one.value for one in samples if "stage" in one.labels
+    }
+    assert figures["mycelia_flow_waiting_for_next", "gated.counted"] == 4
+    assert figures["mycelia_flow_waiting_for_next", BETWEEN] == 0
+    assert figures["mycelia_flow_ahead_bytes", "gated.counted"] >= 4 * MAX_BYTES
+    assert figures["mycelia_flow_delivered", "gated.counted"] == 0
+    assert figures["mycelia_flow_sink_waiting_bytes", BETWEEN] == 0
+
+
 class Slow:
     """Its sink takes nothing until it may."""
 
@@ -200,3 +240,5 @@ async def test_slow_sink_slows_its_source_down_through_several_stages(
 
     assert held.records < len(left)
     assert held.waiting_bytes >= MAX_BYTES
+    sunk = {one.name: one.value for one in held.samples("slow", "sunk") if "stage" in one.labels}
+    assert sunk["mycelia_flow_sink_waiting_bytes"] >= MAX_BYTES, "of the last stage"
