@@ -201,25 +201,37 @@ class ChangelogStream:
         Raises:
             LinkError: the broker does not answer.
         """
-        looker = uuid.uuid4().hex
         last: list[LoggedEntry] = []
         async with self.reading("last") as reader:
             if await self.link.message_count(self.name):
                 with suppress(BrokerUnavailable):  # the count may be of before
                     last += await reader.take(_LAST_S)
-            # The next one may find nothing but this: it says where to begin as well.
-            begin, snapshot = newest_snapshot(last) or (0, "")
-            await self.append(ChangeHead(kind="look", claim=looker, begin=begin, snapshot=snapshot))
             while True:
-                for entry in await reader.take():
-                    if entry.head is not None and entry.head.claim == looker:
-                        return ChangelogEnd(entry.offset, last)
-                    last.append(entry)
+                # The next one may find nothing but this: it says where to begin as well.
+                begin, snapshot = newest_snapshot(last) or (0, "")
+                looker = uuid.uuid4().hex
+                look = ChangeHead(kind="look", claim=looker, begin=begin, snapshot=snapshot)
+                await self.append(look)
+                end = await _read_to(reader, looker, last)
+                if newest_snapshot(last) in (None, (begin, snapshot)):
+                    return ChangelogEnd(end, last)
 
     async def first(self) -> int:
         """The offset of the first entry that it still holds. One has been written."""
         async with self.reading("first", credit=1) as reader:
             return (await reader.take())[0].offset
+
+
+async def _read_to(reader: ChangelogReader, looker: str, last: list[LoggedEntry]) -> int:
+    """The offset of a mark; what lies before it goes to `last`."""
+    end: int | None = None
+    while end is None:
+        for entry in await reader.take():
+            if entry.head is not None and entry.head.claim == looker:
+                end = entry.offset
+            elif end is None:
+                last.append(entry)
+    return end
 
 
 def changelog_name(place: StatePlace) -> str:

@@ -32,7 +32,6 @@ _TABLE: Final = "CREATE TABLE IF NOT EXISTS changelog (one INTEGER PRIMARY KEY C
 _ROW_BYTES: Final = 20
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_message = msgspec.msgpack.Decoder(Message).decode
 
 
 class LoggedFile(StateFile):
@@ -91,13 +90,7 @@ class LoggedFile(StateFile):
         """What may not have been published, with its numbers. Numbers go on behind it."""
         with self._told():
             kept = self._db.execute("SELECT number, message FROM outbox ORDER BY number").fetchall()
-        if kept:
-            self._next_number = max(self._next_number, kept[-1][0] + 1)
-        return [(number, _decode_message(data)) for number, data in kept]
-
-    @property
-    def sent_up_to(self) -> int:
-        return self._sent
+        return self._found(kept)
 
     @property
     def next_number(self) -> int:
