@@ -93,6 +93,7 @@ class Partition:
             inflow,
             calls,
             None,
+            None,
             lambda watermarks: None,
         )
 
