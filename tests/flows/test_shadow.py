@@ -230,7 +230,7 @@ async def test_stages_and_the_logs_between_them_have_shadows_too(
             one for one in bed.container(Carriers).entrypoints if isinstance(one, FlowHandler)
         ]
         await eventually(lambda: handler.statistics().records >= 1_000, 30)
-        await eventually(lambda: handler.stages[-1].published > 0, 30)
+        await eventually(lambda: handler.stages[-1].counts.published > 0, 30)
         done = await shadow("tests.flows.carriers:Carriers", "--from", "first", "--json")
 
     report = json.loads(done.stdout)["logs"][0]["report"]

@@ -108,6 +108,8 @@ class ShadowRun:
         """Whether it reads its logs from their very beginning."""
         self._at: dict[tuple[str, str, int], int] = {}
         """By stage, source and partition: what has been committed."""
+        self._marks: dict[tuple[str, int], Mapping[str, int]] = {}
+        """By stage and partition, then step: how far event time has come whose results have all left. A stage tells it of itself before they have."""
         self._way: CatchingUp | None = None
         self._news_at = 0.0
         self._reached_at: float | None = None
@@ -210,6 +212,7 @@ class ShadowRun:
     def _committed(self, commit: PartitionCommit) -> None:
         for name, position in commit.positions.items():
             self._at[commit.stage, name, commit.partition] = position.offset
+        self._marks[commit.stage, commit.partition] = commit.watermarks_ms
         if commit.records or commit.published:
             self._news_at = time.monotonic()
 
@@ -290,7 +293,7 @@ class ShadowRun:
                 if (description.relays and (newer or has_between)) or any(
                     (name, partition) in newer for name in description.sources
                 ):
-                    marks = stage.watermarks.get(partition, {})
+                    marks = self._marks.get((stage.name, partition), {})
                     found.append(min(marks.values(), default=None))
         return found
 
