@@ -205,6 +205,7 @@ async def test_what_goes_through_both_stages_between_their_copies_counts_once(
     assert given(tally) == wanted(left)
 
 
+@pytest.mark.long
 async def test_savepoint_of_stages_goes_into_another_place_and_back_to_it_twice(
     broker: str, tmp_path: Path, gate: asyncio.Event
 ) -> None:
@@ -230,6 +231,7 @@ async def test_savepoint_of_stages_goes_into_another_place_and_back_to_it_twice(
     assert given(tally) == wanted(left)
 
 
+@pytest.mark.long
 async def test_savepoint_of_stages_goes_from_a_database_into_files_and_back(
     rabbit_uri: str, tmp_path: Path, gate: asyncio.Event, postgres_uri: str
 ) -> None:
@@ -283,6 +285,7 @@ async def test_log_between_that_does_not_reach_back_is_no_savepoint(
     assert all("Two ways out: go on from a savepoint" in why for why in still.values())
 
 
+@pytest.mark.long
 async def test_savepoint_of_stages_of_a_former_version_is_refused(
     broker: str, tmp_path: Path
 ) -> None:
@@ -322,6 +325,7 @@ async def test_flow_that_runs_goes_on_from_a_savepoint_by_force(
     assert given(tally) == wanted(left)
 
 
+@pytest.mark.long
 async def test_owner_that_does_not_leave_is_told_and_nothing_is_reset(
     broker: str, tmp_path: Path, gate: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
