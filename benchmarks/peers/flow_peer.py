@@ -9,7 +9,9 @@
 | `client-hop` | the bare client: reads an entry, appends its records |
 | `faststream-hop`, `aio-pika-hop` | a message from a queue, a message to another, confirmed, then the ack |
 
-A role says `ready` when it has begun. Those without a log say `handled` when `FLOW_RECORDS` messages have gone through.
+A role says `ready` when it is there. Those over a log say `begun`, with the number of records, when the first have gone through: a flow with its first
+commit, the bare client with as many records; so what a start takes (partitions are shared out, state is claimed) is in no rate. Those that give
+no results of their own say `handled` when `FLOW_RECORDS` have gone through.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ QUEUE_IN, QUEUE_OUT = "bench-hop-in", "bench-hop-out"
 BASE_MS = 1_700_000_000_000
 WINDOW_MS = 10_000
 
+BEGUN = 20_000
+"""Records after which the bare client has begun: those of a flow's largest commit."""
+
 
 def records() -> int:
     """How many the harness has put there."""
@@ -34,10 +39,23 @@ def records() -> int:
 
 async def _run_flow(service: type) -> None:
     from mycelia import Runner
+    from mycelia.flow import FlowHandler, PartitionCommit
 
     state = os.environ["FLOW_STATE"]
     config = {"AMQP_URI": amqp_uri(), "mycelia": {"flows": {"state": state}}}
-    async with Runner(config, [service]):
+    async with Runner(config, [service]) as runner:
+        (container,) = runner.containers
+        (handler,) = [one for one in container.entrypoints if isinstance(one, FlowHandler)]
+
+        is_told = False
+
+        def begun(commit: PartitionCommit) -> None:
+            nonlocal is_told
+            if commit.records and not is_told:
+                is_told = True
+                say("begun", records=handler.statistics().records)
+
+        handler.observers.append(begun)
         await serve_until_stopped()
 
 
@@ -75,7 +93,7 @@ async def client_count() -> None:
             for one in entry.values:
                 cell = one.key, one.at_ms // WINDOW_MS
                 counts[cell] = counts.get(cell, 0) + 1
-            left -= len(entry.values)
+            left = _count_down(left, len(entry.values))
             if left <= 0:
                 break
         say("handled", count=sum(counts.values()))
@@ -100,11 +118,19 @@ async def client_hop() -> None:
             async for entry in reader:
                 await slots.acquire()
                 appends.create_task(append([Result(one.key, one.value) for one in entry.values]))
-                left -= len(entry.values)
+                left = _count_down(left, len(entry.values))
                 if left <= 0:
                     break
         await writer.aclose()
         await serve_until_stopped()
+
+
+def _count_down(left: int, taken: int) -> int:
+    """How many are left; says `begun` once."""
+    before = records() - left
+    if before < min(BEGUN, records()) <= before + taken:
+        say("begun", records=before + taken)
+    return left - taken
 
 
 class _Left:
