@@ -87,6 +87,8 @@ class Inflow:
         self._ends: dict[str, int] = {}
         """Of the tables that have not been read up to there."""
         self._batch = BATCH_RECORDS
+        self.is_behind = False
+        """Whether there was much of a batch the last time: more is there, or will be soon."""
 
     async def open(self) -> None:
         """Begin to read; what was opened is closed by `aclose()`, whether or not it succeeds."""
@@ -125,6 +127,12 @@ class Inflow:
 
         Each source gives its share, and one another time the first; tables alone, until they are read up to where they ended.
         """
+        taken = await self._gathered(timeout)
+        records = sum(len(entry.values) for entries in taken.values() for entry in entries)
+        self.is_behind = 2 * records >= self._batch
+        return taken
+
+    async def _gathered(self, timeout: float) -> Taken:
         if self._ends:
             return await self._gather_table(timeout)
         if len(self._order) == 1:

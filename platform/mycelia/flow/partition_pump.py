@@ -24,6 +24,9 @@ __all__ = ["PartitionPump", "waited_for"]
 TICK_EVERY: Final = 0.25
 """Seconds of silence after which time on the wall is let by, and it is looked whether the partition is to be left."""
 
+COLLECTS_FOR: Final = 0.02
+"""Seconds at most for which records are collected while the next commit waits for the one under way."""
+
 TELL_EVERY: Final = 1.0
 """Seconds between two words to the broker of how far the group has come. What counts is the state."""
 
@@ -128,9 +131,13 @@ class PartitionPump:
 
     async def _gather(self) -> Taken:
         """What comes before the next commit is due, or, when it is, before the one under way is done."""
+        inflow = self._inflow
         if not self._is_due:
-            return await self._inflow.gather(min(self._due_in, TICK_EVERY))
-        taken = await self._inflow.gather(0)
+            return await inflow.gather(min(self._due_in, TICK_EVERY))
+        if not inflow.is_behind:
+            # Nothing that is computed now leaves before the commit under way is done: as one batch it costs less.
+            await self._commits.settled(COLLECTS_FOR)
+        taken = await inflow.gather(0)
         if not taken:
             await self._commits.settled(TICK_EVERY)
         return taken
