@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from tests.cli.commands import MYCELIA, NAMEKO
-from tests.processes import Process, run
+from tests.processes import Process, environment, run
 
 from mycelia import BlockingClient
 from mycelia.testing import eventually
@@ -169,19 +169,27 @@ def reloading(text: str) -> str:
 
 
 def test_reload_starts_anew_when_a_file_changes_also_after_a_mistake(tmp_path: Path) -> None:
+    """Also when files have one size and are of one second, and Python would keep what it has compiled."""
     module = tmp_path / "again.py"
-    module.write_text(reloading("1"))
+
+    def write(result: str) -> None:
+        module.write_text(reloading(result))
+        os.utime(module, (1_700_000_000, 1_700_000_000))
+
+    write("1")
+    env = environment()
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     command = (*MYCELIA, "run", "again", "--broker", "memory://", "--reload")
-    with Process(*command, cwd=tmp_path) as process:
+    with Process(*command, cwd=tmp_path, env=env) as process:
         process.wait_for("loaded 1")
         process.wait_until_ready()
-        module.write_text(reloading("2"))
+        write("2")
         process.wait_for("loaded 2")
         process.wait_for('"ready"', count=2)
-        module.write_text(reloading("1/0"))
+        write("1/0")
         process.wait_for("ZeroDivisionError")
         process.wait_for("reload_waiting")
-        module.write_text(reloading("3"))
+        write("3")
         process.wait_for("loaded 3")
         process.wait_for('"ready"', count=3)
 

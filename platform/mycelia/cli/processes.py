@@ -76,6 +76,8 @@ class Processes:
         self._said_ready = False
         self._code = 0
         self._killing: asyncio.Task[None] | None = None
+        self._environment: dict[str, str] = {}
+        """What the processes have beside this one's."""
 
     async def run(self, changes: AsyncIterator[list[str]] | None = None) -> int:
         """Run them; return the exit code of the command.
@@ -95,6 +97,9 @@ class Processes:
                 await self._measured.start(self._members.__contains__, self._is_over.is_set)
             if changes is None:
                 return await self._generation()
+            # Python takes what it has compiled for a file of the same size and second: of two changes in one second it
+            # would run the first.
+            self._environment = {"PYTHONDONTWRITEBYTECODE": "1"}
             return await self._reloading(changes)
         finally:
             if self._measured is not None:
@@ -148,7 +153,7 @@ class Processes:
         while not self._stopping.is_set():
             began = time.monotonic()
             measured = self._measured
-            extra = {} if measured is None else measured.environment(number)
+            extra = self._environment | ({} if measured is None else measured.environment(number))
             member = await _Running.start(number, self._command(number), self._leash, extra)
             self._members[number] = member
             if self._stopping.is_set():  # a signal came meanwhile
