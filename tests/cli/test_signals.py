@@ -303,6 +303,7 @@ def test_children_that_are_ended_end_and_the_service_goes_on(start: Any) -> None
     assert len(lines(process, "stopping")) == 1
 
 
+@pytest.mark.long_variants("asyncio")
 def test_children_that_are_left_do_not_keep_a_stopped_process(start: Any) -> None:
     process = start("LeavesChildren")
     process.wait_for("pids: ")

@@ -295,6 +295,7 @@ async def _holds(link: Link, queue: str, count: int) -> bool:
 # --- and how it ends -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_cut_connections_lose_nothing(
     rabbit_uri: str, rabbit_api: ManagementApi, rabbit_vhost: str
 ) -> None:

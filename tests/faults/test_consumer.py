@@ -15,6 +15,7 @@ from mycelia.errors import BrokerUnavailable
 from mycelia.testing import Fault, TcpProxy, eventually
 
 
+@pytest.mark.long_variants("upstream-blackhole")
 async def test_consumer_resumes_and_gets_the_unsettled_again(
     link: RabbitLink, direct: RabbitLink, proxy: TcpProxy, cutting_fault: Fault
 ) -> None:

@@ -44,6 +44,7 @@ async def received(direct: RabbitLink, until: set[bytes]) -> list[bytes]:
     return inbox.bodies
 
 
+@pytest.mark.long_variants("upstream-blackhole")
 async def test_publishings_through_a_fault_are_confirmed_or_fail_in_time(
     link: RabbitLink, direct: RabbitLink, proxy: TcpProxy, fault: Fault
 ) -> None:

@@ -238,6 +238,7 @@ async def test_stages_and_the_logs_between_them_have_shadows_too(
     await nothing_is_left(rabbit_api, rabbit_vhost, tmp_path)
 
 
+@pytest.mark.long
 async def test_beside_code_that_runs_only_what_both_have_read_is_compared(
     shadow: Callable[..., Any], rabbit_uri: str, tmp_path: Path
 ) -> None:

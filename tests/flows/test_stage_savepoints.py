@@ -302,6 +302,7 @@ async def test_savepoint_of_stages_of_a_former_version_is_refused(
             await reset_flow(client.link, home, GROUP, tmp_path / "saved")
 
 
+@pytest.mark.long_variants("memory")
 async def test_flow_that_runs_goes_on_from_a_savepoint_by_force(
     broker: str, tmp_path: Path, gate: asyncio.Event
 ) -> None:

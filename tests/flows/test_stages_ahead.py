@@ -123,6 +123,7 @@ def nobody_told(one: FlowStatistics) -> str | None:
     return next((why for why in one.waiting.values() if "no instance" in why), None)
 
 
+@pytest.mark.long_variants("memory")
 async def test_stage_whose_next_one_nobody_has_waits_also_after_a_restart_and_says_so(
     broker: str,
     tmp_path: Path,

@@ -118,6 +118,7 @@ def settled(request: pytest.FixtureRequest, broker: str, bed: ServiceBed) -> Set
     return wait
 
 
+@pytest.mark.long_variants("rabbit-classic", "rabbit-thread")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", ["loop", "classic", "thread"])
 async def test_event_whose_channel_goes_while_it_is_handled_runs_once(

@@ -172,6 +172,7 @@ async def test_holder_that_stands_still_in_a_pause_tries_nothing_again_when_it_w
     assert len({pid for pid, _, _ in fleet.book()[-4:]}) == 1
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_cut_connections_move_the_timer_and_repeat_nothing(
     fleet: Fleet, rabbit_api: ManagementApi, rabbit_vhost: str

@@ -78,6 +78,7 @@ async def test_blocked_connection_is_back_pressure_with_a_bound(
     assert sum("publishing_unblocked" in one for one in caplog.messages) == 1
 
 
+@pytest.mark.long
 async def test_link_survives_a_restart_of_the_broker(
     link: RabbitLink, own_rabbit_node: PrivateNode
 ) -> None:

@@ -167,6 +167,7 @@ async def test_garbage_from_the_broker_costs_one_connection_and_is_named(
         await link.aclose()
 
 
+@pytest.mark.long
 async def test_idle_link_stays_connected_by_heartbeats(rabbit_uri: str) -> None:
     link = RabbitLink(rabbit_uri, LinkOptions(heartbeat=1))
     await link.open(timeout=15)

@@ -172,6 +172,7 @@ async def test_grace_over_gives_the_work_to_another_instance(
     await second.stop()
 
 
+@pytest.mark.long_variants("upstream blackhole")
 @pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.UPSTREAM_BLACKHOLE], ids=lambda f: f.value)
 async def test_stop_ends_within_its_bounds_when_the_broker_is_away(
     rabbit_uri: str, client: Client, link: Link, gate: asyncio.Event, fault: Fault

@@ -260,6 +260,7 @@ async def test_list_that_runs_while_the_connection_is_cut_runs_once(
     assert begun == Counter(range(20))
 
 
+@pytest.mark.long_variants("memory")
 @pytest.mark.timeout(240)
 async def test_stop_in_the_middle_of_lists_gives_back_what_is_not_done(
     broker: str, bare: Link

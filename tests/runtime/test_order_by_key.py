@@ -322,6 +322,7 @@ async def _cut(request: pytest.FixtureRequest, broker: str, link: Link) -> None:
     await eventually(lambda: link.statistics().reconnects > before and link.writable, 20)
 
 
+@pytest.mark.long_variants("rabbit-classic")
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("queue_type", ["quorum", "classic"])
 async def test_connection_that_is_cut_three_times_changes_no_key_s_order(

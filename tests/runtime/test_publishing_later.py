@@ -85,6 +85,7 @@ async def test_what_is_published_for_later_arrives_then_with_its_context(
         assert context.get("user_id") == (None if what == "client" else 7)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_what_is_published_for_later_outlives_a_restart_of_the_broker(
     own_rabbit_node: PrivateNode,

@@ -241,6 +241,7 @@ class Refusing:
         return refuse if is_ours else None
 
 
+@pytest.mark.long_variants("sqlite*")
 async def test_row_that_waits_holds_up_its_partition_and_is_not_taken_for_one_that_has_come(
     engine: sa.Engine,
 ) -> None:
