@@ -82,6 +82,7 @@ def differences(book: FlowBook, tables: Tables) -> list[str]:
         batch.close()
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("tables", "seed", "crash_rate", "shift_days"),
     [
