@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from mycelia.amqp import Link
 from mycelia.cli.call_and_publish import client_of, say_usage
 from mycelia.cli.dlq_output import for_terminal
+from mycelia.cli.failures import FailedImport, describe_failure
 from mycelia.cli.run import event_loop_factory
 from mycelia.durations import seconds_of
 from mycelia.errors import ConfigError, MyceliaError
@@ -30,6 +31,7 @@ __all__ = [
     "on_link",
     "print_line",
     "print_table",
+    "say_error",
     "start_argument",
     "whole_number",
 ]
@@ -123,11 +125,19 @@ def exit_code_of(acting: Coroutine[Any, Any, int]) -> int:
             return runner.run(acting)
     except KeyboardInterrupt:
         return 130
-    except ConfigError as exc:
-        return say_usage(str(exc))
     except MyceliaError as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        return say_error(exc)
+
+
+def say_error(error: MyceliaError) -> int:
+    """What a command ends with, in words; returns its exit code."""
+    if isinstance(error, FailedImport):
+        print(describe_failure(str(error), error.error), file=sys.stderr)
         return 1
+    if isinstance(error, ConfigError):
+        return say_usage(str(error))
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return 1
 
 
 async def confirm(asked: str) -> bool:

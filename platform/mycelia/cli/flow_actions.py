@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 
 from mycelia.amqp import Link
-from mycelia.cli.actions import confirm, exit_code_of, on_link, print_line, print_table
-from mycelia.cli.call_and_publish import client_of, say_usage
+from mycelia.cli.actions import confirm, exit_code_of, on_link, print_line, print_table, say_error
+from mycelia.cli.call_and_publish import client_of
 from mycelia.cli.described import flows_of
 from mycelia.cli.dlq_output import as_json
-from mycelia.cli.failures import FailedImport, describe_failure
 from mycelia.cli.state_argument import home_of, section_of
 from mycelia.control.flows import FlowAsker
 from mycelia.errors import ConfigError, MyceliaError, RuntimeStateError
@@ -305,14 +304,8 @@ def _graph_of_class(args: argparse.Namespace) -> int:
             raise ConfigError(
                 f"{args.flow} has several flows ({', '.join(graphs)}); an SVG is of one."
             )
-    except FailedImport as exc:
-        print(describe_failure(str(exc), exc.error), file=sys.stderr)
-        return 1
-    except ConfigError as exc:
-        return say_usage(str(exc))
     except MyceliaError as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
-        return 1
+        return say_error(exc)
     for name, graph in graphs.items():
         if args.json:
             print_line(as_json({"flow": name, "graph": msgspec.to_builtins(graph)}))
@@ -356,11 +349,8 @@ def savepoint_action(args: argparse.Namespace) -> int:
             taken = take_savepoint(home, args.flow, args.directory)
         finally:
             home.close()
-    except ConfigError as exc:
-        return say_usage(str(exc))
     except MyceliaError as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
-        return 1
+        return say_error(exc)
     return _told_savepoint(args, taken)
 
 

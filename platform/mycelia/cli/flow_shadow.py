@@ -12,11 +12,9 @@ from uuid import uuid4
 import msgspec
 
 from mycelia.amqp import Link
-from mycelia.cli.actions import on_link, print_line
-from mycelia.cli.call_and_publish import say_usage
+from mycelia.cli.actions import on_link, print_line, say_error
 from mycelia.cli.described import flows_of
 from mycelia.cli.dlq_output import as_json
-from mycelia.cli.failures import FailedImport, describe_failure
 from mycelia.cli.log_diff import print_differences
 from mycelia.cli.log_follow import progress_text
 from mycelia.cli.progress_line import ProgressLine
@@ -46,14 +44,8 @@ def shadow_action(args: argparse.Namespace) -> int:
         if args.against is not None and len(shadow.logs) > 1:
             logs = ", ".join(log.name for log, _ in shadow.logs)
             raise ConfigError(f"{shadow.of} gives to {logs}: --against is of one log.")
-    except FailedImport as exc:
-        print(describe_failure(str(exc), exc.error), file=sys.stderr)
-        return 1
-    except ConfigError as exc:
-        return say_usage(str(exc))
     except MyceliaError as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
-        return 1
+        return say_error(exc)
 
     async def run(args: argparse.Namespace, link: Link) -> int:
         return await _Shadow(args, link, shadow).run()

@@ -86,9 +86,11 @@ class RowsBeside:
             RowsFailed: rows could not be written for another reason; nothing was committed.
         """
         state, tables = self._state, self._tables
-        ours = [
-            one for one in messages if one.exchange == SINK_EXCHANGE and one.routing_key in tables
-        ]
+        ours: list[Message] = []
+        rest: list[Message] = []
+        for one in messages:
+            is_row = one.exchange == SINK_EXCHANGE and one.routing_key in tables
+            (ours if is_row else rest).append(one)
         if not ours:
             return state.commit(changes, positions, sequences, messages)
         assert isinstance(state, DatabaseState)
@@ -100,11 +102,6 @@ class RowsBeside:
                 place = SinkPlace(self._flow, one.routing_key, number_of(one))
                 tables[one.routing_key].write_beside(db, self._records(one), place)
 
-        rest = [
-            one
-            for one in messages
-            if one.exchange != SINK_EXCHANGE or one.routing_key not in tables
-        ]
         numbered = self._commit(
             lambda: state.commit(changes, positions, sequences, rest, write), ours
         )
