@@ -11,10 +11,11 @@ import heapq
 from collections.abc import Callable, Hashable, Iterable
 from copy import deepcopy
 from math import nan
+from operator import add, call
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 from mycelia.errors import ConfigError
-from mycelia.flow.fields import getter_of
+from mycelia.flow.fields import getter_for, getter_of
 from mycelia.flow.quantile_sketch import merge_sketches, quantile_of, sketch_of
 from mycelia.flow.user_code import apart_from, expect_function
 
@@ -93,10 +94,6 @@ class Aggregation(Generic[T_contra, R_co]):
         return self.name
 
 
-def _plus(a: Any, b: Any) -> Any:
-    return a + b
-
-
 def _extended(a: list[Any], b: list[Any]) -> list[Any]:
     a.extend(b)
     return a
@@ -108,7 +105,7 @@ def _name(field: object) -> str:
 
 def count() -> Aggregation[object, int]:
     """How many records."""
-    return Aggregation("count()", of=len, merge=_plus, result=_same, empty=int)
+    return Aggregation("count()", of=len, merge=add, result=_same, empty=int)
 
 
 @overload
@@ -120,8 +117,8 @@ def sum_of(field: Any) -> Aggregation[Any, Any]:
     get = getter_of(field, "sum_of()")
     return Aggregation(
         f"sum_of({_name(field)})",
-        of=lambda records: sum(map(get, records)),
-        merge=_plus,
+        of=lambda records: sum(map(getter_for(get, records), records)),
+        merge=add,
         result=_same,
         empty=int,
     )
@@ -143,7 +140,7 @@ def mean(field: Any) -> Aggregation[Any, float]:
 
     return Aggregation(
         f"mean({_name(field)})",
-        of=lambda records: (sum(map(get, records)), len(records)),
+        of=lambda records: (sum(map(getter_for(get, records), records)), len(records)),
         merge=merged,
         result=result,
     )
@@ -158,7 +155,7 @@ def min_of(field: Any) -> Aggregation[Any, Any]:
     get = getter_of(field, "min_of()")
     return Aggregation(
         f"min_of({_name(field)})",
-        of=lambda records: min(map(get, records)),
+        of=lambda records: min(map(getter_for(get, records), records)),
         merge=min,
         result=_same,
     )
@@ -173,7 +170,7 @@ def max_of(field: Any) -> Aggregation[Any, Any]:
     get = getter_of(field, "max_of()")
     return Aggregation(
         f"max_of({_name(field)})",
-        of=lambda records: max(map(get, records)),
+        of=lambda records: max(map(getter_for(get, records), records)),
         merge=max,
         result=_same,
     )
@@ -298,19 +295,20 @@ def together(*parts: Aggregation[Any, Any]) -> Aggregation[Any, Any]:
     """Several over the same records; the result is the tuple of theirs. One alone is itself."""
     if len(parts) == 1:
         return parts[0]
+    # Each is asked for every key of every batch: loops in C.
+    makers = [part.of for part in parts]
+    mergers = [part.merge for part in parts]
+    tellers = [part.result for part in parts]
     empties = [part.empty for part in parts if part.empty is not None]
 
-    def of(records: list[Any]) -> list[Any]:
-        return [part.of(records) for part in parts]
-
-    def merge(a: list[Any], b: list[Any]) -> list[Any]:
-        return [part.merge(x, y) for part, x, y in zip(parts, a, b, strict=True)]
+    def result(a: list[Any]) -> tuple[Any, ...]:
+        return tuple(map(call, tellers, a))
 
     return Aggregation(
         ", ".join(part.name for part in parts),
-        of=of,
-        merge=merge,
-        result=lambda a: tuple(part.result(x) for part, x in zip(parts, a, strict=True)),
+        of=lambda records: [of(records) for of in makers],
+        merge=lambda a, b: list(map(call, mergers, a, b)),
+        result=tuple if all(one is _same for one in tellers) else result,
         copy=lambda a: [part.copy(x) for part, x in zip(parts, a, strict=True)],
         empty=(lambda: [make() for make in empties]) if len(empties) == len(parts) else None,
     )

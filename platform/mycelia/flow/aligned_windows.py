@@ -8,7 +8,6 @@ window's state once for each batch. `benchmarks/flow.py` measures it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 from mycelia.flow.aggregations import Aggregation
@@ -90,7 +89,7 @@ class AlignedWindows(TimedOperator):
             self.watermark - self._lateness_ms - size
         )  # what began then or before is closed for good
         of, merge, copy = self._aggregation.of, self._aggregation.merge, self._aggregation.copy
-        stirred: dict[tuple[Any, int], None] = {}  # windows that may give a result at once
+        stirred: dict[tuple[Any, int], Pane] = {}  # windows that may give a result at once
         for slice_start, groups in sorted(self._grouped(batch).items(), key=_by_start):
             starts = self._kind.starts(slice_start)
             if starts and starts[0] <= gone:
@@ -101,6 +100,7 @@ class AlignedWindows(TimedOperator):
             live = self._state.load(groups)
             self._state.touch(groups)
             opened: list[tuple[Any, int]] = []
+            is_stirring = self._early_count is not None or starts[0] + size <= self.watermark
             for key, records in groups.items():
                 try:
                     part = of(records)
@@ -111,18 +111,18 @@ class AlignedWindows(TimedOperator):
                         own = part if len(starts) == 1 else copy(part)  # as `merge` may change it
                         pane = panes.get(start)
                         if pane is None:
-                            panes[start] = Pane(own, len(records))
+                            pane = panes[start] = Pane(own, len(records))
                             opened.append((key, start))
                         else:
                             held = pane.accumulator
                             pane.accumulator = own if held is NOTHING else merge(held, own)
                             pane.fresh += len(records)
+                        if is_stirring:
+                            stirred[key, start] = pane
                 except BaseException as exc:
                     raise self.fail_group(exc, batch, key, records, of) from exc
             for key, start in opened:
                 self._open(key, start)
-            if self._early_count is not None or starts[0] + size <= self.watermark:
-                stirred.update(dict.fromkeys((key, start) for key in groups for start in starts))
             if self._period is not None:
                 self._plan_periods(groups, starts)
         if stirred:
@@ -134,7 +134,7 @@ class AlignedWindows(TimedOperator):
         times, keys = batch.times, batch.keys
         assert keys is not None
         step, offset = self._slice_ms, self._kind.offset_ms
-        earliest, latest = min(times), max(times)
+        earliest, latest = batch.span
         first = earliest - (earliest - offset) % step
         if latest < first + step:
             groups: dict[Any, list[Any]] = defaultdict(list)
@@ -163,12 +163,12 @@ class AlignedWindows(TimedOperator):
             if slice_start <= time < slice_end:
                 self._late.add(key, value, time, self.watermark, missed)
 
-    def _tell_counts(self, stirred: Iterable[tuple[Any, int]]) -> None:
+    def _tell_counts(self, stirred: dict[tuple[Any, int], Pane]) -> None:
         """Results because enough records have come: early ones, and late ones."""
-        live, size = self._state.live, self._kind.size_ms
+        size = self._kind.size_ms
         early, late = self._early_count, self._emission.late.count
-        for key, start in stirred:
-            pane, end = live[key][start], start + size
+        for (key, start), pane in stirred.items():
+            end = start + size
             if end <= self.watermark:
                 if pane.fresh >= late:
                     self._tell(key, start, pane, is_late=True)

@@ -59,7 +59,7 @@ class ColumnBatch:
             no records of that batch, but results. It is asked for the position of a record that makes trouble.
     """
 
-    __slots__ = ("channel", "keys", "times", "trail", "values")
+    __slots__ = ("_span", "channel", "keys", "times", "trail", "values")
 
     def __init__(
         self,
@@ -74,12 +74,33 @@ class ColumnBatch:
         self.keys = keys
         self.channel = channel
         self.trail = trail
+        self._span: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __repr__(self) -> str:
         return f"ColumnBatch({self.times!r:.80}, {self.values!r:.80}, {self.keys!r:.80})"
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The earliest and the latest event time; there is at least one record. Several steps ask, and it is found once."""
+        if self._span is None:
+            self._span = min(self.times), max(self.times)
+        return self._span
+
+    def with_values(self, values: list[Any]) -> ColumnBatch:
+        """The same records, which say something else."""
+        return self._at_the_same_times(values, self.keys)
+
+    def with_keys(self, keys: list[Any]) -> ColumnBatch:
+        """The same records, about something else."""
+        return self._at_the_same_times(self.values, keys)
+
+    def _at_the_same_times(self, values: list[Any], keys: list[Any] | None) -> ColumnBatch:
+        batch = ColumnBatch(self.times, values, keys, self.channel, self.trail)
+        batch._span = self._span
+        return batch
 
     def only(self, kept: list[bool]) -> ColumnBatch:
         """Those of the records whose entry in `kept` is true."""

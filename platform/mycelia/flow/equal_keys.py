@@ -12,7 +12,7 @@ from itertools import chain
 from operator import is_
 from typing import Any, Final
 
-from mycelia.flow.state_codec import encode_state
+from mycelia.flow.state_codec import encode_plain, encode_state
 
 __all__ = ["has_no_equal", "key_state", "plain_key", "without_equals"]
 
@@ -58,7 +58,7 @@ def key_state(key: Any) -> bytes:
     Raises:
         StateIncompatible: it is of a type that is not kept.
     """
-    return encode_state(key if type(key) in _PLAIN else plain_key(key))
+    return encode_plain(key) if type(key) in _PLAIN else encode_state(plain_key(key))
 
 
 def has_no_equal(key: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter, itemgetter
 from typing import Any, Final, cast
 
@@ -29,14 +29,17 @@ def getter_of(field: object, what: str) -> Callable[[Any], Any]:
     return cast(Callable[[Any], Any], field)
 
 
-def getter_for(function: Callable[[Any], Any], records: Iterable[Any]) -> Callable[[Any], Any]:
+def getter_for(function: Callable[[Any], Any], records: Sequence[Any]) -> Callable[[Any], Any]:
     """What does for all these records what `function` does: of a named field, where all are of one type, a function in C."""
     of_type: Callable[[type], Callable[[Any], Any]] | None = getattr(function, _OF_TYPE, None)
-    if of_type is None:
+    if of_type is None or len(records) < _MANY:
         return function
     kinds = set(map(type, records))
     return of_type(kinds.pop()) if len(kinds) == 1 else function
 
+
+_MANY: Final = 8
+"""Records from which on asking for their types takes less time than it saves."""
 
 _OF_TYPE: Final = "__mycelia_field_of_type__"
 

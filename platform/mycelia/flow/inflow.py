@@ -13,12 +13,15 @@ from mycelia.logs.position import StartAt
 __all__ = ["FlowSource", "Inflow", "SourceReader", "Taken"]
 
 BATCH_RECORDS: Final = 2000
-MOST_RECORDS: Final = 10_000
+MOST_RECORDS: Final = 25_000
 """Records that the engine is given at once, at least and at most where there are as many: a batch costs the same for each key and step however many
 records it has. It runs in a thread, so this bounds how soon a stop is seen, not how long the loop waits."""
 
 BATCH_TAKES: Final = 0.1
 """Seconds of the engine that a larger batch may take."""
+
+BATCH_BYTES: Final = 8 * 2**20
+"""Bytes of a batch, as they came, from which on nothing more is put to it."""
 
 Taken = dict[str, list[LogEntry[Any]]]
 """Entries by source, in their order."""
@@ -186,11 +189,13 @@ def _is_behind(reader: SourceReader, end: int) -> bool:
 async def _gather(reader: SourceReader, timeout: float, records: int) -> list[LogEntry[Any]]:
     """The next entry, and what else is there already."""
     entries: list[LogEntry[Any]] = []
+    room = BATCH_BYTES
     entry = await reader.take(timeout)
     while entry is not None:
         entries.append(entry)
         records -= len(entry.values)
-        if records <= 0:
+        room -= entry.size
+        if records <= 0 or room <= 0:
             break
         entry = await reader.take(0)
     return entries

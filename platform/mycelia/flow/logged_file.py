@@ -24,7 +24,8 @@ from mycelia.flow.changelog_format import (
     SnapshotEnd,
     SnapshotRows,
 )
-from mycelia.flow.state_file import FlowCheckpoint, StateFile, write_state
+from mycelia.flow.sqlite_rows import insert_outbox, insert_state, write_state
+from mycelia.flow.state_file import FlowCheckpoint, StateFile
 
 __all__ = ["LoggedFile", "SnapshotOfFile"]
 
@@ -138,10 +139,9 @@ class LoggedFile(StateFile):
 
     def _apply(self, commit: LoggedCommit) -> None:
         db = self._db
-        for space, items in commit.changes.items():
-            write_state(db, space, items)
+        write_state(db, commit.changes)
         db.execute("DELETE FROM outbox WHERE number <= ?", [commit.sent])
-        db.executemany("INSERT INTO outbox VALUES (?, ?)", enumerate(commit.messages, commit.first))
+        insert_outbox(db, enumerate(commit.messages, commit.first))
 
     def _write_mark(self, mark: ChangeMark) -> None:
         self._written = _encode(mark)
@@ -170,8 +170,8 @@ class LoggedFile(StateFile):
 
     def load(self, rows: SnapshotRows) -> None:
         with self._told():
-            self._db.executemany("INSERT INTO state VALUES (?, ?, ?)", rows.state)
-            self._db.executemany("INSERT INTO outbox VALUES (?, ?)", rows.outbox)
+            insert_state(self._db, rows.state)
+            insert_outbox(self._db, rows.outbox)
 
     def end_loading(self, end: SnapshotEnd, mark: ChangeMark) -> None:
         with self._told():

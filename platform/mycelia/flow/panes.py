@@ -45,8 +45,14 @@ class Pane:
         self.told = [] if told is None else told
 
     def plain(self) -> list[Any]:
-        held = [] if self.accumulator is NOTHING else [self.accumulator]
-        return [held, self.fresh, self.index, self.is_closed, self.told]
+        held = self.accumulator
+        return [
+            [] if held is NOTHING else [held],
+            self.fresh,
+            self.index,
+            self.is_closed,
+            self.told,
+        ]
 
     @classmethod
     def restored(cls, plain: list[Any]) -> Pane:

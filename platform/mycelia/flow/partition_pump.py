@@ -30,6 +30,9 @@ COLLECTS_FOR: Final = 0.02
 TELL_EVERY: Final = 1.0
 """Seconds between two words to the broker of how far the group has come. What counts is the state."""
 
+COMMIT_BYTES: Final = 32 * 2**20
+"""Bytes of a commit's records, as they came, at which it is made whatever else is said: until then they are kept."""
+
 LEAVING_WAITS: Final = 2.0
 """Seconds that a partition that is left gives its commit and its sinks; what has not left by then is the next owner's."""
 
@@ -167,7 +170,10 @@ class PartitionPump:
 
     @property
     def _is_full(self) -> bool:
-        return self._run.uncommitted >= self._options.commit_records
+        run = self._run
+        return (
+            run.uncommitted >= self._options.commit_records or run.uncommitted_bytes >= COMMIT_BYTES
+        )
 
     async def _begin_commit(self) -> None:
         began_at = self._loop.time() if self._news_since is None else self._news_since

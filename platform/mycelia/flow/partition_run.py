@@ -271,6 +271,8 @@ class PartitionRun:
         """By source, the offset before which all is committed."""
         self.uncommitted = 0
         """Records taken since the last commit was prepared."""
+        self.uncommitted_bytes = 0
+        """Of those, as they came."""
 
     def _migrate(self) -> None:
         """Make the state that of the flow as it is described now, in a commit of its own."""
@@ -339,6 +341,7 @@ class PartitionRun:
         turn = _Turn(taken, now_ms)
         if taken or self._turns:
             self._turns.append(turn)
+        self.uncommitted_bytes += sum(one.size for entries in taken.values() for one in entries)
         self._take(turn)
 
     def tick(self, now_ms: int) -> None:
@@ -516,7 +519,7 @@ class PartitionRun:
         self._left_out.clear()
         self._turns = []
         self._keyless_taken = 0
-        self.uncommitted = 0
+        self.uncommitted = self.uncommitted_bytes = 0
         return PreparedCommit(
             changes,
             positions,

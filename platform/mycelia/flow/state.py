@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from mycelia.errors import StateIncompatible, describe
 from mycelia.flow.equal_keys import key_state
-from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.flow.state_codec import decode_state, encode_state, encode_states
 
 __all__ = ["Changes", "KeyedState", "MemoryStore", "StateStore", "StoreReader", "UnkeptKey"]
 
@@ -146,10 +146,14 @@ class KeyedState(Generic[V]):
         """
         live = self.live
         try:
-            changed: dict[bytes, bytes | None] = {
-                key_state(key): encode_state(self._plain(live[key])) if key in live else None
-                for key in self._dirty
-            }
+            dirty = self._dirty
+            kept = dirty if dirty <= live.keys() else [key for key in dirty if key in live]
+            values = encode_states(map(self._plain, map(live.__getitem__, kept)))
+            changed: dict[bytes, bytes | None] = dict(
+                zip(map(key_state, kept), values, strict=True)
+            )
+            if len(kept) < len(dirty):
+                changed.update((key_state(key), None) for key in dirty if key not in live)
         except BaseException:
             for key in self._dirty:
                 self._check(key)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -33,7 +33,7 @@ import msgspec
 
 from mycelia.errors import StateIncompatible
 
-__all__ = ["decode_plain_state", "decode_state", "encode_state"]
+__all__ = ["decode_plain_state", "decode_state", "encode_plain", "encode_state", "encode_states"]
 
 _TUPLE: Final = 1
 _SET: Final = 2
@@ -56,12 +56,25 @@ def encode_state(value: Any) -> bytes:
     Raises:
         StateIncompatible: it, or something in it, is of a type that has no bytes here.
     """
+    (encoded,) = encode_states([value])
+    return encoded
+
+
+def encode_states(values: Iterable[Any]) -> list[bytes]:
+    """The bytes of each of many values, in less time than one by one. Raises as `encode_state()`."""
     packer = _packers.pop() if _packers else msgpack.Packer(default=_extended, strict_types=True)
     try:
-        packed: bytes = packer.pack(value)
+        return list(map(packer.pack, values))
     finally:
         _packers.append(packer)
-    return packed
+
+
+def encode_plain(value: str | bytes | int) -> bytes:
+    """`encode_state()` of what is no container, in a third of its time."""
+    try:
+        return _encode_plain(value)
+    except OverflowError:  # an int beyond 64 bits
+        return encode_state(value)
 
 
 def decode_state(data: bytes | memoryview) -> Any:

@@ -13,7 +13,6 @@ import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -23,6 +22,7 @@ import msgspec
 from mycelia.amqp import Message
 from mycelia.errors import LeaseLost, StateIncompatible, StateUnavailable
 from mycelia.flow.outbox_numbers import OutboxNumbers
+from mycelia.flow.sqlite_rows import insert_outbox, write_state
 from mycelia.logs.position import LogPosition
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "SavedState",
     "StateFile",
     "copy_state_file",
-    "write_state",
 ]
 
 FORMAT: Final = 1
@@ -41,9 +40,6 @@ LOCK_TIMEOUT: Final = 5.0
 
 _KEYS_AT_ONCE: Final = 500
 """Of one question; SQLite takes at least 999 parameters."""
-
-_ROWS_AT_ONCE: Final = 100
-"""Of one statement that writes. More gain nothing."""
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS owner (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL);
@@ -199,13 +195,10 @@ class StateFile(OutboxNumbers):
                     f"{self._what}: another owner has the state file {self.path} by now (its epoch is {epoch}, ours {self.epoch}). "
                     "Nothing was committed; the other one goes on from the last checkpoint."
                 )
-            for space, items in changes.items():
-                write_state(db, space, items)
+            write_state(db, changes)
             db.execute("UPDATE checkpoint SET body = ?", [_encode(checkpoint)])
             db.execute("DELETE FROM outbox WHERE number <= ?", [self._sent])
-            db.executemany(
-                "INSERT INTO outbox VALUES (?, ?)", [(n, _encode(one)) for n, one in numbered]
-            )
+            insert_outbox(db, [(number, _encode(one)) for number, one in numbered])
         self.checkpoint = checkpoint
         self._next_number += len(numbered)
         return numbered
@@ -304,24 +297,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return told.st_dev, told.st_ino
-
-
-def write_state(db: sqlite3.Connection, space: str, items: Mapping[bytes, bytes | None]) -> None:
-    """Put these keys into the table `state`, and take those away that are gone. Many rows a statement: two thirds of the time of one each."""
-    kept = [
-        part for key, value in items.items() if value is not None for part in (space, key, value)
-    ]
-    for at in range(0, len(kept), 3 * _ROWS_AT_ONCE):
-        some = kept[at : at + 3 * _ROWS_AT_ONCE]
-        db.execute(_upsert(len(some) // 3), some)
-    gone = [(space, key) for key, value in items.items() if value is None]
-    db.executemany("DELETE FROM state WHERE space = ? AND key = ?", gone)
-
-
-@lru_cache
-def _upsert(rows: int) -> str:
-    values = ", ".join(["(?, ?, ?)"] * rows)
-    return f"INSERT INTO state VALUES {values} ON CONFLICT (space, key) DO UPDATE SET value = excluded.value"
 
 
 class SavedState:

@@ -53,27 +53,15 @@ class Fused(Operator):
             made, batch = self.applied(step.function, batch)
             if not made:
                 break
-            times, values, keys, trail = batch.times, batch.values, batch.keys, batch.trail
             if step.kind == "map":
-                values = made
+                batch = batch.with_values(made)
             elif step.kind == "key_by":
                 batch = self._keyed(step, made, batch)
-                continue
             elif step.kind == "filter":
                 batch = self._filtered(step, made, batch)
-                if not len(batch):
-                    break
-                continue
             else:
-                counts = list(map(len, made))
-                trail = None if trail is None else (*trail, Spread(counts))
-                values = list(chain.from_iterable(made))
-                times = list(chain.from_iterable(map(repeat, times, counts)))
-                keys = (
-                    None if keys is None else list(chain.from_iterable(map(repeat, keys, counts)))
-                )
-            batch = ColumnBatch(times, values, keys, batch.channel, trail)
-            if not values:
+                batch = _spread(made, batch)
+            if not len(batch):
                 break
         self.name = name
         if len(batch):
@@ -89,7 +77,7 @@ class Fused(Operator):
 
     def _keyed(self, step: FlowStep, keys: list[Any], batch: ColumnBatch) -> ColumnBatch:
         """Those records that have a key. One that cannot be a key is found here, by name, and not in a window."""
-        batch = ColumnBatch(batch.times, batch.values, keys, batch.channel, batch.trail)
+        batch = batch.with_keys(keys)
         try:
             distinct = set(keys)
         except BaseException:  # noqa: BLE001  raised below, with its record
@@ -102,6 +90,19 @@ class Fused(Operator):
             if not is_kept:
                 self.reject(batch, position, f"{step.name} gives it no key ({keys[position]})")
         return batch.only(kept)
+
+
+def _spread(made: list[Any], batch: ColumnBatch) -> ColumnBatch:
+    """Each record's own records, one after the other."""
+    counts = list(map(len, made))
+    keys, trail = batch.keys, batch.trail
+    return ColumnBatch(
+        list(chain.from_iterable(map(repeat, batch.times, counts))),
+        list(chain.from_iterable(made)),
+        None if keys is None else list(chain.from_iterable(map(repeat, keys, counts))),
+        batch.channel,
+        None if trail is None else (*trail, Spread(counts)),
+    )
 
 
 def _truth_of(function: Callable[[Any], Any]) -> Callable[[Any], bool]:
@@ -178,14 +179,14 @@ class Watching(Operator):
             batch = self._with_possible_times(batch)
             if not len(batch):
                 return
-            self._partitions.heard(batch.channel, max(batch.times), self._now_ms)
+            self._partitions.heard(batch.channel, batch.span[1], self._now_ms)
         self.out.append((MAIN, batch))
 
     def _with_possible_times(self, batch: ColumnBatch) -> ColumnBatch:
         """Those records whose times may be true. A single one of a wrong year would make all others late."""
         times, ahead = batch.times, self._ahead_ms
         before = self._partitions.greatest(batch.channel)
-        latest, earliest = max(times), min(times)
+        earliest, latest = batch.span
         limit = (earliest if before is None else before) + ahead
         if earliest >= 0 and latest <= min(limit, latest_possible(self._now_ms, ahead)):
             return batch

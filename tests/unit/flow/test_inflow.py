@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from mycelia.flow.inflow import BATCH_RECORDS, Inflow
+from mycelia.flow.inflow import BATCH_BYTES, BATCH_RECORDS, Inflow
 
 
 class Entry:
-    def __init__(self, records: int) -> None:
+    def __init__(self, records: int, size: int = 0) -> None:
         self.values = ["one"] * records
+        self.size = size
 
 
 class Reader:
     """Has entries of so many records."""
 
     def __init__(self, *records: int) -> None:
-        self._entries: list[Any] = [Entry(number) for number in records]
+        self.entries: list[Any] = [Entry(number) for number in records]
 
     async def take(self, timeout: float | None = None) -> Any:
-        return self._entries.pop(0) if self._entries else None
+        return self.entries.pop(0) if self.entries else None
 
 
 def inflow_of(*readers: Any) -> Inflow:
@@ -53,3 +54,13 @@ async def test_where_nothing_is_there_nothing_is_behind() -> None:
     assert not inflow.is_behind
     assert await inflow.gather(0) == {}
     assert not inflow.is_behind
+
+
+async def test_large_records_end_a_batch_before_their_number_does() -> None:
+    reader = Reader()
+    reader.entries = [Entry(1, BATCH_BYTES // 2) for _ in range(5)]
+    inflow = inflow_of(reader)
+
+    batches = [len((await inflow.gather(0))["0"]) for _ in range(3)]
+
+    assert batches == [2, 2, 1]

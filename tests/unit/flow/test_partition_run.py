@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from tests.unit.flow.entries import entry_of
 
 from mycelia import Log
 from mycelia.amqp import Message
@@ -51,25 +52,10 @@ def description(*outputs: FlowOutput) -> StageDescription:
     return StageDescription("g", plan, {"in": IN}, outputs, "svc.events", serializer)
 
 
-def entry(offset: int, values: list[Any]) -> LogEntry[Any]:
-    nothing: Any = None  # no message: nobody settles these
-    count = len(values)
-    return LogEntry(
-        keys=["k"] * count,
-        times=[0] * count,
-        headers=[None] * count,
-        values=values,
-        indexes=range(count),
-        partition=0,
-        offset=offset,
-        delivery=nothing,
-    )
-
-
 def entries(count: int = 40) -> list[LogEntry[Any]]:
     chance = Random(3)
     return [
-        entry(n, [(f"k{chance.randrange(6)}", n * 10 + chance.randrange(30)) for _ in range(20)])
+        entry_of(n, [(f"k{chance.randrange(6)}", n * 10 + chance.randrange(30)) for _ in range(20)])
         for n in range(count)
     ]
 
@@ -229,7 +215,7 @@ def test_record_that_fails_is_named_by_its_place_in_the_log(tmp_path: Path) -> N
         return row
 
     outputs = keyed().filter(lambda row: row[0] != "skip").map(picky).to(COUNTED)
-    some = [entry(5, [("a", 1), ("skip", 2)]), entry(9, [("skip", 3), ("b", 77), ("c", 4)])]
+    some = [entry_of(5, [("a", 1), ("skip", 2)]), entry_of(9, [("skip", 3), ("b", 77), ("c", 4)])]
     run = started(tmp_path / "a", of=description(outputs), skipped={("in", 5, 0)})
     with pytest.raises(RecordsFailed) as told:
         run.feed({"in": some}, 0)

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from tests.unit.flow.entries import entry_of
 
 from mycelia import Log
 from mycelia.errors import LeaseLost
@@ -30,7 +31,7 @@ from mycelia.flow.sinks.sink import SinkPlace, unpack_records
 from mycelia.flow.sinks.sql_table import SqlTable
 from mycelia.flow.state_database import RowsFailed
 from mycelia.flow.state_home import StateHome, state_home
-from mycelia.logs import LogEntry, LogPosition
+from mycelia.logs import LogPosition
 from mycelia.wire import SerializerRegistry
 
 IN: Log[Any] = Log("in", partitions=2)
@@ -100,19 +101,7 @@ def commit(run: PartitionRun, offset: int, *values: Any) -> list[Any]:
 
 
 def prepared(run: PartitionRun, offset: int, *values: Any) -> PreparedCommit:
-    nothing: Any = None
-    count = len(values)
-    entry: LogEntry[Any] = LogEntry(
-        keys=["k"] * count,
-        times=[0] * count,
-        headers=[None] * count,
-        values=list(values),
-        indexes=range(count),
-        partition=0,
-        offset=offset,
-        delivery=nothing,
-    )
-    run.feed({"in": [entry]}, 0)
+    run.feed({"in": [entry_of(offset, list(values))]}, 0)
     return run.prepare({"in": LogPosition(offset=offset)}, 0)
 
 

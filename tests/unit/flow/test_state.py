@@ -22,7 +22,7 @@ from mycelia.errors import StateIncompatible
 from mycelia.flow import MemoryStore
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME
 from mycelia.flow.state import KeyedState
-from mycelia.flow.state_codec import decode_state, encode_state
+from mycelia.flow.state_codec import decode_state, encode_plain, encode_state, encode_states
 from mycelia.flow.timer_queue import TimerQueue
 from mycelia.flow.watermarks import PartitionWatermarks
 
@@ -45,6 +45,8 @@ class Carrier(Enum):
     AA = "american"
 
 
+PLAIN_VALUES = st.text() | st.binary() | st.integers()
+
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -62,6 +64,16 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
+
+
+@given(PLAIN_VALUES)
+def test_plain_values_have_the_same_bytes_by_the_shorter_way(value: str | bytes | int) -> None:
+    assert encode_plain(value) == encode_state(value)
+
+
+@given(st.lists(VALUES))
+def test_many_values_have_the_bytes_of_each(values: list[Any]) -> None:
+    assert encode_states(values) == list(map(encode_state, values))
 
 
 @given(VALUES)

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.unit.flow.entries import entry_of
 
 from mycelia import Log
 from mycelia.errors import ConfigError, StateIncompatible
@@ -20,7 +21,7 @@ from mycelia.flow import FlowOutput, FlowPlan, KeyContext, KeyedStream, count, s
 from mycelia.flow.partition_run import PartitionRun, StageDescription
 from mycelia.flow.state_codec import _class_of
 from mycelia.flow.state_file import StateFile
-from mycelia.logs import LogEntry, LogPosition
+from mycelia.logs import LogPosition
 from mycelia.wire import SerializerRegistry
 
 OUT: Log[Any] = Log("out", partitions=1)
@@ -88,21 +89,10 @@ def run(path: Path, output: FlowOutput, dropped: tuple[str, ...] = ()) -> Partit
 
 def feed(path: Path, output: FlowOutput, rows: list[Any], dropped: tuple[str, ...] = ()) -> Any:
     """What is given for these rows, which are committed."""
-    nothing: Any = None
     one = run(path, output, dropped)
     try:
         offset = one.offset or 0
-        entry: LogEntry[Any] = LogEntry(
-            keys=["k"] * len(rows),
-            times=[0] * len(rows),
-            headers=[None] * len(rows),
-            values=rows,
-            indexes=range(len(rows)),
-            partition=0,
-            offset=offset,
-            delivery=nothing,
-        )
-        one.feed({"in": [entry]}, 0)
+        one.feed({"in": [entry_of(offset, rows)]}, 0)
         given = [value for part in one._given for value in part.values]
         one.commit({"in": LogPosition(offset=offset + 1)}, 0)
     finally:

@@ -52,6 +52,8 @@ def test_what_comes_from_a_stage_before_is_none() -> None:
 
 
 class Entry:
+    size = 0
+
     def __init__(self, value: str) -> None:
         self.values = [value]
 
