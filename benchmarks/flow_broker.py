@@ -4,8 +4,8 @@
 
 A log (or a queue) is filled; then a process is started over it, and the time is from its `begun` (of a peer, its `ready`) until the last result is there:
 see `peers/flow_peer.py`.
-Latency is of an open loop: records are appended at half and at four fifths of the highest rate of that flow, `flow-updates`, and each result tells when
-the latest record in it was sent.
+Latency is of an open loop: a process of its own appends records at half and at four fifths of the highest rate of that flow, `flow-updates`, and each
+result tells when the latest record in it was sent.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from typing import Any, Final
 from benchmarks.broker import Broker, find_broker
 from benchmarks.environment import describe
 from benchmarks.flow_logs import COUNTED, HOPPED, SOURCE, Reading, Result
-from benchmarks.peers.flow_peer import BASE_MS, QUEUE_IN, QUEUE_OUT, WINDOW_MS
+from benchmarks.peers.flow_peer import BASE_MS, KEYS, QUEUE_IN, QUEUE_OUT, WINDOW_MS
 from benchmarks.process import ROOT, PeerProcess, cpu_seconds
 from mycelia import Client, Log
 from mycelia.amqp import Message, Properties
 
-KEYS: Final = 1_000
 PER_MS: Final = 50
 """Records for each millisecond of event time."""
 BATCH: Final = 1_000
@@ -78,9 +77,9 @@ async def _fill_queue(client: Client, number: int) -> None:
 
 
 @contextlib.contextmanager
-def _peer(role: str, uri: str, number: int) -> Iterator[PeerProcess]:
+def _peer(role: str, uri: str, number: int = 0, **more: str) -> Iterator[PeerProcess]:
     with tempfile.TemporaryDirectory(prefix="mycelia-bench-flow-") as state:
-        environment = {"AMQP_URI": uri, "FLOW_RECORDS": str(number), "FLOW_STATE": state}
+        environment = {"AMQP_URI": uri, "FLOW_RECORDS": str(number), "FLOW_STATE": state, **more}
         command = [sys.executable, "-m", "benchmarks.peers.flow_peer", role]
         with PeerProcess(role, command, environment) as process:
             yield process
@@ -164,13 +163,15 @@ async def _latency(broker: Broker, rate: float, seconds: float) -> dict[str, flo
     """Of an open loop at `rate` records a second."""
     async with _clean(broker) as client:
         await SOURCE.declare(client.link)
-        with _peer("flow-updates", broker.uri, 0) as process:
+        with _peer("flow-updates", broker.uri) as process:
             await asyncio.to_thread(process.expect, "ready", 60.0)
             found: list[float] = []
             begun = asyncio.Event()
             reading = asyncio.create_task(_take_latencies(client, found, begun))
             await _probe(client, begun)
-            await _append_at(client, rate, seconds)
+            asked = {"FLOW_RATE": str(rate), "FLOW_SECONDS": str(seconds)}
+            with _peer("append", broker.uri, **asked) as appending:
+                await asyncio.to_thread(appending.expect, "appended", seconds + STALLED_S)
             behind = time.time()
             await asyncio.wait_for(reading, STALLED_S)
             behind = time.time() - behind
@@ -208,27 +209,6 @@ async def _take_latencies(client: Client, found: list[float], begun: asyncio.Eve
                     return
                 if one.key != "probe":
                     found.append(now - one.sent_at)
-
-
-async def _append_at(client: Client, rate: float, seconds: float) -> None:
-    """Append as many a second, in equal steps of 5 ms, whatever becomes of those before."""
-    writer = await SOURCE.open_writer(client.link, 30.0)
-    began, step, sent = time.perf_counter(), 0.005, 0
-    waiting: set[asyncio.Task[None]] = set()
-    while (elapsed := time.perf_counter() - began) < seconds:
-        now = time.time()
-        due = int(rate * elapsed) - sent
-        at_ms = int(now * 1000)
-        some = [Reading(f"k{(sent + n) % KEYS}", at_ms, 1, now) for n in range(due)]
-        sent += due
-        if some:
-            task = asyncio.ensure_future(writer.append_many(some))
-            waiting.add(task)
-            task.add_done_callback(waiting.discard)
-        await asyncio.sleep(step)
-    await asyncio.gather(*waiting)
-    await writer.append(Reading("end", int(time.time() * 1000), 1, time.time()))
-    await writer.aclose()
 
 
 def _absent(role: str) -> bool:

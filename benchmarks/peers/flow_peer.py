@@ -8,6 +8,7 @@
 | `client-count` | the bare client over the same entries: a dictionary of counts, kept nowhere |
 | `client-hop` | the bare client: reads an entry, appends its records |
 | `faststream-hop`, `aio-pika-hop` | a message from a queue, a message to another, confirmed, then the ack |
+| `append` | appends `FLOW_RATE` records a second to `bench.in` for `FLOW_SECONDS`, in an open loop, and says `appended` |
 
 A role says `ready` when it is there. Those over a log say `begun`, with the number of records, when the first have gone through: a flow with its first
 commit, the bare client with as many records; so what a start takes (partitions are shared out, state is claimed) is in no rate. Those that give
@@ -20,6 +21,7 @@ import asyncio
 import gc
 import os
 import sys
+import time
 from typing import Any
 
 from benchmarks.peers.protocol import PREFETCH, amqp_uri, say
@@ -28,6 +30,7 @@ from benchmarks.peers.roles import play, serve_until_stopped
 QUEUE_IN, QUEUE_OUT = "bench-hop-in", "bench-hop-out"
 BASE_MS = 1_700_000_000_000
 WINDOW_MS = 10_000
+KEYS = 1_000
 
 BEGUN = 50_000
 """Records after which the bare client has begun: those of a flow's largest commit."""
@@ -126,6 +129,30 @@ async def client_hop() -> None:
         await serve_until_stopped()
 
 
+async def append() -> None:
+    """Append as many a second, in equal steps of 5 ms, whatever becomes of those before; then the record that ends all."""
+    from benchmarks.flow_logs import SOURCE, Reading
+    from mycelia import Client
+
+    rate, seconds = float(os.environ["FLOW_RATE"]), float(os.environ["FLOW_SECONDS"])
+    async with Client(amqp_uri()) as client:
+        writer = await SOURCE.open_writer(client.link, 30.0)
+        began, sent = time.perf_counter(), 0
+        async with asyncio.TaskGroup() as appends:
+            while (elapsed := time.perf_counter() - began) < seconds:
+                now = time.time()
+                due = int(rate * elapsed) - sent
+                at_ms = int(now * 1000)
+                if due:
+                    some = [Reading(f"k{(sent + n) % KEYS}", at_ms, 1, now) for n in range(due)]
+                    appends.create_task(writer.append_many(some))
+                    sent += due
+                await asyncio.sleep(0.005)
+        await writer.append(Reading("end", int(time.time() * 1000), 1, time.time()))
+        await writer.aclose()
+    say("appended", records=sent)
+
+
 def _count_down(left: int, taken: int) -> int:
     """How many are left; says `begun` once."""
     before = records() - left
@@ -214,5 +241,6 @@ if __name__ == "__main__":
             "client-hop": client_hop,
             "faststream-hop": faststream_hop,
             "aio-pika-hop": aio_pika_hop,
+            "append": append,
         }
     )
