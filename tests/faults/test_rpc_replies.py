@@ -1,4 +1,7 @@
-"""Replies over a connection that is cut, and replies that the broker does not take: every caller gets its answer."""
+"""Replies over a connection that is cut, and replies that the broker does not take: every caller gets its answer.
+
+A request that its caller's connection takes along is not sent again: nobody can tell whether it has run.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mycelia import Client, Runner, rpc
-from mycelia.errors import RemoteError
+from mycelia.errors import RemoteError, RpcTimeout
 from mycelia.testing import Fault, TcpProxy, eventually
 
 
@@ -58,6 +61,33 @@ async def test_no_reply_is_lost_when_the_service_s_connections_are_cut(rabbit_ur
             answers = await asyncio.gather(*calls)
 
     assert answers == [100 * cut + n for cut in range(10) for n in range(100)]
+
+
+@pytest.mark.timeout(60)
+async def test_request_lost_with_its_caller_s_connection_is_not_sent_again(
+    rabbit_uri: str,
+) -> None:
+    Service.runs.clear()
+    parts = urlsplit(rabbit_uri)
+    async with TcpProxy(str(parts.hostname), int(parts.port or 0)) as wire:
+        async with (
+            Runner({"AMQP_URI": rabbit_uri}, [Service]),
+            Client(wire.uri(rabbit_uri), timeout=30) as client,
+        ):
+            assert await client.call("service", "echo", 1) == 1
+            await wire.fail(Fault.UPSTREAM_BLACKHOLE)
+            lost = asyncio.ensure_future(client.call("service", "echo", 2, timeout=5))
+            await eventually(lambda: client.link.statistics().published == 2, 5)
+            await wire.heal()
+            wire.drop()
+            await eventually(lambda: client.link.statistics().reconnects == 2, 30)
+            await client.link.ready(30)
+
+            assert await client.call("service", "echo", 3) == 3
+            with pytest.raises(RpcTimeout):
+                await lost
+
+    assert Service.runs == Counter([1, 3])
 
 
 @pytest.mark.long_variants("give")

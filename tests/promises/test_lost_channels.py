@@ -143,6 +143,9 @@ async def test_request_whose_channel_goes_is_run_once_and_answered(
 ) -> None:
     calls = [asyncio.ensure_future(bed.client.call("service", "ask", n)) for n in range(20)]
     await eventually(lambda: len(Service.runs) == WORKERS, 10)
+    # The callers' connections are cut as well, and a request that is still on its way is not sent again.
+    requests = bed.client.link.statistics
+    await eventually(lambda: requests().published == 20 and not requests().unproven, 20)
 
     await cut()
     Service.gate.set()
