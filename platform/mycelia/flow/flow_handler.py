@@ -140,8 +140,11 @@ class FlowStatistics(StageStatistics, frozen=True, kw_only=True):
                 yield Sample("mycelia_flow_state_bytes", "max", labels, float(size))
 
     def troubles(self) -> list[str]:
-        """As `TellsTroubles`: partitions that stand still."""
-        return [
+        """As `TellsTroubles`: partitions that stand still, and a group that is another's."""
+        out = [
+            f"flow {self.group}: {one.stays_out}" for one in self.stages.values() if one.stays_out
+        ]
+        return out + [
             f"flow {self.group}: partition {partition} of {name} stands still: {why:.200}"
             for name, stage in self.stages.items()
             for partition, why in stage.standing_still.items()
@@ -404,6 +407,7 @@ class FlowHandler(Entrypoint):
             waiting_bytes=sum(one.waiting_bytes for one in every),
             ahead_bytes=sum(one.ahead_bytes for one in every),
             waiting={} if first is None else first.waiting,
+            stays_out=None if first is None else first.stays_out,
             faults=sum(one.faults for one in every),
             dead=sum(one.dead for one in every),
             stages=stages,
@@ -644,6 +648,7 @@ def _statistics_of(stage: Stage) -> StageStatistics:
         waiting_bytes=stage.waiting_bytes,
         ahead_bytes=stage.ahead_bytes,
         waiting=stage.waiting,
+        stays_out=stage.stays_out,
         faults=stage.faults,
         dead=stage.dead,
         watermarks_ms=stage.watermarks,

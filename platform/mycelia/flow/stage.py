@@ -113,6 +113,11 @@ class Stage:
         """Those that are this instance's own now."""
         return [] if self._membership is None else self._membership.owned
 
+    @property
+    def stays_out(self) -> str | None:
+        """Why it takes no partition, if it does not: another method, elsewhere, is this group."""
+        return None if self._membership is None else self._membership.stays_out
+
     def lag(self) -> dict[int, int]:
         """Entries of `reads_first` that have not been committed, by partition; as far as it is known."""
         return {} if self._lag is None else self._lag.lag()
@@ -132,6 +137,7 @@ class Stage:
             description.partitions,
             self._own,
             self._leave,
+            self._host.called,
         )
         if isinstance(self.reads_first, Log):
             self._lag = LagWatch(self._host.link, self.reads_first.name, self._offsets)

@@ -105,6 +105,8 @@ class GroupStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """What could not be handled, and is a dead letter: whole entries of a log handler, records of a flow."""
     lag: dict[int, int]
     """Entries of each partition that have not been handled (of a flow: not committed); where it is known. 0 once it is another's."""
+    stays_out: str | None = None
+    """Why it takes no partition, if it does not: another method, elsewhere, is this group."""
 
 
 class LogHandlerStatistics(GroupStatistics, frozen=True, kw_only=True):
@@ -117,8 +119,9 @@ class LogHandlerStatistics(GroupStatistics, frozen=True, kw_only=True):
     """Of the partitions that do not go on, why: their place or their stream is gone, or their dead letters cannot be published."""
 
     def troubles(self) -> list[str]:
-        """As `TellsTroubles`: partitions that stand still."""
-        return [
+        """As `TellsTroubles`: partitions that stand still, and a group that is another's."""
+        out = [] if self.stays_out is None else [f"log {self.log}: {self.stays_out}"]
+        return out + [
             f"log {self.log}: partition {partition} of group {self.group} stands still: {why:.200}"
             for partition, why in self.standing_still.items()
         ]
@@ -228,6 +231,7 @@ class LogHandler(Entrypoint):
             self.source.partitions,
             self._own,
             self._leave_partition,
+            self.target.name,
         )
         self._lag = LagWatch(self.container.host.link, self.source.name, self._offsets)
         name = f"mycelia:log:{self.source.name}--{self.group}"
@@ -265,6 +269,7 @@ class LogHandler(Entrypoint):
             checkpoints=self._checkpoints,
             lag=self._known_lag(),
             standing_still=dict(self._standing_still),
+            stays_out=None if self._membership is None else self._membership.stays_out,
         )
 
     def _offsets(self) -> dict[int, int]:

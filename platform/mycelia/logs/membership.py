@@ -1,13 +1,15 @@
 """An instance in a group: which of the partitions are its own, as instances come and go.
 
 Beside the queue of each partition (`partition_lease`) a group has two that never hold a message: whoever takes part consumes from
-`….members`, whoever has too few partitions from `….waiting`. How many consumers a queue has is all that instances know of each other.
+`….members`, whoever has too few partitions from `….waiting`. How many consumers a queue has is all that instances know of each other, but
+for what they ask: whether all are the same method (`group_peers`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from random import Random, uniform
 from typing import Final
@@ -15,6 +17,7 @@ from typing import Final
 from mycelia.amqp import Delivery, Link, LinkConsumer, Queue
 from mycelia.errors import LeaseLost, LinkError, describe
 from mycelia.log_event import event
+from mycelia.logs.group_peers import GroupPeer, GroupPeers
 from mycelia.logs.partition_lease import (
     PartitionLease,
     consumers_of,
@@ -30,6 +33,15 @@ log = logging.getLogger("mycelia.logs")
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks at the others, with jitter: a partition is free for one to three of them."""
 
+ASK_EVERY: Final = 60.0
+"""Seconds after which the others are asked again who they are, if nobody has come or gone."""
+
+ASK_ASIDE: Final = 3.0
+"""The same of an instance that stays out of the group."""
+
+_SILENT_TWICE: Final = 2
+"""Questions that nobody of another method has answered, until it counts as gone."""
+
 Owns = Callable[[int, PartitionLease], Awaitable[None]]
 """What an owner does with a partition, until it is cancelled or has had enough; `LeaseLost` ends it, too. The lease is closed after it."""
 
@@ -39,6 +51,7 @@ class Membership:
 
     Args:
         link: an open link, for leases.
+        method: `service.method`: who comes to a group of another's stays out until that has gone.
         leave: asks what `owns` does for a partition to end soon.
     """
 
@@ -50,6 +63,7 @@ class Membership:
         partitions: int,
         owns: Owns,
         leave: Callable[[int], None],
+        method: str,
     ) -> None:
         self._link = link
         self._log_name = log_name
@@ -68,6 +82,25 @@ class Membership:
         self._seen_free: set[int] = set()
         self._random = Random()
         self._is_closing = False
+        self._method = method
+        self._peers = GroupPeers(link, name, method)
+        self._rival: GroupPeer | None = None
+        self._silences = 0
+        self._ask_at = 0.0
+        self._tell_at = 0.0
+        self._asked_of = 0
+        """How many the group had when they were asked."""
+
+    @property
+    def stays_out(self) -> str | None:
+        """Why it takes no part, if it does not: another method is this group."""
+        if self._rival is None:
+            return None
+        rival = self._rival
+        return (
+            f'{rival.method} in {rival.owner} is the group "{self._group}" of log "{self._log_name}" as well, so that each would have a part of its '
+            f"partitions. {self._method} takes none until that has gone. Give one of them another group=, or none."
+        )
 
     @property
     def owned(self) -> list[int]:
@@ -83,8 +116,8 @@ class Membership:
         """Take part until cancelled, whatever happens; `aclose()` comes after."""
         while True:
             try:
-                await self._join()
-                await self._look()
+                if await self._join():
+                    await self._look()
             except LinkError as exc:
                 log.warning(
                     event("log_group_waiting", log=self._log_name, group=self._group, reason=exc)
@@ -116,21 +149,91 @@ class Membership:
             if consumer is not None:
                 await consumer.aclose(1.0)
         self._member = self._waiter = None
+        await self._peers.aclose()
 
-    async def _join(self) -> None:
+    async def _join(self) -> bool:
+        """Whether it takes part: not beside another method."""
         if self._member is not None:
-            return
+            return True
+        await self._peers.start()
         queues = [
             lease_queue(self._log_name, self._group, number) for number in range(self._partitions)
         ]
         await self._link.declare(self._members, self._waiting, *queues, timeout=30.0)
+        if not await self._may_join():
+            return False
+        self._peers.takes_part(True)
         self._member = await self._link.consume(self._members.name, _ignored, timeout=30.0)
+        return True
+
+    async def _may_join(self) -> bool:
+        now = time.monotonic()
+        if self._rival is not None and now < self._ask_at:
+            return False
+        members = await consumers_of(self._link, self._members.name)
+        if members is None:
+            return False  # it cannot be known now
+        if members or self._rival is not None:
+            self._ask_at = now + ASK_ASIDE
+            rival = await self._peers.ask(members)
+            if rival is not None:
+                self._keep_out(rival)
+                return False
+            self._silences += 1
+            if self._rival is not None and members and self._silences < _SILENT_TWICE:
+                return False
+        if self._rival is not None:
+            self._rival = None
+            log.info(event("log_group_is_free", log=self._log_name, group=self._group))
+        self._asked_of = 0
+        return True
+
+    def _keep_out(self, rival: GroupPeer) -> None:
+        now = time.monotonic()
+        self._silences = 0
+        if self._rival is None or self._rival.method != rival.method or now >= self._tell_at:
+            self._tell_at = now + ASK_EVERY
+            self._rival = rival
+            log.error(
+                event(
+                    "log_group_is_anothers",
+                    log=self._log_name,
+                    group=self._group,
+                    call=self._method,
+                    other=rival.method,
+                    owner=rival.owner,
+                    detail=self.stays_out,
+                )
+            )
+
+    async def _look_for_rivals(self, members: int) -> None:
+        """Of two methods that came at the same moment, or over whom the broker was away, one leaves again."""
+        now = time.monotonic()
+        if members < 2 or (members == self._asked_of and now < self._ask_at):
+            self._asked_of = members
+            return
+        self._asked_of, self._ask_at = members, now + ASK_EVERY
+        rival = await self._peers.ask(members - 1)
+        if rival is None:
+            return
+        self._keep_out(rival)
+        self._peers.takes_part(False)
+        for partition in list(self._owned):
+            self._leaving.add(partition)
+            self._leave(partition)
+        for consumer in (self._member, self._waiter):
+            if consumer is not None:
+                await consumer.aclose(1.0)
+        self._member = self._waiter = None
 
     async def _look(self) -> None:
         """Look at the others once, and take or give what is due."""
         members = await consumers_of(self._link, self._members.name)
         if not members:
             return  # it cannot be known now: nothing is taken, and nothing is given
+        await self._look_for_rivals(members)
+        if self._member is None:
+            return
         waiting = await consumers_of(self._link, self._waiting.name) or 0
         mine = len(self._owned) - len(self._leaving)
         others_need = waiting > (1 if self._waiter is not None else 0)
