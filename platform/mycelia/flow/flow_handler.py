@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from mycelia.amqp import Delivery, Link, Message, Properties
@@ -23,6 +24,7 @@ from mycelia.flow.flow_watch import FlowWatch
 from mycelia.flow.next_stages import NextStages
 from mycelia.flow.output_calls import OutputCalls
 from mycelia.flow.outputs import FlowOutput
+from mycelia.flow.partition_numbers import check_partition_numbers
 from mycelia.flow.partition_run import StageDescription
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.relay_log import relay_partition
@@ -310,6 +312,9 @@ class FlowHandler(Entrypoint):
                 self.link, group, places, self._owned, self._row, relay_partition
             )
         await self.declare()
+        with suppress(StateUnavailable):  # then the partitions stand still
+            for one in descriptions:
+                await check_partition_numbers(self.link, self.home, self.called, one)
         for sink in self._sinks():
             await sink.open(container)
 
