@@ -224,9 +224,11 @@ class OwnedPartition:
         description = self._description
         tables = table_sources(description.plan)
         starts: dict[str, StartAt] = {
-            # Of a log between stages nothing is passed over, whatever the flow begins with; nor of a table.
+            # Of a table all is read that there is. Of a log between stages nothing is passed over, whatever the flow begins with: what it does not
+            # hold any more is missed, also by a stage that has never taken anything.
             **dict.fromkeys(description.sources, self._options.start),
-            **dict.fromkeys((*description.relays, *tables), "first"),
+            **dict.fromkeys(tables, "first"),
+            **dict.fromkeys(description.relays, 0),
             **positions,
         }
         return Inflow(
