@@ -296,6 +296,12 @@ def test_dead_letters_of_a_group_are_appended_again(
         (("lag", "landed", "nobody"), 1, 'has no group "nobody"'),
         (("tail", "landed", "--partition", "7"), 2, "partitions 0 to 2"),
         (("tail", "landed", "--from", "soon"), 2, "expected first, last, next"),
+        (
+            ("tail", "landed", "--from", "99999999"),
+            2,
+            "cannot be read from offset 99999999: partition 0",
+        ),
+        (("tail", "landed", "--from", "99999999"), 2, "partition 2 has 0 to 0."),
         (("replay", "landed", "count"), 2, "--from"),
     ],
 )

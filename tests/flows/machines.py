@@ -98,6 +98,9 @@ class Machines:
     def checkpoint(self, place: StatePlace) -> FlowCheckpoint | None:
         return self.home("all").checkpoint(place)
 
+    def flows(self) -> list[str]:
+        return self.home("all").flows()
+
     def kept(self, group: str) -> list[tuple[str, int]]:
         return self.home("all").kept(group)
 

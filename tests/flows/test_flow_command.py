@@ -215,6 +215,17 @@ async def test_a_name_that_nobody_answers_to_is_an_error(
     assert 'Did you mean "counting.by_origin"?' in done.stderr
 
 
+async def test_a_misspelt_flow_is_not_asked_for_and_not_reset(
+    counting: ServiceBed, command: FlowCommand, tmp_path: Path
+) -> None:
+    at = ("--state", str(tmp_path / "state"))
+    done = await asyncio.to_thread(command, "reset", "counting.by_orign", "--from", "first", *at)
+
+    assert done.returncode == 1
+    assert 'Did you mean "counting.by_origin"?' in done.stderr
+    assert "Reset it?" not in done.stderr
+
+
 def test_without_flows_that_is_said(command: FlowCommand) -> None:
     done = command("ls")
 

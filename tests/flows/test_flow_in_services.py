@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,36 @@ async def test_description_that_leads_nowhere_stops_the_start(
 
     with pytest.raises(ConfigError, match=problem):
         async with run_services(Nowhere, config=config(tmp_path)):
+            pass
+
+
+def _quits(flights: Stream[Departed]) -> Any:
+    sys.exit(3)
+
+
+@pytest.mark.parametrize(
+    ("described", "problem"),
+    [
+        (lambda flights: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda flights: flights.map(None), r"map\(\): expected a function"),
+        (_quits, "SystemExit: 3"),
+    ],
+)
+async def test_description_that_raises_names_its_flow_and_the_line(
+    described: Any, problem: str, tmp_path: Path
+) -> None:
+    """Also where it ends with `sys.exit()`, which would be a silent end of the process."""
+
+    class Raises:
+        name = "raises"
+
+        @flow(DEPARTED)
+        def hourly(self, flights: Stream[Departed]) -> Any:
+            return described(flights)
+
+    where = r"raises\.hourly: the description .* at test_flow_in_services\.py:\d+: "
+    with pytest.raises(ConfigError, match=where + problem):
+        async with run_services(Raises, config=config(tmp_path)):
             pass
 
 

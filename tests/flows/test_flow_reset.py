@@ -172,6 +172,15 @@ async def test_state_that_is_lost_may_be_begun_anew_when_its_logs_are_named(
         await run_until(client, broker, tmp_path / "there", 1_000, [])
 
 
+async def test_misspelt_flow_is_not_reset_and_the_nearest_is_named(
+    broker: str, tmp_path: Path
+) -> None:
+    async with Client(broker) as client:
+        await run_until(client, broker, tmp_path, 100, departures(100))
+        with pytest.raises(RuntimeStateError, match=rf'Did you mean "{GROUP}"\?'):
+            await reset_flow(client.link, home_of(tmp_path), GROUP[:-1], "first")
+
+
 async def test_partition_whose_file_was_lost_is_reset_with_the_others(
     broker: str, tmp_path: Path
 ) -> None:

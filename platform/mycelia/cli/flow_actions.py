@@ -381,7 +381,9 @@ async def _reset(args: argparse.Namespace, link: Link) -> int:
     home = home_of(args, link)
     try:
         kept = await asyncio.to_thread(home.kept, args.flow)
-        if not args.yes:
+        if not args.yes and (
+            kept or args.savepoint is not None
+        ):  # else there is nothing to ask for
             if args.savepoint is None:
                 goes_on = f"and so are its logs between stages. It goes on from {args.start}"
             else:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mycelia.errors import ConfigError
+from mycelia.errors import ConfigError, describe, text_of
 from mycelia.flow.flow_graph import FlowGraph
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.outputs import FlowOutput, checked_outputs
@@ -62,8 +64,36 @@ def described_flow(service: object, method: str, declared: ReadsLogs) -> Describ
         stream_of(one.name, object if (of := one.shape.codec.of) is None else of)
         for one in declared.sources
     ]
-    outputs = checked_outputs(function(service, *streams), name)
+    outputs = checked_outputs(_said(function, name, service, *streams), name)
     return DescribedFlow(FlowPlan({one.name: one.port for one in outputs}), outputs)
+
+
+def _said(function: Any, name: str, *given: Any) -> Any:
+    """What the method returns. All that it ends with is the user's: also a `sys.exit()`, which must not end the process without a word.
+
+    Raises:
+        ConfigError: it raises, with the flow's name and the place.
+    """
+    try:
+        return function(*given)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        error = text_of(exc) if isinstance(exc, ConfigError) else describe(exc)
+        raise ConfigError(
+            f"{name}: the description of the flow ended with an error{_place(exc, function)}: {error}"
+        ) from exc
+
+
+def _place(error: BaseException, function: Any) -> str:
+    """Where in the file of the method; the innermost, as a description may call others there."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [
+        number
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == file
+    ]
+    return f" at {Path(file).name}:{lines[-1]}" if file is not None and lines else ""
 
 
 def _check_arguments(function: Any, sources: Iterable[AnySource], name: str) -> None:

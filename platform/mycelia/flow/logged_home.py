@@ -59,6 +59,10 @@ class LoggedHome:
                     return file.load_checkpoint()
         return self._directory.checkpoint(place)
 
+    def flows(self) -> list[str]:
+        """As far as this machine knows: at the broker they cannot be listed."""
+        return self._directory.flows()
+
     def kept(self, group: str) -> list[tuple[str, int]]:
         """Also those of which only the broker has something. Of which stages a flow is, the directories say, which every instance makes."""
         kept = set(self._directory.kept(group))

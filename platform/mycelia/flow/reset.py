@@ -20,7 +20,7 @@ from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.relay_log import GIVES
 from mycelia.flow.savepoints import Savepoint, read_savepoint
 from mycelia.flow.state_file import FlowCheckpoint, SavedState
-from mycelia.flow.state_home import StateHome
+from mycelia.flow.state_home import StateHome, meant_flow
 from mycelia.logs.group_places import count_partitions, offset_at
 from mycelia.logs.layout import stream_name
 from mycelia.logs.partition_lease import PartitionLease, lease_queue
@@ -88,7 +88,7 @@ async def reset_flow(
     if not kept:
         raise RuntimeStateError(
             f'flow "{group}" has no state in {home.where}, and nobody said which logs it reads. Its group or mycelia.flows.state is another, '
-            "or there is nothing to reset."
+            f"or there is nothing to reset.{await asyncio.to_thread(meant_flow, home, group)}"
         )
     every = sorted({source for source, _ in kept})
     for source in every:

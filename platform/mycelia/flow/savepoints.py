@@ -24,7 +24,7 @@ import msgspec
 from mycelia.errors import ConfigError, RuntimeStateError
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.state_file import SavedState
-from mycelia.flow.state_home import StateHome
+from mycelia.flow.state_home import StateHome, meant_flow
 
 __all__ = [
     "SavedBetween",
@@ -121,7 +121,7 @@ def kept_partitions(home: StateHome, group: str) -> list[tuple[str, int]]:
     kept = home.kept(group)
     if not kept:
         raise RuntimeStateError(
-            f'flow "{group}" has no state in {home.where}: it has never run with it, or its group or mycelia.flows.state is another.'
+            f'flow "{group}" has no state in {home.where}: it has never run with it, or its group or mycelia.flows.state is another.{meant_flow(home, group)}'
         )
     return kept
 

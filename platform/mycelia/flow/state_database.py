@@ -319,6 +319,13 @@ class StateDatabase:
             ).fetchone()
         return None if row is None else msgspec.msgpack.decode(row[0], type=FlowCheckpoint)
 
+    def flows(self) -> list[str]:
+        with self.transaction("the flows") as db:
+            if not db.execute(_HAS_TABLES).fetchone():
+                return []
+            rows = db.execute("SELECT DISTINCT flow FROM mycelia_flows.partition ORDER BY 1")
+            return [flow for (flow,) in rows.fetchall()]
+
     def kept(self, group: str) -> list[tuple[str, int]]:
         with self.transaction(f'flow "{group}"') as db:
             if not db.execute(_HAS_TABLES).fetchone():

@@ -67,6 +67,9 @@ class StateDirectory:
     def checkpoint(self, place: StatePlace) -> FlowCheckpoint | None:
         return committed_checkpoint(self.path_of(place), str(place))
 
+    def flows(self) -> list[str]:
+        return sorted({unquote(one.name.rpartition("--")[2]) for one in self.path.glob("*--*")})
+
     def kept(self, group: str) -> list[tuple[str, int]]:
         suffix = f"--{_in_path(group)}"
         return sorted(

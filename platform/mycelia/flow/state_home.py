@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from mycelia.amqp import Link
 from mycelia.flow.logged_home import LoggedHome
@@ -16,9 +16,13 @@ from mycelia.flow.partition_state import PartitionState, StatePlace
 from mycelia.flow.state import StoreReader
 from mycelia.flow.state_directory import StateDirectory
 from mycelia.flow.state_file import FlowCheckpoint
+from mycelia.nearest import nearest
 from mycelia.runtime.settings import FlowsSection
 
-__all__ = ["StateHome", "is_database", "logged_state_home", "state_home"]
+__all__ = ["StateHome", "is_database", "logged_state_home", "meant_flow", "state_home"]
+
+
+_NAMED: Final = 10
 
 
 class StateHome(Protocol):
@@ -61,6 +65,9 @@ class StateHome(Protocol):
             StateUnavailable: it cannot be read.
         """
 
+    def flows(self) -> list[str]:
+        """The groups of all flows that have been run with it."""
+
     def kept(self, group: str) -> list[tuple[str, int]]:
         """The partitions of a flow that have state: what their stage is leased by, and their number."""
 
@@ -72,6 +79,19 @@ class StateHome(Protocol):
 
     def close(self) -> None:
         """Idempotent."""
+
+
+def meant_flow(home: StateHome, group: str) -> str:
+    """For the error that a flow has no state: which has, and may have been meant. Begins with a space, if there is something to say.
+
+    Raises:
+        StateUnavailable: it cannot be read.
+    """
+    known = [one for one in home.flows() if one != group]
+    meant = nearest(group, known)
+    if meant is not None:
+        return f' Did you mean "{meant}"?'
+    return f" There is that of: {', '.join(known[:_NAMED])}." if known else ""
 
 
 def is_database(state: str) -> bool:

@@ -135,6 +135,10 @@ def test_savepoints_are_listed_and_what_is_none_is_told(home: StateHome, tmp_pat
     state.commit({}, at(4), {}, [])
     state.close()
     taken = take_savepoint(home, GROUP, tmp_path / "saved" / "one")
+    with pytest.raises(RuntimeStateError, match=r'another\. Did you mean "delays\.hourly"\?'):
+        take_savepoint(home, "delays.hourely", tmp_path / "saved" / "misspelt")
+    with pytest.raises(RuntimeStateError, match=r"There is that of: delays\.hourly\."):
+        take_savepoint(home, "xyz", tmp_path / "saved" / "other")
     with pytest.raises(ConfigError, match="cannot be made: File exists"):
         take_savepoint(home, GROUP, tmp_path / "saved" / "one")
     take_savepoint(home, GROUP, tmp_path / "saved" / "two")

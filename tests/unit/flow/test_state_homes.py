@@ -132,6 +132,7 @@ def test_partitions_and_flows_know_nothing_of_each_other(home: StateHome) -> Non
     (left,) = (again := home.open(OTHER)).claim(1)
     assert left == (1, message(1))
     again.close()
+    assert home.flows() == ["group", "other"]
 
 
 def test_outbox_goes_with_what_is_sent(home: StateHome) -> None:
@@ -457,4 +458,5 @@ def test_groups_whose_names_end_alike_are_told_apart(
     home.prepare("svc.flow", group, ["in"])
 
     assert home.kept(group) == [("in", 1)]
+    assert home.flows() == sorted({group, other})
     assert home.kept(other) == [("elsewhere-", 1)]
