@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
 from tests.link.inbox import Inbox
 
+from mycelia import Client, Runner, rpc
 from mycelia.amqp import Binding, Exchange, Message, Properties, Queue, RabbitLink
 from mycelia.broker.management_api import ManagementApi
 from mycelia.broker.node import PrivateNode
@@ -49,19 +52,43 @@ async def link(rabbit_uri: str) -> AsyncIterator[RabbitLink]:
         yield link
 
 
+def limit(node: PrivateNode, size: int) -> None:
+    """What the broker takes at most. It starts an Erlang, which is most of what a test takes here."""
+    expression = f"application:set_env(rabbit, max_message_size, {size})"
+    expression += f", persistent_term:put(max_message_size, {size})."  # RabbitMQ 4 looks here
+    node.ctl("eval", expression)
+
+
+@pytest.fixture(scope="module")
+def limited() -> Iterator[list[PrivateNode]]:
+    """The broker that has its limit from a test before."""
+    nodes: list[PrivateNode] = []
+    yield nodes
+    for node in nodes:
+        limit(node, 134_217_728)
+
+
 @pytest.fixture
-async def limited_link(own_rabbit_node: PrivateNode) -> AsyncIterator[RabbitLink]:
-    """To a broker that takes 64 KiB at most."""
+async def limited_uri(own_rabbit_node: PrivateNode, limited: list[PrivateNode]) -> str:
+    """Of a broker that takes 64 KiB at most, and that no test here stops."""
+    if not limited:
+        await asyncio.to_thread(limit, own_rabbit_node, LIMIT)
+        limited.append(own_rabbit_node)
+    return own_rabbit_node.uri()
 
-    async def limit(size: int) -> None:
-        expression = f"application:set_env(rabbit, max_message_size, {size})"
-        expression += f", persistent_term:put(max_message_size, {size})."  # RabbitMQ 4 looks here
-        await asyncio.to_thread(own_rabbit_node.ctl, "eval", expression)
 
-    await limit(LIMIT)
-    async with opened(own_rabbit_node.uri()) as link:
+@pytest.fixture
+async def limited_link(limited_uri: str) -> AsyncIterator[RabbitLink]:
+    async with opened(limited_uri) as link:
         yield link
-    await limit(134_217_728)
+
+
+class Echo:
+    name = "echo"
+
+    @rpc
+    async def length(self, value: str) -> int:
+        return len(value)
 
 
 async def _arrived(link: RabbitLink, count: int) -> list[bytes]:
@@ -130,6 +157,28 @@ async def test_size_once_refused_is_not_sent_again(limited_link: RabbitLink) -> 
     with pytest.raises(MessageTooLarge):
         await limited_link.publish(Message("", "q", bytes(LIMIT + 2), Properties()))
     await limited_link.publish(Message("", "q", bytes(LIMIT), Properties()))
+
+
+async def test_request_over_the_broker_s_limit_fails_at_once_and_its_neighbours_are_answered(
+    limited_uri: str,
+) -> None:
+    async with Runner({"AMQP_URI": limited_uri}, [Echo]), Client(limited_uri, timeout=20) as client:
+        started = time.monotonic()
+
+        async def call(n: int) -> Any:
+            return await client.call("echo", "length", "x" * (2 * LIMIT if n % 10 == 5 else n))
+
+        results = await asyncio.gather(*(call(n) for n in range(100)), return_exceptions=True)
+        took = time.monotonic() - started
+
+    assert took < 10
+    for n, result in enumerate(results):
+        if n % 10 != 5:
+            assert result == n
+            continue
+        assert isinstance(result, MessageTooLarge)
+        assert result.max_bytes == LIMIT
+        assert result.size_bytes > 2 * LIMIT
 
 
 # --- refusals that close the channel ---------------------------------------------------------------
