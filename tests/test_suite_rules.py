@@ -39,36 +39,94 @@ def _run_suite(folder: Path, test: str, *arguments: str, **environment: str) -> 
     return done.returncode, done.stdout + done.stderr
 
 
-def test_leaked_task_fails_its_test_by_name(tmp_path: Path) -> None:
-    status, said = _run_suite(
-        tmp_path,
-        "import asyncio\n"
-        "async def test_leaks():\n"
-        "    global task\n"
-        "    task = asyncio.create_task(asyncio.Event().wait(), name='forgotten')\n"
-        "async def test_cleans_up():\n"
-        "    asyncio.create_task(asyncio.Event().wait(), name='cancelled').cancel()\n",
-    )
+@pytest.fixture(scope="module")
+def said_without_a_broker(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
+    """What a run of `VARIOUS` without the long ones comes to, on a machine without a broker: one pytest for all that look at it."""
+    folder = tmp_path_factory.mktemp("various")
+    return _run_suite(folder, VARIOUS, "-m", "not long", "-v", MYCELIA_RABBITMQ_SCRIPTS=str(folder))
+
+
+VARIOUS = """
+import asyncio
+import pytest
+from tests.tools import require_tool
+
+async def test_leaks():
+    global task
+    task = asyncio.create_task(asyncio.Event().wait(), name="forgotten")
+
+async def test_cleans_up():
+    asyncio.create_task(asyncio.Event().wait(), name="cancelled").cancel()
+
+@pytest.mark.long_variants("two-*", "three")
+@pytest.mark.parametrize("way", ["one", "two-a", "two-b", "twofold", "three"])
+def test_goes(way): pass
+
+def test_wants_a_broker(rabbit_uri): pass
+
+def test_needs_a_tool(): require_tool("no-such-tool")
+
+def test_has_a_tool(): assert require_tool("no-such-tool", "sh").endswith("/sh")
+"""
+
+
+def _outcomes(said: str) -> dict[str, list[str]]:
+    """What has become of each test, of its own and of what comes after it."""
+    found: dict[str, list[str]] = {}
+    for name, outcome in re.findall(r"::(test_\S+) ([A-Z]{2,})\b", said):
+        found.setdefault(name, []).append(outcome)
+    return found
+
+
+def test_leaked_task_fails_its_test_by_name(said_without_a_broker: tuple[int, str]) -> None:
+    status, said = said_without_a_broker
+    outcomes = _outcomes(said)
 
     assert status == 1
+    assert outcomes["test_leaks"] == ["PASSED", "ERROR"]
+    assert outcomes["test_cleans_up"] == ["PASSED"]
     assert "the test left 1 tasks running" in said
     assert "forgotten" in said
-    assert "2 passed, 1 error" in said
 
 
-def test_variants_that_are_named_are_long_and_the_others_are_not(tmp_path: Path) -> None:
-    test = (
-        "import pytest\n"
-        "@pytest.mark.long_variants('two-*', 'three')\n"
-        "@pytest.mark.parametrize('way', ['one', 'two-a', 'two-b', 'twofold', 'three'])\n"
-        "def test_goes(way): pass\n"
+def test_variants_that_are_named_are_long_and_the_others_are_not(
+    said_without_a_broker: tuple[int, str],
+) -> None:
+    _, said = said_without_a_broker
+
+    assert {one for one in _outcomes(said) if "goes" in one} == {
+        "test_goes[one]",
+        "test_goes[twofold]",
+    }
+    assert "3 deselected" in said
+
+
+def test_absent_broker_is_told_as_not_run(said_without_a_broker: tuple[int, str]) -> None:
+    _, said = said_without_a_broker
+
+    assert _outcomes(said)["test_wants_a_broker"] == ["SKIPPED"]
+    assert "no RabbitMQ" in said
+    assert "1 test NOT RUN: rabbitmq-server is not installed" in said
+
+
+def test_absent_tool_is_told_as_not_run(said_without_a_broker: tuple[int, str]) -> None:
+    _, said = said_without_a_broker
+    outcomes = _outcomes(said)
+
+    assert outcomes["test_needs_a_tool"] == ["SKIPPED"]
+    assert outcomes["test_has_a_tool"] == ["PASSED"]
+    assert "1 test NOT RUN: no-such-tool is not installed" in said
+
+
+def test_what_did_not_run_is_no_failure(tmp_path: Path) -> None:
+    status, said = _run_suite(
+        tmp_path,
+        "def test_wants_a_broker(rabbit_uri): pass\ndef test_wants_none(): pass\n",
+        MYCELIA_RABBITMQ_SCRIPTS=str(tmp_path),
     )
 
-    _, said = _run_suite(tmp_path, test, "-m", "not long", "-v")
-
-    assert "2 passed, 3 deselected" in said
-    assert "test_goes[one]" in said
-    assert "test_goes[twofold]" in said
+    assert status == 0
+    assert "1 passed, 1 skipped" in said
 
 
 @pytest.mark.long
@@ -100,19 +158,6 @@ def test_long_variants_are_named_as_they_are(tmp_path: Path) -> None:
     assert unknown == []
 
 
-def test_absent_broker_is_told_as_not_run(tmp_path: Path) -> None:
-    status, said = _run_suite(
-        tmp_path,
-        "def test_wants_a_broker(rabbit_uri): pass\ndef test_wants_none(): pass\n",
-        MYCELIA_RABBITMQ_SCRIPTS=str(tmp_path),
-    )
-
-    assert status == 0
-    assert "no RabbitMQ" in said
-    assert "1 test NOT RUN: rabbitmq-server is not installed" in said
-    assert "1 passed, 1 skipped" in said
-
-
 def test_absent_broker_fails_the_run_in_ci(tmp_path: Path) -> None:
     status, said = _run_suite(
         tmp_path,
@@ -123,19 +168,6 @@ def test_absent_broker_fails_the_run_in_ci(tmp_path: Path) -> None:
 
     assert status == 1
     assert "CI must run the rabbit tests" in said
-
-
-def test_absent_tool_is_told_as_not_run(tmp_path: Path) -> None:
-    status, said = _run_suite(
-        tmp_path,
-        "from tests.tools import require_tool\n"
-        "def test_needs_it(): require_tool('no-such-tool')\n"
-        "def test_has_it(): assert require_tool('no-such-tool', 'sh').endswith('/sh')\n",
-    )
-
-    assert status == 0
-    assert "1 test NOT RUN: no-such-tool is not installed" in said
-    assert "1 passed, 1 skipped" in said
 
 
 def test_runs_are_summed_up_and_what_passed_alone_is_listed_as_flaky(tmp_path: Path) -> None:
