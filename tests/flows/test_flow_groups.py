@@ -97,10 +97,12 @@ async def test_lag_of_a_flow_that_is_stopped_is_by_its_state(
         await append(client, departures(500, seed=2))
     asked = ("lag", DEPARTED.name, GROUP)
 
-    rows = await told(command, *asked, "--state", str(state))
     (tmp_path / "config.yaml").write_text(json.dumps({"AMQP_URI": rabbit_uri, **config(state)}))
-    by_config = await asyncio.to_thread(command, *asked, "--config", "config.yaml")
-    elsewhere = await asyncio.to_thread(command, *asked)
+    rows, by_config, elsewhere = await asyncio.gather(
+        told(command, *asked, "--state", str(state)),
+        asyncio.to_thread(command, *asked, "--config", "config.yaml"),
+        asyncio.to_thread(command, *asked),
+    )
 
     assert {one["owner"] for one in rows} == {None}
     assert {one["lag"] for one in rows} == {1}, "a batch of 500 is one entry in each partition"
@@ -165,11 +167,10 @@ async def test_replay_of_a_flow_begins_anew_and_is_followed_to_the_end(
     await count(rabbit_uri, state, departures(1_000) + sentinels(), 1_000 + PARTITIONS)
     place = ("--state", str(state))
 
-    unasked = await asyncio.to_thread(
-        command, "replay", DEPARTED.name, GROUP, "--from", "first", *place
-    )
-    one = await asyncio.to_thread(
-        command, "replay", DEPARTED.name, GROUP, "--from", "first", "--partition", "0", *place
+    replay_it = ("replay", DEPARTED.name, GROUP, "--from", "first", *place)
+    unasked, one = await asyncio.gather(
+        asyncio.to_thread(command, *replay_it),
+        asyncio.to_thread(command, *replay_it, "--partition", "0"),
     )
     argv = ("log", "replay", DEPARTED.name, GROUP, "--from", "first", "--follow", "--yes", *place)
 
@@ -206,8 +207,10 @@ async def test_replay_of_a_flow_that_runs_or_is_kept_elsewhere_is_refused(
         await append(client, departures(100))
         await eventually(lambda: statistics(bed).records >= 100, 30)
         runs = await asyncio.to_thread(command, *argv, "--state", str(state))
-    elsewhere = await asyncio.to_thread(command, *argv)
-    after = await told(command, "lag", DEPARTED.name, GROUP, "--state", str(state))
+    elsewhere, after = await asyncio.gather(
+        asyncio.to_thread(command, *argv),
+        told(command, "lag", DEPARTED.name, GROUP, "--state", str(state)),
+    )
 
     assert (runs.returncode, elsewhere.returncode) == (1, 1)
     assert "Stop its instances first" in runs.stderr

@@ -192,9 +192,11 @@ async def test_changed_aggregate_is_named_and_so_are_missing_and_extra_results(
     await count(rabbit_uri, tmp_path / "state", given + sentinels(), 2_000 + PARTITIONS)
     changed = sum(origin == "A7" for origin, _ in expected(given))
 
-    done = await shadow("changed:Counting.by_origin", "--from", "first", "--show", "2")
-    told = await shadow("changed:Counting", "--from", "first", "--json")
-    only = await shadow("changed:Counting", "--from", "first", "--against", DEPARTED.name, "--json")
+    done, told, only = await asyncio.gather(
+        shadow("changed:Counting.by_origin", "--from", "first", "--show", "2"),
+        shadow("changed:Counting", "--from", "first", "--json"),
+        shadow("changed:Counting", "--from", "first", "--against", DEPARTED.name, "--json"),
+    )
 
     assert done.returncode == 1
     shown = done.stdout.splitlines()
@@ -298,10 +300,12 @@ async def test_what_cannot_be_without_harm_or_without_end_is_refused(
 ) -> None:
     await count(rabbit_uri, tmp_path / "state", departures(100), 100)
 
-    asking = await shadow("others:Asking", "--from", "first")
-    raising = await shadow("others:Raising", "--from", "first")
-    several = await shadow("others", "--from", "first")
-    nothing = await shadow(OLD, "--from", "100000")
+    asking, raising, several, nothing = await asyncio.gather(
+        shadow("others:Asking", "--from", "first"),
+        shadow("others:Raising", "--from", "first"),
+        shadow("others", "--from", "first"),
+        shadow(OLD, "--from", "100000"),
+    )
 
     assert (asking.returncode, raising.returncode, several.returncode, nothing.returncode) == (
         *(2, 1, 2),
