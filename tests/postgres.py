@@ -120,6 +120,18 @@ class PrivatePostgres:
         """End it at once, as a crash would; its data stays, for a later `start()` on the same port."""
         self._processes.kill()
 
+    def stop_at_once(self) -> None:
+        """`pg_ctl stop -m immediate`: all its processes end where they are, connections are cut, and the next `start()` recovers."""
+        command = [str(self._programs / "pg_ctl"), "stop", "--mode=immediate", "--wait"]
+        subprocess.run(
+            [*self._become, *command, "--pgdata", str(self._data)],
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
+        self._processes.kill()
+
     def remove(self) -> None:
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)

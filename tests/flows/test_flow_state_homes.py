@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.flows.counting import (
 )
 
 from mycelia import Client, Log
-from mycelia.errors import TopologyError
+from mycelia.errors import StateUnavailable, TopologyError
 from mycelia.flow import FlowOutput, Stream, flow, owned_partition
 from mycelia.testing import ServiceBed, eventually, run_services
 
@@ -115,6 +116,81 @@ async def test_database_that_is_away_is_waited_for_and_nothing_is_lost_or_double
     assert tally.counts() == wanted
     assert len(tally.records) == len(wanted), "nothing was there twice"
     assert "See that PostgreSQL runs at 127.0.0.1" in caplog.text
+
+
+class _Stops:
+    """Stops the server at a moment of a commit, once for each that is asked for; calls come from the threads of a flow."""
+
+    def __init__(self, server: PrivatePostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+        from mycelia.flow.state_database import DatabaseState
+
+        commit, write = DatabaseState.commit, DatabaseState._write
+        self.wanted: str | None = None
+        self._server = server
+        self._lock = threading.Lock()
+
+        def committed(state: Any, *args: Any) -> Any:
+            self._stop("before")
+            numbered = commit(state, *args)
+            if self._stop("its answer is lost"):
+                raise StateUnavailable("a test", "here", "the connection was lost")
+            return numbered
+
+        def written(state: Any, *args: Any) -> None:
+            write(state, *args)
+            self._stop("in the middle")
+
+        monkeypatch.setattr(DatabaseState, "commit", committed)
+        monkeypatch.setattr(DatabaseState, "_write", written)
+
+    def _stop(self, moment: str) -> bool:
+        with self._lock:
+            if self.wanted != moment:
+                return False
+            self._server.stop_at_once()
+            self.wanted = None
+        return True
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+async def test_database_that_is_stopped_in_the_middle_of_commits_loses_and_doubles_nothing(
+    rabbit_uri: str, own_postgres: PrivatePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pg_ctl stop -m immediate` before a commit, inside its transaction, and when it is made and nobody has heard."""
+    from tests.postgres import fresh_database
+
+    monkeypatch.setattr(owned_partition, "STATE_PAUSES", (0.1,))
+    moments = [
+        "in the middle",
+        "its answer is lost",
+        "before",
+        "its answer is lost",
+        "in the middle",
+    ]
+    share = 1_000
+    flights = departures(share * (len(moments) + 1))
+    wanted = expected(flights)
+    stops = _Stops(own_postgres, monkeypatch)
+    with fresh_database(own_postgres) as uri:
+        async with Client(rabbit_uri) as client:
+            tally = Tally(client)
+            async with run_services(Counting, broker=rabbit_uri, config=config(uri)) as bed:
+                await append(client, flights[:share], batch=100)
+                for number, moment in enumerate(moments, 1):
+                    stops.wanted = moment
+                    part = flights[number * share : (number + 1) * share]
+                    await append(client, part, batch=100)
+                    await eventually(lambda: stops.wanted is None, 30, what=moment)
+                    await eventually(lambda: bool(statistics(bed).standing_still), 30)
+                    await asyncio.to_thread(own_postgres.start)
+                    await eventually(lambda: not statistics(bed).standing_still, 30)
+                await append(client, sentinels())
+                await eventually(lambda: tally.has(len(wanted)), 40)
+            await tally.aclose()
+
+    assert tally.counts() == wanted
+    assert len(tally.by_id()) == len(wanted)
 
 
 @pytest.mark.timeout(60)
