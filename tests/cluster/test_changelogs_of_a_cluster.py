@@ -19,10 +19,6 @@ from mycelia.testing import eventually
 PLACE = StatePlace("departed", "counting.by_origin", "departed", 0)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="not mended: with RabbitMQ 3.10.8 the flow did not go on within 90 s in three runs of five",
-)
 @pytest.mark.long
 @pytest.mark.timeout(240)
 async def test_flow_goes_on_when_the_node_dies_that_leads_its_changelog(

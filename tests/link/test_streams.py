@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from tests.link.inbox import Inbox
 
 from mycelia.amqp import ConsumeOptions, Link, Message, Properties, Queue
+from mycelia.errors import Unroutable
 from mycelia.testing.eventually import eventually
 
 LinkFactory = Callable[[], Awaitable[Link]]
@@ -174,3 +176,52 @@ async def test_messages_of_a_stream_are_counted(link: Link, stream: str) -> None
         return await link.message_count(stream) == 3
 
     await eventually(counted, 10)
+
+
+async def test_streams_and_queues_are_published_to_beside_each_other(
+    link: Link, queue: str
+) -> None:
+    """In order, each; a stream may have a channel of its own, and what it must wait for holds up nobody else."""
+    streams = [Queue(f"stream-{n}", arguments={"x-queue-type": "stream"}) for n in range(3)]
+    await link.declare(*streams)
+    targets = [queue, *(one.name for one in streams)]
+    for target in targets[1:]:
+        await link.publish(Message("", target, b"begin", Properties()), timeout=15)
+    await asyncio.gather(
+        *(
+            link.publish(Message("", target, b"%d" % n, Properties()), timeout=15)
+            for n in range(100)
+            for target in targets
+        )
+    )
+
+    for target in targets[1:]:
+        inbox = Inbox(acks=True)
+        options = ConsumeOptions(prefetch=500, arguments={"x-stream-offset": "first"})
+        consumer = await link.consume(target, inbox, options, timeout=15)
+        await inbox.wait(101)
+        await consumer.aclose()
+        assert inbox.bodies == [b"begin", *(b"%d" % n for n in range(100))]
+    assert link.statistics().unconfirmed == 0
+
+
+async def test_publishing_to_a_stream_that_somebody_has_deleted_is_unroutable(
+    link: Link, stream: str, make_link: Callable[..., Link], queue: str
+) -> None:
+    to_stream = Message("", stream, b"gone", Properties(), mandatory=True)
+    await link.publish(to_stream, timeout=15)
+    other = make_link()
+    await other.open(timeout=15)
+    await other.delete_queue(stream)
+
+    ended = await asyncio.gather(
+        link.publish(to_stream, timeout=15),
+        link.publish(Message("", queue, b"arrives", Properties()), timeout=15),
+        return_exceptions=True,
+    )
+
+    assert isinstance(ended[0], Unroutable)
+    assert ended[1] is None
+    await other.declare(Queue(stream, arguments={"x-queue-type": "stream"}))
+    await link.publish(to_stream, timeout=15)
+    await other.aclose()

@@ -35,22 +35,27 @@ def as_fields(part: Part) -> dict[str, str]:
 class Topology:
     """Distinct parts, each once, in the order first declared. Passive ones are checks, and are not kept."""
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_parts", "_to_streams")
 
     def __init__(self) -> None:
         self._parts: dict[Part, None] = {}
+        self._to_streams: frozenset[tuple[str, str]] | None = None
+        """Exchanges and routing keys that lead to a stream; `None`: to be looked up."""
 
     def remember(self, parts: Iterable[Part]) -> None:
+        self._to_streams = None
         for part in parts:
             if isinstance(part, Binding | ExchangeBinding) or not part.passive:
                 self._parts[part] = None
 
     def forget(self, parts: Iterable[Part]) -> None:
+        self._to_streams = None
         for part in parts:
             self._parts.pop(part, None)
 
     def forget_queue(self, name: str) -> None:
         """Drop a queue and the bindings to it."""
+        self._to_streams = None
         for part in list(self._parts):
             if (isinstance(part, Queue) and part.name == name) or (
                 isinstance(part, Binding) and part.queue == name
@@ -59,6 +64,7 @@ class Topology:
 
     def forget_exchange(self, name: str) -> None:
         """Drop an exchange and the bindings of it."""
+        self._to_streams = None
         for part in list(self._parts):
             if (isinstance(part, Exchange) and part.name == name) or (
                 isinstance(part, Binding) and part.exchange == name
@@ -83,6 +89,30 @@ class Topology:
             if isinstance(part, Queue) and part.name == name:
                 found = part
         return found
+
+    def leads_to_stream(self, exchange: str, routing_key: str) -> bool:
+        """Whether all that is published so reaches a stream: by the default exchange, or a direct one, as far as they are remembered."""
+        if self._to_streams is None:
+            self._to_streams = self._leading_to_streams()
+        return (exchange, routing_key) in self._to_streams
+
+    def _leading_to_streams(self) -> frozenset[tuple[str, str]]:
+        streams = {
+            part.name
+            for part in self._parts
+            if isinstance(part, Queue) and part.arguments.get("x-queue-type") == "stream"
+        }
+        direct = {
+            part.name
+            for part in self._parts
+            if isinstance(part, Exchange) and part.type == "direct"
+        }
+        bound = {
+            (part.exchange, part.routing_key)
+            for part in self._parts
+            if isinstance(part, Binding) and part.queue in streams and part.exchange in direct
+        }
+        return frozenset(bound | {("", name) for name in streams})
 
     def in_use(self, consumed: Collection[str]) -> list[Part]:
         """The remembered parts that must be there now; `consumed` names the queues that a consumer here is on.

@@ -605,7 +605,7 @@ class LogWriter(Generic[T]):
         """Until the broker has it. What is not confirmed for a while is sent again, as it was: readers drop the second one.
 
         A connection that is whole is no sign that a confirm will come: the node at its other end may have had the batch on its way to one
-        that died (seen with RabbitMQ 3.10, whose channel then confirms nothing of it).
+        that died. The link sends it on another channel then, if the broker is one that needs that (docs/decisions/0037).
         """
         what: dict[str, Any] = {"log": self._layout.name, "partition": message.routing_key}
         while True:

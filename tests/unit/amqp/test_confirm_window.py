@@ -108,3 +108,18 @@ def test_every_message_leaves_exactly_once(steps: list[tuple[int, bool] | None])
 
     assert len(window) == window.size_bytes
     assert sorted(left + window.reset()) == sent
+
+
+def test_oldest_is_the_one_that_is_unconfirmed_for_longest() -> None:
+    window = _filled(3)
+    window.confirm(1, multiple=False)
+
+    assert window.oldest == "m2"
+    assert window.is_oldest(2)
+    assert not window.is_oldest(3)
+    assert window.find(3) == "m3"
+    assert window.find(1) is None
+
+    window.reset()
+
+    assert window.oldest is None

@@ -92,3 +92,23 @@ def test_auto_delete_exchange_is_in_use_while_something_of_ours_is_bound_to_it()
 
     assert topology.in_use(["expiring"]) == [exchange, queue, binding]
     assert topology.in_use([]) == []
+
+
+def test_default_and_direct_exchanges_lead_to_streams_that_are_remembered() -> None:
+    topology = Topology()
+    stream = Queue("log-0", arguments={"x-queue-type": "stream"})
+    topology.remember([stream, Queue("work"), Exchange("log", type="direct"), Exchange("events")])
+    topology.remember(
+        [Binding("log-0", "log", "0"), Binding("work", "log", "1"), Binding("log-0", "events", "#")]
+    )
+
+    assert topology.leads_to_stream("", "log-0")
+    assert topology.leads_to_stream("log", "0")
+    assert not topology.leads_to_stream("", "work")
+    assert not topology.leads_to_stream("log", "1")
+    assert not topology.leads_to_stream("events", "#")
+
+    topology.forget([stream])
+
+    assert not topology.leads_to_stream("", "log-0")
+    assert not topology.leads_to_stream("log", "0")

@@ -44,6 +44,22 @@ class ConfirmWindow(Generic[T]):
         """Whether one more may be sent."""
         return len(self._items) < self.max_messages and self._bytes < self.max_bytes
 
+    @property
+    def oldest(self) -> T | None:
+        """The one that has been unconfirmed for longest."""
+        for item, _, _ in self._items.values():
+            return item
+        return None
+
+    def find(self, number: int) -> T | None:
+        """The one of that number, if it is unconfirmed."""
+        entry = self._items.get(number)
+        return None if entry is None else entry[0]
+
+    def is_oldest(self, number: int) -> bool:
+        """Whether this number is the lowest that is unconfirmed."""
+        return next(iter(self._items), 0) == number
+
     def add(self, item: T, size_bytes: int, returnable_as: str | None = None) -> int:
         """Note that `item` is being sent now. Return its number.
 

@@ -48,6 +48,8 @@ __all__ = [
 
 _FRAME_MAX: Final = 131072
 """Octets; RabbitMQ's own default. The broker may tune it down."""
+_CHANNEL_MAX: Final = 2047
+"""RabbitMQ's own default, until the broker has said it."""
 
 
 _FLUSH_AT: Final = 12
@@ -118,6 +120,7 @@ class BrokerConnection(asyncio.Protocol):
     Attributes:
         endpoint: the broker it leads to.
         frame_max: octets of the largest frame, as tuned.
+        channel_max: channels that may be open at a time.
         server_properties: what the broker said of itself.
         lost: done when the connection is gone; its result says why.
         has_room: whether the write buffer is below its bound (and leads anywhere).
@@ -137,6 +140,7 @@ class BrokerConnection(asyncio.Protocol):
         self.loop = loop
         self.endpoint = endpoint
         self.frame_max = _FRAME_MAX
+        self.channel_max = _CHANNEL_MAX
         self.server_properties: dict[str, Any] = {}
         self.opened: asyncio.Future[None] = loop.create_future()
         self.lost: asyncio.Future[ConnectionLost] = loop.create_future()
@@ -339,6 +343,7 @@ class BrokerConnection(asyncio.Protocol):
 
     def _on_open(self, _pika: Any) -> None:
         self.frame_max = self._reader.frame_max = self._pika.params.frame_max
+        self.channel_max = self._pika.params.channel_max or _CHANNEL_MAX
         self.server_properties = dict(self._pika.server_properties or {})
         self._pika.add_on_connection_blocked_callback(lambda *_: self._set_blocked(True))
         self._pika.add_on_connection_unblocked_callback(lambda *_: self._set_blocked(False))

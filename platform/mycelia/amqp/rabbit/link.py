@@ -3,6 +3,7 @@
     supervisor.py   keeps a connection up       publisher.py    publishes, confirms, sends again
     liveness.py     notices a dead peer         unconfirmed.py  publishes without confirms
     connection.py   one connection (pika)       consumer.py     consumes, settles, resumes
+                                                stream_channel.py   publishes to one stream
     shared_work.py  one question for all who ask it
     declarer.py     declares and adopts         getter.py       one message at a time
     topology.py     what to declare again       topology_watch.py   looks whether it is still there
@@ -116,6 +117,7 @@ class RabbitLink:
             on_writable=self._wake_writable,
             redeclare=self._redeclare_shared,
             declares_exchange=self._topology.has_exchange,
+            leads_to_stream=self._topology.leads_to_stream,
             window_messages=options.confirm_messages,
             window_bytes=options.confirm_bytes,
             step_timeout=options.step_timeout,

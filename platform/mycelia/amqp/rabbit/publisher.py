@@ -1,6 +1,6 @@
-"""The publishing side: two channels on one connection, one in confirm mode.
+"""The publishing side: two channels on one connection, one in confirm mode; and one more for each stream, where the broker needs that.
 
-`publish_nowait()` writes to the plain channel (`unconfirmed.py`). `publish()` puts a `_Publishing` into the queue, `_pump()` moves it
+`publish_nowait()` writes to the plain channel (`unconfirmed.py`). `publish()` puts a `Publishing` into the queue, `_pump()` moves it
 from there to the wire and into the confirm window as far as there is room, and the broker's confirm resolves it. When the connection
 is lost, what the window holds goes back to the head of the queue.
 
@@ -9,6 +9,9 @@ rejects what it has no room for may have room again. So a nacked publishing is t
 its publisher waits, but not longer than `rejected_patience` seconds, for a queue may stay full for good. And on a fresh channel after
 the second nack: up to RabbitMQ 3.10 (4.3 does not), one that first published to a queue while it had no leader nacks for ever, while
 one opened 0.3 s later is served. What the old one holds is awaited first, for a second.
+
+What goes to a stream has a channel of its own on RabbitMQ before 4.0 (`stream_channel.py`). It goes through the same queue, and what goes
+wrong there is seen to here.
 
 A publishing can cost its channel (an exchange that does not exist, a permission, a body too large) or the whole connection (bytes
 that the broker cannot read). Mostly the broker's text tells which one it was (`refusals.py`): it gets the error, and the others are sent again.
@@ -29,7 +32,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import count
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 from mycelia.amqp.link import LinkStatistics
 from mycelia.amqp.model import Message, Returned
@@ -37,8 +40,16 @@ from mycelia.amqp.rabbit.backoff import Backoff
 from mycelia.amqp.rabbit.confirm_window import ConfirmWindow
 from mycelia.amqp.rabbit.connection import BrokerChannel, BrokerConnection, ChannelClosed
 from mycelia.amqp.rabbit.frames import PublishEncoder
+from mycelia.amqp.rabbit.publishing import Publishing
 from mycelia.amqp.rabbit.publishing_sink import PublishingSink
 from mycelia.amqp.rabbit.resend_ledger import Written
+from mycelia.amqp.rabbit.stream_channel import (
+    StreamChannel,
+    abandon,
+    has_room_for_one,
+    needs_stream_channels,
+    open_confirming,
+)
 from mycelia.amqp.rabbit.unconfirmed import UnconfirmedPublisher
 from mycelia.amqp.refusals import (
     NOT_FOUND,
@@ -73,47 +84,6 @@ _DRAIN_S: Final = 1.0
 """For what a channel holds to be confirmed before it is given up."""
 
 
-class _Publishing:
-    """One `publish()` on its way."""
-
-    __slots__ = (
-        "deadline",
-        "done",
-        "is_returned",
-        "message",
-        "message_id",
-        "nack_backoff",
-        "nacked_since",
-        "nacks",
-        "suspicion",
-        "timeout",
-        "times_refused",
-        "times_sent",
-    )
-
-    def __init__(
-        self,
-        message: Message,
-        message_id: str,
-        done: asyncio.Future[None],
-        timeout: float,
-        deadline: float,
-    ) -> None:
-        self.message = message
-        self.message_id = message_id
-        self.done = done
-        self.timeout = timeout
-        self.deadline = deadline
-        self.times_sent = 0
-        self.times_refused = 0
-        self.is_returned = False
-        self.suspicion = 0
-        """How often it was on the wire when a channel or connection was closed over we do not know which publishing."""
-        self.nacks = 0
-        self.nacked_since = 0.0
-        self.nack_backoff: Backoff | None = None
-
-
 class RabbitPublisher:
     """Publishes for a link, on whatever connection it has at the moment.
 
@@ -123,6 +93,7 @@ class RabbitPublisher:
         on_writable: called when `writable` may have changed.
         redeclare: declares the remembered topology on a connection.
         declares_exchange: whether the remembered topology holds the exchange of that name.
+        leads_to_stream: whether, by the remembered topology, what is published to that exchange with that routing key goes to a stream.
         max_waiting: publishings that may wait for room or for a connection; more are refused at once.
         rejected_patience: seconds for which a nacked publishing is tried again.
         random: for the jitter of trying again.
@@ -137,6 +108,7 @@ class RabbitPublisher:
         on_writable: Callable[[], None],
         redeclare: Callable[[BrokerConnection], Awaitable[None]],
         declares_exchange: Callable[[str], bool],
+        leads_to_stream: Callable[[str, str], bool],
         window_messages: int,
         window_bytes: int,
         max_waiting: int = 65536,
@@ -150,16 +122,18 @@ class RabbitPublisher:
         self._on_writable = on_writable
         self._redeclare = redeclare
         self._declares_exchange = declares_exchange
+        self._leads_to_stream = leads_to_stream
         self._step_timeout = step_timeout
         self._rejected_patience = rejected_patience
         self._random = random or Random()
-        self._window: ConfirmWindow[_Publishing] = ConfirmWindow(window_messages, window_bytes)
-        self._waiting: deque[_Publishing] = deque()
+        self._new_window = partial(ConfirmWindow[Publishing], window_messages, window_bytes)
+        self._window = self._new_window()
+        self._waiting: deque[Publishing] = deque()
         self._max_waiting = max_waiting
-        self._suspects: deque[_Publishing] = deque()  # those that must go alone are ahead
-        self._suspect: _Publishing | None = None
+        self._suspects: deque[Publishing] = deque()  # those that must go alone are ahead
+        self._suspect: Publishing | None = None
         """The one of them that is on the wire."""
-        self._delayed: dict[_Publishing, asyncio.TimerHandle] = {}  # nacked, to be tried again
+        self._delayed: dict[Publishing, asyncio.TimerHandle] = {}  # nacked, to be tried again
         self._connection: BrokerConnection | None = None
         self._confirmed: PublishEncoder | None = None
         self._reopening: asyncio.Task[None] | None = None
@@ -168,9 +142,13 @@ class RabbitPublisher:
         self._retiring: BrokerChannel | None = None
         """It nacks too much: nothing more is put on it, and it is replaced when it holds nothing more."""
         self._renew_at = 0.0
+        self._stream_channels: dict[tuple[str, str], StreamChannel] | None = None
+        """Of the connection of now, by exchange and routing key; `None`: it needs none."""
         self._id_prefix = os.urandom(8).hex()
         self._ids = count(1)
-        self._idle: asyncio.Event = asyncio.Event()
+        self._idle = asyncio.Event()
+        """Cleared by who waits until all is confirmed."""
+        self._idle.set()
         self._unconfirmed = UnconfirmedPublisher(
             statistics,
             on_return=on_return,
@@ -207,7 +185,10 @@ class RabbitPublisher:
 
     @property
     def unconfirmed(self) -> int:
-        return len(self._window) + len(self._waiting) + len(self._suspects) + len(self._delayed)
+        held = sum(one.unconfirmed for one in (self._stream_channels or {}).values())
+        return (
+            held + len(self._window) + len(self._waiting) + len(self._suspects) + len(self._delayed)
+        )
 
     @property
     def unproven(self) -> int:
@@ -221,6 +202,7 @@ class RabbitPublisher:
         """
         await self._open_confirmed(connection)
         self._unconfirmed.attach(connection)
+        self._stream_channels = {} if needs_stream_channels(connection) else None
         self._connection = connection  # last: from here on publishings go out
         connection.on_writable = self._on_room
         self._on_room()
@@ -234,16 +216,28 @@ class RabbitPublisher:
             suspect = blames_a_publishing(reason.code)
             if suspect:
                 self._log_refusal(None, str(reason))
-                self._blame(reason.code, str(reason), alone=not self._unconfirmed.unproven)
+                on_wire = self._window.reset()
+                for channel in (self._stream_channels or {}).values():
+                    on_wire += channel.take_written()
+                alone = self._end_suspicion(alone=not self._unconfirmed.unproven)
+                self._blame(on_wire, reason.code, str(reason), alone)
         self._take_back()
+        for channel in self._end_stream_channels():
+            self._put_back(channel.take_back())
         self._unconfirmed.detach(suspect)
+
+    def _end_stream_channels(self) -> list[StreamChannel]:
+        channels, self._stream_channels = self._stream_channels, None
+        return list((channels or {}).values())
 
     def _on_room(self) -> None:
         self._pump()
+        self._pump_stream_channels()
         self._on_writable()
 
     def on_unblocked(self) -> None:
         self._pump()
+        self._pump_stream_channels()
 
     async def drain(self, timeout: float) -> None:
         """Wait until all is confirmed, at most `timeout` seconds."""
@@ -259,10 +253,14 @@ class RabbitPublisher:
     async def aclose(self) -> None:
         """Give up what is still unconfirmed."""
         await self._unconfirmed.aclose()
+        channels = (self._stream_channels or {}).values()
+        opening = [one.opening for one in channels if one.opening is not None]
         self.detach()
         if self._reopening is not None:
             self._reopening.cancel()
-            await asyncio.wait([self._reopening])
+            opening.append(self._reopening)
+        if opening:
+            await asyncio.wait(opening)
         for handle in self._delayed.values():
             handle.cancel()
         for publishing in (*self._suspects, *self._waiting, *self._delayed):
@@ -369,15 +367,15 @@ class RabbitPublisher:
             if self._suspects:
                 self._pump()  # the one they wait for may have been given up
         else:
-            self._send(publishing)
+            self._send_on_its_channel(publishing)
         expiry = loop.call_at(deadline, self._expire, publishing)
         try:
             await publishing.done
         finally:
             expiry.cancel()
 
-    def _publishing_of(self, message: Message, timeout: float, deadline: float) -> _Publishing:
-        return _Publishing(
+    def _publishing_of(self, message: Message, timeout: float, deadline: float) -> Publishing:
+        return Publishing(
             message,
             message.properties.message_id or f"{self._id_prefix}{next(self._ids):x}",
             asyncio.get_running_loop().create_future(),
@@ -400,12 +398,13 @@ class RabbitPublisher:
         if self._suspects:
             self._pump_suspects()
             if not self._tests_alone:  # the one that the others waited for was given up
+                self._pump_stream_channels()
                 self._on_writable()
         while waiting and self._can_send():
             publishing = waiting.popleft()
             if not publishing.done.done():
-                self._try_to_send(publishing)
-        if not self.unconfirmed:
+                self._try_to_send(publishing, self._send_on_its_channel)
+        if not self._idle.is_set() and not self.unconfirmed:
             self._idle.set()
 
     def _pump_suspects(self) -> None:
@@ -419,16 +418,21 @@ class RabbitPublisher:
             if (
                 self._confirmed is None
                 or not self._has_room()
-                or (len(self._window) if alone else not self._window.has_room())
+                or (self._is_any_on_wire if alone else not self._window.has_room())
             ):
                 return
             self._suspect = suspects.popleft()
-            self._try_to_send(self._suspect)
+            self._try_to_send(self._suspect, self._send)
 
-    def _try_to_send(self, publishing: _Publishing) -> None:
+    @property
+    def _is_any_on_wire(self) -> bool:
+        channels = (self._stream_channels or {}).values()
+        return len(self._window) > 0 or any(one.is_any_on_wire for one in channels)
+
+    def _try_to_send(self, publishing: Publishing, send: Callable[[Publishing], None]) -> None:
         try:
-            self._send(publishing)
-        except (ProtocolError, MessageTooLarge) as exc:
+            send(publishing)
+        except (ProtocolError, MessageTooLarge, BrokerBlocked) as exc:
             publishing.done.set_exception(exc)
             if publishing is self._suspect:
                 self._acquit()
@@ -438,19 +442,75 @@ class RabbitPublisher:
         was_alone = self._tests_alone
         self._suspect = None
         if was_alone:
+            self._pump_stream_channels()
             self._on_writable()
 
-    def _send(self, publishing: _Publishing) -> None:
+    def _send(self, publishing: Publishing) -> None:
         assert self._confirmed is not None
+        self.write(publishing, self._confirmed, self._window)
+
+    def _send_on_its_channel(self, publishing: Publishing) -> None:
+        """Send it, or have it wait for its stream's channel.
+
+        Raises:
+            ProtocolError, MessageTooLarge: it cannot be sent.
+            BrokerBlocked: too many wait for that channel.
+        """
+        message = publishing.message
+        channel = self._stream_channel_of(message.exchange, message.routing_key)
+        if channel is None:
+            self._send(publishing)
+        elif channel.unconfirmed >= self._max_waiting:
+            raise BrokerBlocked(
+                f"{message.target}: not sent, {channel.unconfirmed} publishings are waiting"
+            )
+        else:
+            channel.publish(publishing)
+
+    def _stream_channel_of(self, exchange: str, routing_key: str) -> StreamChannel | None:
+        """That of the stream to which it goes; `None`: to none, or the broker needs none for that."""
+        channels, connection = self._stream_channels, self._connection
+        if (
+            channels is None
+            or connection is None
+            or not self._leads_to_stream(exchange, routing_key)
+        ):
+            return None
+        target = (exchange, routing_key)
+        channel = channels.get(target)
+        if channel is None:
+            if not has_room_for_one(channels, connection):
+                return None
+            channel = StreamChannel(self, connection, self._new_window, self._step_timeout)
+            channels[target] = channel
+        return channel
+
+    def _pump_stream_channels(self) -> None:
+        for channel in list((self._stream_channels or {}).values()):
+            channel.pump()
+
+    # --- what a stream's channel asks ---
+
+    @property
+    def may_send(self) -> bool:
+        """Whether an ordinary publishing may be written now, on some channel."""
+        return self._has_room() and not ((self._suspects or self._suspect) and self._tests_alone)
+
+    def write(
+        self, publishing: Publishing, encoder: PublishEncoder, window: ConfirmWindow[Publishing]
+    ) -> None:
+        """Write it to the channel that is encoded for.
+
+        Raises:
+            ProtocolError, MessageTooLarge: it cannot be sent.
+        """
         assert self._connection is not None
         message = publishing.message
         limit = self._unconfirmed.max_body_bytes
         if limit is not None and len(message.body) > limit:
             raise MessageTooLarge(message.target, len(message.body), limit)
-        data = self._confirmed.encode(message, publishing.message_id)
-        self._window.add(
-            publishing, len(data), publishing.message_id if message.mandatory else None
-        )
+        data = encoder.encode(message, publishing.message_id)
+        window.add(publishing, len(data), publishing.message_id if message.mandatory else None)
         self._connection.write(data)
         if publishing.times_sent:
             self._statistics.republished += 1
@@ -459,34 +519,52 @@ class RabbitPublisher:
         publishing.times_sent += 1
 
     def _on_confirm(self, delivery_tag: int, multiple: bool, acknowledged: bool) -> None:
-        statistics = self._statistics
         for publishing in self._window.confirm(delivery_tag, multiple):
             if publishing is self._suspect:
                 self._acquit()
-            if acknowledged:
-                statistics.confirmed += 1
-            done = publishing.done
-            if done.done():
-                continue
-            if not acknowledged:
-                self._nacked(publishing)
-            elif publishing.is_returned:
-                done.set_exception(
-                    Unroutable(publishing.message.exchange, publishing.message.routing_key)
-                )
-            else:
-                done.set_result(None)
+            self.settle(publishing, acknowledged)
+            if publishing.nacks >= _NACKS_OF_A_CHANNEL and not publishing.done.done():
+                self._retire()
         if self._retiring is not None and not len(self._window):
             self._renew(self._retiring)
         self._pump()
 
+    def settle(self, publishing: Publishing, acknowledged: bool) -> None:
+        """The broker has answered for it."""
+        if acknowledged:
+            self._statistics.confirmed += 1
+        done = publishing.done
+        if done.done():
+            return
+        if not acknowledged:
+            self._nacked(publishing)
+        elif publishing.is_returned:
+            done.set_exception(
+                Unroutable(publishing.message.exchange, publishing.message.routing_key)
+            )
+        else:
+            done.set_result(None)
+
+    def answered(self) -> None:
+        """A stream's channel has had an answer."""
+        if self._waiting or self._suspects or not self._idle.is_set():
+            self._pump()
+
+    async def redeclare(self, connection: BrokerConnection) -> None:
+        """Declare the remembered topology."""
+        await self._redeclare(connection)
+
     def _on_confirmed_return(self, returned: Returned) -> None:
+        self.note_returned(returned, self._window)
+
+    def note_returned(self, returned: Returned, window: ConfirmWindow[Publishing]) -> None:
+        """It has come back; the confirm comes behind it."""
         self._statistics.returned += 1
-        publishing = self._window.find_returned(returned.properties.message_id)
+        publishing = window.find_returned(returned.properties.message_id)
         if publishing is not None:
             publishing.is_returned = True
 
-    def _nacked(self, publishing: _Publishing) -> None:
+    def _nacked(self, publishing: Publishing) -> None:
         """Try again in a while, as long as that makes sense."""
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -509,14 +587,20 @@ class RabbitPublisher:
             )
             return
         self._count_extra("nacks_tried_again")
-        if publishing.nacks >= _NACKS_OF_A_CHANNEL and self._confirmed and now >= self._renew_at:
-            self._renew_at = now + _RENEW_EVERY_S
-            self._confirmed = None
-            self._retiring = self._channel
-            loop.call_later(_DRAIN_S, self._renew, self._channel)
         self._delayed[publishing] = loop.call_later(delay, self._try_nacked_again, publishing)
 
-    def _try_nacked_again(self, publishing: _Publishing) -> None:
+    def _retire(self) -> None:
+        """Put nothing more on the channel that nacks too much; see to another."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._confirmed is None or now < self._renew_at:
+            return
+        self._renew_at = now + _RENEW_EVERY_S
+        self._confirmed = None
+        self._retiring = self._channel
+        loop.call_later(_DRAIN_S, self._renew, self._channel)
+
+    def _try_nacked_again(self, publishing: Publishing) -> None:
         del self._delayed[publishing]
         self._waiting.append(publishing)
         self._pump()
@@ -526,16 +610,13 @@ class RabbitPublisher:
         if channel is None or self._retiring is not channel:
             return
         self._retiring = None
-        # A late confirm must not be taken for one of the next channel, which counts from 1 again.
-        channel.connection.set_sink(channel.number, PublishingSink(_ignored, _ignored))
-        channel.on_closed = _ignored
-        channel.close_nowait()
+        abandon(channel)
         self._take_back()
         self._reopening = asyncio.create_task(
             self._reopen(channel.connection, redeclare=False), name="mycelia:publish:renew"
         )
 
-    def _expire(self, publishing: _Publishing) -> None:
+    def _expire(self, publishing: Publishing) -> None:
         if publishing.done.done():
             return
         what = f"{publishing.message.target}: not confirmed within {publishing.timeout:g} s"
@@ -556,23 +637,31 @@ class RabbitPublisher:
     # --- the channel in confirm mode ---
 
     async def _open_confirmed(self, connection: BrokerConnection) -> None:
-        channel = await connection.open_channel(self._step_timeout)
-        connection.set_sink(
-            channel.number, PublishingSink(self._on_confirmed_return, self._on_confirm)
-        )
-        # pika calls `ack_nack_callback` only for frames the reader does not take
-        await channel.call("confirm_delivery", self._step_timeout, ack_nack_callback=_never_called)
+        sink = PublishingSink(self._on_confirmed_return, self._on_confirm)
+        channel = await open_confirming(connection, sink, self._step_timeout)
         self._channel = channel
         self._confirmed = PublishEncoder(channel.number, connection.frame_max)
         channel.on_closed = lambda reason: self._on_confirmed_closed(connection, reason)
 
-    def _on_confirmed_closed(self, connection: BrokerConnection, reason: LinkError) -> None:
-        if self._connection is not connection or not isinstance(reason, ChannelClosed):
-            return  # the whole connection is going down; detach() takes back what is unconfirmed
+    def stream_channel_closed(self, channel: StreamChannel, reason: ChannelClosed) -> bool:
+        """The broker has closed it: see to what was on it. Whether what goes there is to be declared again."""
+        self._note_max_bytes(reason)
+        culprit = self._blame(channel.take_written(), reason.code, reason.text, None)
+        self._log_refusal(culprit, str(reason))
+        return reason.code == NOT_FOUND and (culprit is None or not culprit.done.done())
+
+    def _note_max_bytes(self, reason: ChannelClosed) -> None:
         sizes = max_message_bytes(reason.text)
         if sizes is not None:
             self._unconfirmed.max_body_bytes = sizes[1]
-        culprit = self._blame(reason.code, reason.text, alone=True)
+
+    def _on_confirmed_closed(self, connection: BrokerConnection, reason: LinkError) -> None:
+        if self._connection is not connection or not isinstance(reason, ChannelClosed):
+            return  # the whole connection is going down; detach() takes back what is unconfirmed
+        self._note_max_bytes(reason)
+        culprit = self._blame(
+            self._window.reset(), reason.code, reason.text, self._end_suspicion(alone=True)
+        )
         self._log_refusal(culprit, str(reason))
         self._take_back()
         # only if the exchange may have been one of ours: a wrong name must not cost the others a declaration
@@ -582,22 +671,32 @@ class RabbitPublisher:
             name="mycelia:publish:reopen",
         )
 
-    def _blame(self, code: int, text: str, *, alone: bool) -> _Publishing | None:
+    def _end_suspicion(self, *, alone: bool) -> Publishing | None:
+        """The suspect on the wire, if it must be the culprit.
+
+        Args:
+            alone: the broker cannot have meant anything outside the confirm window.
+        """
+        suspect, self._suspect = self._suspect, None
+        return suspect if alone and suspect is not None and suspect.suspicion > 1 else None
+
+    def _blame(
+        self, on_wire: list[Publishing], code: int, text: str, alone: Publishing | None
+    ) -> Publishing | None:
         """Find out over which publishing the channel or connection was closed, and give it the error.
 
         Where that cannot be known yet, those on the wire become suspects.
 
         Args:
-            alone: it cannot have been closed over anything outside the confirm window.
+            on_wire: what was unconfirmed there.
+            alone: the one of them that must be it.
         """
-        on_wire = self._window.reset()
-        suspect, self._suspect = self._suspect, None
         index = find_culprit((one.message for one in on_wire), code, text)
         if index is not None:
             culprit = on_wire.pop(index)
-        elif alone and suspect is not None and suspect.suspicion > 1:
-            culprit = suspect
-            on_wire.remove(suspect)
+        elif alone is not None:
+            culprit = alone
+            on_wire.remove(alone)
         else:
             for publishing in on_wire:
                 publishing.suspicion += 1
@@ -626,7 +725,7 @@ class RabbitPublisher:
         self._suspect = None
         self._put_back(self._window.reset())
 
-    def _put_back(self, unconfirmed: list[_Publishing]) -> None:
+    def _put_back(self, unconfirmed: list[Publishing]) -> None:
         for publishing in reversed(unconfirmed):
             if publishing.done.done():
                 continue
@@ -637,7 +736,7 @@ class RabbitPublisher:
             else:
                 self._waiting.appendleft(publishing)
 
-    def _log_refusal(self, culprit: _Publishing | None, reason: str) -> None:
+    def _log_refusal(self, culprit: Publishing | None, reason: str) -> None:
         _log.warning(
             event(
                 "publishing_refused",
@@ -659,11 +758,3 @@ class RabbitPublisher:
             connection.abort(exc)
             return
         self._on_room()  # a suspect was convicted, perhaps: whoever waited for that goes on
-
-
-def _ignored(*_said: Any) -> None:
-    """What the broker still says on a channel that was replaced."""
-
-
-def _never_called(*_arguments: Any) -> None:
-    """What pika would call with a confirm; the frame reader takes them before pika sees them."""
