@@ -25,6 +25,8 @@ from tests.flows.machines import changelog_config as config
 
 from mycelia import Client
 from mycelia.flow import FlowOutput, Stream, flow
+from mycelia.flow.changelog_format import ChangeHead
+from mycelia.flow.changelog_stream import ChangelogStream
 from mycelia.flow.reset import reset_flow
 from mycelia.flow.savepoints import take_savepoint
 from mycelia.flow.state_home import StateHome, logged_state_home
@@ -52,6 +54,49 @@ async def test_flow_goes_on_elsewhere_and_comes_back(broker: str, tmp_path: Path
                 if turn == 3:
                     await append(client, sentinels())
                     await eventually(lambda: tally.has(len(wanted)), 30)
+        await tally.aclose()
+
+    assert tally.counts() == wanted
+    assert len(tally.records) == len(wanted)
+
+
+@pytest.mark.parametrize("unanswered", ["a commit", "a claim"])
+async def test_flow_is_stopped_in_time_while_its_changelog_has_no_leader(
+    broker: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    unanswered: str,
+) -> None:
+    """What is written there is never confirmed. What was not committed is the next owner's."""
+    flights = departures(2_000)
+    wanted = expected(flights)
+    asked = asyncio.Event()
+
+    async def never(stream: ChangelogStream, head: ChangeHead, body: bytes = b"") -> int:
+        asked.set()
+        return await asyncio.Future()
+
+    async with Client(broker) as client:
+        tally = Tally(client)
+        async with run_services(Counting, broker=broker, config=config(tmp_path / "one")) as bed:
+            if unanswered == "a claim":
+                monkeypatch.setattr(ChangelogStream, "append", never)
+            else:
+                await append(client, flights[:1_000])
+                await eventually(lambda: statistics(bed).records == 1_000, 30)
+                monkeypatch.setattr(ChangelogStream, "append", never)
+                await append(client, flights[1_000:1_500])
+            async with asyncio.timeout(30):
+                await asked.wait()
+            await bed.container(Counting).stop()
+        monkeypatch.undo()
+        assert "extension_hook_failed" not in caplog.text
+
+        async with run_services(Counting, broker=broker, config=config(tmp_path / "other")):
+            await append(client, flights[1_500 if unanswered == "a commit" else 0 :])
+            await append(client, sentinels())
+            await eventually(lambda: tally.has(len(wanted)), 30)
         await tally.aclose()
 
     assert tally.counts() == wanted

@@ -13,7 +13,9 @@ Blocks; in a thread.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
+import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -21,7 +23,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from mycelia.errors import StateIncompatible, StateUnavailable
+from mycelia.errors import BrokerUnavailable, StateIncompatible, StateUnavailable
 from mycelia.flow.changelog_format import (
     Change,
     ChangelogGap,
@@ -49,21 +51,56 @@ log = logging.getLogger("mycelia.flow")
 R = TypeVar("R")
 
 _LOOK_EVERY: Final = 1.0
+_CALLED_OFF: Final = "the broker is not waited for any more: the partition is left"
 _AT_ONCE_BYTES: Final = 8 * 1024 * 1024
 """Of commits in one transaction of the file."""
 
 
 class FromThread:
-    """Has a coroutine run on a loop, and waits for it in another thread."""
+    """Has a coroutine run on a loop, and waits for it in another thread, until it is called off: then what runs is cancelled, and what would
+    begin does not."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._lock = threading.Lock()
+        self._running: set[concurrent.futures.Future[Any]] = set()
+        self._is_off = False
+
+    def another(self) -> FromThread:
+        """One for the same loop, called off for itself."""
+        return FromThread(self._loop)
+
+    def call_off(self) -> None:
+        """From any thread. Idempotent."""
+        with self._lock:
+            self._is_off = True
+            running = list(self._running)
+        for future in running:
+            future.cancel()
 
     def __call__(self, coroutine: Coroutine[Any, Any, R]) -> R:
+        """
+        Raises:
+            BrokerUnavailable: called off.
+        """
         if not self._loop.is_running():
             coroutine.close()
             raise RuntimeError("the event loop has ended")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._lock:
+            if self._is_off:
+                coroutine.close()
+                raise BrokerUnavailable(_CALLED_OFF)
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._running.add(future)
+        try:
+            return self._result_of(future)
+        except concurrent.futures.CancelledError:
+            raise BrokerUnavailable(_CALLED_OFF) from None
+        finally:
+            with self._lock:
+                self._running.discard(future)
+
+    def _result_of(self, future: concurrent.futures.Future[R]) -> R:
         while True:
             try:
                 return future.result(_LOOK_EVERY)
@@ -201,7 +238,7 @@ class ChangelogReplay:
             self._run(reader.open())
             yield reader
         finally:
-            self._run(reader.aclose())
+            self._run.another()(reader.aclose())  # also when called off
 
     @contextmanager
     def entries(self, start: int | str) -> Iterator[Iterator[LoggedEntry]]:

@@ -72,9 +72,9 @@ class LoggedState:
         self._stream = stream
         self._place = place
         self._what = str(place)
-        self._run = run
+        self._run = run.another()
         self._retain_bytes = retain_bytes
-        self._replay = ChangelogReplay(stream, file, run, self._what)
+        self._replay = ChangelogReplay(stream, file, self._run, self._what)
         self._reader: ChangelogReader | None = None
         self._claim = ""
         self._is_spent = True
@@ -285,6 +285,10 @@ class LoggedState:
                 )
             )
 
+    def call_off(self) -> None:
+        """What waits for the broker raises `BrokerUnavailable` now, and all that would."""
+        self._run.call_off()
+
     def close(self) -> None:
         """Idempotent."""
         self._is_spent = True
@@ -293,7 +297,7 @@ class LoggedState:
         try:
             if reader is not None:
                 with suppress(RuntimeError, LinkError):  # the loop has ended
-                    self._run(reader.aclose())
+                    self._run.another()(reader.aclose())  # also when called off
         finally:
             self._stream.forget()
             self._file.close()

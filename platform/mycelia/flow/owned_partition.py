@@ -31,7 +31,7 @@ from mycelia.flow.partition_run import (
     Skipped,
     StageDescription,
 )
-from mycelia.flow.partition_state import OpensState, StatePlace
+from mycelia.flow.partition_state import OpensState, PartitionState, StatePlace
 from mycelia.flow.stage_host import StageCounts, StageHost, StageOptions
 from mycelia.flow.table_sources import table_sources
 from mycelia.log_event import event
@@ -47,6 +47,10 @@ PAUSES: Final = (1.0, 5.0, 15.0, 60.0)
 
 STATE_PAUSES: Final = (1.0, 2.0, 5.0)
 """The same where its state could not be read or written, which is not asked of much to look after."""
+
+
+LEAVING_WAITS: Final = 4.0
+"""Seconds for a commit whose broker does not answer, when the partition is to be left. Below what a stop has (`_STOP_WAITS`)."""
 
 
 class OwnedPartition:
@@ -84,6 +88,10 @@ class OwnedPartition:
         self._failed = FailedRecords(host, description, options, counts)
         self._sinks = {one.name: one.sink for one in description.outputs if one.sink is not None}
         self._awaiting: OnLoop | None = None
+        self._state: PartitionState | None = None
+        """Of the run of now."""
+        self._is_claimed = False
+        self._calling_off: asyncio.TimerHandle | None = None
         self._delivery: SinkDelivery | None = None
         self._room: RoomBehind | None = None
         self._why_still: str | None = None
@@ -119,9 +127,19 @@ class OwnedPartition:
 
     def leave(self) -> None:
         """Let `run()` end, soon."""
+        if self._leaving.is_set():
+            return
         self._leaving.set()
         if self._awaiting is not None:
             self._awaiting.cancel()
+        # What is not the owner yet has nothing to commit.
+        patience = LEAVING_WAITS if self._is_claimed else 0.0
+        self._calling_off = asyncio.get_running_loop().call_later(patience, self._call_off)
+
+    def _call_off(self) -> None:
+        """Wait for the broker no more: neither the partition's lease nor who stops it waits for that."""
+        if self._state is not None:
+            self._state.call_off()
 
     async def run(self) -> None:
         """Run the partition until it is to be left, or the lease is lost; what fails is told, and tried again from the last commit.
@@ -129,6 +147,13 @@ class OwnedPartition:
         Raises:
             LeaseLost: it has another owner.
         """
+        try:
+            await self._run_until_left()
+        finally:
+            if self._calling_off is not None:
+                self._calling_off.cancel()
+
+    async def _run_until_left(self) -> None:
         leaving, counts = self._leaving, self._counts
         failures = 0
         while self._lease.is_held and not leaving.is_set():
@@ -163,6 +188,7 @@ class OwnedPartition:
         if self._leaving.is_set():
             awaiting.cancel()
         run = await host.in_thread(self._opened, place, awaiting)
+        self._is_claimed = True
         bury = self._failed.bury_refused if self._options.buries else None
         delivery = self._delivery = SinkDelivery(self._sinks, run.flow, host.called, bury)
         try:
@@ -207,12 +233,16 @@ class OwnedPartition:
             self._room = None
             await self._end_delivery(run, delivery)
             await host.in_thread(run.close)
+            self._state, self._is_claimed = None, False
 
     def _opened(self, place: StatePlace, awaiting: OnLoop) -> PartitionRun:
+        state = self._state = self._opens_state(place)
+        if self._leaving.is_set():
+            state.call_off()
         return PartitionRun(
             self._description,
             self.partition,
-            self._opens_state(place),
+            state,
             self._lease.epoch or 1,
             self._skipped,
             collects=self._options.buries,

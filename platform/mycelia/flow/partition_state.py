@@ -80,6 +80,10 @@ class PartitionState(StoreReader, Protocol):
     ) -> None:
         """Have this in place of all that is there; see `StateFile`."""
 
+    def call_off(self) -> None:
+        """From any thread: no broker is waited for any more. What waits for one raises `BrokerUnavailable`; whether a commit that did has been
+        made, the next `claim()`, of another state, knows."""
+
     def close(self) -> None:
         """Idempotent."""
 

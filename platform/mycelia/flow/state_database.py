@@ -551,6 +551,9 @@ class DatabaseState(OutboxNumbers):
                     for row in rows:
                         copy.write_row((number, *row))
 
+    def call_off(self) -> None:
+        """It waits for no broker."""
+
     def close(self) -> None: ...
 
     # --- what the engine reads -------------------------------------------------------------------

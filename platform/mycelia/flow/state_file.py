@@ -253,6 +253,9 @@ class StateFile(OutboxNumbers):
         with self._told():
             self._db.execute("PRAGMA journal_mode = DELETE")
 
+    def call_off(self) -> None:
+        """It waits for no broker."""
+
     def close(self) -> None:
         """Idempotent."""
         if self._reading is not None:
