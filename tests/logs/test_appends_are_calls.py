@@ -248,12 +248,18 @@ async def test_a_batch_of_many_calls_is_in_one_s_trace_and_links_to_those_of_the
 ) -> None:
     """To 32 of them at most."""
     log = Log("landed", of=Departed, key="origin", partitions=2, linger="1500ms")
+    many = 40
+    all_here = asyncio.Barrier(many)  # so that no time decides which of them are in the batch
 
     class Gathering(TracedTower):
         name = "tower"
         landed = log
 
-    many = 40
+        @rpc
+        async def land(self, number: int, headers: dict[str, Any] | None = None) -> None:
+            await all_here.wait()
+            await self.landed.append(Departed("JFK", number), headers=headers)
+
     async with run_services(
         Gathering, broker=broker, config={**traced(receiver), "max_workers": many}
     ) as bed:
