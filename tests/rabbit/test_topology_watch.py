@@ -122,6 +122,7 @@ async def test_what_was_deleted_is_there_again(
     assert said(caplog, "redeclare_failed") == []
 
 
+@pytest.mark.timeout(90)
 async def test_all_of_a_topology_is_there_again(
     make_link: LinkMaker, delete: Delete, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,7 +142,8 @@ async def test_all_of_a_topology_is_there_again(
     await asyncio.gather(*(delete("exchange", f"x-{name}") for name in names))
 
     for name in names:
-        await eventually(routed(stranger, f"x-{name}", ""), 10, what=f"{name} bound again")
+        # The first waits for all of them: three dozen declarations, at a broker that may be busy.
+        await eventually(routed(stranger, f"x-{name}", ""), 30, what=f"{name} bound again")
         await inboxes[name].wait(1)
     assert link.statistics().reconnects == 0
 
