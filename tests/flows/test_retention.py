@@ -14,6 +14,7 @@ from tests.flows.counting import Departed, config, statistics
 from mycelia import Client, Log
 from mycelia.flow import FlowOutput, KeyContext, StageStatistics, Stream, flow
 from mycelia.flow.reset import reset_flow
+from mycelia.flow.stage import Stage
 from mycelia.flow.stage_savepoints import save_flow
 from mycelia.flow.state_home import state_home
 from mycelia.logs.layout import stream_name
@@ -133,12 +134,18 @@ async def test_log_between_stages_that_has_been_cut_before_the_second_stops_that
                 await eventually(lambda: stage().records > 400, 30)
             await save_flow(client.link, home, STAGES, tmp_path / "saved")
             before = sent
-        monkeypatch.setattr(Carriers, "stands_still", True)
-        async with run_services(Carriers, broker=rabbit_uri, config=state) as bed:
-            for partition in range(LEFT.partitions):
-                stream = stream_name(BETWEEN, partition)
-                await shrinks(client, stream, append, 20 if has_begun else 0)
-        monkeypatch.setattr(Carriers, "stands_still", False)
+        with monkeypatch.context() as patched:
+            if has_begun:
+                patched.setattr(Carriers, "stands_still", True)
+            else:
+                start = Stage.start
+                patched.setattr(
+                    Stage, "start", lambda self: start(self) if self.name != BETWEEN else None
+                )
+            async with run_services(Carriers, broker=rabbit_uri, config=state) as bed:
+                for partition in range(LEFT.partitions):
+                    stream = stream_name(BETWEEN, partition)
+                    await shrinks(client, stream, append, 20 if has_begun else 0)
         async with run_services(Carriers, broker=rabbit_uri, config=state) as bed:
             await eventually(lambda: len(stage().standing_still) == LEFT.partitions, 60)
             told = stage()
