@@ -70,7 +70,7 @@ class Updating:
 
     name = "bench_updating"
 
-    @flow(SOURCE, commit_every="10ms")
+    @flow(SOURCE, commit_every="0s")
     def counts(self, readings: Stream[Reading]) -> FlowOutput:
         return (
             _keyed(readings)

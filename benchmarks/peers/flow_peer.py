@@ -3,7 +3,7 @@
 | role | does |
 |---|---|
 | `flow-count` | a flow over `bench.in`: tumbling counts of each key, to `bench.out`; durable state |
-| `flow-updates` | the same, with a result for each batch, committed every 10 ms: for latency |
+| `flow-updates` | the same, with a result for each batch, committed as soon as the commit before is done: for latency |
 | `flow-hop` | a flow that gives a record for each record |
 | `client-count` | the bare client over the same entries: a dictionary of counts, kept nowhere |
 | `client-hop` | the bare client: reads an entry, appends its records |

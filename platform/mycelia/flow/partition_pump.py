@@ -135,11 +135,11 @@ class PartitionPump:
     async def _gather(self) -> Taken:
         """What comes before the next commit is due, or, when it is, before the one under way is done."""
         inflow = self._inflow
-        if not self._is_due:
-            return await inflow.gather(min(self._due_in, TICK_EVERY))
-        if not inflow.is_behind:
+        if self._commits.is_under_way and not inflow.is_behind:
             # Nothing that is computed now leaves before the commit under way is done: as one batch it costs less.
             await self._commits.settled(COLLECTS_FOR)
+        if not self._is_due:
+            return await inflow.gather(min(self._due_in, TICK_EVERY))
         taken = await inflow.gather(0)
         if not taken:
             await self._commits.settled(TICK_EVERY)
