@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from tests.link.inbox import Inbox
@@ -423,8 +425,17 @@ async def test_listener_that_raises_harms_nobody(
 # --- several event loops --------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _threads_taking_turns_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_threads_taking_turns_often")
 async def test_messages_of_another_thread_s_loop_come_at_once_and_all() -> None:
-    """The loop that consumes sleeps, and nothing but the messages wakes it."""
+    """The loop that consumes sleeps, and nothing but the messages wakes it. Both threads are in the broker at once."""
     uri, count = f"memory://{secrets.token_hex(4)}", 2_000
     link, bodies, taken = MemoryLink(uri), list[bytes](), threading.Event()
 

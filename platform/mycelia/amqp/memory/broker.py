@@ -6,11 +6,13 @@ Nothing here awaits: every operation is done when it returns, and deliveries are
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any, Protocol
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from mycelia.amqp.fields import decode_table, encode_table
 from mycelia.amqp.memory.clock import Clock, LoopClock
@@ -67,8 +69,25 @@ class _Bound:
     arguments: dict[str, Any]
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _alone(
+    method: Callable[Concatenate[MemoryBroker, P], R],
+) -> Callable[Concatenate[MemoryBroker, P], R]:
+    """The method, with nothing else done to the broker meanwhile."""
+
+    @wraps(method)
+    def alone(self: MemoryBroker, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return alone
+
+
 class MemoryBroker:
-    """One broker, shared by all links of its name. Belongs to one thread.
+    """One broker, shared by all links of its name, in whatever threads their loops run: one operation at a time.
 
     Args:
         clock: where TTL, expiry and timestamps take their time from. Default: real time; give a `ManualClock`
@@ -90,9 +109,12 @@ class MemoryBroker:
         self._queues: dict[str, BaseQueue] = {}
         self._peers: dict[Peer, list[QueueSubscriber]] = {}
         self._attached: list[Peer] = []
+        self._lock = threading.RLock()
+        """Operations bring about others: a delivery an acknowledgement, a rejection a dead letter."""
 
     # --- for tests: what an operator or a fault does ---------------------------------------------
 
+    @_alone
     def stop(self) -> None:
         """Stop, as a node does: connections are lost, and what is not durable is gone."""
         if not self.is_running:
@@ -111,6 +133,7 @@ class MemoryBroker:
         for peer in peers:
             peer.on_lost()
 
+    @_alone
     def start(self) -> None:
         """Start again with what `stop()` has left. Links reconnect with the next turn of their loop."""
         if self.is_running:
@@ -118,6 +141,7 @@ class MemoryBroker:
         self.is_running = True
         self._restore()
 
+    @_alone
     def drop_connections(self) -> None:
         """Cut every connection, as a network does. The broker keeps running: messages stay."""
         peers = list(self._peers)
@@ -128,13 +152,16 @@ class MemoryBroker:
         if self.is_running:
             self._restore()
 
+    @_alone
     def block(self) -> None:
         """Take no publishings, as under a memory or disk alarm (`connection.blocked`)."""
         self._set_blocked(True)
 
+    @_alone
     def unblock(self) -> None:
         self._set_blocked(False)
 
+    @_alone
     def cancel_consumers(self, queue: str) -> None:
         """Cancel every consumer of `queue` from the broker's side (`basic.cancel`).
 
@@ -143,6 +170,7 @@ class MemoryBroker:
         """
         self._find_queue(queue).cancel_consumers()
 
+    @_alone
     def delete_exchange(self, name: str) -> None:
         """Delete an exchange with its bindings, as an operator does. Nothing happens if it does not exist.
 
@@ -155,6 +183,7 @@ class MemoryBroker:
             )
         self._remove_exchange(name)
 
+    @_alone
     def unbind(self, binding: Binding) -> None:
         """Delete a binding, as an operator does. Nothing happens if it does not exist."""
         bindings = self._bindings.get(binding.exchange, [])
@@ -163,27 +192,32 @@ class MemoryBroker:
             bindings.remove(bound)
 
     @property
+    @_alone
     def queue_names(self) -> list[str]:
         """Of all queues that exist now."""
         return list(self._queues)
 
     # --- connections -----------------------------------------------------------------------------
 
+    @_alone
     def attach(self, peer: Peer) -> None:
         """Tell `peer` of starts until it detaches, connected or not."""
         if peer not in self._attached:
             self._attached.append(peer)
 
+    @_alone
     def detach(self, peer: Peer) -> None:
         if peer in self._attached:
             self._attached.remove(peer)
 
+    @_alone
     def forget_dead(self) -> None:
         """Close the connections whose event loop has ended, as a server does with those of a process that died."""
         for peer in [one for one in self._attached if not one.is_alive]:
             self.detach(peer)
             self.disconnect(peer)
 
+    @_alone
     def connect(self, peer: Peer) -> None:
         """Open a connection.
 
@@ -194,6 +228,7 @@ class MemoryBroker:
             raise Refused(320, "CONNECTION_FORCED - the broker is stopped")
         self._peers.setdefault(peer, [])
 
+    @_alone
     def disconnect(self, peer: Peer) -> None:
         """Close a connection: its consumers stop, its unsettled messages return, its exclusive queues go."""
         subscribers = self._peers.pop(peer, [])
@@ -207,6 +242,7 @@ class MemoryBroker:
 
     # --- topology --------------------------------------------------------------------------------
 
+    @_alone
     def declare_exchange(self, wanted: Exchange) -> None:
         """Declare an exchange, or check that it exists as it is wanted.
 
@@ -239,6 +275,7 @@ class MemoryBroker:
             existing.arguments.get("alternate-exchange"),
         )
 
+    @_alone
     def declare_queue(self, peer: Peer, wanted: Queue) -> None:
         """Declare a queue, or check that it exists as it is wanted.
 
@@ -262,6 +299,7 @@ class MemoryBroker:
         declared = replace(wanted, arguments=_as_sent(wanted.arguments))
         self._queues[wanted.name] = make_queue(self, declared, peer if wanted.exclusive else None)
 
+    @_alone
     def bind(self, peer: Peer, binding: Binding) -> None:
         """Bind a queue to an exchange; binding twice is binding once.
 
@@ -277,6 +315,7 @@ class MemoryBroker:
         if bound not in bindings:
             bindings.append(bound)
 
+    @_alone
     def bind_exchange(self, binding: ExchangeBinding) -> None:
         """Bind an exchange to another; binding twice is binding once.
 
@@ -292,18 +331,21 @@ class MemoryBroker:
         if bound not in chains:
             chains.append(bound)
 
+    @_alone
     def message_count(self, peer: Peer, name: str) -> int:
         queue = self._find_queue(name)
         self._check_access(peer, queue)
         queue.touch()
         return queue.message_count
 
+    @_alone
     def consumer_count(self, peer: Peer, name: str) -> int:
         queue = self._find_queue(name)
         self._check_access(peer, queue)
         queue.touch()
         return queue.consumer_count
 
+    @_alone
     def delete_queue(self, peer: Peer, name: str) -> None:
         """Delete a queue with its messages, which are not dead-lettered. Nothing happens if it does not exist."""
         queue = self._queue(name)
@@ -313,6 +355,7 @@ class MemoryBroker:
 
     # --- messages --------------------------------------------------------------------------------
 
+    @_alone
     def publish(
         self,
         message: Message,
@@ -355,6 +398,7 @@ class MemoryBroker:
         taken = [queue.publish(stored) for queue in queues]
         return PublishOutcome.CONFIRMED if all(taken) else PublishOutcome.REJECTED
 
+    @_alone
     def consume(self, peer: Peer, queue: str, subscriber: QueueSubscriber) -> None:
         """Start a consumer.
 
@@ -372,6 +416,7 @@ class MemoryBroker:
             self._peers[peer].remove(subscriber)
             raise
 
+    @_alone
     def get(self, peer: Peer, queue: str, subscriber: QueueSubscriber) -> bool:
         """Hand one message of `queue` to `subscriber`; return whether there was one.
 
@@ -391,12 +436,14 @@ class MemoryBroker:
             self.close(subscriber)
         return has_taken
 
+    @_alone
     def begin_anew(self, subscriber: QueueSubscriber, prefetch: int) -> None:
         """Another prefetch, as of a second consumer on the channel that takes over from the first."""
         subscriber.begin_anew(prefetch)
         if subscriber.queue is not None:
             subscriber.queue.drain()
 
+    @_alone
     def consume_again(self, subscriber: QueueSubscriber, prefetch: int) -> bool:
         """Start a cancelled consumer on its channel again; return whether the queue is still there for it.
 
@@ -411,11 +458,13 @@ class MemoryBroker:
         queue.subscribe(subscriber)
         return True
 
+    @_alone
     def cancel(self, subscriber: QueueSubscriber) -> None:
         """No more deliveries; what is unsettled can still be settled."""
         if subscriber.queue is not None:
             subscriber.queue.cancel(subscriber)
 
+    @_alone
     def close(self, subscriber: QueueSubscriber) -> None:
         """Close the consumer's channel: what is unsettled returns to the queue."""
         for subscribers in self._peers.values():
@@ -424,6 +473,7 @@ class MemoryBroker:
         if subscriber.queue is not None:
             subscriber.queue.close(subscriber)
 
+    @_alone
     def settle(
         self, subscriber: QueueSubscriber, tag: int, *, accepted: bool, requeue: bool = False
     ) -> None:
@@ -433,6 +483,7 @@ class MemoryBroker:
 
     # --- what the queues ask (QueueHost) ---------------------------------------------------------
 
+    @_alone
     def dead_letter(self, queue: QueueModel, message: StoredMessage, reason: str) -> bool:
         arguments = queue.declared.arguments
         exchange = arguments.get("x-dead-letter-exchange")
@@ -455,6 +506,11 @@ class MemoryBroker:
         taken = [target.publish(dead) for target in fitting]
         return (bool(taken) and all(taken)) or len(fitting) < len(targets)
 
+    @_alone
+    def run_alone(self, action: Callable[[], None]) -> None:
+        action()
+
+    @_alone
     def queue_unused(self, queue: BaseQueue) -> None:
         if self._queues.get(queue.name) is queue:
             self._remove_queue(queue)

@@ -23,6 +23,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 from mycelia.amqp.fields import decode_properties, encode_properties, encode_short_string
@@ -217,6 +218,10 @@ class QueueHost(Protocol):
 
     def dead_letter(self, queue: QueueModel, message: StoredMessage, reason: str) -> bool:
         """Send a dead message on, where its queue says; return whether it is somewhere, or nowhere to go."""
+        ...
+
+    def run_alone(self, action: Callable[[], None]) -> None:
+        """Run what a timer has called, with nothing else done to the broker meanwhile."""
         ...
 
     def queue_unused(self, queue: BaseQueue) -> None:
@@ -503,7 +508,8 @@ class QueueModel(BaseQueue):
 
     def _bury_later(self) -> None:
         clock = self._host.clock
-        self._dead_timer = clock.call_at(clock.monotonic() + DEAD_AGAIN_S, self._bury_again)
+        again = partial(self._host.run_alone, self._bury_again)
+        self._dead_timer = clock.call_at(clock.monotonic() + DEAD_AGAIN_S, again)
 
     def _bury_again(self) -> None:
         self._dead_timer = None
@@ -581,7 +587,8 @@ class QueueModel(BaseQueue):
             return
         if timer is not None:
             timer.cancel()
-        self._head_timer = None if due is None else self._host.clock.call_at(due, self._expire_head)
+        expire = partial(self._host.run_alone, self._expire_head)
+        self._head_timer = None if due is None else self._host.clock.call_at(due, expire)
 
 
 class LogModel(BaseQueue):
