@@ -10,6 +10,7 @@ import pytest
 from mycelia.amqp import Link, Queue
 from mycelia.broker.management_api import ManagementApi
 from mycelia.errors import ConfigError, TopologyError
+from mycelia.logs import layout as layout_module
 from mycelia.logs.layout import LogLayout, declare_log, log_layout
 
 LinkFactory = Callable[[], Awaitable[Link]]
@@ -26,6 +27,26 @@ async def test_either_side_declares_it_and_both_may_at_once(
     await declare_log(link, LAYOUT)
     for partition in range(3):
         assert await other.message_count(f"flights.departed-{partition}") == 0
+
+
+async def test_log_that_another_declares_between_two_questions_is_no_other_log(
+    link: Link, link_factory: LinkFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, asked = await link_factory(), list[str]()
+    exists = layout_module._exists
+
+    async def then_it_is_declared(of: Link, queue: str, timeout: float | None) -> bool:
+        found = await exists(of, queue, timeout)
+        asked.append(queue)
+        if asked.count("flights.departed-2") == 1 and of is link:
+            await other.declare(*LAYOUT.parts())
+        return found
+
+    monkeypatch.setattr(layout_module, "_exists", then_it_is_declared)
+
+    await declare_log(link, LAYOUT)
+
+    assert asked.count("flights.departed-2") == 2
 
 
 @pytest.mark.parametrize("partitions", [2, 4])

@@ -118,9 +118,13 @@ async def declare_log(link: Link, layout: LogLayout, timeout: float | None = Non
     # A number of partitions is not kept anywhere: it shows in what is there and what is not. The last is declared first.
     if await _exists(link, stream_name(name, partitions), timeout):
         raise _other_number(layout, f"there are more: {stream_name(name, partitions)} exists")
-    last = stream_name(name, partitions - 1)
-    if not await _exists(link, last, timeout) and await _exists(
-        link, stream_name(name, 0), timeout
+    first, last = stream_name(name, 0), stream_name(name, partitions - 1)
+    if (
+        not await _exists(link, last, timeout)
+        and await _exists(link, first, timeout)
+        and not await _exists(
+            link, last, timeout
+        )  # between the two questions somebody may have declared all
     ):
         raise _other_number(layout, f"there are fewer: {last} does not exist")
     parts = layout.parts()
