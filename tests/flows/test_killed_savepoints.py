@@ -103,9 +103,14 @@ async def test_savepoints_amid_kills_give_the_figures_of_a_run_without(
     wanted = {place: {sums} for place, sums in sql_counts(left).items()}
     home = state_home(str(folder / "state"))
 
+    ended = [asyncio.Event() for _ in range(6)]  # each attempt at a savepoint
+
     async def append(client: Client) -> None:
-        """All of it, in so much time that each savepoint is taken amid it."""
+        """All of it, a part for each savepoint and one behind the last, so that each is taken amid it."""
         for begin in range(0, FLIGHTS, 40):
+            part = begin * (len(ended) + 1) // FLIGHTS
+            if part:
+                await ended[part - 1].wait()
             await client.append_many(LEFT, left[begin : begin + 40])
             await asyncio.sleep(0.04)
 
@@ -123,7 +128,7 @@ async def test_savepoints_amid_kills_give_the_figures_of_a_run_without(
             running = [await start(folder, processes) for _ in range(2)]
             appending = asyncio.create_task(append(client))
             await eventually(lambda: tally.has(1), 60)  # the stage behind has begun
-            for number in range(6):
+            for number in range(len(ended)):
                 dies_at = 0 if number % 2 else chance.randrange(1, 12)
                 taking = asyncio.create_task(
                     asyncio.to_thread(taken, folder, f"saved/{number}", dies_at, rabbit_uri)
@@ -132,6 +137,7 @@ async def test_savepoints_amid_kills_give_the_figures_of_a_run_without(
                     os.kill(running[0].pid, signal.SIGKILL)
                     running[0] = await start(folder, processes)
                 assert await taking == (-signal.SIGKILL if dies_at else 0), (number, dies_at)
+                ended[number].set()
             assert not appending.done()
             await appending
         for number in (0, 2, 4):
