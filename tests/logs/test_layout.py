@@ -33,7 +33,7 @@ async def test_log_that_another_declares_between_two_questions_is_no_other_log(
     link: Link, link_factory: LinkFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, asked = await link_factory(), list[str]()
-    exists = layout_module._exists
+    exists = layout_module.queue_exists
 
     async def then_it_is_declared(of: Link, queue: str, timeout: float | None) -> bool:
         found = await exists(of, queue, timeout)
@@ -42,7 +42,7 @@ async def test_log_that_another_declares_between_two_questions_is_no_other_log(
             await other.declare(*LAYOUT.parts())
         return found
 
-    monkeypatch.setattr(layout_module, "_exists", then_it_is_declared)
+    monkeypatch.setattr(layout_module, "queue_exists", then_it_is_declared)
 
     await declare_log(link, LAYOUT)
 

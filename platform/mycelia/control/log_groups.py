@@ -17,6 +17,7 @@ from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.standing import FlowFigures
 from mycelia.flow.state_home import StateHome
 from mycelia.logs.group_places import PROGRESS_SUFFIX, progress_stream, read_places
+from mycelia.logs.layout import queue_exists
 from mycelia.logs.partition_lease import consumers_of, group_queue_name, lease_queue
 
 __all__ = ["GroupPartition", "LogGroup", "LogGroups", "offsets_of"]
@@ -222,11 +223,7 @@ class LogGroups:
         return self._asker
 
     async def _is_there(self, queue: Queue) -> bool:
-        try:
-            await self._link.declare(Queue(queue.name, passive=True), timeout=_ASK_TIMEOUT)
-        except TopologyError:
-            return False
-        return True
+        return await queue_exists(self._link, queue.name, _ASK_TIMEOUT)
 
 
 def offsets_of(places: dict[int, GroupPartition]) -> dict[int, int]:

@@ -20,10 +20,10 @@ from mycelia.amqp import (
     Properties,
     Queue,
 )
-from mycelia.errors import BrokerUnavailable, TopologyError
+from mycelia.errors import BrokerUnavailable
 from mycelia.flow.changelog_format import ChangeHead, heads_of, read_head
 from mycelia.flow.partition_state import StatePlace
-from mycelia.logs.layout import SEGMENT_BYTES
+from mycelia.logs.layout import SEGMENT_BYTES, queue_exists
 from mycelia.logs.partition_lease import group_queue_name
 
 __all__ = ["ChangelogEnd", "ChangelogReader", "ChangelogStream", "LoggedEntry"]
@@ -156,11 +156,7 @@ class ChangelogStream:
         await self.link.declare(self._queue, timeout=PATIENCE)
 
     async def exists(self) -> bool:
-        try:
-            await self.link.declare(Queue(self.name, passive=True), timeout=PATIENCE)
-        except TopologyError:
-            return False
-        return True
+        return await queue_exists(self.link, self.name, PATIENCE)
 
     def forget(self) -> None:
         """It is not looked after any more: who owns the partition next does it."""

@@ -48,8 +48,7 @@ PAUSES: Final = (1.0, 5.0, 15.0, 60.0)
 STATE_PAUSES: Final = (1.0, 2.0, 5.0)
 """The same where its state could not be read or written, which is not asked of much to look after."""
 
-
-LEAVING_WAITS: Final = 4.0
+CALLED_OFF_AFTER: Final = 4.0
 """Seconds for a commit whose broker does not answer, when the partition is to be left. Below what a stop has (`_STOP_WAITS`)."""
 
 
@@ -133,7 +132,7 @@ class OwnedPartition:
         if self._awaiting is not None:
             self._awaiting.cancel()
         # What is not the owner yet has nothing to commit.
-        patience = LEAVING_WAITS if self._is_claimed else 0.0
+        patience = CALLED_OFF_AFTER if self._is_claimed else 0.0
         self._calling_off = asyncio.get_running_loop().call_later(patience, self._call_off)
 
     def _call_off(self) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 
-from mycelia.amqp import Link, Queue
-from mycelia.errors import ConfigError, TopologyError
+from mycelia.amqp import Link
+from mycelia.errors import ConfigError
 from mycelia.flow.partition_run import StageDescription
 from mycelia.flow.state_home import StateHome
+from mycelia.logs.layout import queue_exists
 from mycelia.logs.partition_lease import lease_queue
 
 __all__ = ["check_partition_numbers"]
@@ -28,11 +29,7 @@ async def check_partition_numbers(
 
     async def has_had(partition: int) -> bool:
         queue = lease_queue(stage.leased_as, stage.group, partition)
-        try:
-            await link.declare(Queue(queue.name, passive=True), timeout=30.0)
-        except TopologyError:
-            return False
-        return True
+        return await queue_exists(link, queue.name, 30.0)
 
     number = stage.partitions
     if await has_had(number):

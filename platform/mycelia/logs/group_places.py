@@ -14,7 +14,7 @@ import msgspec
 
 from mycelia.amqp import STREAM_OFFSET, ConsumeOptions, Delivery, Link, Message, Properties, Queue
 from mycelia.errors import LinkError, RuntimeStateError, TopologyError
-from mycelia.logs.layout import LogLayout, stream_name
+from mycelia.logs.layout import LogLayout, queue_exists, stream_name
 from mycelia.logs.partition_lease import PartitionLease, group_queue_name, lease_queue
 from mycelia.logs.partitioning import MAX_PARTITIONS
 from mycelia.logs.position import LogPosition, StartAt
@@ -123,11 +123,7 @@ async def count_partitions(link: Link, log_name: str) -> int:
     """
 
     async def exists(partition: int) -> bool:
-        try:
-            await link.declare(Queue(stream_name(log_name, partition), passive=True), timeout=10.0)
-        except TopologyError:
-            return False
-        return True
+        return await queue_exists(link, stream_name(log_name, partition), 10.0)
 
     if not await exists(0):
         raise TopologyError(

@@ -11,7 +11,7 @@ from mycelia.durations import Duration, seconds_of
 from mycelia.errors import ConfigError, TopologyError
 from mycelia.logs.partitioning import MAX_PARTITIONS
 
-__all__ = ["SEGMENT_BYTES", "LogLayout", "declare_log", "log_layout", "stream_name"]
+__all__ = ["SEGMENT_BYTES", "LogLayout", "declare_log", "log_layout", "queue_exists", "stream_name"]
 
 SEGMENT_BYTES: Final = 64 * 1024 * 1024
 """Of one file of a stream. The broker deletes whole files, and never the last: RabbitMQ's own 500 MB a partition would keep a quiet
@@ -116,13 +116,13 @@ async def declare_log(link: Link, layout: LogLayout, timeout: float | None = Non
     """
     name, partitions = layout.name, layout.partitions
     # A number of partitions is not kept anywhere: it shows in what is there and what is not. The last is declared first.
-    if await _exists(link, stream_name(name, partitions), timeout):
+    if await queue_exists(link, stream_name(name, partitions), timeout):
         raise _other_number(layout, f"there are more: {stream_name(name, partitions)} exists")
     first, last = stream_name(name, 0), stream_name(name, partitions - 1)
     if (
-        not await _exists(link, last, timeout)
-        and await _exists(link, first, timeout)
-        and not await _exists(
+        not await queue_exists(link, last, timeout)
+        and await queue_exists(link, first, timeout)
+        and not await queue_exists(
             link, last, timeout
         )  # between the two questions somebody may have declared all
     ):
@@ -151,7 +151,12 @@ def _other_number(layout: LogLayout, found: str) -> TopologyError:
     )
 
 
-async def _exists(link: Link, queue: str, timeout: float | None) -> bool:
+async def queue_exists(link: Link, queue: str, timeout: float | None) -> bool:
+    """Whether there is a queue or stream of that name.
+
+    Raises:
+        BrokerUnavailable: the broker does not answer in time.
+    """
     try:
         await link.declare(Queue(queue, passive=True), timeout=timeout)
     except TopologyError:

@@ -145,11 +145,15 @@ class Membership:
             task.cancel()
         if left:
             await asyncio.wait(left)
+        await self._leave_queues()
+        await self._peers.aclose()
+
+    async def _leave_queues(self) -> None:
+        """Be counted no more."""
         for consumer in (self._member, self._waiter):
             if consumer is not None:
                 await consumer.aclose(1.0)
         self._member = self._waiter = None
-        await self._peers.aclose()
 
     async def _join(self) -> bool:
         """Whether it takes part: not beside another method."""
@@ -221,10 +225,7 @@ class Membership:
         for partition in list(self._owned):
             self._leaving.add(partition)
             self._leave(partition)
-        for consumer in (self._member, self._waiter):
-            if consumer is not None:
-                await consumer.aclose(1.0)
-        self._member = self._waiter = None
+        await self._leave_queues()
 
     async def _look(self) -> None:
         """Look at the others once, and take or give what is due."""
