@@ -1,6 +1,6 @@
 """Flows over RabbitMQ with durable state, beside a stateless hop by FastStream and aio-pika, and the bare client: one core each, in rounds.
 
-    python -m benchmarks.flow_broker --rounds 3 --records 1000000
+    python -m benchmarks.flow_broker --rounds 5
 
 A log (or a queue) is filled; then a process is started over it, and the time is from its `begun` (of a peer, its `ready`) until the last result is there:
 see `peers/flow_peer.py`.
@@ -267,7 +267,7 @@ def shown(measured: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     """Measure, print, and write the results down."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--records", type=int, default=1_000_000)
+    parser.add_argument("--records", type=int, default=4_000_000)
     parser.add_argument("--hops", type=int, default=10_000, help="messages of a peer's hop")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each latency")
