@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.processes import ROOT, Process
+from tests.processes import ROOT, Process, cpu_seconds
 
 __all__ = ["ROOT", "PeerFailed", "PeerProcess", "cpu_seconds", "memory_mb"]
 
 _STOP_WITHIN = 15.0
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class PeerFailed(Exception):
@@ -111,16 +110,6 @@ class PeerProcess(Process):
         super().close()
 
 
-def cpu_seconds(pid: int) -> float | None:
-    """Processor time used so far by a process and its children, to 10 ms; None without /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    used = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-    return used + sum(cpu_seconds(child) or 0.0 for child in _children(pid))
-
-
 def memory_mb(pid: int) -> dict[str, float]:
     """Resident memory of a process in megabytes (10^6 bytes): now (`rss`) and at most (`peak`).
 
@@ -136,13 +125,3 @@ def memory_mb(pid: int) -> dict[str, float]:
         for name, field in (("rss", "VmRSS"), ("peak", "VmHWM"))
         if field in found
     }
-
-
-def _children(pid: int) -> list[int]:
-    children: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children += map(int, task.read_text().split())
-        except OSError:
-            continue  # the thread ended between the listing and the reading
-    return children

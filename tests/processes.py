@@ -12,14 +12,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-__all__ = ["ROOT", "WAIT_S", "Process", "environment", "run"]
+from tests.progress import STALLED_S
+
+__all__ = ["ROOT", "WAIT_S", "Process", "cpu_seconds", "environment", "run"]
 
 ROOT = Path(__file__).parents[1]
 
 WAIT_S = 45.0
 """For a process to say or do something. Generous: the machine may be busy with everything else."""
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -47,6 +51,26 @@ def run(
         timeout=timeout,
         check=False,
     )
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Processor time used so far by a process and its children, to 10 ms; None without /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    used = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return used + sum(cpu_seconds(child) or 0.0 for child in _children(pid))
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children += map(int, task.read_text().split())
+        except OSError:
+            continue  # the thread ended between the listing and the reading
+    return children
 
 
 class Process:
@@ -183,6 +207,32 @@ class Process:
     def wait_until_ready(self) -> None:
         """Wait until the services have started."""
         self.wait_for('"ready"')
+
+    # --- how it gets on ---------------------------------------------------------------------------
+
+    def headway(self) -> tuple[int, float | None]:
+        """Changes as long as it gets on, however slow the machine: its lines, and the processor time that it has had.
+
+        A service that has started takes some even while it has nothing to do, so ask this of a start or of a command.
+        """
+        return len(self.lines), cpu_seconds(self.pid)
+
+    def work_until(self, condition: Callable[[], Any], *, what: str) -> None:
+        """Wait until the condition is true or its life is over, for as long as it gets on.
+
+        Raises:
+            AssertionError: `STALLED_S` without a line and without processor time.
+        """
+        reached, since = self.headway(), time.monotonic()
+        while not condition() and not self.has_fallen_silent:
+            if (now := self.headway()) != reached:
+                reached, since = now, time.monotonic()
+            stood_still_s = time.monotonic() - since
+            assert stood_still_s < STALLED_S, (
+                f"no progress for {STALLED_S:g} s: {what}:\n{self.output}"
+            )
+            with self._said:
+                self._said.wait(0.05)
 
     # --- what it is told --------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,8 @@ from mycelia.call import (
     get_current_call,
 )
 from mycelia.errors import DeadlinePassed, MethodNotFound, Overloaded, RuntimeStateError
-from mycelia.runtime.lane import Lane
+from mycelia.runtime import lane as lane_module
+from mycelia.runtime.lane import WAY_BACK, Lane
 from mycelia.runtime.service_slots import ServiceSlots
 from mycelia.runtime.threads import ThreadPool
 from mycelia.testing import eventually
@@ -450,10 +452,14 @@ async def test_a_call_that_has_not_waited_is_begun_however_little_time_it_has() 
     await lane.wait_idle()
 
 
-async def test_the_last_in_the_queue_is_begun_with_just_enough_time() -> None:
+async def test_the_last_in_the_queue_is_begun_with_just_enough_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     scene = Scene()
     lane = scene.lane(limit=1, sheds=True)
-    [first], [last] = due_in(60, 1), due_in(0.04, 1)
+    now = time.monotonic()
+    monkeypatch.setattr(lane_module, "time", SimpleNamespace(monotonic=lambda: now))
+    first, last = (Call(target("m"), deadline=now + left) for left in (60, WAY_BACK - 0.01))
     lane.submit(first)
     lane.submit(last)
     scene.open(first)
