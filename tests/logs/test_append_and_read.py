@@ -108,6 +108,19 @@ async def test_batches_are_no_larger_than_asked(link: Link) -> None:
     assert [one.value.number for one in records_of(entries)] == list(range(200))
 
 
+async def test_keys_and_headers_count_in_what_a_batch_may_have(link: Link) -> None:
+    """Small records under keys of 8 KB would be more together than a reader takes."""
+    async with writing(link, ONE) as writer:
+        records = [Departed("JFK", number) for number in range(3000)]
+        await writer.append_many(records, keys=[f"{number:08000}" for number in range(3000)])
+        await writer.append(Departed("JFK", 3000), headers={"note": "\N{AIRPLANE}" * 2_000_000})
+
+    entries = await read(link, ONE, 0, 3001)
+
+    assert [fault for entry in entries for fault in entry.faults] == []
+    assert [one.value.number for one in records_of(entries)] == list(range(3001))
+
+
 async def test_large_batches_are_compressed_and_read(link: Link) -> None:
     async with writing(link, ONE, compression="zlib") as writer:
         await writer.append_many([Departed("JFK", number) for number in range(2000)])
@@ -131,6 +144,9 @@ async def test_large_batches_are_compressed_and_read(link: Link) -> None:
         (Departed("JFK", 1), {"headers": {1: "x"}}, UnserializableValueError),
         (Departed("\ud800", 1), {}, (UnserializableValueError, ContractError)),
         (Departed("x" * 9_000_000, 1), {}, UnserializableValueError),
+        (Departed("JFK", 1), {"key": "x" * 9_000_000}, UnserializableValueError),
+        (Departed("JFK", 1), {"key": b"x" * 9_000_000}, UnserializableValueError),
+        (Departed("JFK", 1), {"headers": {"x": "\N{SEAT}" * 3_000_000}}, UnserializableValueError),
         (7, {}, ContractError),
     ],
     ids=lambda value: str(value)[:30],

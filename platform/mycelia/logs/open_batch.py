@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mycelia.logs.append_call import Origins
 from mycelia.logs.batch_format import encode_columns
+from mycelia.logs.partitioning import key_bytes
 from mycelia.logs.record import RecordHeaders, RecordKey
 
 __all__ = ["Appending", "OpenBatch", "Piece"]
@@ -58,10 +59,21 @@ class Piece:
         self.times = times
         self.headers = headers
         self.values = values
-        # Values, and about what a key and a time take: a bound, not an account.
-        self.size = len(values) + 24 * len(keys)
+        # A bound, not an account: 14 bytes is the most that a time and what msgpack writes before a key take.
+        self.size = len(values) + 14 * len(keys) + _bytes_of(keys)
         if headers is not None:
-            self.size += sum(len(repr(one)) for one in headers if one)
+            # How a header shows itself is never shorter than what msgpack makes of it.
+            self.size += sum(
+                len(repr(one).encode(errors="surrogatepass")) for one in headers if one
+            )
+
+
+def _bytes_of(keys: Sequence[RecordKey]) -> int:
+    """What keys take: text as UTF-8; of a whole number its decimal text, which is longer than what msgpack makes of it."""
+    try:  # the usual case, in one pass: all are text
+        return len("".join(keys).encode())  # type: ignore[arg-type]
+    except TypeError:
+        return sum(len(key_bytes(key)) for key in keys if key is not None)
 
 
 class OpenBatch:
