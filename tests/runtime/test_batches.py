@@ -181,14 +181,54 @@ async def test_what_cannot_be_read_is_dead_lettered_alone(broker: str, bare: Lin
     assert sorted(seen) == [0, 2, 4, 5]
 
 
+class AskedInVain:
+    """What cannot be compared, as an array of several numbers."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value of an array is ambiguous")
+
+    def __repr__(self) -> str:
+        return "AskedInVain()"
+
+
+class ListThatBreaks(list[str]):
+    def __iter__(self) -> Any:
+        raise ValueError("it was read before")
+
+    def __repr__(self) -> str:
+        return "ListThatBreaks()"
+
+
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("value", [[], ["done"] * 9, {"a": 1}, "done", 3, ["perhaps"] * 3])
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        ["done"] * 9,
+        {"a": 1},
+        "done",
+        3,
+        ["perhaps"] * 3,
+        [LookupError, "done", "done"],
+        ["done", Redeliver("5s"), "done"],  # type: ignore[arg-type]
+        ["done", "done", Redeliver(float("nan"))],
+        [Redeliver(float("inf")), "done", "done"],
+        ["done", AskedInVain(), "done"],
+        ListThatBreaks(["done", "done", "done"]),
+    ],
+    ids=repr,
+)
 async def test_value_that_is_no_list_of_outcomes_is_an_error_of_the_whole(value: Any) -> None:
+    runs: Counter[int] = Counter()
+
     class Says:
         name = "says"
 
         @event_handler("feed", "said", batch=Batch(size=3, within=0.1), retry=None)
         async def said(self, items: list[int]) -> Any:
+            runs.update(items)
             return value
 
     async with run_services(Says) as bed:
@@ -200,6 +240,7 @@ async def test_value_that_is_no_list_of_outcomes_is_an_error_of_the_whole(value:
     assert {(letter.properties.headers or {})["x-mycelia-error-type"] for letter in dead} == {
         "RuntimeStateError"
     }
+    assert runs == {0: 1, 1: 1, 2: 1}
 
 
 @pytest.mark.timeout(240)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable
 from typing import Any
 
@@ -39,6 +40,12 @@ class Redeliver(msgspec.Struct, frozen=True):
     """Another attempt `after` seconds from now, counted."""
 
     after: float
+
+    @property
+    def is_a_time(self) -> bool:
+        """Whether `after` can be waited for. Who makes one may say anything."""
+        after: object = self.after
+        return isinstance(after, int) or (isinstance(after, float) and math.isfinite(after))
 
 
 class GiveBack(msgspec.Struct, frozen=True):

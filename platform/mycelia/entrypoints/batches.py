@@ -25,7 +25,7 @@ from mycelia.call import (
     Target,
 )
 from mycelia.durations import Duration, seconds_of
-from mycelia.errors import BrokerUnavailable, ConfigError, RuntimeStateError
+from mycelia.errors import BrokerUnavailable, ConfigError, RuntimeStateError, describe
 from mycelia.runtime import Lane
 
 __all__ = ["Batch", "Batches", "ItemOutcome", "outcomes_of"]
@@ -159,8 +159,13 @@ def outcomes_of(batch: Call, outcome: Outcome) -> list[tuple[Call, Outcome]]:
     else:
         try:
             outcomes = _each(batch, outcome.value, len(handled))
-        except RuntimeStateError as exc:
-            outcomes = [Outcome(error=exc)] * len(handled)
+        except Exception as exc:  # noqa: BLE001  what the method returned may raise whenever it is asked
+            error = exc
+            if not isinstance(exc, RuntimeStateError):
+                error = RuntimeStateError(
+                    f"{batch.target.name}: what it returned cannot be read as outcomes: {describe(exc)}"
+                )
+            outcomes = [Outcome(error=error)] * len(handled)
     told = iter(outcomes)
     return [
         (item, _left_out(item) if item.refusal is not None else next(told)) for item in batch.items
@@ -198,6 +203,10 @@ def _said(name: str, place: int, said: object) -> Outcome:
         return Outcome(error=RetryAsked("the handler asks for another attempt"))
     if said == "dead":
         return Outcome(settlement=DeadLetter())
+    if isinstance(said, Redeliver) and not said.is_a_time:
+        raise RuntimeStateError(
+            f"{name}: the outcome of item {place} is {said!r:.60}, and that is no number of seconds."
+        )
     if isinstance(said, Ack | Requeue | Redeliver | DeadLetter):
         return Outcome(settlement=said)
     words = ", ".join(map(repr, get_args(Word)))

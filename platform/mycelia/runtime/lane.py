@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import math
 import sys
 import time
 from collections import deque
@@ -614,10 +613,8 @@ def _that_can_be_asked(outcome: Outcome) -> Outcome:
 
 def _is_possible(settlement: Settlement, possible: frozenset[type[Settlement]]) -> bool:
     """Whether it is one of `possible`, and a time that can be waited for."""
-    if type(settlement) is Redeliver:
-        after: object = settlement.after
-        if not isinstance(after, int | float) or not math.isfinite(after):
-            return False
+    if type(settlement) is Redeliver and not settlement.is_a_time:
+        return False
     return type(settlement) is GiveBack or type(settlement) in possible
 
 
