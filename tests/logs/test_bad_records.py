@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import zlib
 from collections import Counter
@@ -30,6 +31,12 @@ NOW_MS = int(time.time() * 1000)
 class Landed:
     plane: str
     number: int
+
+    def __post_init__(self) -> None:
+        if self.number == -13:
+            raise KeyError("a type's own check")
+        if self.number == -14:
+            sys.exit("a type's own check")
 
 
 LANDED = Log("landed", of=Landed, key="plane", partitions=2)
@@ -107,6 +114,8 @@ def hostile() -> dict[str, tuple[Properties, bytes]]:
         ),
         "no text": plain("application/json", b"\xff\xfe"),
         "another type": plain("application/json", b'{"plane": 7}'),
+        "its type raises": plain("application/json", b'{"plane": "P1", "number": -13}'),
+        "its type quits": batch({"plane": "P1", "number": -14}),
         "nothing known": plain("text/html", b"<p>"),
         "empty": plain("application/x-msgpack", b""),
         "a key that is none": plain(
@@ -149,8 +158,8 @@ def check(letters: list[TakenLetter], bad: int) -> None:
     places = [(one.headers["x-log-partition"], one.headers["x-log-offset"]) for one in letters]
     assert len(set(places)) == bad
     assert Counter(one.reason for one in letters) == {
-        "undecodable": bad * 19 // 22,
-        "rejected": bad * 3 // 22,
+        "undecodable": bad * 21 // 24,
+        "rejected": bad * 3 // 24,
     }
     for letter, (partition, offset) in zip(letters, places, strict=True):
         assert f"partition {partition}, offset {offset}" in letter.error

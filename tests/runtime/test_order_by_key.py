@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 import time
@@ -304,6 +305,35 @@ async def test_message_without_a_key_is_a_dead_letter_and_harms_no_other(
         await eventually(lambda: handled == [0, 1], 10)
 
     assert letter.body == bad
+    assert (letter.properties.headers or {})["x-mycelia-reason"] == "undecodable"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("raised", [LookupError, SystemExit, asyncio.CancelledError])
+async def test_function_that_raises_instead_of_a_key_costs_its_message_and_nothing_else(
+    broker: str, bare: Link, raised: type[BaseException]
+) -> None:
+    handled: list[int] = []
+
+    def tail(payload: dict[str, Any]) -> str:
+        if payload["n"] == 1:
+            raise raised("no tail")
+        return "N1"
+
+    class Keyed:
+        name = "keyed"
+
+        @consume("keyed", key=tail)
+        async def work(self, payload: dict[str, Any]) -> None:
+            handled.append(payload["n"])
+
+    async with run_services(Keyed, broker=broker, timeout=15) as bed:
+        await publish(bare, "keyed", [{"n": n} for n in range(3)])
+        (letter,) = await read_dead_letters(bare, "keyed", 1, 20)
+        await eventually(lambda: handled == [0, 2], 10)
+        assert bed.container(Keyed).host.link.statistics().reconnects == 0
+
+    assert json.loads(letter.body) == {"n": 1}
     assert (letter.properties.headers or {})["x-mycelia-reason"] == "undecodable"
 
 

@@ -40,7 +40,9 @@ def key_reader(key: MessageKey) -> Callable[[Call], Hashable]:
         try:
             found = read(arguments[0])
             hash(found)
-        except Exception as exc:
+        except (
+            BaseException
+        ) as exc:  # a `SystemExit` would end the connection that it was read from
             named = f"{key!r}" if isinstance(key, str) else "what key= gives"
             raise UndecodableMessage(
                 f"{call.target.name}: no key: {named} of a payload of type {type(arguments[0]).__name__}: {describe(exc)}"

@@ -296,6 +296,16 @@ class Membership:
                     reason=exc,
                 )
             )
+        except Exception as exc:  # a fault of ours; whoever has the partition next tries again
+            log.exception(
+                event(
+                    "log_group_failed",
+                    log=self._log_name,
+                    group=self._group,
+                    partition=partition,
+                    error=describe(exc),
+                )
+            )
         finally:
             try:
                 await lease.aclose()

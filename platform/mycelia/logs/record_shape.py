@@ -134,7 +134,7 @@ class RecordShape(Generic[T]):
             return [None] * len(values)
         try:
             keys = list(map(self._key, values))
-        except Exception:  # noqa: BLE001  whatever a user's function raises: told below, with the value
+        except BaseException:  # noqa: BLE001  whatever a user's function raises: told below, with the value
             keys = []
         if len(keys) == len(values) and _PLAIN_KEYS.issuperset(map(type, keys)):
             return keys
@@ -150,7 +150,7 @@ class RecordShape(Generic[T]):
             return [None] * len(values)
         try:
             times = list(map(self._time, values))
-        except Exception:  # noqa: BLE001  as above
+        except BaseException:  # noqa: BLE001  as above
             times = []
         if (
             len(times) == len(values)
@@ -173,7 +173,7 @@ class RecordShape(Generic[T]):
     def _asked(self, what: str, get: Callable[[Any], Any], value: Any) -> Any:
         try:
             return get(value)
-        except Exception as exc:
+        except BaseException as exc:  # a `SystemExit` would end whoever reads, too
             raise ContractError(
                 f"{self.what}: a {type(value).__name__} has no {what}: {type(exc).__name__}: {exc}."
             ) from exc

@@ -7,12 +7,12 @@ a type, all of them come back as they were; read without (`of=None`), the text s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from mycelia.errors import ConfigError, UnserializableValueError
+from mycelia.errors import ConfigError, UnserializableValueError, describe
 from mycelia.logs.record import RecordHeaders
 from mycelia.wire.plain import plain_value
 
@@ -86,7 +86,7 @@ class ValueCodec(Generic[T]):
         try:
             array = self._encode(values if type(values) is list else list(values))
             if self._is_typed:
-                self._list.decode(array)  # who reads it will do the same
+                _decoded(self._list.decode, array)  # who reads it will do the same
         except _UNWRITABLE as exc:
             raise self._refusal(values, exc) from exc
         return array_items(array)
@@ -106,7 +106,7 @@ class ValueCodec(Generic[T]):
             try:
                 body = self._encode(value)
                 if self._is_typed:
-                    self._one.decode(body)
+                    _decoded(self._one.decode, body)
             except _UNWRITABLE as exc:
                 yield at, exc
 
@@ -117,7 +117,7 @@ class ValueCodec(Generic[T]):
             msgspec.DecodeError: it is no msgpack.
             msgspec.ValidationError: it is, and of another form.
         """
-        columns: Columns = self._columns.decode(body)
+        columns: Columns = _decoded(self._columns.decode, body)
         return columns
 
     def decode_value(self, body: bytes) -> T:
@@ -126,7 +126,7 @@ class ValueCodec(Generic[T]):
         Raises:
             msgspec.MsgspecError: it is not that.
         """
-        value: T = self._one.decode(body)
+        value: T = _decoded(self._one.decode, body)
         return value
 
     def decode_json(self, body: bytes) -> T:
@@ -135,8 +135,22 @@ class ValueCodec(Generic[T]):
         Raises:
             msgspec.MsgspecError: it is not that.
         """
-        value: T = self._json.decode(body)
+        value: T = _decoded(self._json.decode, body)
         return value
+
+
+def _decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
+    """What msgspec makes of a body. The type may have a say in it, as with `__post_init__`, and raise anything.
+
+    Raises:
+        msgspec.MsgspecError, TypeError, ValueError, RecursionError: it is not that.
+    """
+    try:
+        return decode(body)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        raise
+    except BaseException as exc:
+        raise msgspec.ValidationError(f"its type does not take it: {describe(exc)}") from exc
 
 
 _UNWRITABLE: tuple[type[Exception], ...] = (

@@ -92,7 +92,7 @@ class KeyedLane(Lane):
         try:
             key = self._order.key_of(call)
             behind: Any = self._behind.get(key, _NONE)
-        except Exception as exc:  # noqa: BLE001  the payload's, the user's function's, or the key cannot be one
+        except BaseException as exc:  # noqa: BLE001  the payload's, the user's function's, or the key cannot be one
             self.refuse(call, exc if call.refusal is None else call.refusal)
             return
         if behind is _NONE:

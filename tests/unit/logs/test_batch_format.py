@@ -207,6 +207,30 @@ def test_record_of_another_type_leaves_the_others() -> None:
     assert "$.flight" in fault.reason
 
 
+@dataclass
+class Strict:
+    number: int
+
+    def __post_init__(self) -> None:
+        if self.number < 0:
+            raise {-1: KeyError, -2: AttributeError, -3: SystemExit}[self.number]("not below 0")
+
+
+@pytest.mark.parametrize("number", [-1, -2, -3])
+def test_record_that_its_type_does_not_take_leaves_the_others(number: int) -> None:
+    codec = ValueCodec[Strict](Strict, 'log "strict"')
+
+    entry = read(batch([{"number": 1}, {"number": number}, {"number": 2}]), 3, codec)
+
+    assert [record.value.number for record in entry.records] == [1, 2]
+    (fault,) = entry.faults
+    assert (fault.index, fault.body) == (1, msgspec.msgpack.encode({"number": number}))
+    assert "its type does not take it" in fault.reason
+    assert "not below 0" in fault.reason
+    with pytest.raises(UnserializableValueError, match=r"value 1 of 2, dict, .*not below 0"):
+        codec.encode([{"number": 1}, {"number": number}])
+
+
 # --- bytes that are none ---------------------------------------------------------------------------
 
 HUGE_ARRAY = b"\xdd\x7f\xff\xff\xff"
