@@ -368,6 +368,14 @@ class OffsetGone(FlowError):
         self.stream = stream
         self.wanted = wanted
         self.found = found
+        self.remedy = remedy
+        """What whoever reads can do; `None`: nobody has said, so it is what a program can."""
+
+    def with_remedy(self, remedy: str) -> OffsetGone:
+        """The same, with what there is to do, unless that has been said."""
+        if self.remedy is not None:
+            return self
+        return OffsetGone(self.stream, self.wanted, self.found, remedy)
 
 
 class FlowFunctionError(FlowError):

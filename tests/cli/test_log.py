@@ -222,6 +222,7 @@ def test_a_group_that_stands_still_is_seen_until_it_is_told_where_to_go_on(
     assert scrape.sum("mycelia_log_standing_still", group="count") == LANDED.partitions
     assert all("made anew" in one["standing_still"] for one in rows)
     assert "count, partition 0 stands still: OffsetGone" in shown.stdout
+    assert "mycelia log replay landed count --from first" in shown.stdout
     assert after == 200
 
 

@@ -100,8 +100,8 @@ async def test_log_that_has_been_cut_before_a_flows_place_stops_it_until_it_is_r
 
     (why,) = told.standing_still.values()
     assert re.search(rf"go on from offset 1\d, but the log begins at {first} now", why)
-    assert "Begin anew from another offset" in why
-    assert "bring the log back" in why
+    assert f"mycelia flow reset {GROUP} --from first" in why
+    assert f"mycelia flow reset {GROUP} --savepoint" in why
     assert told.records == 0, "it has not jumped to what is left"
     assert not after.standing_still
 

@@ -13,6 +13,7 @@ from mycelia.errors import (
     BrokerUnavailable,
     LeaseLost,
     LinkError,
+    OffsetGone,
     StateUnavailable,
     describe,
 )
@@ -167,7 +168,8 @@ class OwnedPartition:
                     self._why_still = describe(exc)
                 log.info(event("flow_waiting", **self._place(), reason=exc))
                 pause = 1.0
-            except Exception as exc:  # noqa: BLE001  a user's function, or the state: told, and tried again
+            except Exception as raised:  # noqa: BLE001  a user's function, or the state: told, and tried again
+                exc = self._with_ways_out(raised)
                 pause = self._stands_still(exc, failures)
                 failures += 1
                 await self._calls.tell_failed(exc)
@@ -320,6 +322,16 @@ class OwnedPartition:
     def _goes_on(self) -> None:
         """The engine has taken something, or time has come by."""
         self._why_still = None
+
+    def _with_ways_out(self, error: Exception) -> Exception:
+        if not isinstance(error, OffsetGone):
+            return error
+        group = self._description.group
+        return error.with_remedy(
+            f"Stop the flow. Two ways out: begin anew, without its state, from a place that its logs still have (mycelia flow reset {group} --from first), or go "
+            f"on from a savepoint that is not as far behind (mycelia flow reset {group} --savepoint DIRECTORY). Have the log retain more than its flows "
+            "are ever behind."
+        )
 
     def _stands_still(self, error: Exception, failures: int) -> float:
         """Say it; returns for how long."""

@@ -36,4 +36,4 @@ def _told_with_ways_out() -> Iterator[None]:
     try:
         yield
     except OffsetGone as exc:
-        raise OffsetGone(exc.stream, exc.wanted, exc.found, _WAYS_OUT) from exc
+        raise exc.with_remedy(_WAYS_OUT) from exc

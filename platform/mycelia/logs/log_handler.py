@@ -300,7 +300,11 @@ class LogHandler(Entrypoint):
                 reader = self.source.reader(self.container.host.link, partition, start)
                 try:
                     await self._follow(reader, lease, leaving)
-                except OffsetGone as exc:
+                except OffsetGone as gone:
+                    exc = gone.with_remedy(
+                        f"Stop the handler, and have it begin elsewhere, knowing that: mycelia log replay {self.source.name} {self.group} --from first. Have "
+                        "the log retain more than its handlers are ever behind."
+                    )
                     # Not ours to decide: whoever operates it says where to go on.
                     self._stands_still(partition, lease, describe(exc))
                     log.error(
