@@ -150,9 +150,14 @@ def test_lag_of_a_group_and_a_replay(log: LogCommand, rabbit_uri: str) -> None:
     )
     assert sorted(handle(rabbit_uri, 15)) == list(range(15))
 
-    log("replay", "landed", "count", "--from", "next")
+    next_ = log("replay", "landed", "count", "--from", "next")
+    assert next_.stderr == ""
     land(rabbit_uri, 1, 15)
     assert handle(rabbit_uri, 1) == [15]
+
+    new = log("replay", "landed", "cuont", "--from", "3")
+    assert new.stdout.splitlines() == [f"partition {p} goes on from offset 3" for p in range(3)]
+    assert 'log "landed" has had no group "cuont" so far' in new.stderr
 
 
 def test_a_group_that_stands_still_is_seen_until_it_is_told_where_to_go_on(
@@ -304,6 +309,11 @@ def test_dead_letters_of_a_group_are_appended_again(
         ),
         (("tail", "landed", "--from", "99999999"), 2, "partition 2 has 0 to 0."),
         (("replay", "landed", "count"), 2, "--from"),
+        (
+            ("replay", "landed", "count", "--from", "99999999"),
+            2,
+            "cannot be read from offset 99999999: partition 0",
+        ),
     ],
 )
 def test_mistakes_are_told(

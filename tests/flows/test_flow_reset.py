@@ -122,6 +122,19 @@ async def test_flow_begins_anew_with_what_comes_from_now_on(broker: str, tmp_pat
             await eventually(lambda: statistics(bed).records == 500, 30)
 
 
+async def test_flow_is_not_reset_to_an_offset_that_its_logs_have_not_come_to(
+    broker: str, tmp_path: Path
+) -> None:
+    home = home_of(tmp_path)
+    async with Client(broker) as client:
+        await run_until(client, broker, tmp_path, 100, departures(100))
+        with pytest.raises(ConfigError, match="cannot be read from offset 77777: partition 0 has"):
+            await reset_flow(client.link, home, GROUP, 77_777)
+        async with run_services(Counting, broker=broker, config=config(tmp_path)) as bed:
+            await append(client, departures(50, seed=2))
+            await eventually(lambda: statistics(bed).records == 50, 30)
+
+
 async def test_flow_of_several_stages_begins_anew_without_what_lies_between(
     broker: str, tmp_path: Path
 ) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from mycelia.amqp import Link
 from mycelia.amqp.uri import parse_uri
@@ -29,19 +28,15 @@ from mycelia.cli.run import read_config
 from mycelia.cli.state_argument import add_state_argument
 from mycelia.control.dead_letters import management_of
 from mycelia.errors import ConfigError, TopologyError
-from mycelia.logs.group_places import count_partitions
+from mycelia.logs.group_places import check_offset, count_partitions
 from mycelia.logs.layout import LogLayout, stream_name
 from mycelia.logs.reader import LogEntry, LogReader
 from mycelia.logs.record_shape import RecordShape
-from mycelia.logs.stream_ends import end_of, first_offset
 from mycelia.runtime.settings import DEFAULT_BROKER
 
 __all__ = ["add_log_commands"]
 
 _action = partial(loaded, "mycelia.cli.log_groups")
-
-_SHOWN: Final = 16
-"""Partitions that an error tells of."""
 
 EXAMPLES = """\
 examples:
@@ -185,6 +180,8 @@ async def _ls(args: argparse.Namespace, link: Link) -> int:
                 ),
             ]
         )
+    else:
+        print_line("no logs")
     return 0
 
 
@@ -201,7 +198,7 @@ async def _tail(args: argparse.Namespace, link: Link) -> int:
     left = _Left(args.count)
 
     if type(args.start) is int:
-        await _check_offset(link, args.log, chosen, args.start)
+        await check_offset(link, args.log, chosen, args.start)
 
     async def follow(partition: int) -> None:
         async with LogReader(link, layout, shape, partition, args.start) as reader:
@@ -225,28 +222,6 @@ async def _tail(args: argparse.Namespace, link: Link) -> int:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return 0
-
-
-async def _check_offset(link: Link, log: str, partitions: Iterable[int], offset: int) -> None:
-    """
-    Raises:
-        ConfigError: a partition has no entry of that offset, and it is not the next; with what each has.
-    """
-    has: list[str] = []
-    is_there = True
-    for partition in partitions:
-        begin = await first_offset(link, stream_name(log, partition)) or 0
-        end = await end_of(link, log, partition)
-        is_there &= begin <= offset <= end
-        has.append(
-            f"partition {partition} has {begin} to {end - 1}"
-            if end > begin
-            else f"partition {partition} is empty"
-        )
-    if not is_there:
-        shown = "; ".join(has[:_SHOWN]) + ("; …" if len(has) > _SHOWN else "")
-        one = ". --partition P reads one alone" if len(has) > 1 else ""
-        raise ConfigError(f'log "{log}" cannot be read from offset {offset}: {shown}{one}.')
 
 
 class _Left:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from mycelia.durations import duration_text
 from mycelia.errors import ConfigError, RuntimeStateError, TopologyError
 from mycelia.flow.reset import reset_flow
 from mycelia.flow.state_home import StateHome
-from mycelia.logs.group_places import count_partitions, move_group, offset_at
+from mycelia.logs.group_places import check_offset, count_partitions, move_group, offset_at
 from mycelia.logs.stream_ends import end_of
 from mycelia.runtime.settings import DEFAULT_BROKER
 
@@ -59,6 +60,8 @@ async def _lag(args: argparse.Namespace, link: Link) -> int:
         print_table([head, *map(_cells, rows)])
     elif rows:
         print_table([("GROUP", *head), *((row["group"], *_cells(row)) for row in rows)])
+    else:
+        print_line(f'no group reads log "{args.log}"')
     for row in rows:
         if row["standing_still"] is not None:
             print_line(
@@ -134,6 +137,8 @@ async def _replay(args: argparse.Namespace, link: Link) -> int:
     if args.partition is not None and args.partition >= partitions:
         raise ConfigError(f'log "{args.log}" has the partitions 0 to {partitions - 1}.')
     chosen = range(partitions) if args.partition is None else [args.partition]
+    if type(args.start) is int:
+        await check_offset(link, args.log, chosen, args.start)
     home = home_of(args, link)
     try:
         try:
@@ -150,7 +155,12 @@ async def _replay(args: argparse.Namespace, link: Link) -> int:
                 for partition in chosen
             }
             await move_group(link, args.log, args.group, offsets)
-            group = group or await LogGroups(link, home).find(args.log, args.group)
+            if group is None:
+                print(
+                    f'log "{args.log}" has had no group "{args.group}" so far: one of that name begins there when it runs',
+                    file=sys.stderr,
+                )
+                group = await LogGroups(link, home).find(args.log, args.group)
         if args.json:
             print_line(as_json([{"partition": p, "at": offset} for p, offset in offsets.items()]))
         else:

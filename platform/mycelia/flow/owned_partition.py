@@ -169,10 +169,10 @@ class OwnedPartition:
                 log.info(event("flow_waiting", **self._place(), reason=exc))
                 pause = 1.0
             except Exception as raised:  # noqa: BLE001  a user's function, or the state: told, and tried again
-                exc = self._with_ways_out(raised)
-                pause = self._stands_still(exc, failures)
+                told = self._with_ways_out(raised)
+                pause = self._stands_still(told, failures)
                 failures += 1
-                await self._calls.tell_failed(exc)
+                await self._calls.tell_failed(told)
             if counts.commits > committed and failures > 1:
                 failures = 1
             await waited_for(leaving, pause)

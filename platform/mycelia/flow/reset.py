@@ -21,8 +21,8 @@ from mycelia.flow.relay_log import GIVES
 from mycelia.flow.savepoints import Savepoint, read_savepoint
 from mycelia.flow.state_file import FlowCheckpoint, SavedState
 from mycelia.flow.state_home import StateHome, meant_flow
-from mycelia.logs.group_places import count_partitions, offset_at
-from mycelia.logs.layout import stream_name
+from mycelia.logs.group_places import check_offset, count_partitions, offset_at
+from mycelia.logs.layout import queue_exists, stream_name
 from mycelia.logs.partition_lease import PartitionLease, lease_queue
 from mycelia.logs.position import LogPosition, StartAt
 from mycelia.logs.stream_ends import last_offset
@@ -122,6 +122,8 @@ async def reset_flow(
         else:
             for one in savepoint.partitions:
                 read[one.source] |= {one.source.removeprefix(f"{group}."), *one.offsets}
+        if type(to) is int:
+            await _check_offset(link, group, set().union(*read.values()), to)
         ends = {} if savepoint is None else await _ends(link, savepoint)
         for (source, partition), lease in zip(sorted(kept), leases, strict=True):
             place = StatePlace(source, group, source, partition)
@@ -143,6 +145,18 @@ async def reset_flow(
     finally:
         for lease in leases:
             await lease.aclose()
+
+
+async def _check_offset(link: Link, group: str, logs: set[str], offset: int) -> None:
+    """
+    Raises:
+        ConfigError: one of the logs has no entry of that offset, and it is not the next.
+    """
+    for log in sorted(logs):
+        if await queue_exists(link, stream_name(f"{group}.{log}", 0), None):
+            continue  # between stages: it is made anew
+        with suppress(TopologyError):  # it is made when it is written to
+            await check_offset(link, log, range(await count_partitions(link, log)), offset)
 
 
 def _check(savepoint: Savepoint, group: str, path: Path) -> None:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
 from mycelia.amqp import STREAM_OFFSET, ConsumeOptions, Delivery, Link, Message, Properties, Queue
-from mycelia.errors import LinkError, RuntimeStateError, TopologyError
+from mycelia.errors import ConfigError, LinkError, RuntimeStateError, TopologyError
 from mycelia.logs.layout import LogLayout, queue_exists, stream_name
 from mycelia.logs.partition_lease import PartitionLease, group_queue_name, lease_queue
 from mycelia.logs.partitioning import MAX_PARTITIONS
 from mycelia.logs.position import LogPosition, StartAt
 from mycelia.logs.reader import LogReader
 from mycelia.logs.record_shape import RecordShape
-from mycelia.logs.stream_ends import first_offset, last_offset
+from mycelia.logs.stream_ends import end_of, first_offset, last_offset
 
 __all__ = [
     "PROGRESS_SUFFIX",
     "GroupPlace",
+    "check_offset",
     "count_partitions",
     "move_group",
     "offset_at",
@@ -38,6 +40,9 @@ PROGRESS_SUFFIX: Final = ".progress"
 _KEPT_BYTES: Final = 1_000_000
 _SEGMENT_BYTES: Final = 250_000
 _READ_S: Final = 10.0
+
+_SHOWN: Final = 16
+"""Partitions that an error tells of."""
 
 
 class GroupPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,6 +168,28 @@ async def offset_at(link: Link, log: str, partitions: int, partition: int, start
     async with LogReader(link, layout, shape, partition, start) as reader:
         entry = await reader.take(timeout=1.0)
     return end if entry is None else entry.offset
+
+
+async def check_offset(link: Link, log: str, partitions: Iterable[int], offset: int) -> None:
+    """
+    Raises:
+        ConfigError: a partition has no entry of that offset, and it is not the next; with what each has.
+    """
+    has: list[str] = []
+    is_there = True
+    for partition in partitions:
+        begin = await first_offset(link, stream_name(log, partition)) or 0
+        end = await end_of(link, log, partition)
+        is_there &= begin <= offset <= end
+        has.append(
+            f"partition {partition} has {begin} to {end - 1}"
+            if end > begin
+            else f"partition {partition} is empty"
+        )
+    if not is_there:
+        shown = "; ".join(has[:_SHOWN]) + ("; …" if len(has) > _SHOWN else "")
+        one = ". --partition P is one alone" if len(has) > 1 else ""
+        raise ConfigError(f'log "{log}" cannot be read from offset {offset}: {shown}{one}.')
 
 
 async def move_group(link: Link, log_name: str, group: str, offsets: dict[int, int]) -> None:
