@@ -399,6 +399,8 @@ class FlowFunctionError(FlowError):
         """The partition that the record came from, as the engine calls it."""
         self.also: list[FlowFunctionError] = []
         """Those of other records of the same turn, where the engine collects them."""
+        self.timer: tuple[str, str, int] | None = None
+        """Of the function of a timer: the timer's name, its clock, "event" or "wall", and its time in milliseconds."""
 
 
 class StateUnavailable(FlowError):

@@ -8,7 +8,7 @@ many records it has.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from copy import deepcopy
 from math import nan
 from operator import add, call
@@ -27,6 +27,7 @@ __all__ = [
     "collect",
     "count",
     "distinct",
+    "failing_records",
     "first",
     "last",
     "max_of",
@@ -99,6 +100,14 @@ def _extended(a: list[Any], b: list[Any]) -> list[Any]:
     return a
 
 
+def _comparable(values: list[Any]) -> list[Any]:
+    """The same. One alone is compared with itself: None fails here, with its record, and not when the next is merged with it."""
+    if len(values) == 1:
+        (one,) = values
+        one < one  # noqa: B015
+    return values
+
+
 def _name(field: object) -> str:
     return field if isinstance(field, str) else str(getattr(field, "__name__", field))
 
@@ -155,7 +164,7 @@ def min_of(field: Any) -> Aggregation[Any, Any]:
     get = getter_of(field, "min_of()")
     return Aggregation(
         f"min_of({_name(field)})",
-        of=lambda records: min(map(getter_for(get, records), records)),
+        of=lambda records: min(_comparable(list(map(getter_for(get, records), records)))),
         merge=min,
         result=_same,
     )
@@ -170,7 +179,7 @@ def max_of(field: Any) -> Aggregation[Any, Any]:
     get = getter_of(field, "max_of()")
     return Aggregation(
         f"max_of({_name(field)})",
-        of=lambda records: max(map(getter_for(get, records), records)),
+        of=lambda records: max(_comparable(list(map(getter_for(get, records), records)))),
         merge=max,
         result=_same,
     )
@@ -189,9 +198,14 @@ def top(k: int, *, by: Any) -> Aggregation[Any, list[Any]]:
     def best(records: Iterable[Any]) -> list[Any]:
         return heapq.nlargest(k, records, key=get)
 
+    def of(records: list[Any]) -> list[Any]:
+        if len(records) == 1:
+            _comparable([get(records[0])])
+        return best(records)
+
     return Aggregation(
         f"top({k}, by={_name(by)})",
-        of=best,
+        of=of,
         merge=lambda a, b: best([*a, *b]),
         result=list,
         copy=list,
@@ -329,3 +343,23 @@ def all_of(aggregations: tuple[Aggregation[Any, Any], ...]) -> Aggregation[Any, 
     if not aggregations:
         raise ConfigError("aggregate(): of what? Write aggregate(count()), for instance.")
     return together(*aggregations)
+
+
+def failing_records(
+    aggregation: Aggregation[T, Any], records: Iterable[T], held: Iterable[Any] = ()
+) -> Iterator[tuple[T, BaseException]]:
+    """Those over which an aggregation raises, with what it raised: by themselves, merged with what is held, or with those before them.
+
+    Args:
+        held: accumulators that the records are merged with; they stay as they are.
+    """
+    of, merge, copy = aggregation.of, aggregation.merge, aggregation.copy
+    accumulators = list(held)
+    for record in records:
+        try:
+            part = of([record])
+            merged = [merge(copy(one), copy(part)) for one in accumulators]
+        except BaseException as exc:  # noqa: BLE001  # that it fails is all that is asked here
+            yield record, exc
+        else:
+            accumulators = merged or [part]

@@ -33,6 +33,12 @@ def _by_start(item: tuple[int, Any]) -> int:
     return item[0]
 
 
+def _held_by(panes: Panes, starts: list[int]) -> list[Any]:
+    """The accumulators of those windows that are open, and have one."""
+    held = [panes[start].accumulator for start in starts if start in panes]
+    return [one for one in held if one is not NOTHING]
+
+
 def _plain(panes: Panes) -> list[Any]:
     return [[start, pane.plain()] for start, pane in panes.items()]
 
@@ -77,7 +83,7 @@ class AlignedWindows(TimedOperator):
         self._early_count = early.count if isinstance(early, AfterRecords) else None
         self._period = early if isinstance(early, EveryPeriod) else None
         self._state: KeyedState[Panes] = KeyedState(name, store, _plain, _restored)
-        self._results = Results(name, aggregation, emission)
+        self._results = Results(self, aggregation, emission)
         self._late = LateRecords()
 
     # --- records come --------------------------------------------------------------------------------
@@ -114,13 +120,17 @@ class AlignedWindows(TimedOperator):
                             pane = panes[start] = Pane(own, len(records))
                             opened.append((key, start))
                         else:
-                            held = pane.accumulator
-                            pane.accumulator = own if held is NOTHING else merge(held, own)
+                            before = pane.accumulator
+                            pane.accumulator = own if before is NOTHING else merge(before, own)
                             pane.fresh += len(records)
                         if is_stirring:
                             stirred[key, start] = pane
                 except BaseException as exc:
-                    raise self.fail_group(exc, batch, key, records, of) from exc
+                    of_before = [one for one in starts if (key, one) not in opened]
+                    held = _held_by(live.get(key, {}), of_before)
+                    raise self.fail_group(
+                        exc, batch, key, records, self._aggregation, held
+                    ) from exc
             for key, start in opened:
                 self._open(key, start)
             if self._period is not None:

@@ -85,17 +85,20 @@ class FillingWindows(Operator):
             filling = live.get(key)
             if filling is None:
                 filling = live[key] = _Filling(0)
-            try:
-                at = 0
-                while at < len(values):
-                    end = at + self._size - filling.count
-                    self._fill(filling, times[at:end], values[at:end])
-                    at = end
-                    if filling.count == self._size:
-                        results.append(self._result(key, filling))
-                        filling = live[key] = _Filling(filling.index + 1)
-            except BaseException as exc:
-                raise self.fail_group(exc, batch, key, values, self._aggregation.of) from exc
+            at = 0
+            while at < len(values):
+                end = at + self._size - filling.count
+                part = values[at:end]
+                try:
+                    self._fill(filling, times[at:end], part)
+                except BaseException as exc:
+                    held = [filling.accumulator] if filling.count else []
+                    raise self.fail_group(exc, batch, key, part, self._aggregation, held) from exc
+                at = end
+                if filling.count == self._size:
+                    if (result := self._result(key, filling)) is not None:
+                        results.append(result)
+                    filling = live[key] = _Filling(filling.index + 1)
         self._state.touch(by_key)
         if results:
             ends = [one.end_ms - 1 for one in results]
@@ -112,9 +115,15 @@ class FillingWindows(Operator):
         filling.earliest, filling.latest = earliest, latest
         filling.count += len(values)
 
-    def _result(self, key: Any, filling: _Filling) -> WindowResult[Any, Any]:
-        value = self._aggregation.result(filling.accumulator)
-        return WindowResult(key, filling.earliest, filling.latest + 1, value, index=filling.index)
+    def _result(self, key: Any, filling: _Filling) -> WindowResult[Any, Any] | None:
+        """What a full window has come to; None where the aggregation raises over it, and the flow goes on."""
+        span, index = (filling.earliest, filling.latest + 1), filling.index
+        try:
+            value = self._aggregation.result(filling.accumulator)
+        except BaseException as exc:  # noqa: BLE001  raised, or told
+            self.refuse(exc, key, WindowResult(key, *span, filling.accumulator, index=index))
+            return None
+        return WindowResult(key, *span, value, index=index)
 
     def take_changes(self, changes: Changes) -> None:
         changes.setdefault(self._state.space, {}).update(self._state.take_changes())

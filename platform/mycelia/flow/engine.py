@@ -20,7 +20,7 @@ from mycelia.flow.async_steps import RunsCoroutines, in_own_loop
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME, ColumnBatch
 from mycelia.flow.equal_keys import key_state
 from mycelia.flow.graph import Building, FlowNode, FlowPlan
-from mycelia.flow.operators import Operator
+from mycelia.flow.operators import FiredTimer, Operator
 from mycelia.flow.state import Changes, StoreReader, UnkeptKey
 from mycelia.flow.state_codec import decode_state, encode_state
 from mycelia.flow.stateless import FlowStep, Fused, Watching
@@ -139,6 +139,7 @@ class Engine:
         collects: whether a turn in which a function without state raises goes on without the record, so that all records of which that is
             true are told at once: the error's `also`. The engine is spent all the same.
         run: runs what `async` steps await, while the call that brought their records waits.
+        passed_over: timers that have been given up; their functions are not called.
 
     Raises:
         ConfigError: nothing was said of a source's partitions, or there are partitions of another.
@@ -154,8 +155,10 @@ class Engine:
         flow: str = "flow",
         collects: bool = False,
         run: RunsCoroutines = in_own_loop,
+        passed_over: Collection[FiredTimer] = (),
     ) -> None:
         self._plan = plan
+        self._passed_over = passed_over
         self._run = run
         self._collects = collects
         self._flow = flow
@@ -247,6 +250,7 @@ class Engine:
         inputs: tuple[tuple[FlowNode, int], ...],
     ) -> None:
         operator.collects = self._collects
+        operator.passed_over = self._passed_over
         cell = cells[node] = _Cell(operator)
         for number, (feeding, port) in enumerate(inputs):
             cells[feeding].to.setdefault(port, []).append((cell, number))

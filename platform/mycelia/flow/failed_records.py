@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from random import Random
 from typing import Any
+from uuid import uuid4
 
 from mycelia.errors import FlowFunctionError, MyceliaError
 from mycelia.flow.inflow import Taken
-from mycelia.flow.partition_run import PartitionRun, RecordFailed, RecordsFailed, StageDescription
+from mycelia.flow.partition_run import (
+    PartitionRun,
+    RecordFailed,
+    RecordsFailed,
+    StageDescription,
+    TimerFailed,
+)
 from mycelia.flow.sinks.sink import SinkRecord, SinkRefused
 from mycelia.flow.stage_host import StageCounts, StageHost, StageOptions
 from mycelia.logs import FaultyRecord
@@ -35,7 +43,7 @@ class FailedRecords:
         self._options = options
         self._counts = counts
         self._random = Random()
-        self._attempts: dict[tuple[str, int, int], int] = {}
+        self._attempts: dict[Hashable, int] = {}
 
     async def bury_faults(self, run: PartitionRun, taken: Taken) -> None:
         """Make dead letters of what could not be read.
@@ -54,25 +62,21 @@ class FailedRecords:
                         )
                     self._counts.faults += 1
 
-    async def give_up(self, run: PartitionRun, failed: RecordsFailed) -> float:
+    async def give_up(self, run: PartitionRun, failed: RecordsFailed | TimerFailed) -> float:
         """Make dead letters of those that have been tried often enough; returns how long to wait before the others are tried again.
 
         Raises:
-            RecordsFailed: the flow's records are not given up.
+            RecordsFailed, TimerFailed: what fails in the flow is not given up.
         """
         if not self._options.buries:
             raise failed
+        if isinstance(failed, TimerFailed):
+            return await self._give_up_timer(run, failed)
         attempts = self._attempts
         pauses: list[float] = []
         given_up: list[RecordFailed] = []
         for record in failed.failed:
-            attempt = attempts[record.place] = attempts.get(record.place, 0) + 1
-            cause = _cause_of(record)
-            pause = (
-                self._options.retry.delay_after(cause, attempt, self._random)
-                if isinstance(cause, Exception)
-                else None
-            )
+            pause = self._pause_after(record.place, _cause_of(record))
             if pause is None:
                 given_up.append(record)
             else:
@@ -84,6 +88,28 @@ class FailedRecords:
                     raise failed
                 run.skipped.add(record.place)
         return min(pauses, default=0.0)
+
+    async def _give_up_timer(self, run: PartitionRun, failed: TimerFailed) -> float:
+        """A timer has no record that it comes from: its letter has its key, name and time."""
+        timer = failed.timer
+        pause = self._pause_after(timer, failed.__cause__)
+        if pause is not None:
+            return pause
+        del self._attempts[timer]
+        name, clock, time_ms = timer.timer
+        told = {"key": timer.key, "timer": name, "clock": clock, "time_ms": time_ms}
+        letter = SinkRecord(f"{run.flow}/{timer.operator}/{uuid4().hex}", timer.key, time_ms, told)
+        if not await self.bury_refused([letter], timer.operator, SinkRefused(str(failed))):
+            raise failed
+        run.passed_over.add(timer)
+        return 0.0
+
+    def _pause_after(self, failed: Hashable, cause: BaseException | None) -> float | None:
+        """How long to wait before what has failed once more is tried again; None: it is given up."""
+        attempt = self._attempts[failed] = self._attempts.get(failed, 0) + 1
+        if not isinstance(cause, Exception):
+            return None
+        return self._options.retry.delay_after(cause, attempt, self._random)
 
     async def bury_rejected(self, run: PartitionRun) -> None:
         """Make dead letters of what the flow went on without.

@@ -169,7 +169,7 @@ class FlowHandler(Entrypoint):
         commit_every: how long records wait for the commit, "200ms" by default: results leave that much later, from each stage.
         commit_records: how many records a commit has at most, 50,000 by default; of 32 MiB, as they came, there are no more.
         on_error: what becomes of a record over which a function raises. `"fail"`, the default: its partition stands still, says so, and tries
-            again; `"dead-letter"`: it is a dead letter, and the flow goes on without it.
+            again; `"dead-letter"`: it is a dead letter, and the flow goes on without it. So are timers whose functions raise, and results of windows.
         retry: how often such a record is tried before it is a dead letter, its partition waiting meanwhile; once by default.
         dropped: names of steps that the flow had and has no more: their state is deleted. Without, a flow that has lost a step refuses to go on.
         retain_between: how long the logs between stages keep records, "3d" by default: a stage may not stand still for longer.

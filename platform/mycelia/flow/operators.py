@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable
 from typing import Any, NamedTuple
 
-from mycelia.errors import FlowFunctionError
+from mycelia.errors import FlowFunctionError, describe
+from mycelia.flow.aggregations import Aggregation, failing_records
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, ColumnBatch
 from mycelia.flow.fields import getter_for
 from mycelia.flow.state import Changes
 
-__all__ = ["MAIN", "SIDE", "Operator", "Rejection"]
+__all__ = ["MAIN", "SIDE", "FiredTimer", "Operator", "Rejection"]
 
 MAIN = 0
 """The port of what an operator is for."""
@@ -33,6 +35,14 @@ class Rejection(NamedTuple):
     position: int | None
     value: Any
     reason: str
+
+
+class FiredTimer(NamedTuple):
+    """A timer of a step, as its function was called: its key, and its name, clock and time (`FlowFunctionError.timer`)."""
+
+    operator: str
+    key: Hashable
+    timer: tuple[str, str, int]
 
 
 class Operator:
@@ -59,6 +69,8 @@ class Operator:
         spent after it all the same."""
         self.failed: list[FlowFunctionError] = []
         """Of those, with the cause of each: for the engine to raise."""
+        self.passed_over: Collection[FiredTimer] = ()
+        """Timers whose functions are not called: they have been given up."""
 
     def process(self, port: int, batch: ColumnBatch) -> None:
         """Take a batch, not empty, that came in by `port`."""
@@ -142,14 +154,36 @@ class Operator:
         batch: ColumnBatch,
         key: object,
         records: list[Any],
-        function: Callable[[list[Any]], object],
+        aggregation: Aggregation[Any, Any],
+        held: Iterable[Any] = (),
     ) -> FlowFunctionError:
-        """The error of a function of several records of a key. Names the first with which it fails alone, if there is one."""
-        for record in records:
-            try:
-                function([record])
-            except BaseException:  # noqa: BLE001  # that it fails is all that is asked here
-                for position, value in enumerate(batch.values):
-                    if value is record and batch.keys is not None and batch.keys[position] == key:
-                        return self.fail(cause, batch, position, key)
-        return self.fail(cause, batch, None, key)
+        """The error of an aggregation over several records of a key: of the first with which it fails, by itself or merged with what is there. With
+        `collects` the others are in `failed`; and where none can be told from the rest, it is all of them.
+
+        Args:
+            held: what the windows of these records hold already.
+        """
+        found = failing_records(aggregation, records, held)
+        failing = list(found) if self.collects else [one for one in (next(found, None),) if one]
+        if not failing and self.collects:
+            failing = [(record, cause) for record in records]
+        places: dict[int, list[int]] = defaultdict(list)
+        for position, (of, value) in enumerate(zip(batch.keys or (), batch.values, strict=True)):
+            if of == key:
+                places[id(value)].append(position)
+        errors = []
+        for record, exc in failing:
+            error = self.fail(exc, batch, places[id(record)].pop(0), key)
+            error.__cause__ = exc
+            errors.append(error)
+        if not errors:
+            return self.fail(cause, batch, None, key)
+        self.failed += errors[1:]
+        return errors[0]
+
+    def refuse(self, cause: BaseException, key: object, value: object) -> None:
+        """Go on without a result that cannot be told, and tell of `value` in its place; without `collects`, raise."""
+        if not self.collects:
+            raise self.fail(cause, None, None, key) from cause
+        reason = f"key {key!r:.80}: its result cannot be told: {describe(cause)}"
+        self.rejected.append(Rejection(self.name, None, None, value, reason))

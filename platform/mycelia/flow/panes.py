@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from mycelia.errors import FlowFunctionError
 from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.emission import Emission
+from mycelia.flow.operators import Operator
 from mycelia.flow.results import LateRecord, OpenWindow, Timing, WindowResult, WindowSpan
 
 __all__ = ["NOTHING", "LateRecords", "Pane", "Results", "told_panes"]
@@ -96,11 +96,13 @@ class Results:
     """Collects the results of one turn, as columns.
 
     Args:
-        name: the operator's.
+        operator: whose results they are; it is told of those over which the aggregation raises.
     """
 
-    def __init__(self, name: str, aggregation: Aggregation[Any, Any], emission: Emission) -> None:
-        self._name = name
+    def __init__(
+        self, operator: Operator, aggregation: Aggregation[Any, Any], emission: Emission
+    ) -> None:
+        self._operator = operator
         self._aggregation = aggregation
         self._mode = emission.mode
         self._keys: list[Any] = []
@@ -120,15 +122,35 @@ class Results:
             if accumulator is NOTHING and empty is not None:
                 accumulator = empty()
             value = self._aggregation.result(accumulator)
-        except BaseException as exc:
-            raise FlowFunctionError(self._name, exc, None, key) from exc
+        except BaseException as exc:  # noqa: BLE001  raised, or told
+            self.refuse(exc, key, start, end, pane, timing, is_final, accumulator)
+            return
         if pane.told:
             self._take_back(key, pane, timing)
         self._give(WindowResult(key, start, end, value, timing, pane.index, is_final))
+        if self._mode == "retract":
+            pane.told.append((start, end, pane.index, value))
+        self._is_told(pane)
+
+    def refuse(
+        self,
+        cause: BaseException,
+        key: Any,
+        start: int,
+        end: int,
+        pane: Pane,
+        timing: Timing,
+        is_final: bool,
+        held: Any,
+    ) -> None:
+        """Go on without a result over which the aggregation raised: what is told of is `held`, what it was to be made of. Or raise: `Operator.refuse()`."""
+        result = WindowResult(key, start, end, held, timing, pane.index, is_final)
+        self._operator.refuse(cause, key, result)
+        self._is_told(pane)
+
+    def _is_told(self, pane: Pane) -> None:
         if self._mode == "discard":
             pane.accumulator = NOTHING
-        elif self._mode == "retract":
-            pane.told.append((start, end, pane.index, value))
         pane.index += 1
         pane.fresh = 0
 

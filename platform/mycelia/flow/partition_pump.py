@@ -14,7 +14,7 @@ from mycelia.flow.flow_call import PartitionCalls
 from mycelia.flow.group_commit import GroupCommit
 from mycelia.flow.inflow import Inflow, Taken
 from mycelia.flow.next_stages import RoomBehind
-from mycelia.flow.partition_run import PartitionRun, RecordsFailed
+from mycelia.flow.partition_run import PartitionRun, RecordsFailed, TimerFailed
 from mycelia.flow.stage_host import StageHost, StageOptions
 from mycelia.logs import LogPosition
 from mycelia.logs.partition_lease import PartitionLease
@@ -189,10 +189,10 @@ class PartitionPump:
     # --- the engine ------------------------------------------------------------------------------
 
     async def _compute(self, taken: Taken) -> None:
-        """Let the engine take it; records over which it fails are tried again, and given up, as the flow's options say.
+        """Let the engine take it; records and timers over which it fails are tried again, and given up, as the flow's options say.
 
         Raises:
-            RecordsFailed, FlowFunctionError: the partition is to stand still.
+            RecordsFailed, TimerFailed, FlowFunctionError: the partition is to stand still.
         """
         host, run, failed = self._host, self._run, self._failed
         before, began = run.uncommitted, self._loop.time()
@@ -200,8 +200,8 @@ class PartitionPump:
             await host.in_thread(run.feed, taken, host.now_ms())
         except StepsCancelled:
             raise _Left from None
-        except RecordsFailed as exc:
-            failure = exc
+        except (RecordsFailed, TimerFailed) as exc:
+            failure: RecordsFailed | TimerFailed = exc
         else:
             self._inflow.paced(run.uncommitted - before, self._loop.time() - began)
             await failed.bury_rejected(run)
@@ -215,7 +215,7 @@ class PartitionPump:
                 await host.in_thread(run.again)
             except StepsCancelled:
                 raise _Left from None
-            except RecordsFailed as exc:
+            except (RecordsFailed, TimerFailed) as exc:
                 failure = exc
             else:
                 await failed.bury_rejected(run)

@@ -19,6 +19,7 @@ from mycelia.flow.async_steps import RunsCoroutines, in_own_loop
 from mycelia.flow.engine import Engine, Given, RejectedRecord
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.inflow import FlowSource, Taken
+from mycelia.flow.operators import FiredTimer
 from mycelia.flow.outgoing import Outgoing, Unfit, UnfitResults
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.partition_state import PartitionState
@@ -40,6 +41,7 @@ __all__ = [
     "RecordsFailed",
     "Skipped",
     "StageDescription",
+    "TimerFailed",
 ]
 
 _PLAIN: Final[ValueCodec[Any]] = ValueCodec(None, "a record")
@@ -180,6 +182,24 @@ class RecordsFailed(FlowError):
         self.failed = list(failed)
 
 
+class TimerFailed(FlowError):
+    """The function of a timer raised; the cause is `__cause__`. The run goes on by `PartitionRun.again()`.
+
+    Attributes:
+        timer: which; `operator` and `key` are its.
+    """
+
+    def __init__(self, stage: str, partition: int, timer: FiredTimer, cause: BaseException) -> None:
+        name, clock, time_ms = timer.timer
+        super().__init__(
+            f'stage "{stage}", partition {partition}, operator "{timer.operator}", key {timer.key!r:.80}, timer "{name}" of {clock} time '
+            f"{time_ms}: {describe(cause)}"
+        )
+        self.timer = timer
+        self.operator = timer.operator
+        self.key = timer.key
+
+
 class _Turn(NamedTuple):
     """What the engine was given at once."""
 
@@ -233,6 +253,8 @@ class PartitionRun:
         self.partition = partition
         self.state = state
         self.skipped: Skipped = set() if skipped is None else skipped
+        self.passed_over: set[FiredTimer] = set()
+        """Timers that have been given up."""
         self._description = description
         self._collects = collects
         try:
@@ -294,6 +316,7 @@ class PartitionRun:
             flow=self._name,
             collects=self._collects,
             run=self._run,
+            passed_over=self.passed_over,
         )
 
     # --- what it knows ---------------------------------------------------------------------------
@@ -317,7 +340,7 @@ class PartitionRun:
     def has_news(self, now_ms: int) -> bool:
         """Whether something waits for the next commit to leave: records, word of event time for the stages behind, or what a sink asks for."""
         return (
-            bool(self._given)
+            bool(self._given or self.passed_over)
             or self._relaying.has_word(self._marks(), now_ms)
             or self._outgoing.is_due(now_ms)
         )
@@ -336,13 +359,19 @@ class PartitionRun:
 
         Raises:
             RecordsFailed: functions raised over records. `again()` goes on, without those that are in `skipped` by then.
+            TimerFailed: that of a timer raised, where those that fail are collected. The same, without those in `passed_over`.
             FlowFunctionError: a function raised, and over which record cannot be said. This run is spent.
         """
         turn = _Turn(taken, now_ms)
         if taken or self._turns:
             self._turns.append(turn)
         self.uncommitted_bytes += sum(one.size for entries in taken.values() for one in entries)
-        self._take(turn)
+        try:
+            self._take(turn)
+        except TimerFailed:
+            if not self._turns:  # one of the wall, while nothing comes
+                self._turns.append(turn)
+            raise
 
     def tick(self, now_ms: int) -> None:
         """Let time on the wall come by. Raises as `feed()`."""
@@ -370,6 +399,11 @@ class PartitionRun:
         try:
             self._given += engine.tick(turn.now_ms)
         except FlowFunctionError as exc:
+            if exc.timer is not None and self._collects:
+                timer = FiredTimer(exc.operator, exc.key, exc.timer)
+                of_function = exc.__cause__ or exc
+                name = self._description.name
+                raise TimerFailed(name, self.partition, timer, of_function) from of_function
             failed = [one for error in (exc, *exc.also) if (one := self._failed(error)) is not None]
             if not failed or self._failed(exc) is None:
                 raise
@@ -518,6 +552,7 @@ class PartitionRun:
         self._given = []
         self._left_out.clear()
         self._turns = []
+        self.passed_over.clear()  # they are gone with this commit
         self._keyless_taken = 0
         self.uncommitted = self.uncommitted_bytes = 0
         return PreparedCommit(

@@ -28,7 +28,7 @@ class Following:
         self._within_ms = within_ms
 
     def make(self) -> dict[str, list[Any]]:
-        """`waiting`: time and record of those that are to be put in order. `begun`: the time of the first, and all so far."""
+        """`waiting`: of those that are to be put in order time, record and for which steps it is true. `begun`: the time of the first, and all so far."""
         return {"waiting": [], "begun": []}
 
     def is_kept(self, state: dict[str, list[Any]]) -> bool:
@@ -41,31 +41,42 @@ class Following:
         if time < context.watermark_ms:
             context.count("late")
             context.give(LateRecord(context.key, value, time, context.watermark_ms), port=SIDE)
-        else:
-            context.state["waiting"].append([time, value])
+        elif any(true_for := self._true_for(value)):
+            context.state["waiting"].append([time, value, true_for])
             context.set_timer(time + 1)
         return ()
+
+    def _true_for(self, value: Any) -> list[bool]:
+        """Asked as a record comes, so that one over which a step raises is named, and may be left out."""
+        return [bool(step(value)) for step in self._steps]
 
     def on_timer(self, context: KeyContext[Any, dict[str, list[Any]]], name: str) -> Iterable[Any]:
         state, now = context.state, context.time_ms
         ready = sorted((one for one in state["waiting"] if one[0] < now), key=itemgetter(0))
         state["waiting"] = [one for one in state["waiting"] if one[0] >= now]
-        for time, value in ready:
+        for time, value, *known in ready:
             self._expire(context, time)
-            self._take(context, time, value)
+            # Those that an earlier version has kept had not been asked about.
+            self._take(context, time, value, known[0] if known else self._true_for(value))
         self._expire(context, now)
         return ()
 
-    def _take(self, context: KeyContext[Any, dict[str, list[Any]]], time: int, value: Any) -> None:
+    def _take(
+        self,
+        context: KeyContext[Any, dict[str, list[Any]]],
+        time: int,
+        value: Any,
+        true_for: list[bool],
+    ) -> None:
         begun = context.state["begun"]
         for sequence in begun:
-            if self._steps[len(sequence[1])](value):
+            if true_for[len(sequence[1])]:
                 sequence[1].append(value)
                 if len(sequence[1]) == len(self._steps):
                     begun.remove(sequence)
                     context.give(sequence[1], time)
                 return
-        if self._steps[0](value):
+        if true_for[0]:
             begun.append([time, [value]])
             context.set_timer(time + self._within_ms + 1)
 

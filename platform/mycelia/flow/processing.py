@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME, ColumnBatch
-from mycelia.flow.operators import MAIN, Operator
+from mycelia.flow.operators import MAIN, FiredTimer, Operator
 from mycelia.flow.state import Changes, KeyedState, StoreReader
 from mycelia.flow.timer_queue import TimerQueue
 from mycelia.flow.user_code import apart_from
@@ -46,7 +46,12 @@ class KeyContext(Generic[K, S]):
         self.now_ms = 0
 
     def set_timer(self, at_ms: int, name: str = "") -> None:
-        """Be called when event time has come to `at_ms`: at once after this batch, if it has already. The same twice is one."""
+        """Be called when event time has come to `at_ms`: at once after this batch, if it has already. The same twice is one.
+
+        Raises:
+            TypeError: that is no whole number of milliseconds, or no name.
+        """
+        _check_timer("set_timer", at_ms, name)
         self._owner.timers.set(at_ms, (self.key, name))
 
     def cancel_timer(self, at_ms: int, name: str = "") -> None:
@@ -54,7 +59,8 @@ class KeyContext(Generic[K, S]):
         self._owner.timers.cancel(at_ms, (self.key, name))
 
     def set_wall_timer(self, at_ms: int, name: str = "") -> None:
-        """Be called when the time on the wall has come to `at_ms`."""
+        """Be called when the time on the wall has come to `at_ms`. Raises as `set_timer()`."""
+        _check_timer("set_wall_timer", at_ms, name)
         self._owner.wall.set(at_ms, (self.key, name))
 
     def cancel_wall_timer(self, at_ms: int, name: str = "") -> None:
@@ -72,6 +78,16 @@ class KeyContext(Generic[K, S]):
     def count(self, what: str) -> None:
         """One more of `what`, in the operator's counts."""
         self._owner.counted[what] = self._owner.counted.get(what, 0) + 1
+
+
+def _check_timer(what: str, at_ms: object, name: object) -> None:
+    """Here, with its record: a queue of timers that holds something else fails over another's, and again at each start."""
+    if type(at_ms) is not int:
+        raise TypeError(
+            f"{what}({at_ms!r:.60}): expected whole milliseconds since 1970, as in context.time_ms + 60_000."
+        )
+    if not isinstance(name, str):
+        raise TypeError(f"{what}(…, {name!r:.60}): expected a name, as text.")
 
 
 class Processing(Operator):
@@ -139,11 +155,17 @@ class Processing(Operator):
         while due := timers.take_next(now):
             keys = dict.fromkeys(key for _, (key, _) in due)
             self._state.load(keys)
+            clock = "event" if timers is self.timers else "wall"
             for time, (key, name) in due:
+                timer = (name, clock, time)
+                if self.passed_over and FiredTimer(self.name, key, timer) in self.passed_over:
+                    continue
                 try:
                     self._call(key, self._event_time(timers, time), self._on_timer, name)
                 except BaseException as exc:
-                    raise self.fail(exc, None, None, key) from exc
+                    error = self.fail(exc, None, None, key)
+                    error.timer = timer
+                    raise error from exc
             self._state.touch(keys)
 
     def _event_time(self, timers: TimerQueue, time: int) -> int:

@@ -77,7 +77,7 @@ class MergingWindows(TimedOperator):
         self._early_count = early.count if isinstance(early, AfterRecords) else None
         self._period = early if isinstance(early, EveryPeriod) else None
         self._state: KeyedState[list[GrowingSession]] = KeyedState(name, store, _plain, _restored)
-        self._results = Results(name, aggregation, emission)
+        self._results = Results(self, aggregation, emission)
         self._late = LateRecords()
 
     # --- records come --------------------------------------------------------------------------------
@@ -92,11 +92,16 @@ class MergingWindows(TimedOperator):
         for key, records in by_key.items():
             records.sort(key=itemgetter(0))
             sessions = live.get(key) or []
-            try:
-                grown = [self._take(key, run, sessions) for run in self._runs(records)]
-            except BaseException as exc:
-                values = [value for _, value in records]
-                raise self.fail_group(exc, batch, key, values, self._aggregation.of) from exc
+            grown = []
+            for run in self._runs(records):
+                joined = self._joined(run, sessions)
+                try:
+                    grown.append(self._take(key, run, sessions, joined))
+                except BaseException as exc:
+                    values = [value for _, value in run]
+                    accumulators = [one.pane.accumulator for one in joined]
+                    held = [one for one in accumulators if one is not NOTHING]
+                    raise self.fail_group(exc, batch, key, values, self._aggregation, held) from exc
             if sessions:
                 live[key] = sessions
                 touched.append(key)
@@ -116,12 +121,22 @@ class MergingWindows(TimedOperator):
                 runs.append([record])
         return runs
 
-    def _take(
-        self, key: Any, run: list[tuple[int, Any]], sessions: list[GrowingSession]
-    ) -> GrowingSession | None:
-        """Let a run of records into the sessions, which stay sorted; returns the one they are in, None if they are too late."""
+    def _joined(
+        self, run: list[tuple[int, Any]], sessions: list[GrowingSession]
+    ) -> list[GrowingSession]:
+        """The sessions that a run of records belongs to."""
         start, end = run[0][0], run[-1][0] + self._gap_ms
-        joined = [one for one in sessions if one.start < end and start < one.end]
+        return [one for one in sessions if one.start < end and start < one.end]
+
+    def _take(
+        self,
+        key: Any,
+        run: list[tuple[int, Any]],
+        sessions: list[GrowingSession],
+        joined: list[GrowingSession],
+    ) -> GrowingSession | None:
+        """Let a run of records into the sessions that it joins. All stay sorted; returns the one they are in, None if they are too late."""
+        start, end = run[0][0], run[-1][0] + self._gap_ms
         bounds = (
             min([start, *(one.start for one in joined)]),
             max([end, *(one.end for one in joined)]),

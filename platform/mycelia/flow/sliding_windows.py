@@ -109,7 +109,7 @@ class TrailingWindows(Operator):
         self._lateness_ms = lateness_ms
         self._state: KeyedState[_Trail] = KeyedState(name, store, _plain, _restored)
         self._timers = TimerQueue(f"{name}~timers", store)
-        self._results = Results(name, aggregation, emission)
+        self._results = Results(self, aggregation, emission)
         self._late = LateRecords()
 
     def process(self, port: int, batch: ColumnBatch) -> None:
@@ -125,7 +125,10 @@ class TrailingWindows(Operator):
                 try:
                     touched.update(dict.fromkeys(self._take(key, trail, time, records)))
                 except BaseException as exc:
-                    raise self.fail_group(exc, batch, key, records, self._aggregation.of) from exc
+                    held = [trail.accumulators[time]] if time in trail.accumulators else []
+                    raise self.fail_group(
+                        exc, batch, key, records, self._aggregation, held
+                    ) from exc
             if trail.times:
                 live[key] = trail
             for time in sorted(touched):
@@ -170,7 +173,12 @@ class TrailingWindows(Operator):
     def _tell(self, key: Any, trail: _Trail, time: int, timing: Timing, *, is_final: bool) -> None:
         start = time + 1 - self._size_ms
         pane = trail.panes[time]
-        pane.accumulator = _merged(trail, self._aggregation, start, time)
+        try:
+            pane.accumulator = _merged(trail, self._aggregation, start, time)
+        except BaseException as exc:  # noqa: BLE001  raised, or told
+            parts = [trail.accumulators[one] for one in trail.between(start, time + 1)]
+            self._results.refuse(exc, key, start, time + 1, pane, timing, is_final, parts)
+            return
         self._results.tell(key, start, time + 1, pane, timing, is_final)
         pane.accumulator = NOTHING
 
