@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import logging
 import os
 import signal
 import socket
@@ -74,12 +75,16 @@ class DemoFailed(RuntimeError):
 
 def say(step: str, text: str) -> None:
     """One line of the story."""
+    ProgressLine.leave()
     sys.stdout.write(f"{step:<10} {text}\n")
     sys.stdout.flush()
 
 
 class ProgressLine:
     """A line that is written over on a terminal, and at each tenth of the way elsewhere."""
+
+    is_open = False
+    """Whether the cursor is behind one, which what comes next would be appended to."""
 
     def __init__(self, step: str) -> None:
         self._step = step
@@ -93,14 +98,17 @@ class ProgressLine:
             bar = "█" * int(24 * share) + "░" * (24 - int(24 * share))
             sys.stdout.write(f"\r{self._step:<10} {bar} {share:4.0%}  {more}\x1b[K")
             sys.stdout.flush()
+            ProgressLine.is_open = True
         elif int(10 * share) > self._tenth:
             self._tenth = int(10 * share)
             say(self._step, f"{share:4.0%}  {more}")
 
-    def end(self) -> None:
-        """Leaves the line as it stands."""
-        if self._terminal:
+    @staticmethod
+    def leave() -> None:
+        """Leaves the line as it stands, if there is one."""
+        if ProgressLine.is_open:
             sys.stdout.write("\n")
+            ProgressLine.is_open = False
 
 
 class Demo:
@@ -175,7 +183,7 @@ class Demo:
             if self.killing is not None and total:
                 await self.killing.at(counted / total)
             if counted >= total:
-                line.end()
+                line.leave()
                 return summary
             if time.monotonic() - moved_at > STALLED_S:
                 raise DemoFailed(
@@ -250,6 +258,18 @@ def free_address(port: int = 8000) -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
+def log_to_file() -> None:
+    """What the links of this process log goes beside the services' own logs, not in between the lines of the story."""
+    folder = STATE / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=folder / "demo.log",
+        filemode="w",
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+
+
 def latency(summary: dict[str, Any]) -> str:
     """`p50 3.1 ms, p95 9.0 ms, p99 14.2 ms`."""
     measured = summary["latency"]
@@ -321,7 +341,7 @@ class Faulty:
                 f"{dead:,} cancelled flights tried 5 times, in vain",
             )
             await asyncio.sleep(POLL_S)
-        line.end()
+        line.leave()
 
     async def mend(self, run: str, total: int) -> dict[str, Any]:
         """Finds the dead letters, shows one, repairs the handler and sends them again; the summary afterwards."""
@@ -472,17 +492,26 @@ async def running_broker(install: bool) -> AsyncIterator[FoundBroker]:
 
 
 async def run(wish: Wish) -> int:
-    """Tells the story; the exit code. SIGTERM and Ctrl-C stop it cleanly."""
+    """Tells the story; the exit code. SIGTERM and Ctrl-C stop it cleanly, the first of them."""
     loop = asyncio.get_running_loop()
     telling = asyncio.create_task(story(wish), name="demo")
+
+    def stop() -> None:
+        if (
+            not telling.cancelling()
+        ):  # a second one would cut the cleaning up short, and leave services behind
+            say("stopping", "the services, each when it has done what it is at")
+            telling.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, telling.cancel)
+        loop.add_signal_handler(number, stop)
     try:
         await telling
     except asyncio.CancelledError:
         say("stopped", "everything that was started is stopped")
         return 0 if wish.stay else 130
     except (DemoFailed, ServiceDied, CommandFailed, MyceliaError) as exc:
+        ProgressLine.leave()
         sys.stdout.flush()
         sys.stderr.write(f"\nFAILED: {exc}\n")
         return 1
@@ -515,6 +544,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--faults and --kill are two stories: choose one")
     if arguments.days is not None and arguments.days < 1:
         parser.error("--days must be at least 1")
+    log_to_file()
     return asyncio.run(run(Wish(**vars(arguments))))
 
 

@@ -83,8 +83,9 @@ def worth_showing(spans: Iterable[ReceivedSpan]) -> list[ReceivedSpan]:
         traces.setdefault(span.trace_id, []).append(span)
 
     def merit(trace: list[ReceivedSpan]) -> tuple[bool, bool, bool, int]:
-        called = any(span.kind == "SERVER" for span in trace)
-        return _came_through(trace), called, _has_failed(trace), -len(trace)
+        # The call that failed is in it, where it was not another event's: who ask for one plane at a time share one call.
+        called = [span.error is not None for span in trace if span.kind == "SERVER"]
+        return _came_through(trace), any(called), bool(called), -len(trace)
 
     return max(traces.values(), key=merit, default=[])
 

@@ -34,10 +34,12 @@ PAGE_POLICY = (
 class Live(SharedDependency):
     """The state of the page, shared by its viewers."""
 
-    view: LiveView
+    def __init__(self) -> None:
+        self.view = LiveView()
+        """There before the start, because a service that does not come to it is stopped all the same."""
 
     async def start(self) -> None:
-        """Makes the view on the service's loop."""
+        """Makes a new view: that of a service which has been stopped is closed."""
         self.view = LiveView()
 
     async def stop(self) -> None:
@@ -51,7 +53,7 @@ class Board:
     name = "board"
     delays = RpcProxy("delays", timeout=5)
     feed = RpcProxy("feed", timeout=5)
-    flow_view = FlowView("flows.delays")
+    flow_view = FlowView("flows.delays", clock="time_of_departure")
     live = Live()
     log = Logger()
 

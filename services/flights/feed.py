@@ -126,9 +126,7 @@ class Feed:
             speed = self.default_speed
         if not 0 <= speed < math.inf:
             raise ValueError(f"speed={speed}: expected seconds of event time a second, 0 or more.")
-        for day in (first_day, last_day):
-            if day is not None:
-                date.fromisoformat(day)
+        first_day, last_day = _day("first_day", first_day), _day("last_day", last_day)
         events = between(self.stage.events, first_day, last_day)
         replay: Replay
         if via == "log":
@@ -166,6 +164,14 @@ class Feed:
 def new_run_id() -> str:
     """An id for a replay; later ones sort after earlier ones."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{secrets.token_hex(2)}"
+
+
+def _day(name: str, text: str | None) -> str | None:
+    """A day as flights have it."""
+    try:
+        return None if text is None else date.fromisoformat(text).isoformat()
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={text!r}: expected a day such as 2013-02-08.") from None
 
 
 def between(events: Sequence[Due], first_day: str | None, last_day: str | None) -> list[Due]:

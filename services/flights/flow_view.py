@@ -29,12 +29,15 @@ class FlowView(SharedDependency):
 
     Args:
         flow: `service.method`.
+        clock: the step whose watermark is the time by which the others are said to be behind or ahead. What is replayed
+            has nothing to do with the clock on the wall.
     """
 
     container: Container
 
-    def __init__(self, flow: str) -> None:
+    def __init__(self, flow: str, *, clock: str) -> None:
         self._flow = flow
+        self._clock = clock
         self._asker: FlowAsker | None = None
         self._drawn = _NO_FLOW
         self._drawn_at = -FRESH_S
@@ -60,7 +63,8 @@ class FlowView(SharedDependency):
         found = await self._asker.figures(self._flow)
         if not found:
             return _NO_FLOW
-        notes, flows = flow_notes(found[0], int(time.time() * 1000))
+        now_ms = found[0].watermarks_ms.get(self._clock, int(time.time() * 1000))
+        notes, flows = flow_notes(found[0], now_ms)
         title = self._flow
         if found[0].records_per_s is not None:
             title += f" · {rate_text(found[0].records_per_s)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shlex
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.cli.commands import Done, MyceliaCommand
 from tests.processes import Process
+from tests.tools import not_run
 
 from mycelia.testing import eventually
 
@@ -275,3 +277,20 @@ def test_command_named_alone_shows_how_to_use_it(talk: Talk) -> None:
 
     assert done.returncode == 2
     assert "usage: mycelia" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("call", "greeter.echo"), ("log", "ls"), ("top", "--once", "--json")], ids=" ".join
+)
+def test_broker_that_nobody_has_named_is_said_to_be_the_default(
+    mycelia: MyceliaCommand, project: Path, command: tuple[str, ...]
+) -> None:
+    """As in a second terminal, where `AMQP_URI` is not set."""
+    with contextlib.suppress(OSError), socket.create_connection(("localhost", 5672), 1):
+        not_run("a broker, or something else, is at localhost:5672")
+
+    done = mycelia(*command, "--timeout", "0.5", cwd=project)
+
+    assert done.returncode == 1
+    assert "BrokerUnavailable: no broker at pyamqp://guest:***@localhost" in done.stderr
+    assert "AMQP_URI is not set: name your broker there, or by --broker" in done.stderr

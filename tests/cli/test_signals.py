@@ -18,6 +18,7 @@ from tests.processes import WAIT_S, Process, environment
 
 SERVICES = """
 import asyncio
+import atexit
 import ctypes
 import logging
 import multiprocessing
@@ -166,6 +167,24 @@ class IsStoppedAtTheStart:
     provider = Provider()
 
 
+class CleansUp:
+    name = "cleans_up"
+
+    class Provider(DependencyProvider):
+        def setup(self):
+            atexit.register(self.clean)
+
+        def clean(self):
+            say("cleaning")
+            time.sleep(3)
+
+    provider = Provider()
+
+    @timer(interval=3600, eager=True)
+    def begin(self):
+        say("begun")
+
+
 class OwnSignal:
     name = "own_signal"
 
@@ -236,6 +255,21 @@ def test_second_signal_ends_a_process_whose_loop_is_blocked(
     assert (line["signal"], line["exit_code"], line["level"]) == (number.name, status, "error")
     assert "the event loop is blocked" in line["detail"]
     assert "block" in line["stack"] or "setup" in line["stack"]
+    assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.long_variants("asyncio-*")
+def test_signal_to_a_process_that_is_ending_ends_it_without_a_traceback(
+    start: Any, number: signal.Signals
+) -> None:
+    process = start("CleansUp")
+    process.wait_for("begun")
+    process.send(number)
+    process.wait_for("cleaning")
+    process.send(number)
+
+    assert process.finish() == -number
     assert "Traceback" not in process.output
 
 

@@ -113,7 +113,7 @@ async def test_a_flow_is_drawn_with_what_it_does(
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     drawn = "".join(ElementTree.parse(file).getroot().itertext())
-    assert "counting.by_origin · 1 instances" in drawn
+    assert "counting.by_origin · 1 instance" in drawn
     assert "lag 0" in drawn
 
     rates = (await told(command, "graph", "counting.by_origin", "--interval", "0.3"))["flows"]

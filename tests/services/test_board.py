@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -24,6 +25,8 @@ from tests.services.tables import EIGHTH
 from tests.tools import require_tool
 
 from mycelia import Client, Runner
+from mycelia.errors import ConfigError
+from mycelia.testing import eventually
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -263,6 +266,41 @@ async def test_the_page_follows_a_replay_that_it_starts(pipeline: str, page: Pag
 
     assert "Feb" in await page.evaluate("document.getElementById('clock').textContent")
     assert page.errors == []
+
+
+async def test_the_page_draws_the_flow_with_its_rates_watermarks_and_lag(
+    pipeline: str, page: Page
+) -> None:
+    await page.open(pipeline)
+    await page.until("document.querySelector('[data-speed=\"21600\"]') !== null")
+    await page.evaluate("document.querySelector('[data-speed=\"21600\"]').click()")
+    await page.until("document.getElementById('flow').naturalWidth > 600", within=60)
+    await page.until("!document.getElementById('flow').hidden")
+
+    async def is_live() -> bool:
+        drawn = await page.evaluate("fetch('/api/flow.svg').then(answer => answer.text())")
+        assert re.search(r">[1-9][\d.]*k?/s<", drawn), drawn  # of the lines between the steps
+        assert re.search(r">lag \d+<", drawn), drawn
+        assert re.search(r">watermark \d+ (s|min|h) (behind|ahead)<", drawn), (
+            drawn
+        )  # of the replay's clock
+        return True
+
+    await eventually(is_live, 60, interval=0.2)
+    assert page.errors == []
+
+
+async def test_a_board_whose_port_is_taken_says_that_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="cannot listen on"):
+            await Runner(config("taken", address, tmp_path), [Board]).start(timeout=20)
+
+    assert [line.getMessage() for line in caplog.records if line.levelname == "ERROR"] == []
 
 
 async def test_the_browser_is_told_to_load_nothing_from_elsewhere(counted: Counted) -> None:

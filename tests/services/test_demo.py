@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -15,8 +17,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
-from services.demo import free_address, main
+from services.demo import ProgressLine, free_address, main, say
 from services.fleet import ROOT, Fleet, ServiceDied, child_fleet
+from tests.tools import not_run
+
+from mycelia.broker import PrivateNode
+from mycelia.broker.node import find_rabbitmq
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,22 +33,24 @@ def make(target: str, *arguments: str) -> tuple[str, ...]:
     return ("make", *setup_done, target, f"ARGS={' '.join(arguments)}")
 
 
-def demo(*arguments: str, **environment: str) -> AbstractAsyncContextManager[Process]:
-    return running(sys.executable, "-m", "services.demo", *arguments, **environment)
+def demo(
+    *arguments: str, folder: Path = ROOT, **environment: str
+) -> AbstractAsyncContextManager[Process]:
+    return running(sys.executable, "-m", "services.demo", *arguments, folder=folder, **environment)
 
 
 @asynccontextmanager
-async def running(*command: str, **environment: str) -> AsyncIterator[Process]:
+async def running(*command: str, folder: Path = ROOT, **environment: str) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
         *command,
-        cwd=ROOT,
+        cwd=folder,
         env={
             key: value
             for key, value in os.environ.items()
             if key
             not in ("FLIGHTS", "BROKER", "AMQP_URI", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
         }
-        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}"}
+        | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT / 'platform'}"}
         | environment,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -101,6 +109,34 @@ async def test_every_figure_is_verified_and_everything_is_stopped(
     assert re.search(r"8 February .*p50 [\d,.]+ ms, p95 [\d,.]+ ms, p99 [\d,.]+ ms", said)
     if sys.platform == "linux":
         assert processes_with(f"AMQP_URI={rabbit_uri}") == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+async def test_every_figure_is_right_though_services_and_the_broker_are_killed(
+    tmp_path: Path,
+) -> None:
+    """`make demo KILL=1`, in a clone of its own, as the broker that it kills is the one of its folder."""
+    if find_rabbitmq() is None:
+        not_run("RabbitMQ is not installed")
+    shutil.copytree(ROOT / "services", tmp_path / "services")
+    node = PrivateNode(tmp_path / ".mycelia" / "broker")
+    try:
+        async with demo("--kill", folder=tmp_path) as process:
+            said = "".join(await read_until(process, "done"))
+            exit_code = await asyncio.wait_for(process.wait(), 120)
+        assert not node.status().running
+    finally:
+        await asyncio.to_thread(node.remove)
+
+    assert exit_code == 0, said
+    killed = re.findall(r"^kill -9 +([\w ]+)", said, re.MULTILINE)
+    assert killed == ["flows", "delays", "the broker", "flows", "the board"], said
+    assert re.search(r"verified: +115,768 figures, 0 differences", said), said
+    assert re.search(r"^\w+ +link=", said, re.MULTILINE) is None, said  # log lines have a file
+    assert "connection_lost" in (tmp_path / ".mycelia" / "logs" / "demo.log").read_text()
+    if sys.platform == "linux":
+        assert processes_with(f"PYTHONPATH={tmp_path}{os.pathsep}{tmp_path / 'platform'}") == []
 
 
 @pytest.mark.long
@@ -164,6 +200,8 @@ async def test_ctrl_c_stops_the_services_too(rabbit_uri: str) -> None:
         if sys.platform == "linux":
             assert len(processes_with(f"AMQP_URI={rabbit_uri}")) >= 6, "".join(said)
         process.send_signal(signal.SIGINT)
+        said += await read_until(process, "stopping")
+        process.send_signal(signal.SIGINT)  # one who is impatient leaves nothing behind either
         said += await read_until(process, "stopped")
         exit_code = await asyncio.wait_for(process.wait(), 60)
 
@@ -222,6 +260,34 @@ async def test_a_service_that_ends_is_reported_with_its_log(tmp_path: Path) -> N
 
     assert "no_such_service" in (tmp_path / "no_such_service.log").read_text()
     assert "No module named" in str(caught.value)
+
+
+def test_what_is_said_amid_a_progress_line_begins_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    line = ProgressLine("replay")
+    line.show(1, 4, "1 of 4")
+    say("kill -9", "flows")
+    line.show(4, 4, "4 of 4")
+    line.leave()
+    say("verified:", "all")
+
+    shown = [
+        one.rpartition("\r")[2].removesuffix("\x1b[K") for one in terminal.getvalue().split("\n")
+    ]
+    assert shown == [
+        "replay     ██████░░░░░░░░░░░░░░░░░░  25%  1 of 4",
+        "kill -9    flows",
+        "replay     ████████████████████████ 100%  4 of 4",
+        "verified:  all",
+        "",
+    ]
 
 
 def test_the_board_gets_its_usual_port_or_a_free_one() -> None:

@@ -154,8 +154,8 @@ async def test_a_replay_at_a_pace_can_be_stopped_and_another_started(broker_uri:
     ("arguments", "says"),
     [
         ({"speed": -1}, "speed=-1: expected"),
-        ({"first_day": "8 February"}, "Invalid isoformat string"),
-        ({"last_day": "2013-02-30"}, "day is out of range"),
+        ({"first_day": "8 February"}, "first_day='8 February': expected a day such as 2013-02-08"),
+        ({"last_day": "2013-02-30"}, "last_day='2013-02-30': expected a day"),
     ],
 )
 async def test_a_replay_that_cannot_be_is_refused(arguments: dict[str, Any], says: str) -> None:

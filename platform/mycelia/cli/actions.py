@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from mycelia.amqp import Link
 from mycelia.cli.call_and_publish import client_of, say_usage
 from mycelia.cli.dlq_output import for_terminal
-from mycelia.cli.failures import FailedImport, describe_failure
+from mycelia.cli.failures import FailedImport, describe_failure, words_of
 from mycelia.cli.run import event_loop_factory
 from mycelia.durations import seconds_of
 from mycelia.errors import ConfigError, MyceliaError
@@ -136,7 +136,7 @@ def say_error(error: MyceliaError) -> int:
         return 1
     if isinstance(error, ConfigError):
         return say_usage(str(error))
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    print(words_of(error), file=sys.stderr)
     return 1
 
 

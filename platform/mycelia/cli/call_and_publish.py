@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from mycelia.call import Middleware, MiddlewareSource
+from mycelia.cli.failures import words_of
 from mycelia.cli.run import event_loop_factory, read_config
 from mycelia.clients import Client
 from mycelia.durations import seconds_of
@@ -281,7 +282,7 @@ def _run(coroutine: Any, *, print_result: bool) -> int:
             print(f"\n{exc.remote_traceback.rstrip()}", file=sys.stderr)
         return 1
     except MyceliaError as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        print(words_of(exc), file=sys.stderr)
         return 1
     if print_result:
         # For people and for `jq`: dates, decimals and ids as the texts that they are.

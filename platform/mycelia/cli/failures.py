@@ -12,15 +12,26 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from mycelia.errors import MyceliaError, class_name_of, text_of
-from mycelia.redaction import redact_words
+from mycelia.errors import BrokerUnavailable, MyceliaError, class_name_of, text_of
+from mycelia.redaction import redact, redact_words
+from mycelia.runtime.settings import DEFAULT_BROKER
 
-__all__ = ["FailedImport", "describe_failure", "user_frames"]
+__all__ = ["FailedImport", "describe_failure", "user_frames", "words_of"]
 
 PACKAGE = str(Path(__file__).parents[1])
 STANDARD_LIBRARY = str(Path(sysconfig.get_paths()["stdlib"]))
 MAX_CHAIN = 5
 """Errors that are shown of one chain. Arbitrary."""
+
+
+def words_of(error: MyceliaError) -> str:
+    """An error as the line that a command ends with; with what is missing where nobody has named a broker."""
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, BrokerUnavailable) and redact(DEFAULT_BROKER) in words:
+        words += (
+            " That is the default, for AMQP_URI is not set: name your broker there, or by --broker."
+        )
+    return words
 
 
 class FailedImport(MyceliaError):

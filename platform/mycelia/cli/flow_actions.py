@@ -141,13 +141,17 @@ async def _one(asker: FlowAsker, name: str) -> FlowFigures:
     )
 
 
+def _instances(one: FlowFigures) -> str:
+    return "1 instance" if len(one.instances) == 1 else f"{len(one.instances)} instances"
+
+
 async def _show(args: argparse.Namespace, link: Link) -> int:
     def tell(one: FlowFigures) -> None:
         if args.json:
             print_line(as_json(msgspec.to_builtins(one)))
             return
         rate = "-" if one.records_per_s is None else rate_text(one.records_per_s)
-        print_line(f"{one.flow}   {one.service}.{one.method}, {len(one.instances)} instances")
+        print_line(f"{one.flow}   {one.service}.{one.method}, {_instances(one)}")
         print_line(
             f"{rate} records, lag {_or_dash(one.lag)}, late {one.late}, dead letters {one.dead + one.faults}"
         )
@@ -270,7 +274,7 @@ def graph_action(args: argparse.Namespace) -> int:
 async def _graph_of_running(args: argparse.Namespace, link: Link) -> int:
     def tell(one: FlowFigures) -> None:
         notes, flows = flow_notes(one, int(time.time() * 1000))
-        title = f"{one.flow} · {len(one.instances)} instances"
+        title = f"{one.flow} · {_instances(one)}"
         if one.records_per_s is not None:
             title += f" · {rate_text(one.records_per_s)}"
         if args.json:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 
-from mycelia.cli.signals import LAST_WORDS_S, say_last_words
+from mycelia.cli.signals import LAST_WORDS_S, SIGNALS, say_last_words
 from mycelia.log_event import event
 
 __all__ = ["ExitLimit", "end_children", "leave"]
@@ -91,6 +92,12 @@ class ExitLimit:
 
 
 def leave(code: int) -> int:
-    """Let the process end with `code`, within `EXIT_S` seconds. For commands that are the process."""
+    """Let the process end with `code`, within `EXIT_S` seconds. For commands that are the process.
+
+    A signal that comes meanwhile ends it at once: Python's own handler would raise `KeyboardInterrupt` in whatever is being
+    cleaned up, and print its traceback.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     ExitLimit(code)
     return code

@@ -15,6 +15,7 @@ import msgspec
 
 from mycelia.amqp import Link, LinkOptions, connect
 from mycelia.cli.call_and_publish import add_connection_arguments
+from mycelia.cli.failures import words_of
 from mycelia.cli.run import event_loop_factory, read_config
 from mycelia.cli.top_view import Screen, plain_text
 from mycelia.clients.broker_questions import BrokerQuestions
@@ -89,7 +90,7 @@ def top_command(args: argparse.Namespace) -> int:
         print(f"mycelia: {exc}", file=sys.stderr)
         return 2
     except MyceliaError as exc:
-        print(f"{type(exc).__name__}: {exc}", file=sys.stderr)
+        print(words_of(exc), file=sys.stderr)
         return 1
     return 0
 

@@ -362,13 +362,13 @@ def rate_text(per_s: float) -> str:
 
 
 def behind_text(seconds: float) -> str:
-    """How far a moment lies back: `12 s behind`, `3 h behind`."""
-    if seconds < 0:
-        return f"{-seconds:.0f} s ahead"
+    """How far a moment lies back: `12 s behind`, `3 h behind`; or `2 min ahead`."""
+    where = "ahead" if seconds < 0 else "behind"
+    length = abs(seconds)
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit} behind"
-    return f"{seconds:.0f} s behind"
+        if length >= 2 * size:
+            return f"{length / size:.0f} {unit} {where}"
+    return f"{length:.0f} s {where}"
 
 
 def moment_text(time_ms: int) -> str:

@@ -216,6 +216,7 @@ def test_rates_are_short(per_s: float, text: str) -> None:
     [
         (3, "3 s behind"),
         (-2, "2 s ahead"),
+        (-3 * 3600, "3 h ahead"),
         (600, "10 min behind"),
         (3 * 3600, "3 h behind"),
         (3 * 86400, "3 d behind"),
