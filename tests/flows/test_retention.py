@@ -48,7 +48,7 @@ class Carriers:
     name = "carriers"
     stands_still: ClassVar = False
 
-    @flow(LEFT, commit_every="20ms", retain_between="1s", retain_between_bytes=None)
+    @flow(LEFT, commit_every="20ms", retain_between="3s", retain_between_bytes=None)
     def counted(self, left: Stream[Left]) -> FlowOutput:
         by_carrier = left.key_by(lambda one: one.carrier)
         return by_carrier.process(_carried, state=int).emit("carried")
