@@ -13,30 +13,41 @@ from mycelia.broker.node import PrivateNode
 from mycelia.testing import eventually
 
 
-async def evaluate(node: PrivateNode, expression: str) -> None:
-    await asyncio.to_thread(node.ctl, "eval", expression)
+async def set_limits(node: PrivateNode, *, timeout: int, tick: int) -> None:
+    limits = ("consumer_timeout", timeout), ("channel_tick_interval", tick)
+    set_all = ", ".join(f"application:set_env(rabbit, {name}, {ms})" for name, ms in limits)
+    await asyncio.to_thread(node.ctl, "eval", f"{set_all}.")
 
 
 @pytest.fixture
 async def link(own_rabbit_node: PrivateNode) -> AsyncIterator[RabbitLink]:
     """On a broker that gives a delivery one second (a channel reads both settings when it is opened)."""
     node = own_rabbit_node
-    await evaluate(node, "application:set_env(rabbit, consumer_timeout, 1000).")
-    await evaluate(node, "application:set_env(rabbit, channel_tick_interval, 250).")
+    await set_limits(node, timeout=1_000, tick=250)
     link = RabbitLink(node.uri())
     await link.open(timeout=30)
     yield link
     await link.aclose(timeout=2)
-    await evaluate(node, "application:set_env(rabbit, consumer_timeout, 1800000).")
-    await evaluate(node, "application:set_env(rabbit, channel_tick_interval, 60000).")
+    await set_limits(node, timeout=1_800_000, tick=60_000)
 
 
-async def test_ack_timeout_of_4_3_is_a_loss_that_names_the_setting(
-    link: RabbitLink, caplog: pytest.LogCaptureFixture, rabbit_version: tuple[int, ...]
-) -> None:
-    """It cancels the consumer and says no more, so the line can only name what it may have been."""
+@pytest.fixture
+def before_4_3(rabbit_version: tuple[int, ...]) -> None:
+    if rabbit_version >= (4, 3):
+        pytest.skip("RabbitMQ 4.3 cancels the consumer (quorum), or sets no limit (classic)")
+
+
+@pytest.fixture
+def from_4_3_on(rabbit_version: tuple[int, ...]) -> None:
     if rabbit_version < (4, 3):
         pytest.skip("RabbitMQ before 4.3 closes the channel: the test below")
+
+
+@pytest.mark.usefixtures("from_4_3_on")
+async def test_ack_timeout_of_4_3_is_a_loss_that_names_the_setting(
+    link: RabbitLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It cancels the consumer and says no more, so the line can only name what it may have been."""
     slow = Inbox()
     await link.declare(Queue("slow", arguments={"x-queue-type": "quorum"}))
     await link.consume("slow", slow)
@@ -52,15 +63,11 @@ async def test_ack_timeout_of_4_3_is_a_loss_that_names_the_setting(
     assert "consumer_timeout" in line
 
 
+@pytest.mark.usefixtures("before_4_3")
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 async def test_ack_timeout_is_one_error_that_names_the_setting(
-    link: RabbitLink,
-    caplog: pytest.LogCaptureFixture,
-    queue_type: str,
-    rabbit_version: tuple[int, ...],
+    link: RabbitLink, caplog: pytest.LogCaptureFixture, queue_type: str
 ) -> None:
-    if rabbit_version >= (4, 3):
-        pytest.skip("RabbitMQ 4.3 cancels the consumer (quorum), or sets no limit (classic)")
     lost: list[bool] = []
     slow, quick = Inbox(), Inbox(acks=True)
     await link.declare(
