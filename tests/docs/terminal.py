@@ -60,6 +60,8 @@ class Terminal:
         if block.name:
             (self.folder / block.name).write_text(re.sub(*PATIENT, block.text), "utf-8")
         elif block.language == "console":
+            if block.text.startswith("^C\n"):
+                self.stop()
             for command, expected in _commands(block.text):
                 self.enter(command, expected)
         elif block.language == "text" and _LOG_LINE.match(block.text):
@@ -94,7 +96,10 @@ class Terminal:
     # --- the services ---------------------------------------------------------------------------
 
     def _run(self, command: str) -> None:
-        self._services = self._started(f"exec {command}")
+        if self._services is not None:
+            self._services.kill()  # started again, it has been killed: `^C` in a document stops it
+            self._services.close()
+        self._services, self._read = self._started(f"exec {command}"), 0
 
     def _started(self, command: str, **more: bool) -> Process:
         return Process("/bin/sh", "-c", command, cwd=self.folder, env=self._environment, **more)
@@ -122,6 +127,19 @@ class Terminal:
             if any(_says(line, record) for line in told)
         )
 
+    def stop(self) -> None:
+        """Ctrl-C, and wait for the end."""
+        assert self._services is not None
+        with self._services:
+            assert self._stopped(self._services) == 0, self._services.output
+        self._services = None
+
+    def _stopped(self, services: Process) -> int:
+        if services.is_running:
+            services.send(signal.SIGINT)
+            services.work_until(lambda: False, what="the end of the services")
+        return services.finish()
+
     def __enter__(self) -> Terminal:
         return self
 
@@ -134,10 +152,7 @@ class Terminal:
         if self._services is None:
             return
         with self._services:
-            if self._services.is_running:
-                self._services.send(signal.SIGTERM)
-                self._services.work_until(lambda: False, what="the end of the services")
-            code = self._services.finish()
+            code = self._stopped(self._services)
             if exc is None:
                 assert code == 0, self._services.output
 

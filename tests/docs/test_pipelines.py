@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tests.cli.commands import MYCELIA
 from tests.docs.documents import ROOT, Block, blocks_of
+from tests.docs.terminal import Terminal
 from tests.docs.test_events_at_scale import FILES
 from tests.processes import environment, run
 
@@ -47,10 +48,27 @@ async def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 def test_every_program_of_the_guide_is_run_by_a_test() -> None:
     """Here, and those of "Events at scale" in test_events_at_scale.py."""
-    here = {"tower.py", "follow.py", "resume.py", "audit.py", "load.py", "routes.py"}
+    here = {"tower.py", "hourly.py", "follow.py", "resume.py", "audit.py", "load.py", "routes.py"}
     named = [block.name for block in blocks_of(PIPELINES, "python")]
 
     assert set(named) == here | {"routes_shadow.py", *(f"{name}.py" for name in FILES)}
+
+
+def test_first_flow_goes_from_its_first_record_to_a_savepoint_as_the_guide_says(
+    tmp_path: Path, rabbit_uri: str
+) -> None:
+    """Its section, typed from beginning to end: run, asked, looked at, killed, stopped, and taken back."""
+    blocks = blocks_of(PIPELINES)
+    tower, hourly = (
+        next(b for b in blocks if b.name == name) for name in ("tower.py", "hourly.py")
+    )
+    section = PIPELINES.read_text("utf-8").partition("## A first flow")[2].partition("\n## ")[0]
+    typed = [block for block in blocks if block.language == "console" and block.text in section]
+    assert len(typed) == 7
+
+    with Terminal(tmp_path, rabbit_uri) as terminal:
+        for block in (tower, hourly, *typed):
+            terminal.play(block)
 
 
 async def printed(program: Path, uri: str) -> str:

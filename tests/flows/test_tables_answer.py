@@ -134,7 +134,9 @@ def test_two_flows_of_a_service_cannot_be_asked_by_one_name() -> None:
         asyncio.run(run())
 
 
-async def test_what_cannot_be_told_is_said(broker: str, tmp_path: Path) -> None:
+async def test_what_cannot_be_told_is_said(
+    broker: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with run_services(Ranking, broker=broker, config=config(tmp_path), timeout=20) as bed:
         await bed.client.append_many(LANDED, flights(HOUR_MS))
         await until_told(bed.client, "A3", HOUR_MS)
@@ -151,6 +153,7 @@ async def test_what_cannot_be_told_is_said(broker: str, tmp_path: Path) -> None:
             await row(bed.client, "A3", "newest")
 
     assert unknown.value.exc_type == "UnknownTableKey"
+    assert [one for one in caplog.records if one.levelname == "ERROR"] == []  # nobody has to act
 
 
 async def test_a_key_whose_partition_nobody_has_is_waited_for_and_then_said_to_be_away(

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Final, Self
 
 import msgspec
@@ -58,6 +58,8 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, bytes | bytearray):
         return base64.b64encode(value).decode()
+    if isinstance(value, datetime | date):
+        return msgspec.to_builtins(value)  # as `mycelia call` shows them
     return str(value)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from mycelia.call import get_current_call
 from mycelia.entrypoints.rpc import Rpc
+from mycelia.errors import UnknownTableKey
 from mycelia.flow.tables import key_from_wire
 
 __all__ = ["GetRow", "TableRpc", "table_method"]
@@ -34,7 +35,7 @@ class TableRpc(Rpc):
     """
 
     def __init__(self, table: str, get_row: GetRow) -> None:
-        super().__init__(idempotent=True)
+        super().__init__(idempotent=True, expected_exceptions=UnknownTableKey)
         self.table = table
         self._get_row = get_row
 
