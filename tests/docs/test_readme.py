@@ -37,11 +37,21 @@ async def test_hello_runs_in_memory(hello: ModuleType, caplog: pytest.LogCapture
 
 
 def test_hello_runs_as_shown_on_rabbitmq(tmp_path: Path, rabbit_uri: str) -> None:
-    blocks = blocks_of(README)
-    shown = [block for block in blocks if block.name or "nameko " in block.text]
+    play(tmp_path, rabbit_uri, "hello.py", 3)
 
-    with Terminal(tmp_path, rabbit_uri) as terminal:
-        for block in [block for block in shown if block.name or block.language == "console"]:
+
+def test_pipeline_runs_as_shown_on_rabbitmq(tmp_path: Path, rabbit_uri: str) -> None:
+    play(tmp_path, rabbit_uri, "departures.py", 3)
+
+
+def play(folder: Path, uri: str, program: str, count: int) -> None:
+    """The block that shows a program, and those after it, `count` in all."""
+    blocks = blocks_of(README)
+    (begin,) = [at for at, block in enumerate(blocks) if block.name == program]
+
+    with Terminal(folder, uri) as terminal:
+        for block in blocks[begin : begin + count]:
+            assert block.name or block.language == "console"
             terminal.play(block)
 
 
