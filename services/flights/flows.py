@@ -32,7 +32,7 @@ class Flows:
 
     name = "flows"
 
-    @flow(HAPPENED, OBSERVED, PLANES, commit_every="50ms")
+    @flow(HAPPENED, OBSERVED, PLANES, commit_every="50ms", on_error="dead-letter")
     def delays(
         self, happened: Stream[Happening], observed: Stream[Observation], planes: Stream[PlaneRow]
     ) -> tuple[FlowOutput, ...]:

@@ -35,12 +35,12 @@ class Page:
         self._ids = itertools.count(1)
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
-    async def command(self, method: str, **params: Any) -> dict[str, Any]:
-        """Sends one command of the protocol and returns its result."""
+    async def command(self, method: str, *, within: float = 20, **params: Any) -> dict[str, Any]:
+        """Sends one command of the protocol and returns its result, which it has `within` seconds for."""
         number = next(self._ids)
         reply_to = self._replies[number] = asyncio.get_running_loop().create_future()
         await self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
-        reply = await asyncio.wait_for(reply_to, 20)
+        reply = await asyncio.wait_for(reply_to, within)
         if "error" in reply:
             raise AssertionError(f"{method}: {reply['error']['message']}")
         return dict(reply["result"])
@@ -66,10 +66,14 @@ class Page:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         await self.command("Emulation.setEmulatedMedia", features=[feature])
 
-    async def evaluate(self, script: str) -> Any:
+    async def evaluate(self, script: str, *, within: float = 20) -> Any:
         """The value of a JavaScript expression; a promise is awaited."""
         reply = await self.command(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+            "Runtime.evaluate",
+            within=within,
+            expression=script,
+            returnByValue=True,
+            awaitPromise=True,
         )
         if "exceptionDetails" in reply:
             raise AssertionError(f"{script}: {reply['exceptionDetails']}")
@@ -87,7 +91,9 @@ class Page:
                 : performance.now() > end ? resolve(false) : setTimeout(look, 25);
             look();
         }})"""
-        assert await self.evaluate(script), f"not within {within:g} s: {condition}"
+        assert await self.evaluate(script, within=within + 20), (
+            f"not within {within:g} s: {condition}"
+        )
 
     async def picture(self) -> bytes:
         """The whole page, beyond the viewport too, as a PNG."""

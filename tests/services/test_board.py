@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from services.flights.board import Board
 from services.flights.delays import Delays
 from services.flights.feed import Feed, new_run_id
 from services.flights.flows import Flows
+from services.flights.records import HAPPENED, OBSERVED, Happening, Observation
 from services.flights.registry import Registry
 from tests.services.chromium import Page, browser, find_chromium
 from tests.services.pipeline_by_hand import enriched_events
@@ -301,6 +303,44 @@ async def test_a_board_whose_port_is_taken_says_that_and_nothing_else(
             await Runner(config("taken", address, tmp_path), [Board]).start(timeout=20)
 
     assert [line.getMessage() for line in caplog.records if line.levelname == "ERROR"] == []
+
+
+async def test_names_from_anywhere_are_text_on_the_page(pipeline: str, page: Page) -> None:
+    noon, hostile = 1_360_324_800_000, "<img src=x onerror=document.title='x'>"
+    flight = Happening(
+        run=new_run_id(),
+        kind="departed",
+        at_ms=noon,
+        scheduled_ms=noon,
+        shift_ms=0,
+        emitted_at=0.0,
+        origin=hostile,
+        flight_id=f"2013-02-08-{hostile}-1-JFK",
+        date="2013-02-08",
+        carrier=hostile,
+        dest="\u202e\0</script>",
+        tail_number=hostile.upper(),  # as the board asks for it
+        dep_delay=2**62,
+    )
+    async with Client("memory://test_names_from_anywhere_are_text_on_the_page") as client:
+        await client.append(HAPPENED, flight)
+        # Three hours later the flight's hour has its weather, or will have none.
+        later = noon + 3 * 3_600_000
+        closed = msgspec.structs.replace(flight, kind="closed", at_ms=later, scheduled_ms=later)
+        await client.append(HAPPENED, closed)
+        await client.append(OBSERVED, Observation(origin=hostile, at_ms=later))
+    await page.open(pipeline)
+    await page.until("document.querySelectorAll('#worst a, #origins tr').length === 2")
+    await page.evaluate("document.querySelector('#worst a').click()")
+    await page.until("document.querySelector('#aircraft tbody') !== null")
+
+    shown = await page.evaluate(
+        "['worst', 'origins', 'carriers', 'plane'].map(id => document.getElementById(id).textContent)"
+    )
+    assert [hostile in text or hostile.upper() in text for text in shown] == [True] * 4
+    assert await page.evaluate("document.querySelectorAll('img:not(#flow)').length") == 0
+    assert await page.evaluate("document.title") == "Departures out of New York"
+    assert page.errors == []
 
 
 async def test_the_browser_is_told_to_load_nothing_from_elsewhere(counted: Counted) -> None:

@@ -11,11 +11,12 @@ import pytest
 from services.flights.delays import Delays
 from services.flights.feed import Feed
 from services.flights.flows import Flows
+from services.flights.records import HAPPENED
 from services.flights.registry import Registry
 from services.flights.verify import Batch, compare
 from tests.services.test_pipeline import BLIZZARD, EIGHTH, broker_uri, counted, until
 
-from mycelia import Client, Runner
+from mycelia import Client, Log, Runner
 
 __all__ = ["broker_uri"]
 
@@ -76,6 +77,34 @@ async def test_every_figure_of_a_day_is_the_batch_query_s(pipeline: Pipeline) ->
     assert wrong == []
     assert summary["total"]["scheduled"] == 930
     assert summary["carriers"]["UA"]["name"] == "United Air Lines Inc."
+
+
+async def test_what_others_append_stops_no_partition_and_changes_no_figure(
+    pipeline: Pipeline,
+) -> None:
+    """Records over which functions raise, and texts that are no records, among the feed's own."""
+    noon = 1_360_324_800_000
+    bad: dict[str, Any] = {
+        "run": "0",
+        "kind": "departed",
+        "at_ms": noon,
+        "scheduled_ms": noon,
+        "shift_ms": 10**18,  # no calendar has that year
+        "emitted_at": 0.0,
+        "dep_delay": 500,
+    }
+    plain = Log(HAPPENED.name, partitions=HAPPENED.partitions, retain="1d")
+    async with pipeline.running(Registry, Delays, Flows, Feed) as client:
+        for origin in ("JFK", "LGA", "EWR"):
+            await client.append(plain, {**bad, "origin": origin}, key=origin)
+            await client.append(plain, ["no", "record"], key=origin)
+        status = await client.call("feed", "start", speed=0, **DAY)
+        await counted(client, status["run"], status["total"])
+        wrong = await settled(client, status["run"])
+        dead = await client.link.message_count("log-flights.happened--flows.delays.dead")
+
+    assert wrong == []
+    assert dead == 6
 
 
 @pytest.mark.long_variants("memory")
