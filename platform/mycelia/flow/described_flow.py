@@ -65,7 +65,13 @@ def described_flow(service: object, method: str, declared: ReadsLogs) -> Describ
         for one in declared.sources
     ]
     outputs = checked_outputs(_said(function, name, service, *streams), name)
-    return DescribedFlow(FlowPlan({one.name: one.port for one in outputs}), outputs)
+    plan = FlowPlan({one.name: one.port for one in outputs})
+    named = [one.name for one in declared.sources]
+    if others := [one for one in plan.sources if one not in named]:
+        raise ConfigError(
+            f'{name}: it reads "{others[0]}", which @flow does not name ({", ".join(named)}). Name it there; the method gets its stream as an argument.'
+        )
+    return DescribedFlow(plan, outputs)
 
 
 def _said(function: Any, name: str, *given: Any) -> Any:

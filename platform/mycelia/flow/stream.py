@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, Generic, Literal, Self, TypeGuard, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    Self,
+    TypeGuard,
+    TypeVar,
+    overload,
+)
 
 import msgspec
 
@@ -72,6 +82,28 @@ R5 = TypeVar("R5")
 R6 = TypeVar("R6")
 
 
+_OF_OTHERS: Final = {
+    **dict.fromkeys(
+        (
+            "window",
+            "process",
+            "dedup",
+            "pattern",
+            "as_table",
+            "join_table",
+            "join_as_of",
+            "join_interval",
+            "join_window",
+        ),
+        "(): it has no keys. Give its records some before, by key_by(…).",
+    ),
+    "aggregate": "(): it comes behind window(…).",
+    "as_state": "(): it comes directly behind aggregate(…) or process(…).",
+    "late": ": that is of the results of windows, joins and patterns, directly behind them.",
+    "unfinished": ": that is of a pattern(…), directly behind it.",
+}
+
+
 def source(name: str, of: type[T]) -> Stream[T]:
     """Where records come from: a log, a queue, whatever the runner has under this name. They bear an event time, and perhaps a key.
 
@@ -93,6 +125,18 @@ class Stream(Generic[T]):
     def __repr__(self) -> str:
         node, port = self.port
         return f"{type(self).__name__}({node!r}{', beside' if port else ''})"
+
+    if not TYPE_CHECKING:  # they know what there is
+
+        def __getattr__(self, name: str) -> Any:
+            """Say what is missing where something is asked of a stream that only another kind has."""
+            if name in _OF_OTHERS:
+                raise AttributeError(
+                    f"{self!r:.80} has no {name}{_OF_OTHERS[name]}", name=name, obj=self
+                )
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
+            )
 
     def _then(self, node: FlowNode) -> Any:
         """The stream of `node`, of this one's kind."""
@@ -215,6 +259,9 @@ class Stream(Generic[T]):
                 of a record as a dictionary, and returns the state as it is now. Called once for each key, when a partition is taken over.
         """
         node, _ = self.port
+        for one in (name, name if was is None else was):
+            if type(one) is not str:
+                raise ConfigError(f"named({one!r:.60}): expected the name of a step, as text.")
         if node.kind == "source":
             raise ConfigError(f'the source "{node.name}" has its name already.')
         if type(version) is not int or version < 1:

@@ -275,7 +275,12 @@ class FlowDriver:
 
         Raises:
             AssertionError: one id was given to two records.
+            ConfigError: the flow has no output of that name.
         """
+        if output not in self.plan.outputs:
+            raise ConfigError(
+                f'the flow has no output "{output}"; there are {", ".join(self.plan.outputs)}.'
+            )
         found: dict[str, DrivenRecord] = {}
         for name, record in self.published:
             if name == output:

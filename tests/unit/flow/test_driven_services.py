@@ -317,3 +317,15 @@ def test_state_that_nothing_says_how_to_migrate_is_refused() -> None:
         second(before, 0.0, version=2)
     with pytest.raises(ConfigError, match='partition 0 of "flown" is none of the flow'):
         FlowDriver(source("other", int).emit("out"), after=before)
+
+
+def test_source_that_the_flow_does_not_name_is_refused_with_its_name() -> None:
+    class Reads:
+        name = "reads"
+
+        @flow(Log("flown", of=Flight, key="plane"))
+        def all(self, flights: Stream[Flight]) -> FlowOutput:
+            return flights.merge(source("others", Flight)).emit("all")
+
+    with pytest.raises(ConfigError, match=r'reads\.all: it reads "others", which @flow does not'):
+        FlowDriver.of(Reads)

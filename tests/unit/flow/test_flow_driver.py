@@ -237,3 +237,9 @@ def test_partition_that_is_not_there_is_named() -> None:
         ConfigError, match=r'no partition 2 of "in" in this driver; there are in/0, in/1'
     ):
         driver.append("in", [1], partition=2)
+
+
+def test_output_that_is_not_there_is_named() -> None:
+    driver = FlowDriver({"out": source("in", int)})
+    with pytest.raises(ConfigError, match='no output "uot"; there are out'):
+        driver.given("uot")

@@ -678,3 +678,28 @@ def test_generators_are_functions_for_flat_map() -> None:
     assert fed(
         Engine(plan(out=source("departed", int).flat_map(numbers_of)), {"departed": [0]}), [2, 0, 3]
     ) == {"out": [0, 1, 0, 1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("window", r"key_by\("),
+        ("join_table", r"key_by\("),
+        ("aggregate", r"window\("),
+        ("as_state", r"aggregate\("),
+        ("late", "windows"),
+        ("windows", "has no attribute 'windows'"),
+    ],
+)
+def test_what_only_another_stream_has_is_said_with_what_is_missing(name: str, missing: str) -> None:
+    stream = source("in", int)
+    with pytest.raises(AttributeError, match=missing):
+        getattr(stream, name)
+
+    assert not hasattr(stream, name)
+
+
+@pytest.mark.parametrize("told", [{"name": 5}, {"name": "x", "was": 5}])
+def test_name_of_a_step_is_text(told: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"\(5\): expected the name of a step"):
+        source("in", int).map(abs).named(**told)
