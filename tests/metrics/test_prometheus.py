@@ -178,6 +178,17 @@ def queries() -> list[Any]:
     ]
 
 
+def test_all_that_is_told_of_logs_and_flows_is_on_the_dashboard() -> None:
+    documented = (COMPOSE.parent / "docs" / "metrics.md").read_text()
+    told = set(re.findall(r"`(mycelia_(?:log|flow)_[a-z_]+)`", documented))
+    shown = {
+        name for query in queries() for name in re.findall(r"mycelia_[a-z_]+", query.values[0])
+    }
+
+    assert len(told) > 20
+    assert told - shown == set()
+
+
 @pytest.mark.parametrize("expr", queries())
 def test_every_query_of_the_dashboard_finds_something(
     prometheus: tuple[Prometheus, Process], expr: str
