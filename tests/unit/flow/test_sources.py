@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncGenerator
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -80,6 +83,70 @@ def test_ids_are_known_within_the_window_and_over_a_restart() -> None:
     assert again.is_new("d")
     assert again.is_new("a"), "the oldest is forgotten"
     assert len(again.to_bytes()) == 3 * 8
+
+
+# --- rows of a table -------------------------------------------------------------------------------
+
+
+def table_of(path: Path, kind: str, values: list[Any]) -> str:
+    """A table whose column `at` has these values, in no order of its own."""
+    with closing(sqlite3.connect(path / "rows.db")) as database, database:
+        database.execute(f"CREATE TABLE IF NOT EXISTS rows (name INTEGER, at {kind})")
+        named = [(number, value) for number, value in enumerate(values)]
+        database.executemany("INSERT INTO rows VALUES (?, ?)", named)
+    return f"sqlite:///{path / 'rows.db'}"
+
+
+async def taken_behind(url: str, position: LogPosition | None, count: int) -> tuple[list[Any], Any]:
+    """So many rows behind a position, or what they fail with; and the position behind them."""
+    reader = sql_changes(url, "rows", by="at", every="1ms").reader(NO_LINK, 0, position or "first")
+    await reader.open()
+    try:
+        return [row["at"] for row in await values_of(reader, count)], reader.position
+    finally:
+        await reader.aclose()
+
+
+async def test_rows_of_more_than_a_page_are_each_taken_once(tmp_path: Path) -> None:
+    values = [f"{number:05}" for number in range(2_500)]
+    url = table_of(tmp_path, "TEXT", values[::-1])
+
+    taken, position = await taken_behind(url, None, 2_500)
+    table_of(tmp_path, "TEXT", ["02500"])
+    more, _ = await taken_behind(url, position, 1)
+
+    assert (taken, more) == (values, ["02500"])
+
+
+@pytest.mark.parametrize("twin", [0, 998, 999, 1000])
+async def test_two_rows_of_one_value_are_told_wherever_a_page_ends(
+    tmp_path: Path, twin: int
+) -> None:
+    values = [f"{number:05}" for number in range(1_500)]
+    url = table_of(tmp_path, "TEXT", [*values, values[twin]])
+
+    with pytest.raises(FlowError, match=f"two rows have the at '{values[twin]}'"):
+        await taken_behind(url, None, 1_501)
+
+
+async def test_row_that_comes_later_with_the_last_value_is_told(tmp_path: Path) -> None:
+    url = table_of(tmp_path, "TEXT", ["a", "b"])
+    _, position = await taken_behind(url, None, 2)
+    table_of(tmp_path, "TEXT", ["b", "c"])
+
+    with pytest.raises(FlowError, match="two rows have the at 'b'"):
+        await taken_behind(url, position, 2)
+
+
+async def test_row_without_a_value_is_told_and_none_is_taken_twice(tmp_path: Path) -> None:
+    url = table_of(tmp_path, "TEXT", ["a"])
+    _, position = await taken_behind(url, None, 1)
+    table_of(tmp_path, "TEXT", [None, "b"])
+
+    with pytest.raises(FlowError, match=r"a row has no at \(NULL\)"):
+        await taken_behind(url, position, 1)
+    with pytest.raises(FlowError, match=r"a row has no at \(NULL\)"):
+        await taken_behind(url, None, 1)
 
 
 # --- generators -----------------------------------------------------------------------------------

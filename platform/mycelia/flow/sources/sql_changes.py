@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -80,7 +81,7 @@ def sql_changes(
     Args:
         url: of PostgreSQL or SQLite.
         table: its name, perhaps with a schema.
-        by: a column whose values are unique and grow from row to row. Where they are whole numbers, a missing one is waited for, as its transaction may still be open; of
+        by: a column whose values are unique and grow from row to row; where two are seen to be the same, or NULL, the flow stands still. Where they are whole numbers, a missing one is waited for, as its transaction may still be open; of
             others (times), they must grow in the order in which transactions commit.
         of: what a row is made: a dataclass, a `msgspec.Struct`; by default a mapping.
         key: where a row's key is: a column's name, or a function of the row.
@@ -156,13 +157,32 @@ class _Rows:
 
         engine, table = self._prepared()
         column = table.columns[self._by]
-        query = sa.select(table).order_by(column).limit(_PAGE)
+        # The last row again and one that may follow the page: those of equal values would be left out, in silence.
+        query = sa.select(table).order_by(column).limit(_PAGE + 2)
         if last is not None:
-            query = query.where(column > last)
+            behind = column >= last
+            query = query.where(sa.or_(behind, column.is_(None)) if column.nullable else behind)
         with engine.connect() as connection:
             found = connection.execute(query)
             names = list(map(str, found.keys()))  # they are of a class of SQLAlchemy's
-            return [dict(zip(names, row, strict=True)) for row in found]
+            rows = [dict(zip(names, row, strict=True)) for row in found]
+        self._check([row[self._by] for row in rows])
+        return [row for row in rows if last is None or row[self._by] != last][:_PAGE]
+
+    def _check(self, values: list[Any]) -> None:
+        """
+        Raises:
+            ConfigError: there is a row without a value, or two of the same: no position lies between them.
+        """
+        if None in values:
+            raise ConfigError(
+                f"{self._what}: a row has no {self._by} (NULL), so nothing says when it was added. Give it one, or name another column, by=."
+            )
+        for one, other in pairwise(values):
+            if one == other:
+                raise ConfigError(
+                    f"{self._what}: two rows have the {self._by} {one!r:.60}, so one of them might be left out. Name a column whose values are unique, by=."
+                )
 
     def _last(self) -> Any:
         import sqlalchemy as sa
