@@ -165,7 +165,7 @@ class _Rows:
         with engine.connect() as connection:
             found = connection.execute(query)
             names = list(map(str, found.keys()))  # they are of a class of SQLAlchemy's
-            rows = [dict(zip(names, row, strict=True)) for row in found]
+            rows: list[Mapping[str, Any]] = [dict(zip(names, row, strict=True)) for row in found]
         self._check([row[self._by] for row in rows])
         return [row for row in rows if last is None or row[self._by] != last][:_PAGE]
 
