@@ -276,3 +276,76 @@ def test_parquet_files_have_a_column_for_each_field(tmp_path: Path) -> None:
         row for file in sorted(tmp_path.iterdir()) for row in parquet.read_table(file).to_pylist()
     ]
     assert [Hour(**row) for row in rows] == hours
+
+
+@dataclass
+class Said:
+    what: Any
+    n: int | None = None
+
+
+def rows_of(directory: Path) -> list[list[Any]]:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    return [
+        parquet.read_table(file).to_pylist()
+        for file in sorted(directory.iterdir())
+        if file.suffix == ".parquet"
+    ]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        [1, "x", 2, "y", None, 2.5],
+        [[1], ["x"], [2], [], None, [3]],
+        [{"a": 1}, {"a": "x"}, {"b": 2}, {}, {"a": None}, {"a": 3}],
+        [True, 1, b"x", 2.5, "x", datetime(2013, 1, 1, tzinfo=UTC)],
+    ],
+)
+def test_rows_that_do_not_go_into_one_parquet_file_are_several_and_nothing_is_missing(
+    tmp_path: Path, said: list[Any]
+) -> None:
+    pytest.importorskip("pyarrow")
+    sink: FileSink[Any] = parquet_files(tmp_path, max_records=len(said))
+    values = [Said(one, number) for number, one in enumerate(said)]
+    bodies = sink.pack(records(*values), {}, 0, FLOW)
+    for body in [*bodies, *bodies]:  # with a kill
+        deliver(sink, body)
+
+    files = rows_of(tmp_path)
+    assert len(files) > 1
+    assert {file.suffix for file in tmp_path.iterdir()} == {".parquet"}
+    found = sorted((row for file in files for row in file), key=lambda row: row["n"])
+    assert [row["n"] for row in found] == list(range(len(said)))
+    for row, one in zip(found, said, strict=True):
+        assert row["what"] == one or isinstance(one, dict)
+
+
+@pytest.mark.parametrize("what", [10**30, [1, "x"], {"a": [1, "x"]}])
+def test_row_that_no_column_holds_is_named_before_it_is_in_a_part(
+    tmp_path: Path, what: Any
+) -> None:
+    pytest.importorskip("pyarrow")
+    sink: FileSink[Any] = parquet_files(tmp_path)
+    with pytest.raises(UnserializableValueError, match=r"n=1.* cannot be a row"):
+        sink.pack(records(Said(1, 0), Said(what, 1)), {}, 0, FLOW)
+
+
+def test_row_that_does_not_fit_the_schema_is_named_before_it_is_in_a_part(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    schema = pyarrow.schema([("what", pyarrow.int64()), ("n", pyarrow.int64())])
+    sink: FileSink[Any] = parquet_files(tmp_path, schema=schema)
+    with pytest.raises(UnserializableValueError, match=r"'x'.* cannot be a row"):
+        sink.pack(records(Said(1, 0), Said("x", 1)), {}, 0, FLOW)
+
+
+@pytest.mark.parametrize("what", [{}, [{}], {"a": {}}])
+def test_mapping_that_is_empty_in_all_rows_is_nothing_in_a_parquet_file(
+    tmp_path: Path, what: Any
+) -> None:
+    pytest.importorskip("pyarrow")
+    sink: FileSink[Any] = parquet_files(tmp_path, max_records=2)
+    for body in sink.pack(records(Said(what, 1), Said(what, 2)), {}, 0, FLOW):
+        deliver(sink, body)
+
+    assert [[row["n"] for row in file] for file in rows_of(tmp_path)] == [[1, 2]]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -303,19 +304,42 @@ class _ParquetSink(FileSink[T]):
         await super().open(container)
 
     def line(self, value: T) -> bytes:
-        row = {
+        data = encode_state(self._row(value))
+        return _LENGTH.pack(len(data)) + data
+
+    def _row(self, value: T) -> dict[str, Any]:
+        return {
             name: msgspec.to_builtins(
                 field, builtin_types=(datetime, date, timedelta, Decimal, bytes)
             )
             for name, field in fields_of_record(value, self.name).items()
         }
-        data = encode_state(row)
-        return _LENGTH.pack(len(data)) + data
+
+    def pack(
+        self, records: list[SinkRecord[T]], kept: dict[str, int], now_ms: int, flow: str
+    ) -> list[bytes]:
+        """As `FileSink.pack()`. A row that no column holds is told now, with its record: once it is in a part, the file could not be finished."""
+        self._check([record.value for record in records])
+        return super().pack(records, kept, now_ms, flow)
+
+    def _check(self, values: list[T]) -> None:
+        with suppress(Exception):  # which of them it is, is asked below
+            self._table(list(map(self._row, values)))
+            return
+        for value in values:
+            try:
+                self._table([self._row(value)])
+            except Exception as exc:
+                raise UnserializableValueError(
+                    f"{self.name}: {value!r:.80} cannot be a row: {describe(exc)}."
+                ) from exc
+
+    def _table(self, rows: list[dict[str, Any]]) -> Any:
+        import pyarrow
+
+        return pyarrow.Table.from_pylist(rows, schema=self._schema)
 
     def _finish(self, part: Path, final: Path) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
         rows: list[dict[str, Any]] = []
         data = part.read_bytes()
         at = 0
@@ -323,12 +347,64 @@ class _ParquetSink(FileSink[T]):
             (length,) = _LENGTH.unpack_from(data, at)
             at += _LENGTH.size + length
             rows.append(decode_state(data[at - length : at]))
-        made = final.with_name(f"{final.name}.made")
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=self._schema), made)
-        with made.open("rb") as written:
-            os.fsync(written.fileno())
-        made.rename(final)
+        tables = self._tables(rows)
+        # The one of the file's own name comes last: what has that is not written again.
+        for number in reversed(range(len(tables))):
+            name = final.name if not number else f"{final.stem}-{number}{final.suffix}"
+            made = final.with_name(f"{name}.made")
+            self._write_table(tables[number], made)
+            with made.open("rb") as written:
+                os.fsync(written.fileno())
+            made.rename(final.with_name(name))
         part.unlink()
+
+    def _write_table(self, table: Any, path: Path) -> None:
+        import pyarrow.parquet
+
+        try:
+            pyarrow.parquet.write_table(table, path)
+        except pyarrow.ArrowNotImplementedError:  # a mapping that is empty in all rows
+            rows = [_without_empty(row) for row in table.to_pylist()]
+            pyarrow.parquet.write_table(self._table(rows), path)
+
+    def _tables(self, rows: list[dict[str, Any]]) -> list[Any]:
+        """One; or several, where a column cannot hold what all of the rows have: text and numbers."""
+        try:
+            return [self._table(rows)]
+        except Exception:
+            if len(rows) == 1:
+                raise
+        by_kind: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        mixed = _mixed_columns(rows)
+        for row in rows:
+            by_kind.setdefault(tuple(_kind_of(row.get(name)) for name in mixed), []).append(row)
+        groups = list(by_kind.values())
+        if len(groups) == 1:  # it is further inside
+            groups = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+        return [table for group in groups for table in self._tables(group)]
+
+
+def _mixed_columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Those in which values of several kinds are."""
+    kinds: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.items():
+            kinds.setdefault(name, set()).add(_kind_of(value))
+    return [name for name, found in kinds.items() if len(found - {""}) > 1]
+
+
+def _without_empty(value: Any) -> Any:
+    """With None for mappings that are empty, which Parquet has no form for."""
+    if isinstance(value, dict):
+        return {name: _without_empty(one) for name, one in value.items()} or None
+    return [_without_empty(one) for one in value] if isinstance(value, list) else value
+
+
+def _kind_of(value: Any) -> str:
+    """As a column has it: whole numbers and others are in one. Nothing is of any."""
+    if value is None:
+        return ""
+    return "float" if type(value) is int else type(value).__name__
 
 
 def _sync_directory(path: Path) -> None:
@@ -376,6 +452,7 @@ def parquet_files(
     As `json_lines()`. Rows are gathered beside it until a file is full, and are no Parquet file before.
 
     Args:
-        schema: a `pyarrow.Schema`; by default each file has what its rows look like, so that a column without any value has no type.
+        schema: a `pyarrow.Schema`; by default each file has what its rows look like, so that a column without any value has no type. Rows that do not go
+            into one (text and numbers in a column) are several files then, `…-NUMBER-1.parquet` beside the first.
     """
     return _ParquetSink(directory, every, max_bytes, max_records, by, schema=schema)
