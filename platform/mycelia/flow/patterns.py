@@ -95,28 +95,38 @@ class Deduplication:
         self._id_of = id_of
         self._within_ms = within_ms
 
-    def make(self) -> dict[Any, int]:
-        """The ids, with the time of the record that was let through."""
+    def make(self) -> dict[Any, int | list[int]]:
+        """The ids, with the time of the record that was let through; of one that has come again at another time and is remembered still, all of those."""
         return {}
 
-    def is_kept(self, state: dict[Any, int]) -> bool:
+    def is_kept(self, state: dict[Any, int | list[int]]) -> bool:
         return bool(state)
 
     def on_record(
-        self, context: KeyContext[Any, dict[Any, int]], port: int, value: Any
+        self, context: KeyContext[Any, dict[Any, int | list[int]]], port: int, value: Any
     ) -> Iterable[Any]:
         time, one = context.time_ms, self._id_of(value)
-        before = context.state.get(one)
-        if before is not None and abs(time - before) <= self._within_ms:
+        before = _times(context.state.get(one))
+        if any(abs(time - other) <= self._within_ms for other in before):
             context.count("repeated")
         else:
-            if before is None or time > before:
-                context.state[one] = time
-                context.set_timer(time + self._within_ms + 1)
+            context.state[one] = [*before, time] if before else time
+            context.set_timer(time + self._within_ms + 1)
             yield value
 
-    def on_timer(self, context: KeyContext[Any, dict[Any, int]], name: str) -> Iterable[Any]:
+    def on_timer(
+        self, context: KeyContext[Any, dict[Any, int | list[int]]], name: str
+    ) -> Iterable[Any]:
         ends = context.time_ms - self._within_ms
-        for one in [one for one, time in context.state.items() if time < ends]:
-            del context.state[one]
+        for one, kept in list(context.state.items()):
+            times = _times(kept)
+            left = [time for time in times if time >= ends]
+            if not left:
+                del context.state[one]
+            elif len(left) < len(times):
+                context.state[one] = left
         return ()
+
+
+def _times(kept: int | list[int] | None) -> list[int]:
+    return kept if isinstance(kept, list) else [] if kept is None else [kept]

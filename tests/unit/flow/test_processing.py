@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mycelia.errors import ConfigError, FlowFunctionError
@@ -169,6 +169,36 @@ def test_repeated_ids_are_dropped_within_their_time_and_counted() -> None:
 
     assert run.given["out"] == [("a", 1, "x"), ("b", 2, "x"), ("a", 3, "y"), ("a", 12, "x")]
     assert run.engine.counts()["dedup-1"] == {"repeated": 2}
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.just("a"), st.integers(0, 30), st.sampled_from("xy"))), max_size=6
+    ),
+    st.integers(0, 12),
+    st.booleans(),
+)
+@example([[("a", 20, "x"), ("a", 5, "x"), ("a", 5, "x")]], 3, False)
+def test_of_two_records_that_are_given_none_has_the_other_s_id_within_its_time_in_whatever_order(
+    batches: list[list[Row]], within: int, restarts: bool
+) -> None:
+    """As long as ids are remembered: event time has not come further than `within` behind any of them."""
+    stream = source("left", tuple).event_time(lambda row: row[1], unit="ms", disorder="1m")
+    run = Run(
+        plan(out=stream.key_by(lambda row: row[0]).dedup(lambda row: row[2], within=within / 1000)),
+        restarts,
+    )
+    for batch in batches:
+        run.feed(batch)
+    run.end()
+
+    wanted: list[Row] = []
+    for row in (row for batch in batches for row in batch):
+        if all(row[2] != one[2] or abs(row[1] - one[1]) > within for one in wanted):
+            wanted.append(row)
+    assert run.given["out"] == wanted
+    spaces = ("dedup-1", "dedup-1~timers")
+    assert [key for space in spaces for key, _ in run.store.scan(space)] == []
 
 
 @given(
