@@ -254,11 +254,21 @@ def own_rabbit_node(_spare_rabbit_node: PrivateNode) -> PrivateNode:
 
 @pytest.fixture(scope="session")
 def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateCluster]:
+    yield from _started_cluster(tmp_path_factory.mktemp("cluster"))
+
+
+@pytest.fixture
+def own_rabbit_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateCluster]:
+    """Three nodes for this test alone: a cluster that has lost its majority may not be of use to others again."""
+    yield from _started_cluster(tmp_path_factory.mktemp("own-cluster"))
+
+
+def _started_cluster(directory: Path) -> Iterator[PrivateCluster]:
     _require_rabbitmq()
     rabbit = find_rabbitmq()
     is_4_3 = rabbit is not None and version_tuple(rabbit.version) >= (4, 3)
     config = (*_TEST_CONFIG, *(_CLUSTER_CONFIG_4_3 if is_4_3 else ()))
-    cluster = PrivateCluster(tmp_path_factory.mktemp("cluster"), config=config)
+    cluster = PrivateCluster(directory, config=config)
     try:
         cluster.start(leash=True)
         yield cluster

@@ -103,8 +103,7 @@ class Inflow:
 
     async def aclose(self) -> None:
         """Idempotent."""
-        for reader in self._readers.values():
-            await reader.aclose()
+        await asyncio.gather(*(reader.aclose() for reader in self._readers.values()))
 
     def positions(self) -> dict[str, LogPosition]:
         """Behind what has been taken, of each source of which it is known."""

@@ -46,6 +46,11 @@ Owns = Callable[[int, PartitionLease], Awaitable[None]]
 """What an owner does with a partition, until it is cancelled or has had enough; `LeaseLost` ends it, too. The lease is closed after it."""
 
 
+_CANCEL_WAITS: Final = (2.5, 0.5)
+"""Seconds that partitions have to end in once they are cancelled: to close their consumers, which a broker without a majority does not answer to. Then
+they are cancelled again, in the middle of that."""
+
+
 class Membership:
     """Takes part in a group, and runs `owns` for each partition that is its own.
 
@@ -134,26 +139,27 @@ class Membership:
             await asyncio.sleep(LOOK_EVERY * uniform(0.7, 1.3))
 
     async def aclose(self, timeout: float) -> None:
-        """Have all partitions left, waiting `timeout` seconds for what runs; then leave the group. After `run()` has ended."""
+        """Have all partitions left, and leave the group; within `timeout` seconds or little more, whether the broker answers or not. What runs is
+        cancelled three seconds before, as what it ends with may have to be waited for as well. After `run()` has ended."""
         self._is_closing = True
         for partition in self._owned:
             self._leave(partition)
         if self._owned:
-            await asyncio.wait(self._owned.values(), timeout=timeout)
-        left = list(self._owned.values())
-        for task in left:
-            task.cancel()
-        if left:
-            await asyncio.wait(left)
+            patience = max(timeout - sum(_CANCEL_WAITS), min(timeout, 0.1))
+            await asyncio.wait(self._owned.values(), timeout=patience)
+        for waits in _CANCEL_WAITS:
+            if left := list(self._owned.values()):
+                for task in left:
+                    task.cancel()
+                await asyncio.wait(left, timeout=waits)
         await self._leave_queues()
         await self._peers.aclose()
 
     async def _leave_queues(self) -> None:
         """Be counted no more."""
-        for consumer in (self._member, self._waiter):
-            if consumer is not None:
-                await consumer.aclose(1.0)
+        consumers = [one for one in (self._member, self._waiter) if one is not None]
         self._member = self._waiter = None
+        await asyncio.gather(*(one.aclose(1.0) for one in consumers))
 
     async def _join(self) -> bool:
         """Whether it takes part: not beside another method."""

@@ -168,7 +168,7 @@ class PartitionLease:
         self._register.lost()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.aclose(3.0)
+            await consumer.aclose(1.0)
 
     async def _publish(self, entry: LeaseEntry) -> None:
         is_word = entry.kind != "at"
