@@ -25,7 +25,7 @@ from mycelia.errors import (
 )
 from mycelia.logs import Record, partition_of
 from mycelia.logs.batch_format import encode_columns, entry_properties
-from mycelia.logs.layout import declare_log, log_layout
+from mycelia.logs.layout import declare_log, log_layout, stream_name
 from mycelia.logs.position import LogPosition
 from mycelia.logs.reader import LogReader
 from mycelia.logs.stream_ends import first_offset
@@ -377,6 +377,32 @@ async def test_deleted_partition_is_made_anew_for_the_next_append(link: Link) ->
         await writer.append(Departed("JFK", 2))
 
     assert await numbers_read(link, 1) == [2]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("patience", [0.0, 0.25, None], ids=["none", "short", "any"])
+async def test_partition_that_is_made_anew_under_a_reader_is_told(
+    link: Link, patience: float | None
+) -> None:
+    """What the new one holds has lower offsets, and is not passed over in silence."""
+
+    async def read_on() -> None:
+        while True:
+            assert await reader.take(patience) is None
+            await asyncio.sleep(0.01)
+
+    async with writing(link, ONE, linger=0) as writer:
+        for number in range(5):
+            await writer.append(Departed("JFK", number))
+        async with LogReader(link, ONE, shape(), 0) as reader:
+            for _ in range(4):
+                assert await reader.take(10) is not None
+            await eventually(lambda: reader.statistics().buffered == 1, 10)
+            await link.delete_queue(stream_name(ONE.name, 0))
+            assert await reader.take(10) is not None, "what is buffered stays good"
+            await writer.append(Departed("JFK", 5))
+            with pytest.raises(OffsetGone, match=r"the log ends at 0: .* made anew"):
+                await read_on()
 
 
 async def test_deleted_partition_is_not_taken_for_another_that_is_written_at_the_same_time(

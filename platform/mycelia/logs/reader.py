@@ -131,7 +131,8 @@ class LogReader(Generic[T]):
         self._next: int | None = None
         """The offset behind the last entry that was handed out."""
         self._seen = SeenSequences()
-        self._has_resumed = False
+        self._look_at: float | None = None
+        """When to look whether the stream is still the one that was read, unless it goes on before."""
         self._is_closed = False
         self._buffered_bytes = 0
         self._average_bytes = 0.0
@@ -259,13 +260,15 @@ class LogReader(Generic[T]):
                 delivery.ack()  # of the chunk in which we began, or come twice over a reconnect
                 continue
             self._received = offset + 1
+            self._look_at = None
             self._buffered_bytes += len(delivery.body)
             self._buffer.append(delivery)
         if self._buffer:
             self._arrived.set()
 
     def _on_lost(self) -> None:
-        self._has_resumed = True
+        self._look_at = asyncio.get_running_loop().time() + _LOOK_AFTER_S
+        self._arrived.set()  # who waits already, waits for that as well
 
     async def take(self, timeout: float | None = None) -> LogEntry[T] | None:
         """The next entry; what was handed out before is done with. `None`: nothing came within `timeout` seconds.
@@ -297,23 +300,22 @@ class LogReader(Generic[T]):
     async def _wait(self, until: float | None) -> bool:
         """Wait for something to come; whether there is a point in looking."""
         loop = asyncio.get_running_loop()
-        look_at = loop.time() + _LOOK_AFTER_S if self._has_resumed else None
-        moments = [moment for moment in (until, look_at) if moment is not None]
         self._arrived.clear()
         if self._buffer or self._is_closed:
             return True
-        if (
-            until is not None and until <= loop.time()
-        ):  # what is here already is wanted, and no timer
+        now, look_at = loop.time(), self._look_at
+        if look_at is not None and look_at <= now:
+            await self._look_again()
+            return True
+        if until is not None and until <= now:  # what is here already is wanted, and no timer
             await asyncio.sleep(0)
             return bool(self._buffer)
+        moments = [moment for moment in (until, look_at) if moment is not None]
         try:
             async with asyncio.timeout_at(min(moments, default=None)):
                 await self._arrived.wait()
         except TimeoutError:
-            if look_at is None or (until is not None and until < look_at):
-                return False
-            await self._look_again()
+            return until is None or (look_at is not None and look_at < until)
         return True
 
     async def _next_entry(self) -> LogEntry[T] | None:
@@ -345,7 +347,6 @@ class LogReader(Generic[T]):
         size = len(delivery.body)
         self._buffered_bytes -= size
         self._average_bytes += (size - self._average_bytes) / 8
-        self._has_resumed = False
         self._handed_out.append(delivery)
         return delivery
 
@@ -458,13 +459,16 @@ class LogReader(Generic[T]):
         Raises:
             OffsetGone: it is.
         """
-        self._has_resumed = False
+        self._look_at = None
         if self._received is None:
+            return
+        if self._consumer is not None and not self._consumer.is_consuming:
+            self._on_lost()
             return
         try:
             last = await last_offset(self._link, self._stream, self._received - 1)
         except LinkError:
-            self._has_resumed = True
+            self._on_lost()
             return
         if self._received and (last is None or last < self._received - 1):
             end = "is empty" if last is None else f"ends at {last}"
