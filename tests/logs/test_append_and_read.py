@@ -381,10 +381,13 @@ async def test_deleted_partition_is_made_anew_for_the_next_append(link: Link) ->
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("patience", [0.0, 0.25, None], ids=["none", "short", "any"])
+@pytest.mark.parametrize(
+    ("again", "said"), [(1, "ends at 0"), (5, "another entry 4"), (9, "4 now")]
+)
 async def test_partition_that_is_made_anew_under_a_reader_is_told(
-    link: Link, patience: float | None
+    link: Link, patience: float | None, again: int, said: str
 ) -> None:
-    """What the new one holds has lower offsets, and is not passed over in silence."""
+    """What the new one holds is not passed over in silence, whether it has become as long as the old one or not."""
 
     async def read_on() -> None:
         while True:
@@ -400,9 +403,23 @@ async def test_partition_that_is_made_anew_under_a_reader_is_told(
             await eventually(lambda: reader.statistics().buffered == 1, 10)
             await link.delete_queue(stream_name(ONE.name, 0))
             assert await reader.take(10) is not None, "what is buffered stays good"
-            await writer.append(Departed("JFK", 5))
-            with pytest.raises(OffsetGone, match=r"the log ends at 0: .* made anew"):
+            for number in range(again):
+                await writer.append(Departed("JFK", number))
+            with pytest.raises(OffsetGone, match=f"the log .*{said}.* made anew"):
                 await read_on()
+
+
+async def test_reader_that_has_got_nothing_yet_is_told_as_well(link: Link) -> None:
+    async with writing(link, ONE, linger=0) as writer:
+        for number in range(3):
+            await writer.append(Departed("JFK", number))
+        async with LogReader(link, ONE, shape(), 0, 3) as reader:
+            assert await reader.take(0.25) is None
+            await link.delete_queue(stream_name(ONE.name, 0))
+            for number in range(3):
+                await writer.append(Departed("JFK", number))
+            with pytest.raises(OffsetGone, match="the log has another entry 2 now"):
+                await reader.take()
 
 
 async def test_deleted_partition_is_not_taken_for_another_that_is_written_at_the_same_time(

@@ -6,7 +6,7 @@ for one more, and given when an entry that was handed out is done with. How many
 The event loop has its turn after each quarter of a megabyte, and what is large is read beside it.
 
 When the connection is lost, what is buffered stays good, for a stream does not change; the reader goes on behind the last
-entry that it has got.
+entry that it has got. It has that one sent once more: if it is another now, the stream has been deleted and made anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Self, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -57,6 +57,8 @@ CLOSE_WITHIN: Final = 1.0
 """Seconds in which the broker is told that nothing more is read. A stream's node that has no majority does not answer, and nothing is lost by not hearing it."""
 _LOOK_AFTER_S: Final = 3.0
 """Of silence after the connection was lost: is the stream still the one that was read?"""
+_MADE_ANEW: Final = "it has been deleted and made anew"
+_MARK_BYTES: Final = 64
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +79,22 @@ class LogEntry(DecodedEntry[T]):
     def size(self) -> int:
         """Bytes, as it came."""
         return len(self.delivery.body)
+
+
+class _Mark(NamedTuple):
+    """What tells an entry from another that has its place."""
+
+    message_id: str | None
+    size: int
+    begin: bytes
+    end: bytes
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> _Mark:
+        body = delivery.body
+        return cls(
+            delivery.properties.message_id, len(body), body[:_MARK_BYTES], body[-_MARK_BYTES:]
+        )
 
 
 class ReadStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +149,10 @@ class LogReader(Generic[T]):
         self._next: int | None = None
         """The offset behind the last entry that was handed out."""
         self._seen = SeenSequences()
+        self._last: _Mark | None = None
+        """Of the last message that came."""
+        self._gone: OffsetGone | None = None
+        """The stream is another than it was."""
         self._look_at: float | None = None
         """When to look whether the stream is still the one that was read, unless it goes on before."""
         self._is_closed = False
@@ -186,12 +208,16 @@ class LogReader(Generic[T]):
             self._on_deliveries,
             ConsumeOptions(
                 prefetch=_FIRST_CREDIT,
-                arguments={STREAM_OFFSET: start},
+                arguments={STREAM_OFFSET: self._from_the_last(start)},
                 on_lost=self._on_lost,
-                resume_from=lambda: self._received,
+                resume_from=lambda: self._from_the_last(self._received),
             ),
             timeout=timeout,
         )
+
+    def _from_the_last(self, start: Any) -> Any:
+        """Where the broker is to begin, so that the entry before is seen as well."""
+        return start - 1 if type(start) is int and start else start
 
     async def _resolved_patiently(self) -> Any:
         while True:
@@ -256,14 +282,26 @@ class LogReader(Generic[T]):
         for delivery in deliveries:
             offset = delivery.offset
             received = self._received
-            if offset is None or (received is not None and offset < received):
+            if offset is None or self._gone or (received is not None and offset < received):
                 delivery.ack()  # of the chunk in which we began, or come twice over a reconnect
+                if received is not None and offset == received - 1:
+                    self._compare(_Mark.of(delivery), received)
                 continue
             self._received = offset + 1
             self._look_at = None
             self._buffered_bytes += len(delivery.body)
             self._buffer.append(delivery)
         if self._buffer:
+            self._arrived.set()
+            self._last = _Mark.of(self._buffer[-1])
+
+    def _compare(self, mark: _Mark, received: int) -> None:
+        """The last entry has come once more."""
+        if self._last is None:  # before the beginning
+            self._last = mark
+        elif self._last != mark:
+            found = f"the log has another entry {received - 1} now"
+            self._gone = OffsetGone(self._stream, received, f"{found}: {_MADE_ANEW}")
             self._arrived.set()
 
     def _on_lost(self) -> None:
@@ -287,6 +325,8 @@ class LogReader(Generic[T]):
                 entry = await self._next_entry()
                 if entry is not None:
                     return entry
+            if self._gone is not None:
+                raise self._gone
             if self._consumer is None:
                 state = "closed" if self._is_closed else "not open: async with reader:"
                 raise RuntimeStateError(f'the reader of stream "{self._stream}" is {state}.')
@@ -301,7 +341,7 @@ class LogReader(Generic[T]):
         """Wait for something to come; whether there is a point in looking."""
         loop = asyncio.get_running_loop()
         self._arrived.clear()
-        if self._buffer or self._is_closed:
+        if self._buffer or self._is_closed or self._gone:
             return True
         now, look_at = loop.time(), self._look_at
         if look_at is not None and look_at <= now:
@@ -446,9 +486,7 @@ class LogReader(Generic[T]):
         last = await last_offset(self._link, self._stream, offset - 1)
         if last is None or last < offset - 1:
             end = "is empty" if last is None else f"ends at {last}"
-            raise OffsetGone(
-                self._stream, offset, f"the log {end}: it has been deleted and made anew"
-            )
+            raise OffsetGone(self._stream, offset, f"the log {end}: {_MADE_ANEW}")
         first = await first_offset(self._link, self._stream)
         if first is not None and first > offset:
             raise OffsetGone(self._stream, offset, f"the log begins at {first} now")
@@ -472,6 +510,4 @@ class LogReader(Generic[T]):
             return
         if self._received and (last is None or last < self._received - 1):
             end = "is empty" if last is None else f"ends at {last}"
-            raise OffsetGone(
-                self._stream, self._received, f"the log {end}: it has been deleted and made anew"
-            )
+            raise OffsetGone(self._stream, self._received, f"the log {end}: {_MADE_ANEW}")
