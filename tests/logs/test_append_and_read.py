@@ -26,6 +26,8 @@ from mycelia.errors import (
 from mycelia.logs import Record, partition_of
 from mycelia.logs.batch_format import encode_columns, entry_properties
 from mycelia.logs.layout import declare_log, log_layout, stream_name
+from mycelia.logs.log_diff import DiffRoom, LogComparison
+from mycelia.logs.log_tail import LogTail
 from mycelia.logs.position import LogPosition
 from mycelia.logs.reader import LogReader
 from mycelia.logs.stream_ends import first_offset
@@ -580,3 +582,23 @@ async def test_numbered_records_that_do_not_fit_into_a_batch_are_refused(link: L
                 [Departed("x", n) for n in range(10_001)], producer="p", sequence=0
             )
         assert writer.statistics().unconfirmed_bytes == 0
+
+
+async def test_what_is_kept_of_a_log_to_be_compared_is_bounded_and_of_its_time(link: Link) -> None:
+    comparison = LogComparison(["key", "time"])
+    async with writing(link, ONE, linger=0) as writer:
+        for number in range(10):
+            await writer.append(Departed("JFK", number), time=1000 * number)
+        some = LogTail(link, ONE.name, comparison, DiffRoom(max_records=5))
+        some.from_ms, some.until_ms = 3000, 8000
+        await some.read()
+        many = LogTail(link, ONE.name, comparison, DiffRoom(max_records=5))
+        with pytest.raises(ConfigError, match="5 records"):
+            await many.read()
+        await writer.append(Departed("JFK", 11), time=5500)
+        with pytest.raises(ConfigError, match="5 records"):
+            await some.read()
+        for tail in (some, many):
+            await tail.aclose()
+
+    assert [one.time for one in some.records] == [3000, 4000, 5000, 6000, 7000]

@@ -60,8 +60,7 @@ class _Shadow:
         self._args = args
         self._shadow = shadow
         config = read_config(args.config, args.broker)
-        self._run = ShadowRun(link, shadow, config, args.start, against=args.against)
-        self._how = Comparing(
+        how = Comparing(
             by=args.by,
             ignore=args.ignore,
             last_only=args.last,
@@ -69,6 +68,8 @@ class _Shadow:
             until_ms=None if args.until is None else int(args.until.timestamp() * 1000),
             warm_up_ms=int(args.warm_up * 1000),
         )
+        self._until_ms = how.until_ms
+        self._run = ShadowRun(link, shadow, config, args.start, how, against=args.against)
         self._line = ProgressLine()
         self._is_enough = asyncio.Event()
         self._is_interrupted = False
@@ -117,21 +118,30 @@ class _Shadow:
         self._say_what()
         run = self._run
         await run.start(self._args.timeout)
-        while not await run.is_through(self._how.until_ms) and not self._is_enough.is_set():
+        while not await run.is_through(self._until_ms) and not self._is_enough.is_set():
             self._line.tell(progress_text(run.figures()))
             await asyncio.sleep(LOOK_S)
         self._line.end()
         print(f"read: {run.figures().done} entries", file=sys.stderr)
-        if self._args.follow:
-            await self._follow()
-        return await run.compare(self._how)
+        if self._args.follow and (compared := await self._follow()) is not None:
+            return compared
+        return await run.compare()
 
-    async def _follow(self) -> None:
-        """Compare again and again what comes, until that is enough."""
+    async def _follow(self) -> list[ComparedLog] | None:
+        """Compare again and again what comes, until that is enough. What came of the last time, if no more can be kept."""
         told = ""
+        compared: list[ComparedLog] | None = None
         while not self._is_enough.is_set():
             self._run.check()
-            compared = await self._run.compare(self._how)
+            try:
+                compared = await self._run.compare(goes_on=True)
+            except ConfigError as exc:  # more than is kept
+                if compared is None:
+                    raise
+                print(
+                    f"no more is followed, as there is {exc} This is as of before.", file=sys.stderr
+                )
+                return compared
             now = "; ".join(
                 f"{one.log}: {one.report.same} the same, {one.report.different} different, {one.report.only_left} only there, "
                 f"{one.report.only_right} only in the shadow's, up to {_moment(one.until_ms)}"
@@ -145,6 +155,7 @@ class _Shadow:
                     await self._is_enough.wait()
             except TimeoutError:
                 continue
+        return None
 
     def _say_what(self) -> None:
         shadow = self._shadow

@@ -15,7 +15,7 @@ from mycelia.cli.dlq_output import as_json
 from mycelia.errors import BrokerUnavailable
 from mycelia.logs.group_places import count_partitions
 from mycelia.logs.layout import LogLayout, stream_name
-from mycelia.logs.log_diff import LogComparison, LogDiffReport
+from mycelia.logs.log_diff import DiffRoom, LogComparison, LogDiffReport
 from mycelia.logs.reader import LogReader
 from mycelia.logs.record_shape import RecordShape
 from mycelia.logs.stream_ends import end_of, first_offset
@@ -95,9 +95,10 @@ def _in_a_line(value: Any) -> str:
 async def diff_logs(args: argparse.Namespace, link: Link) -> int:
     """Compare, and print what differs. 1 where something does."""
     comparison = LogComparison(args.by, args.ignore, last_only=args.last)
+    room = DiffRoom()
     for is_right, log in ((False, args.log), (True, args.other)):
         for partition in range(await count_partitions(link, log)):
-            await _compare(link, log, partition, comparison, is_right, args)
+            await _compare(link, log, partition, comparison, room, is_right, args)
     report = comparison.report(args.show)
     if args.json:
         print_line(as_json({"is_same": report.is_same, **msgspec.to_builtins(report)}))
@@ -125,6 +126,7 @@ async def _compare(
     log: str,
     partition: int,
     comparison: LogComparison,
+    room: DiffRoom,
     is_right: bool,
     args: argparse.Namespace,
 ) -> None:
@@ -141,7 +143,7 @@ async def _compare(
             comparison.add(
                 is_right,
                 (
-                    record
+                    comparison.packed(record)
                     for record in entry.records
                     if record.time is None
                     or (
@@ -149,6 +151,7 @@ async def _compare(
                         and (until is None or record.time < until)
                     )
                 ),
+                room,
             )
             if reader.offset is not None and reader.offset >= end:
                 return

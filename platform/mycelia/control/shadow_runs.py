@@ -21,11 +21,10 @@ from mycelia.flow.shadow import FlowShadow
 from mycelia.flow.stage import Stage
 from mycelia.flow.stage_host import PartitionCommit
 from mycelia.flow.table_sources import table_sources
-from mycelia.logs import Record
 from mycelia.logs.catching_up import CatchingUp, CatchUpFigures
 from mycelia.logs.group_places import offset_at
 from mycelia.logs.layout import stream_name
-from mycelia.logs.log_diff import LogComparison, LogDiffReport
+from mycelia.logs.log_diff import DiffRoom, LogComparison, LogDiffReport, PackedRecord
 from mycelia.logs.log_tail import LogTail
 from mycelia.logs.partition_lease import group_queue_name, lease_queue
 from mycelia.logs.position import StartAt
@@ -79,6 +78,7 @@ class ShadowRun:
         link: an open link, for looking and for clearing away.
         config: of the flow's service.
         start: where it begins.
+        how: its results are compared.
         against: the log that its results are held against, where that is not the one that its code names; it has one then.
     """
 
@@ -88,6 +88,7 @@ class ShadowRun:
         shadow: FlowShadow,
         config: Mapping[str, Any],
         start: StartAt,
+        how: Comparing,
         *,
         against: str | None = None,
     ) -> None:
@@ -113,8 +114,16 @@ class ShadowRun:
         self._way: CatchingUp | None = None
         self._news_at = 0.0
         self._reached_at: float | None = None
+        self._how = how
+        self._from_ms: int | None = None
+        """From where its results count, once it has some."""
+        made, room = _comparison(how), DiffRoom()
         pairs = [(against or log.name, own.name) for log, own in shadow.logs]
-        self._tails = [(LogTail(link, old), LogTail(link, new)) for old, new in pairs]
+        self._tails = [
+            (LogTail(link, old, made, room), LogTail(link, new, made, room)) for old, new in pairs
+        ]
+        for tail in (tail for pair in self._tails for tail in pair):
+            tail.until_ms = how.until_ms
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -142,7 +151,7 @@ class ShadowRun:
             )
         self._is_whole = not any(self._begin.values())
         for tail, _ in self._tails:
-            await tail.read()  # a log that is not there is said at once
+            await tail.find()  # a log that is not there is said at once
         await self._runner.start(timeout)
         (container,) = self._runner.containers
         (handler,) = [one for one in container.entrypoints if isinstance(one, FlowHandler)]
@@ -311,49 +320,71 @@ class ShadowRun:
 
     # --- what came of it -------------------------------------------------------------------------
 
-    async def compare(self, how: Comparing) -> list[ComparedLog]:
-        """Hold its results against those of the flow, as far as both have what they are made of."""
+    async def compare(self, *, goes_on: bool = False) -> list[ComparedLog]:
+        """Hold its results against those of the flow, as far as both have what they are made of.
+
+        Args:
+            goes_on: it is asked again later: where it has no results yet, those of the flow are left alone.
+
+        Raises:
+            ConfigError: there are more than may be kept.
+        """
         # As of now: it goes on, and what is read below is then no less than this.
         at = dict(self._at)
         marks = {place: self._watermarks([place], has_between=False) for place in self._ends}
         last = self._watermarks([], has_between=True)
         for _, new in self._tails:
             await new.read()
+        from_ms = self._begin_of_results()
         if await self._newer(at):
             await asyncio.sleep(SETTLE_S)
-        for old, _ in self._tails:
-            await old.read()
+        if from_ms is not None or self._is_whole or not goes_on:
+            for old, _ in self._tails:
+                old.from_ms = from_ms
+                await old.read()
         newer = await self._newer(at)
         bounding = [mark for place in newer for mark in marks[place]]
         if newer or await self._has_between(at):
             bounding += last
         known = [one for one in bounding if one is not None]
-        bounds = [*known, *([] if how.until_ms is None else [how.until_ms])]
+        bounds = [*known, *([] if self._how.until_ms is None else [self._how.until_ms])]
         until_ms = min(bounds) if bounds else None
-        from_ms = None
-        if how.warm_up_ms or not self._is_whole:
-            # Event time is what the flow takes for it, so that only results tell of it.
-            times = [one.time for _, new in self._tails for one in new.records if one.time]
-            from_ms = min(times, default=0) + how.warm_up_ms
         return [
-            await asyncio.to_thread(_compared, old, new, how, from_ms, until_ms)
+            await asyncio.to_thread(_compared, old, new, self._how, from_ms, until_ms)
             for old, new in self._tails
         ]
+
+    def _begin_of_results(self) -> int | None:
+        """From which event time on results count: that of the first of the shadow's, as of when it had some, and its warm-up. None: all do.
+
+        Event time is what the flow takes for it, so that only results tell of it.
+        """
+        if self._is_whole and not self._how.warm_up_ms:
+            return None
+        if self._from_ms is None:
+            times = [one.time for _, new in self._tails for one in new.records if one.time]
+            if times:
+                self._from_ms = min(times) + self._how.warm_up_ms
+        return self._from_ms
+
+
+def _comparison(how: Comparing) -> LogComparison:
+    return LogComparison(how.by, how.ignore, last_only=how.last_only)
 
 
 def _compared(
     old: LogTail, new: LogTail, how: Comparing, from_ms: int | None, until_ms: int | None
 ) -> ComparedLog:
-    comparison = LogComparison(how.by, how.ignore, last_only=how.last_only)
+    comparison, room = _comparison(how), DiffRoom()
 
-    def counts(record: Record[Any]) -> bool:
+    def counts(record: PackedRecord) -> bool:
         at = record.time
         return at is None or (
             (from_ms is None or at >= from_ms) and (until_ms is None or at < until_ms)
         )
 
-    comparison.add(False, filter(counts, list(old.records)))
-    comparison.add(True, filter(counts, list(new.records)))
+    comparison.add(False, filter(counts, list(old.records)), room)
+    comparison.add(True, filter(counts, list(new.records)), room)
     return ComparedLog(
         log=old.log,
         shadow=new.log,

@@ -4,20 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from mycelia.errors import ConfigError
 from mycelia.logs.record import Record
 
-__all__ = ["LogComparison", "LogDiffReport", "LogDifference"]
+__all__ = ["DiffRoom", "LogComparison", "LogDiffReport", "LogDifference", "PackedRecord"]
 
 MAX_RECORDS: Final = 2_000_000
-"""Kept of both logs together. Arbitrary: some gigabytes at a kilobyte each; beyond it somebody should look at a shorter time."""
+MAX_BYTES: Final = 1024 * 1024 * 1024
+"""Kept of all logs together. Arbitrary; beyond it somebody should look at a shorter time."""
+
+_EACH_BYTES: Final = 250
+"""What it takes to keep a record, beside its identity and value."""
 
 _encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=repr).encode
 _decode = msgspec.msgpack.Decoder().decode
+
+
+class PackedRecord(NamedTuple):
+    """What is kept of a record."""
+
+    time: int | None
+    identity: bytes
+    value: bytes
+
+
+class DiffRoom:
+    """How much may be kept of the records that are compared. Shared by all that keep some."""
+
+    def __init__(self, max_records: int = MAX_RECORDS, max_bytes: int = MAX_BYTES) -> None:
+        self._max_records = max_records
+        self._max_bytes = max_bytes
+        self._records = self._bytes = 0
+
+    def take(self, record: PackedRecord) -> None:
+        """
+        Raises:
+            ConfigError: there is no room for it.
+        """
+        self._records += 1
+        self._bytes += len(record.identity) + len(record.value) + _EACH_BYTES
+        if self._records > self._max_records or self._bytes > self._max_bytes:
+            raise ConfigError(
+                f"more to compare than is kept in memory ({self._max_records} records, {self._max_bytes / 2**20:.0f} MiB): say a later --from, or an "
+                "earlier --until."
+            )
 
 
 class LogDifference(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +113,15 @@ class LogComparison:
         self._sides: tuple[dict[bytes, list[bytes]], dict[bytes, list[bytes]]] = ({}, {})
         self._counts = [0, 0]
 
-    def add(self, is_right: bool, records: Iterable[Record[Any]]) -> None:
+    def packed(self, record: Record[Any]) -> PackedRecord:
+        """A record, as it is compared."""
+        value = record.value
+        for path in self._ignore:
+            value = _without(value, path)
+        identity = _encode([_part_of(record, path) for path in self._by])
+        return PackedRecord(record.time, identity, _encode(value))
+
+    def add(self, is_right: bool, records: Iterable[PackedRecord], room: DiffRoom) -> None:
         """Take records of one side, in their order.
 
         Raises:
@@ -87,19 +129,16 @@ class LogComparison:
         """
         side = self._sides[is_right]
         for record in records:
-            identity = _encode([_part_of(record, path) for path in self._by])
-            value = record.value
-            for path in self._ignore:
-                value = _without(value, path)
-            if self._last_only:
-                side[identity] = [_encode(value)]
+            before = side.get(record.identity)
+            if before is None:
+                room.take(record)
+                side[record.identity] = [record.value]
+            elif self._last_only:
+                before[0] = record.value
             else:
-                side.setdefault(identity, []).append(_encode(value))
+                room.take(record)
+                before.append(record.value)
             self._counts[is_right] += 1
-        if sum(self._counts) > MAX_RECORDS:
-            raise ConfigError(
-                f"more than {MAX_RECORDS} records to compare: say a later --from, or an earlier --until."
-            )
 
     def report(self, shown: int = 10) -> LogDiffReport:
         """What differs; `shown` differences at most are told one by one."""

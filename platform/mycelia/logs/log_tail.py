@@ -8,6 +8,7 @@ from mycelia.amqp import Link
 from mycelia.errors import BrokerUnavailable
 from mycelia.logs.group_places import count_partitions
 from mycelia.logs.layout import LogLayout, stream_name
+from mycelia.logs.log_diff import DiffRoom, LogComparison, PackedRecord
 from mycelia.logs.reader import LogReader
 from mycelia.logs.record import Record
 from mycelia.logs.record_shape import RecordShape
@@ -20,22 +21,39 @@ _SILENCE_S: Final = 15.0
 
 
 class LogTail:
-    """Keeps the records of a log in memory, with plain values.
+    """Keeps the records of a log in memory, as they are compared.
 
     Args:
         link: an open link.
         log: its name.
+        comparison: that they are for.
+        room: how many there may be.
 
     Attributes:
         records: in the order of each partition.
+        from_ms, until_ms: records of other times are not kept. To be set before they are read.
     """
 
-    def __init__(self, link: Link, log: str) -> None:
+    def __init__(self, link: Link, log: str, comparison: LogComparison, room: DiffRoom) -> None:
         self.log = log
-        self.records: list[Record[Any]] = []
+        self.records: list[PackedRecord] = []
+        self.from_ms: int | None = None
+        self.until_ms: int | None = None
+        self._comparison = comparison
+        self._room = room
         self._link = link
         self._readers: dict[int, LogReader[Any]] = {}
         self._partitions: int | None = None
+
+    async def find(self) -> int:
+        """How many partitions the log has.
+
+        Raises:
+            TopologyError: there is no such log.
+        """
+        if self._partitions is None:
+            self._partitions = await count_partitions(self._link, self.log)
+        return self._partitions
 
     async def read(self) -> None:
         """Take what there is by now.
@@ -43,11 +61,11 @@ class LogTail:
         Raises:
             TopologyError: there is no such log.
             BrokerUnavailable: the broker does not give what it has.
+            ConfigError: it is more than may be kept.
         """
-        if self._partitions is None:
-            self._partitions = await count_partitions(self._link, self.log)
-        for partition in range(self._partitions):
-            await self._read_partition(partition, self._partitions)
+        partitions = await self.find()
+        for partition in range(partitions):
+            await self._read_partition(partition, partitions)
 
     async def _read_partition(self, partition: int, partitions: int) -> None:
         end = await end_of(self._link, self.log, partition)
@@ -68,7 +86,17 @@ class LogTail:
                 raise BrokerUnavailable(
                     f'log "{self.log}", partition {partition}: nothing came for {_SILENCE_S:g} s before its end at {end}.'
                 )
-            self.records += entry.records
+            for record in filter(self._counts, entry.records):
+                packed = self._comparison.packed(record)
+                self._room.take(packed)
+                self.records.append(packed)
+
+    def _counts(self, record: Record[Any]) -> bool:
+        at = record.time
+        return at is None or (
+            (self.from_ms is None or at >= self.from_ms)
+            and (self.until_ms is None or at < self.until_ms)
+        )
 
     async def aclose(self) -> None:
         """Idempotent."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mycelia.errors import ConfigError
-from mycelia.logs.log_diff import LogComparison, LogDifference, LogDiffReport
+from mycelia.logs.log_diff import DiffRoom, LogComparison, LogDifference, LogDiffReport
 from mycelia.logs.record import Record
 
 
@@ -19,8 +19,9 @@ def rec(key: Any, value: Any, time: int | None = None, headers: Any = None) -> R
 
 def compared(left: list[Record[Any]], right: list[Record[Any]], **options: Any) -> LogDiffReport:
     comparison = LogComparison(**options)
-    comparison.add(False, left)
-    comparison.add(True, right)
+    room = DiffRoom()
+    comparison.add(False, map(comparison.packed, left), room)
+    comparison.add(True, map(comparison.packed, right), room)
     return comparison.report()
 
 
@@ -68,6 +69,30 @@ def test_last_of_an_identity_may_be_all_that_counts() -> None:
 
     assert not compared(left, right).is_same
     assert compared(left, right, last_only=True).is_same
+
+
+def test_what_is_kept_is_bounded_and_said() -> None:
+    comparison, room = LogComparison(), DiffRoom(max_records=3, max_bytes=2**20)
+    comparison.add(False, map(comparison.packed, [rec("a", 1), rec("a", 2), rec("b", 1)]), room)
+
+    with pytest.raises(ConfigError, match=r"\(3 records, 1 MiB\): say a later --from"):
+        comparison.add(True, [comparison.packed(rec("a", 1))], room)
+
+
+def test_large_records_count_as_what_they_are() -> None:
+    comparison, room = LogComparison(), DiffRoom(max_bytes=2**20)
+    large = [comparison.packed(rec(key, "x" * 300_000)) for key in "abcd"]
+
+    with pytest.raises(ConfigError, match="1 MiB"):
+        comparison.add(False, large, room)
+
+
+def test_what_is_replaced_takes_no_room() -> None:
+    comparison, room = LogComparison(last_only=True), DiffRoom(max_records=1)
+
+    comparison.add(False, [comparison.packed(rec("a", number)) for number in range(9)], room)
+
+    assert comparison.report().left_records == 9
 
 
 @pytest.mark.parametrize("by", ["name", "value", "value.", "headers", "keys", ""])
