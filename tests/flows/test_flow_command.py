@@ -141,7 +141,8 @@ async def test_what_stands_still_is_seen(
         lag = await asyncio.to_thread(command, "lag", "failing.checked", "--interval", "0.3")
 
     (still,) = [it for it in one["partitions"] if it["standing_still"]]
-    assert "ValueError: no such airport" in still["standing_still"]
+    assert "ValueError: no such airport. Mend the function, or let" in still["standing_still"]
+    assert 'on_error="dead-letter"' in still["standing_still"]
     assert still["lags"][DEPARTED.name] == 1
     assert listed[0]["standing_still"] == 1
     assert f"partition {still['partition']} stands still: " in text.stdout

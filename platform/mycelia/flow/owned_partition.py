@@ -49,6 +49,10 @@ PAUSES: Final = (1.0, 5.0, 15.0, 60.0)
 STATE_PAUSES: Final = (1.0, 2.0, 5.0)
 """The same where its state could not be read or written, which is not asked of much to look after."""
 
+_OF_FUNCTION: Final = (
+    'Mend the function, or let such records become dead letters: on_error="dead-letter".'
+)
+
 CALLED_OFF_AFTER: Final = 4.0
 """Seconds for a commit whose broker does not answer, when the partition is to be left. Below what a stop has (`_STOP_WAITS`)."""
 
@@ -344,7 +348,9 @@ class OwnedPartition:
         reads = self._description.reads
         source = next(iter(reads)) if record is None else record.source
         key = getattr(of_function, "key", None)
-        self._why_still = describe(failed)
+        why = self._why_still = describe(failed)
+        if record is not None and of_function is not None and not self._options.buries:
+            self._why_still = f"{why.removesuffix('.')}. {_OF_FUNCTION}"
         log.error(
             event(
                 "flow_stands_still",
@@ -354,7 +360,7 @@ class OwnedPartition:
                 record=None if record is None else record.index,
                 operator=getattr(of_function, "operator", None),
                 key=None if key is None else repr(key)[:80],
-                error=describe(failed),
+                error=self._why_still,
                 retry_in_s=pause,
             ),
             exc_info=None if isinstance(error, StateUnavailable | LinkError) else cause,
