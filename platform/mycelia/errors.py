@@ -399,8 +399,9 @@ class FlowFunctionError(FlowError):
         """The partition that the record came from, as the engine calls it."""
         self.also: list[FlowFunctionError] = []
         """Those of other records of the same turn, where the engine collects them."""
-        self.timer: tuple[str, str, int] | None = None
-        """Of the function of a timer: the timer's name, its clock, "event" or "wall", and its time in milliseconds."""
+        self.timer: tuple[str, str, int, int] | None = None
+        """Of the function of a timer: the timer's name, its clock, "event" or "wall", its time in milliseconds, and for which time since the last
+        checkpoint it fired, as it may have been set again."""
 
 
 class StateUnavailable(FlowError):

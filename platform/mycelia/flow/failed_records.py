@@ -96,7 +96,7 @@ class FailedRecords:
         if pause is not None:
             return pause
         del self._attempts[timer]
-        name, clock, time_ms = timer.timer
+        name, clock, time_ms, _ = timer.timer
         told = {"key": timer.key, "timer": name, "clock": clock, "time_ms": time_ms}
         letter = SinkRecord(f"{run.flow}/{timer.operator}/{uuid4().hex}", timer.key, time_ms, told)
         if not await self.bury_refused([letter], timer.operator, SinkRefused(str(failed))):

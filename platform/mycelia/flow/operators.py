@@ -42,7 +42,7 @@ class FiredTimer(NamedTuple):
 
     operator: str
     key: Hashable
-    timer: tuple[str, str, int]
+    timer: tuple[str, str, int, int]
 
 
 class Operator:

@@ -190,7 +190,7 @@ class TimerFailed(FlowError):
     """
 
     def __init__(self, stage: str, partition: int, timer: FiredTimer, cause: BaseException) -> None:
-        name, clock, time_ms = timer.timer
+        name, clock, time_ms, _ = timer.timer
         super().__init__(
             f'stage "{stage}", partition {partition}, operator "{timer.operator}", key {timer.key!r:.80}, timer "{name}" of {clock} time '
             f"{time_ms}: {describe(cause)}"

@@ -120,6 +120,7 @@ class Processing(Operator):
         self.timers = TimerQueue(f"{name}~timers", store)
         self.wall = TimerQueue(f"{name}~wall", store)
         self.counted: dict[str, int] = {}
+        self._fired: dict[tuple[Any, str, str, int], int] = {}
         self._context: KeyContext[Any, Any] = KeyContext(self)
         self._is_forgotten = False
         self._given: dict[int, ColumnBatch] = {}
@@ -157,7 +158,7 @@ class Processing(Operator):
             self._state.load(keys)
             clock = "event" if timers is self.timers else "wall"
             for time, (key, name) in due:
-                timer = (name, clock, time)
+                timer = (name, clock, time, self._times_fired(key, name, clock, time))
                 if self.passed_over and FiredTimer(self.name, key, timer) in self.passed_over:
                     continue
                 try:
@@ -167,6 +168,14 @@ class Processing(Operator):
                     error.timer = timer
                     raise error from exc
             self._state.touch(keys)
+
+    def _times_fired(self, key: Any, name: str, clock: str, time: int) -> int:
+        """Since the last checkpoint, this one counted; where timers may be passed over, who begins again from there has to tell them apart."""
+        if not (self.collects or self.passed_over):
+            return 1
+        timer = (key, name, clock, time)
+        times = self._fired[timer] = self._fired.get(timer, 0) + 1
+        return times
 
     def _event_time(self, timers: TimerQueue, time: int) -> int:
         if timers is self.timers:
@@ -210,6 +219,7 @@ class Processing(Operator):
         self._given = {}
 
     def take_changes(self, changes: Changes) -> None:
+        self._fired.clear()
         for part in (self._state, self.timers, self.wall):
             changes.setdefault(part.space, {}).update(part.take_changes())
 

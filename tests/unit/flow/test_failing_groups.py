@@ -216,12 +216,41 @@ def test_timer_that_is_passed_over_leaves_all_as_it_was_and_the_others_are_calle
     with pytest.raises(FlowFunctionError) as failed:
         run(engine, batch)
     timer = failed.value.timer
-    assert timer == ("told", "event", 1001)
+    assert timer == ("told", "event", 1001, 1)
 
     engine = engine_of(stream, passed_over={FiredTimer("process-1", "bad", timer)})
     given = run(engine, batch)
 
     assert given == ["good", ("good", [2, -1])]
+
+
+def test_timer_that_has_fired_well_before_is_not_passed_over_for_that_which_fails() -> None:
+    """The same time and name, set again by each record: since the last checkpoint it has fired twice, and fails the third time."""
+
+    def sets(context: KeyContext[str, int], row: Any) -> list[Any]:
+        context.state += 1
+        context.set_timer(1)
+        return []
+
+    def fails(context: KeyContext[str, int], name: str) -> list[Any]:
+        if context.state == 3:
+            raise ValueError("three")
+        return [context.state]
+
+    stream = by_key().process(sets, state=int, on_timer=fails)
+    failing = engine_of(stream, collects=True)
+    given = feed(failing, rows(0)) + feed(failing, rows(0))
+    with pytest.raises(FlowFunctionError) as failed:
+        feed(failing, rows(0))
+    timer = failed.value.timer
+    assert timer is not None
+
+    passed_over = {FiredTimer("process-1", "k", timer)}
+    engine = engine_of(stream, collects=True, passed_over=passed_over)
+    again = [one for _ in range(4) for one in feed(engine, rows(0))]
+
+    assert given == [1, 2]
+    assert again == [1, 2, 4]
 
 
 @pytest.mark.parametrize("at", ["5m", 5.5, None, True])
