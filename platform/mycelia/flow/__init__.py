@@ -45,7 +45,8 @@ from mycelia.flow.aggregations import (
 )
 from mycelia.flow.emission import after, every
 from mycelia.flow.engine import Engine, Given, RejectedRecord
-from mycelia.flow.flow_handler import FlowHandler, FlowStatistics, StageStatistics, flow
+from mycelia.flow.flow_handler import FlowHandler, flow
+from mycelia.flow.flow_statistics import FlowStatistics, StageStatistics
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.processing import KeyContext
