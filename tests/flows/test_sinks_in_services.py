@@ -20,7 +20,7 @@ from tests.flows.counting import config, statistics
 from tests.http.serving import serve
 
 from mycelia import Client, Log, ServerSentEvents, get_current_call, http, rpc
-from mycelia.errors import ConfigError
+from mycelia.errors import ConfigError, FlowError
 from mycelia.flow import (
     Broadcast,
     FlowOutput,
@@ -31,6 +31,7 @@ from mycelia.flow import (
     sql_table,
 )
 from mycelia.flow import delivery as delivery_module
+from mycelia.flow.sinks.http_posts import PostSink
 from mycelia.policies.retry import exponential
 from mycelia.testing import eventually, run_services, take_dead_letters
 
@@ -401,6 +402,42 @@ async def test_records_are_posted_until_they_are_taken(tmp_path: Path) -> None:
     firsts = list(dict.fromkeys(json.dumps(one) for _, one in receiver.requests))
     assert in_order([Passed(**json.loads(one)) for one in firsts])
     assert "secret" not in told
+
+
+@pytest.mark.parametrize("status", [200, 503])
+async def test_answer_that_does_not_come_to_its_end_is_not_waited_for(status: int) -> None:
+    was_asked = threading.Event()
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"one")
+            was_asked.wait(60)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    sink: PostSink[Any] = PostSink(
+        url, batch=None, concurrency=1, timeout="50s", attempts=None, headers=None
+    )
+    try:
+        async with asyncio.timeout(15):
+            if status == 200:
+                await sink._ask({}, "id")
+            else:
+                with pytest.raises(FlowError, match="status 503, 'one'"):
+                    await sink._ask({}, "id")
+    finally:
+        was_asked.set()
+        await sink.aclose()
+        server.shutdown()
+        server.server_close()
 
 
 async def test_refused_post_stops_its_output_or_becomes_a_dead_letter(

@@ -113,11 +113,12 @@ class PostSink(RequestSink[T]):
         try:
             with self._opener.open(request, timeout=self._timeout) as answer:
                 status: int = answer.status
-                answer.read(_SHOWN)
-                return status, None, ""
+                return status, None, ""  # whatever else it has to say, however slowly
         except urllib.error.HTTPError as exc:
             with exc:
-                told = exc.read(_SHOWN).decode("utf-8", "replace")
+                # What there is by now: the time-out is of each piece, and an answer may have any number.
+                answered: Any = exc.fp
+                told = answered.read1(_SHOWN).decode("utf-8", "replace")
                 return exc.code, retry_after(exc.headers.get("Retry-After"), time.time()), told
 
     async def aclose(self) -> None:
