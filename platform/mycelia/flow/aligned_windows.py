@@ -96,6 +96,7 @@ class AlignedWindows(TimedOperator):
         )  # what began then or before is closed for good
         of, merge, copy = self._aggregation.of, self._aggregation.merge, self._aggregation.copy
         stirred: dict[tuple[Any, int], Pane] = {}  # windows that may give a result at once
+        spent: set[Any] = set()  # keys that have failed
         for slice_start, groups in sorted(self._grouped(batch).items(), key=_by_start):
             starts = self._kind.starts(slice_start)
             if starts and starts[0] <= gone:
@@ -108,6 +109,8 @@ class AlignedWindows(TimedOperator):
             opened: list[tuple[Any, int]] = []
             is_stirring = self._early_count is not None or starts[0] + size <= self.watermark
             for key, records in groups.items():
+                if spent and key in spent:
+                    continue
                 try:
                     part = of(records)
                     panes = live.get(key)
@@ -125,12 +128,11 @@ class AlignedWindows(TimedOperator):
                             pane.fresh += len(records)
                         if is_stirring:
                             stirred[key, start] = pane
-                except BaseException as exc:
+                except BaseException as exc:  # noqa: BLE001  raised, or told
                     of_before = [one for one in starts if (key, one) not in opened]
                     held = _held_by(live.get(key, {}), of_before)
-                    raise self.fail_group(
-                        exc, batch, key, records, self._aggregation, held
-                    ) from exc
+                    self.fail_group(exc, batch, key, records, self._aggregation, held)
+                    spent.add(key)
             for key, start in opened:
                 self._open(key, start)
             if self._period is not None:

@@ -91,9 +91,10 @@ class FillingWindows(Operator):
                 part = values[at:end]
                 try:
                     self._fill(filling, times[at:end], part)
-                except BaseException as exc:
+                except BaseException as exc:  # noqa: BLE001  raised, or told
                     held = [filling.accumulator] if filling.count else []
-                    raise self.fail_group(exc, batch, key, part, self._aggregation, held) from exc
+                    self.fail_group(exc, batch, key, part, self._aggregation, held)
+                    break  # with this key
                 at = end
                 if filling.count == self._size:
                     if (result := self._result(key, filling)) is not None:

@@ -387,14 +387,22 @@ class Engine:
             self._is_spent = True
             exc.also = self._collected()
             raise
+        except Exception:
+            self._is_spent = True
+            self._tell_collected()  # whatever it is, it may be for their sake
+            raise
         except BaseException:
             self._is_spent = True
             raise
-        if self._collects and (collected := self._collected()):
+        self._tell_collected()
+        return given
+
+    def _tell_collected(self) -> None:
+        """Raise what has failed in this turn, if something has, and was collected."""
+        if collected := self._collected():
             self._is_spent = True
             collected[0].also = collected[1:]
             raise collected[0]
-        return given
 
     def _collected(self) -> list[FlowFunctionError]:
         return [one for cell in self._cells for one in cell.operator.failed]

@@ -65,8 +65,8 @@ class Operator:
         self.rejected: list[Rejection] = []
         """For the engine to take."""
         self.collects = False
-        """Whether a record over which a function without state raises is left out, so that others may fail in the same turn. The engine is
-        spent after it all the same."""
+        """Whether a record over which a function raises is left out, and the rest of its key where there is state, so that others may fail in the same
+        turn. The engine is spent after it all the same."""
         self.failed: list[FlowFunctionError] = []
         """Of those, with the cause of each: for the engine to raise."""
         self.passed_over: Collection[FiredTimer] = ()
@@ -114,6 +114,13 @@ class Operator:
         error.channel = channel
         return error
 
+    def tell_failed(self, error: FlowFunctionError, cause: BaseException) -> None:
+        """Raise it, or, with `collects`, go on so that the others of the turn are told as well."""
+        if not self.collects:
+            raise error from cause
+        error.__cause__ = cause
+        self.failed.append(error)
+
     def applied(
         self, function: Callable[[Any], Any], batch: ColumnBatch
     ) -> tuple[list[Any], ColumnBatch]:
@@ -133,13 +140,9 @@ class Operator:
             try:
                 made.extend(map(get, values))
                 break
-            except BaseException as exc:
+            except BaseException as exc:  # noqa: BLE001  raised, or told
                 position = len(made) + len(failed)
-                error = self.fail(exc, batch, position)
-                if not self.collects:
-                    raise error from exc
-                error.__cause__ = exc
-                self.failed.append(error)
+                self.tell_failed(self.fail(exc, batch, position), exc)
                 failed.append(position)
         if not failed:
             return made, batch
@@ -156,30 +159,27 @@ class Operator:
         records: list[Any],
         aggregation: Aggregation[Any, Any],
         held: Iterable[Any] = (),
-    ) -> FlowFunctionError:
-        """The error of an aggregation over several records of a key: of the first with which it fails, by itself or merged with what is there. With
-        `collects` the others are in `failed`; and where none can be told from the rest, it is all of them.
+    ) -> None:
+        """`tell_failed()` of those of several records of a key with which an aggregation fails: by themselves, or merged with what is there. Where none can
+        be told from the rest, it is all of them; without `collects`, no single one.
 
         Args:
             held: what the windows of these records hold already.
         """
-        found = failing_records(aggregation, records, held)
-        failing = list(found) if self.collects else [one for one in (next(found, None),) if one]
-        if not failing and self.collects:
-            failing = [(record, cause) for record in records]
         places: dict[int, list[int]] = defaultdict(list)
         for position, (of, value) in enumerate(zip(batch.keys or (), batch.values, strict=True)):
             if of == key:
                 places[id(value)].append(position)
-        errors = []
-        for record, exc in failing:
-            error = self.fail(exc, batch, places[id(record)].pop(0), key)
-            error.__cause__ = exc
-            errors.append(error)
-        if not errors:
-            return self.fail(cause, batch, None, key)
-        self.failed += errors[1:]
-        return errors[0]
+        is_told = False
+        for record, exc in failing_records(aggregation, records, held):
+            is_told = True
+            self.tell_failed(self.fail(exc, batch, places[id(record)].pop(0), key), exc)
+        if is_told:
+            return
+        if not self.collects:
+            raise self.fail(cause, batch, None, key) from cause
+        for record in records:
+            self.tell_failed(self.fail(cause, batch, places[id(record)].pop(0), key), cause)
 
     def refuse(self, cause: BaseException, key: object, value: object) -> None:
         """Go on without a result that cannot be told, and tell of `value` in its place; without `collects`, raise."""

@@ -399,15 +399,18 @@ class PartitionRun:
         try:
             self._given += engine.tick(turn.now_ms)
         except FlowFunctionError as exc:
+            failed: dict[tuple[str, int, int], RecordFailed] = {}
+            for error in (exc, *exc.also):
+                if (one := self._failed(error)) is not None:
+                    failed.setdefault(one.place, one)  # it may fail in several steps
+            if failed:  # what else fails in this turn may fail for their sake
+                raise RecordsFailed(list(failed.values())) from exc
             if exc.timer is not None and self._collects:
                 timer = FiredTimer(exc.operator, exc.key, exc.timer)
                 of_function = exc.__cause__ or exc
                 name = self._description.name
                 raise TimerFailed(name, self.partition, timer, of_function) from of_function
-            failed = [one for error in (exc, *exc.also) if (one := self._failed(error)) is not None]
-            if not failed or self._failed(exc) is None:
-                raise
-            raise RecordsFailed(failed) from exc
+            raise
         for rejected in engine.take_rejected():
             told = self._told(rejected)
             if told is not None:

@@ -131,12 +131,19 @@ class Processing(Operator):
         self._context.watermark_ms = self.watermark
         self._state.load(dict.fromkeys(keys))
         position = 0
-        try:
-            for key, time, value in zip(keys, batch.times, batch.values, strict=True):
-                self._call(key, time, self._on_record, port, value)
+        failed: set[Any] = set()
+        """Keys whose states are half changed: what comes of them after that is not looked at. The engine is spent."""
+        records = zip(keys, batch.times, batch.values, strict=True)
+        while position < len(keys):
+            try:
+                for key, time, value in records:
+                    if not failed or key not in failed:
+                        self._call(key, time, self._on_record, port, value)
+                    position += 1
+            except BaseException as exc:  # noqa: BLE001  raised, or told
+                self.tell_failed(self.fail(exc, batch, position), exc)
+                failed.add(keys[position])
                 position += 1
-        except BaseException as exc:
-            raise self.fail(exc, batch, position) from exc
         self._state.touch(keys)
         self._fire(self.timers, self.watermark)
         self._flush()

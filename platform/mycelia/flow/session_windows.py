@@ -97,11 +97,12 @@ class MergingWindows(TimedOperator):
                 joined = self._joined(run, sessions)
                 try:
                     grown.append(self._take(key, run, sessions, joined))
-                except BaseException as exc:
+                except BaseException as exc:  # noqa: BLE001  raised, or told
                     values = [value for _, value in run]
                     accumulators = [one.pane.accumulator for one in joined]
                     held = [one for one in accumulators if one is not NOTHING]
-                    raise self.fail_group(exc, batch, key, values, self._aggregation, held) from exc
+                    self.fail_group(exc, batch, key, values, self._aggregation, held)
+                    break  # with this key
             if sessions:
                 live[key] = sessions
                 touched.append(key)

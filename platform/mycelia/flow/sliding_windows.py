@@ -124,11 +124,10 @@ class TrailingWindows(Operator):
             for time, records in sorted(by_time.items()):
                 try:
                     touched.update(dict.fromkeys(self._take(key, trail, time, records)))
-                except BaseException as exc:
+                except BaseException as exc:  # noqa: BLE001  raised, or told
                     held = [trail.accumulators[time]] if time in trail.accumulators else []
-                    raise self.fail_group(
-                        exc, batch, key, records, self._aggregation, held
-                    ) from exc
+                    self.fail_group(exc, batch, key, records, self._aggregation, held)
+                    break  # with this key
             if trail.times:
                 live[key] = trail
             for time in sorted(touched):

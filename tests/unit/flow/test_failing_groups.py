@@ -91,6 +91,35 @@ def test_all_records_that_do_not_go_with_it_are_told_at_once_if_they_are_collect
     assert [one.position for one in (failed.value, *failed.value.also)] == [0, 2]
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_keys_with_records_that_fail_are_told_at_once_and_of_each_key_what_is_sure(
+    kind: Any,
+) -> None:
+    """What comes behind a record that has failed may fail for its sake, as its key's state is half changed."""
+
+    def half(context: KeyContext[str, list[int]], row: Any) -> list[int]:
+        context.state.append(1)
+        if row["v"] == "x" or len(context.state) > 1:
+            raise ValueError(row["v"])
+        return []
+
+    batch = [
+        {"v": value, "at": 1000, "k": key}
+        for key in "abc"
+        for value in (["x", 1] if key != "b" else [1])
+    ]
+    windows = by_key().window(kind).aggregate(max_of("v")).map(lambda one: one.value + 1)
+    engine = engine_of(windows, collects=True)
+    feed(engine, [{"v": 0, "at": 1000, "k": key} for key in "abc"])
+    with pytest.raises(FlowFunctionError) as of_windows:
+        feed(engine, batch)
+    with pytest.raises(FlowFunctionError) as of_state:
+        feed(engine_of(by_key().process(half, state=list), collects=True), batch)
+
+    for failed in (of_windows.value, of_state.value):
+        assert [one.position for one in (failed, *failed.also)] == [0, 3]
+
+
 @pytest.mark.parametrize("made", [min_of("v"), max_of("v"), top(2, by="v")], ids=str)
 def test_value_that_cannot_be_compared_fails_with_its_own_record_though_it_is_alone(
     made: Any,

@@ -16,6 +16,7 @@ from mycelia.flow import (
     Engine,
     FlowOutput,
     FlowPlan,
+    KeyContext,
     KeyedStream,
     Stream,
     collect,
@@ -331,6 +332,53 @@ def test_all_records_of_a_batch_that_fail_are_told_at_once_and_left_out_whole() 
     assert len(staged.dead) == len(bad) > 80
     assert f"offset 0, record {bad[1]}" in staged.dead[1]
     assert calls < 4 * len(some)
+
+
+def test_record_that_fails_in_several_steps_is_one_that_failed() -> None:
+    taxis: Log[Ride] = Log("rides", of=Ride, key="taxi", partitions=1)
+
+    def picky(ride: Ride) -> Ride:
+        if ride.zone == "bad":
+            raise ZeroDivisionError(ride.at_ms)
+        return ride
+
+    stream = source("rides", Ride)
+    first: Log[Any] = Log("first", partitions=1)
+    second: Log[Any] = Log("second", partitions=1)
+    outputs = [stream.map(picky).to(first), stream.filter(picky).to(second)]
+    staged = StagedRun(stages(outputs, [taxis]), buries=True)
+    staged.append(taxis, [Ride("t", "bad" if n == 3 else "z", n) for n in range(10)])
+    staged.run()
+
+    assert len(staged.values(first)) == len(staged.values(second)) == 9
+    assert len(staged.dead) == 1
+
+
+def test_records_of_many_keys_that_fail_where_there_is_state_are_told_at_once() -> None:
+    """One of each of 300 keys: the step is run twice, and not 300 times."""
+    taxis: Log[Ride] = Log("rides", of=Ride, key="taxi", partitions=1)
+    calls = 0
+
+    def picky(context: KeyContext[Any, list[int]], ride: Ride) -> list[str]:
+        nonlocal calls
+        calls += 1
+        context.state.append(ride.at_ms)
+        if ride.zone == "bad":
+            raise ZeroDivisionError(ride.at_ms)
+        return [f"{context.key} {len(context.state)}"]
+
+    stream = source("rides", Ride).key_by("taxi").process(picky, state=list)
+    raw: Log[Any] = Log("raw", partitions=1)
+    staged = StagedRun(stages([stream.to(raw)], [taxis]), buries=True)
+    some = [
+        Ride(f"t{n}", "bad" if number == 1 else "z", n) for number in range(3) for n in range(300)
+    ]
+    staged.append(taxis, some, batch=900)
+    staged.run()
+
+    assert staged.values(raw) == [f"t{n} {number}" for number in (1, 2) for n in range(300)]
+    assert len(staged.dead) == 300
+    assert calls < 3 * len(some)
 
 
 @pytest.mark.parametrize("seed", range(3))
