@@ -236,3 +236,10 @@ def test_misspelt_key_is_told_with_the_right_one(folder: Path) -> None:
 
         (said,) = [line for line in process.lines if "configuration_key_unknown" in line]
         assert '"key":"AMQP_URL","did_you_mean":"AMQP_URI"' in said
+
+
+def test_command_alone_shows_what_there_is(tmp_path: Path) -> None:
+    done = run(MYCELIA, tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert all(line in done.stderr for line in ("run services", "call a method", "--help"))

@@ -130,6 +130,11 @@ class Nameless:
             {"mycelia": {"graze": 3}},
             'key "mycelia.graze" is unknown. Did you mean "grace"',
         ),
+        (
+            [First],
+            {"mycelia": {"flows": {"stat": "here"}}},
+            'key "mycelia.flows.stat" is unknown. Did you mean "state"',
+        ),
         ([First], {"mycelia": {"grace": "long"}}, 'key "mycelia.grace": expected `float`'),
         ([First], {"mycelia": []}, 'key "mycelia": expected `object`, got `array`'),
         ([First], {"mycelia": {"rpc_timeout": 0}}, "rpc_timeout must be greater than 0"),

@@ -114,7 +114,11 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: the arguments; `None` for those of the process, which then is to end within seconds.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help(sys.stderr)
+        return 2
+    args = parser.parse_args(argv)
     code: int = args.main(args)
     return leave(code) if argv is None else code
 

@@ -462,6 +462,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "health": HealthSection,
     "access_log": AccessLogSection,
     "tracing": TracingSection,
+    "flows": FlowsSection,
 }
 """Those inside `mycelia:`."""
 
