@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.rabbit.test_ack_timeout import evaluate
+from tests.rabbit.test_ack_timeout import set_limits
 
 from mycelia import event_handler, rpc
 from mycelia.broker.node import PrivateNode
@@ -37,11 +37,9 @@ class Service:
 async def impatient(own_rabbit_node: PrivateNode) -> AsyncIterator[PrivateNode]:
     """A broker that gives a delivery one second."""
     node = own_rabbit_node
-    await evaluate(node, "application:set_env(rabbit, consumer_timeout, 1000).")
-    await evaluate(node, "application:set_env(rabbit, channel_tick_interval, 250).")
+    await set_limits(node, timeout=1_000, tick=250)
     yield node
-    await evaluate(node, "application:set_env(rabbit, consumer_timeout, 1800000).")
-    await evaluate(node, "application:set_env(rabbit, channel_tick_interval, 60000).")
+    await set_limits(node, timeout=1_800_000, tick=60_000)
 
 
 @pytest.mark.timeout(120)
