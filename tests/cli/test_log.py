@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
+import subprocess
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from tests.cli.commands import MYCELIA, Done, MyceliaCommand
 from tests.metrics.conftest import Scrape, free_port
-from tests.processes import Process
+from tests.processes import Process, environment
 
 from mycelia import Client, Log, Record, log_handler
 from mycelia.amqp import Message, Properties
@@ -309,6 +310,7 @@ def test_dead_letters_of_a_group_are_appended_again(
         ),
         (("tail", "landed", "--from", "99999999"), 2, "partition 2 has 0 to 0."),
         (("replay", "landed", "count"), 2, "--from"),
+        (("replay", "landed", " ", "--from", "first"), 2, "a group has a name"),
         (
             ("replay", "landed", "count", "--from", "99999999"),
             2,
@@ -396,6 +398,30 @@ def test_a_group_s_way_is_shown_until_it_has_caught_up(log: LogCommand, rabbit_u
 
     assert done.returncode == 0
     assert done.stderr.splitlines()[-1] == "caught up: 30 entries"
+
+
+def test_who_has_read_enough_ends_the_command_without_a_word(
+    tmp_path: Path, rabbit_uri: str
+) -> None:
+    land(rabbit_uri, 3)
+    argv = (*MYCELIA, "log", "tail", "landed", "--from", "first")
+    with subprocess.Popen(
+        argv,
+        cwd=tmp_path,
+        env=environment(AMQP_URI=rabbit_uri),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as tail:
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        first = tail.stdout.readline()
+        tail.stdout.close()
+        land(rabbit_uri, 30, 3)
+        said = tail.stderr.read()
+
+    assert "P" in first
+    assert (tail.returncode, said) == (0, "")
 
 
 def test_looking_on_that_is_ended_says_how_far_the_group_is_and_how_to_go_on(

@@ -122,6 +122,9 @@ def test_retention_is_written_as_by_hand(seconds: float | None, age: str | None)
     [
         (("", 1, None, None), "name of a log"),
         (("x" * 246, 1, None, None), "name of a log"),
+        ((" ", 1, None, None), "name of a log"),
+        (("lo\x00g", 1, None, None), "name of a log"),
+        (("lo\udc80g", 1, None, None), "name of a log"),
         (("log", 0, None, None), "partitions=0"),
         (("log", 1025, None, None), "partitions=1025"),
         (("log", True, None, None), "partitions=True"),

@@ -174,6 +174,12 @@ async def test_writer_tells_what_it_has_done(broker: str) -> None:
         assert [(one.records, one.unconfirmed_bytes) for one in appended] == [(2, 0)]  # type: ignore[attr-defined]
 
 
+async def test_append_leaves_in_time_however_long_it_may_wait_for_others(broker: str) -> None:
+    patient = Log("patient", partitions=1, linger="1h", timeout="500ms")
+    async with Client(broker) as client:
+        await client.append(patient, "one")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -182,6 +188,10 @@ async def test_writer_tells_what_it_has_done(broker: str) -> None:
         ({"key": 7}, "key=7; expected a field's name or a function"),
         ({"compression": "brotli"}, "no compression 'brotli'"),
         ({"linger": "soon"}, "linger="),
+        ({"timeout": "soon"}, "timeout="),
+        ({"timeout": -1}, "timeout="),
+        ({"timeout": float("nan")}, "timeout="),
+        ({"timeout": 0}, "more than no time"),
         ({"batch_bytes": 0}, "batch_bytes=0"),
         ({"of": str | bytes}, "no type whose values can be read"),
         ({"partition": 3}, "partition"),

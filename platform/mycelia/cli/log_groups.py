@@ -133,6 +133,8 @@ async def _follow(
 
 
 async def _replay(args: argparse.Namespace, link: Link) -> int:
+    if not args.group.strip():
+        raise ConfigError("a group has a name.")
     partitions = await count_partitions(link, args.log)
     if args.partition is not None and args.partition >= partitions:
         raise ConfigError(f'log "{args.log}" has the partitions 0 to {partitions - 1}.')

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -119,8 +121,23 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     args = parser.parse_args(argv)
-    code: int = args.main(args)
+    try:
+        code: int = args.main(args)
+    except BrokenPipeError:
+        if not _is_read_no_more():
+            raise
+        code = 0
     return leave(code) if argv is None else code
+
+
+def _is_read_no_more() -> bool:
+    """Whether whoever reads what is printed has seen enough, as in `mycelia log tail … | head`. Nothing is printed any more, then."""
+    reader = select.poll()
+    reader.register(sys.stdout.fileno(), 0)  # of itself it tells when the other end is gone
+    if not reader.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 if __name__ == "__main__":

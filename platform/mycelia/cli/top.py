@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import logging
 import math
-import os
 import sys
 import time
 from typing import Any
@@ -82,9 +81,6 @@ def top_command(args: argparse.Namespace) -> int:
         with asyncio.Runner(loop_factory=event_loop_factory()) as runner:
             runner.run(_top(args))
     except KeyboardInterrupt:  # how one leaves it
-        return 0
-    except BrokenPipeError:  # whoever read has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ConfigError as exc:
         print(f"mycelia: {exc}", file=sys.stderr)

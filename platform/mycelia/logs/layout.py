@@ -80,8 +80,13 @@ def log_layout(
     Raises:
         ConfigError: what the broker would not take.
     """
-    what = f'log "{name}"'
-    if not isinstance(name, str) or not 0 < len(name.encode()) <= _MAX_NAME_BYTES:
+    what = f"log {name!r}" if isinstance(name, str) and not name.isprintable() else f'log "{name}"'
+    if (
+        not isinstance(name, str)
+        or not name.isprintable()
+        or not name.strip()
+        or not 0 < len(name.encode()) <= _MAX_NAME_BYTES
+    ):
         raise ConfigError(
             f"{what}: the name of a log is text of 1 to {_MAX_NAME_BYTES} bytes, such as flights.departed."
         )

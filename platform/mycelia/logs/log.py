@@ -75,6 +75,19 @@ class BlockingLogWriter(Generic[T]):
         run_from_thread(appended, self._loop, self._timeout)
 
 
+def _seconds_above_0(duration: Duration | None, name: str) -> float | None:
+    """
+    Raises:
+        ConfigError: it is no duration, or none at all.
+    """
+    if duration is None:
+        return None
+    seconds = seconds_of(duration, name)
+    if not seconds:
+        raise ConfigError(f"{name}{duration!r}: expected more than no time.")
+    return seconds
+
+
 class LogArguments(TypedDict, total=False):
     """What a `Log` takes beside its name and type, as keyword arguments."""
 
@@ -87,7 +100,7 @@ class LogArguments(TypedDict, total=False):
     linger: Duration
     batch_bytes: int
     buffer_bytes: int
-    timeout: float | None
+    timeout: Duration | None
     compression: str | None
 
 
@@ -132,10 +145,10 @@ class Log(TwoWays, Generic[T]):
         retain: how long records are kept, "7d" by default, in whole files of `segment_bytes`; `None`: for ever.
         retain_bytes: how many bytes a partition keeps at most, in whole files; `None`: any.
         segment_bytes: of one file, 64 MiB by default; the last is never deleted.
-        linger: how long a record may wait for others to share a message with; 5 ms by default.
+        linger: how long a record may wait for others to share a message with; 5 ms by default, half of `timeout` at most.
         batch_bytes: a batch of that size leaves at once; 256 KiB by default.
         buffer_bytes: what may be unconfirmed at once, 32 MiB by default; appends beyond it wait.
-        timeout: seconds that an append is tried; the setting `mycelia.publish_timeout` by default.
+        timeout: how long an append is tried; the setting `mycelia.publish_timeout` by default.
         compression: of batches from 4 KiB up: `"zstd"` (the extra `logs`), `"zlib"`, …; `"auto"`, the default: zstd where it is installed; `None`: not at all.
 
     Raises:
@@ -173,7 +186,7 @@ class Log(TwoWays, Generic[T]):
         self._linger = seconds_of(chosen["linger"], f"{what}: linger=")
         self._batch_bytes: int = chosen["batch_bytes"]
         self._buffer_bytes: int = chosen["buffer_bytes"]
-        self._timeout: float | None = chosen["timeout"]
+        self._timeout = _seconds_above_0(chosen["timeout"], f"{what}: timeout=")
         self._compression: str | None = chosen["compression"]
         self._writer: LogWriter[T] | None = None
         self.compressor = compressor_for(self._compression, what)
@@ -194,11 +207,12 @@ class Log(TwoWays, Generic[T]):
         return self.layout.partitions
 
     def _options(self, timeout: float) -> AppendOptions:
+        timeout = timeout if self._timeout is None else self._timeout
         return AppendOptions(
-            linger=self._linger,
+            linger=min(self._linger, timeout / 2),  # or nothing would ever leave in time
             batch_bytes=self._batch_bytes,
             buffer_bytes=self._buffer_bytes,
-            timeout=timeout if self._timeout is None else self._timeout,
+            timeout=timeout,
             compression=self._compression,
         )
 
