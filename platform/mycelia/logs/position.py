@@ -31,7 +31,7 @@ a little earlier, as the broker keeps the time of chunks), or where another read
 
 
 def checked_start(start: StartAt, what: str) -> StartAt:
-    """The start, if it is one.
+    """The start, if it is one. What is before 1970, for which AMQP has no time, is the first.
 
     Raises:
         ConfigError: it is none.
@@ -41,7 +41,7 @@ def checked_start(start: StartAt, what: str) -> StartAt:
     if type(start) is int and start >= 0:
         return start
     if isinstance(start, datetime) and start.utcoffset() is not None:
-        return start
+        return start if start.timestamp() >= 0 else "first"
     raise ConfigError(
         f'{what}: start={start!r:.80}; expected "first", "last", "next", an offset from 0, a datetime in a time zone or a position.'
     )
