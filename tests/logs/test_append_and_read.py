@@ -411,6 +411,11 @@ async def test_partition_that_is_made_anew_under_a_reader_is_told(
                 await writer.append(Departed("JFK", number))
             with pytest.raises(OffsetGone, match=f"the log .*{said}.* made anew"):
                 await read_on()
+            kept = reader.position
+        assert kept is not None
+        with pytest.raises(OffsetGone, match="made anew"):  # a checkpoint knows it, too
+            async with LogReader(link, ONE, shape(), 0, kept) as reader:
+                await read_on()
 
 
 async def test_reader_that_has_got_nothing_yet_is_told_as_well(link: Link) -> None:

@@ -23,6 +23,8 @@ class LogPosition(msgspec.Struct, frozen=True, kw_only=True):
     seen: dict[str, list[Any]] = {}
     """Which batches of each producer have come: `{producer: [highest sequence, missing ones below it]}`. Without it, a batch that was
     sent twice, once before and once behind `offset`, would be read twice."""
+    last: int | None = None
+    """What the entry before `offset` is known by (`reader.mark_of`); `None`: by nothing. Where another has its place, the log has been made anew."""
 
 
 StartAt = str | int | datetime | LogPosition

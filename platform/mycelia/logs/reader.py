@@ -16,7 +16,8 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
+from zlib import crc32
 
 import msgspec
 
@@ -81,20 +82,11 @@ class LogEntry(DecodedEntry[T]):
         return len(self.delivery.body)
 
 
-class _Mark(NamedTuple):
-    """What tells an entry from another that has its place."""
-
-    message_id: str | None
-    size: int
-    begin: bytes
-    end: bytes
-
-    @classmethod
-    def of(cls, delivery: Delivery) -> _Mark:
-        body = delivery.body
-        return cls(
-            delivery.properties.message_id, len(body), body[:_MARK_BYTES], body[-_MARK_BYTES:]
-        )
+def mark_of(delivery: Delivery) -> int:
+    """What tells an entry from another that has its place: a CRC-32 of its message id, its size, and how its body begins and ends."""
+    body = delivery.body
+    mark = crc32(f"{delivery.properties.message_id} {len(body)} ".encode(errors="replace"))
+    return crc32(body[-_MARK_BYTES:], crc32(body[:_MARK_BYTES], mark))
 
 
 class ReadStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,8 +141,10 @@ class LogReader(Generic[T]):
         self._next: int | None = None
         """The offset behind the last entry that was handed out."""
         self._seen = SeenSequences()
-        self._last: _Mark | None = None
-        """Of the last message that came."""
+        self._last: int | None = None
+        """What the last message that came is known by."""
+        self._last_taken: int | None = None
+        """The same of the last that was handed out."""
         self._gone: OffsetGone | None = None
         """The stream is another than it was."""
         self._look_at: float | None = None
@@ -167,7 +161,7 @@ class LogReader(Generic[T]):
         """Behind the last entry that was handed out; `None`: nothing was, and where it began is not known."""
         if self._next is None:
             return None
-        return LogPosition(offset=self._next, seen=self._seen.to_plain())
+        return LogPosition(offset=self._next, seen=self._seen.to_plain(), last=self._last_taken)
 
     @property
     def offset(self) -> int | None:
@@ -232,6 +226,7 @@ class LogReader(Generic[T]):
         that comes before the first entry."""
         if isinstance(start, LogPosition):
             self._seen = SeenSequences.from_plain(start.seen)
+            self._last = self._last_taken = start.last
             start = start.offset
         if isinstance(start, int):
             await self._check_offset(start)
@@ -285,7 +280,7 @@ class LogReader(Generic[T]):
             if offset is None or self._gone or (received is not None and offset < received):
                 delivery.ack()  # of the chunk in which we began, or come twice over a reconnect
                 if received is not None and offset == received - 1:
-                    self._compare(_Mark.of(delivery), received)
+                    self._compare(mark_of(delivery), received)
                 continue
             self._received = offset + 1
             self._look_at = None
@@ -293,12 +288,14 @@ class LogReader(Generic[T]):
             self._buffer.append(delivery)
         if self._buffer:
             self._arrived.set()
-            self._last = _Mark.of(self._buffer[-1])
+            self._last = mark_of(self._buffer[-1])
 
-    def _compare(self, mark: _Mark, received: int) -> None:
+    def _compare(self, mark: int, received: int) -> None:
         """The last entry has come once more."""
-        if self._last is None:  # before the beginning
+        if self._last is None:  # it is before the beginning
             self._last = mark
+            if self._next == received:
+                self._last_taken = mark
         elif self._last != mark:
             found = f"the log has another entry {received - 1} now"
             self._gone = OffsetGone(self._stream, received, f"{found}: {_MADE_ANEW}")
@@ -416,6 +413,7 @@ class LogReader(Generic[T]):
         offset = delivery.offset
         assert offset is not None
         self._next = offset + 1
+        self._last_taken = mark_of(delivery)
         told = None if delivery.fault is not None else producer_of(delivery.properties.headers)
         if told is not None and not self._seen.is_new(*told):
             self._repeated += 1
