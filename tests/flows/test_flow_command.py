@@ -99,6 +99,25 @@ async def test_lag_is_told_by_source(counting: ServiceBed, command: FlowCommand)
     assert sum(row["at"] for row in rows) > 0
 
 
+async def test_lag_is_that_of_the_last_commit_whoever_has_made_it(
+    rabbit_uri: str, tmp_path: Path, command: FlowCommand
+) -> None:
+    """An instance that has begun again, and to which nothing has come since."""
+    async with Client(rabbit_uri) as client:
+        async with run_services(Counting, broker=rabbit_uri, config=config(tmp_path)) as bed:
+            await append(client, departures(2_000) + sentinels())
+            await eventually(lambda: statistics(bed).records >= 2_000 + PARTITIONS, 30)
+        async with run_services(Counting, broker=rabbit_uri, config=config(tmp_path)) as bed:
+            await eventually(lambda: len(statistics(bed).lag) == PARTITIONS, 30)
+            rows = await told(command, "lag", "counting.by_origin", "--interval", "0.3")
+            told_of = statistics(bed)
+
+    assert told_of.commits == 0
+    assert len(rows) == PARTITIONS
+    assert {(row["source"], row["lag"]) for row in rows} == {(DEPARTED.name, 0)}
+    assert all(row["at"] for row in rows)
+
+
 async def test_a_flow_is_drawn_with_what_it_does(
     counting: ServiceBed, command: FlowCommand, tmp_path: Path
 ) -> None:

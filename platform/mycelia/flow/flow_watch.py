@@ -71,6 +71,7 @@ class WatchedStage(Protocol):
     def delivered(self) -> int: ...
     def ahead_of(self, partition: int) -> int | None: ...
     def sink_bytes_of(self, partition: int) -> int: ...
+    def offsets_of(self, partition: int) -> dict[str, int]: ...
     @property
     def faults(self) -> int: ...
     @property
@@ -175,7 +176,12 @@ class FlowWatch:
             for number in stage.partitions:
                 kept = self._kept.get((stage.name, number))
                 if kept is None:
-                    kept = PartitionStanding(stage=stage.name, partition=number, owner=self._owner)
+                    kept = PartitionStanding(
+                        stage=stage.name,
+                        partition=number,
+                        owner=self._owner,
+                        offsets=stage.offsets_of(number),
+                    )
                 changes: dict[str, Any] = {
                     "state_bytes": self._state_bytes(stage.name, number),
                     "waits_for": stage.waiting.get(number),

@@ -78,6 +78,8 @@ class OwnedPartition:
         self.partition = partition
         self.offset: int | None = None
         """Of the log that is read first, as of the last commit."""
+        self.offsets: dict[str, int] = {}
+        """Of all that is read, by source, likewise; also where that commit was a former owner's."""
         self.watermarks: dict[str, int] = {}
         """By step, as of the last commit of the run."""
         self._host = host
@@ -318,9 +320,8 @@ class OwnedPartition:
 
     def _note(self, run: PartitionRun, watermarks_ms: Mapping[str, int]) -> None:
         """As of a commit."""
-        position = run.positions.get(self._description.first)
-        if position is not None:
-            self.offset = position.offset
+        self.offsets = {name: one.offset for name, one in run.positions.items()}
+        self.offset = self.offsets.get(self._description.first, self.offset)
         self.watermarks = dict(watermarks_ms)
 
     def _goes_on(self) -> None:

@@ -95,6 +95,11 @@ class Stage:
         one = self._owned.get(partition)
         return 0 if one is None else one.ahead_bytes
 
+    def offsets_of(self, partition: int) -> dict[str, int]:
+        """How far one partition has come in what it reads, by source, as of the last commit, whoever made it."""
+        one = self._owned.get(partition)
+        return {} if one is None else one.offsets
+
     def sink_bytes_of(self, partition: int) -> int:
         """`waiting_bytes` of one partition."""
         one = self._owned.get(partition)
