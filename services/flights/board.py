@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from mycelia import Logger, RpcProxy, ServerSentEvents, SharedDependency, http, timer
-from mycelia.errors import CallError
+from mycelia.errors import CallError, LinkError
 from services.flights.flow_view import FlowView
 from services.flights.live_view import LiveView
 
@@ -69,7 +69,7 @@ class Board:
                 changes = await self.delays.changes(since=0)
                 view.reset(changes["run"])
             status = await self.feed.status()
-        except CallError as exc:
+        except (CallError, LinkError) as exc:
             self.log.warning("statistics_unavailable", reason=str(exc))
             return
         view.merge(changes, status)

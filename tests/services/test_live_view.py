@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+from services.flights.board import Board
 from services.flights.live_view import LiveView
+
+from mycelia.errors import BrokerUnavailable, RpcTimeout
+from mycelia.testing import make_worker
 
 FEED = {"state": "running"}
 
@@ -115,3 +121,24 @@ async def test_closing_ends_the_streams_and_viewers_are_counted() -> None:
     left = [message async for message in stream]
 
     assert (left, view.viewers) == ([], 0)
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailable("no broker"), RpcTimeout("delays.changes", 5)])
+async def test_statistics_that_cannot_be_asked_for_are_a_warning(error: Exception) -> None:
+    """The broker may be away for a while: that is no fault of the board."""
+    said: list[str] = []
+
+    async def changes(**_: Any) -> None:
+        raise error
+
+    view = LiveView()
+    view.viewers = 1
+    board = make_worker(
+        Board,
+        live=SimpleNamespace(view=view),
+        delays=SimpleNamespace(changes=changes),
+        log=SimpleNamespace(warning=lambda name, **_: said.append(name)),
+    )
+    await board.refresh()
+
+    assert said == ["statistics_unavailable"]
