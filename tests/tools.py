@@ -13,6 +13,7 @@ from typing import NoReturn
 import pytest
 
 from mycelia.broker.management_api import ManagementApi
+from mycelia.broker.node import PrivateNode
 
 NOT_RUN = "NOT RUN"
 """What a skip's reason begins with when something is missing on this machine; the summary lists these apart."""
@@ -30,6 +31,11 @@ def fresh_vhost(api: ManagementApi, prefix: str) -> Iterator[str]:
     api.create_vhost(name)
     yield name
     api.delete_vhost(name)
+
+
+def write_out_declarations(node: PrivateNode) -> None:
+    """Have the node put on its disk what it has declared, which it would have done within a second: see `PrivateNode.kill()`."""
+    node.ctl("eval", "catch mnesia:sync_log(), [dets:sync(Table) || Table <- dets:all()].")
 
 
 def our_pytest_plugin() -> list[str]:

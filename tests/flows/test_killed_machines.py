@@ -23,6 +23,7 @@ from tests.flows.counting import (
     sentinels,
 )
 from tests.processes import Process
+from tests.tools import write_out_declarations
 
 from mycelia import Client
 from mycelia.amqp import Link
@@ -258,6 +259,7 @@ async def test_broker_that_is_killed_costs_no_record(
             half = len(flights) // 2
             await append(client, flights[:half])
             await eventually(lambda: tally.has(100), 60)
+            await asyncio.to_thread(write_out_declarations, own_rabbit_node)
             await asyncio.to_thread(own_rabbit_node.kill)
             await asyncio.to_thread(own_rabbit_node.start, leash=True)
             await append(client, flights[half:])

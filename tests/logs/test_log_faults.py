@@ -11,6 +11,7 @@ from tests.faults.conftest import direct, link, proxy
 from tests.logs.ledger import Ledger
 from tests.logs.shapes import Departed, layout, read, records_of, writing
 from tests.progress import until
+from tests.tools import write_out_declarations
 
 from mycelia.amqp import LinkOptions, Message
 from mycelia.amqp.memory.link import MemoryLink
@@ -123,6 +124,7 @@ async def test_killed_broker_costs_no_confirmed_record(own_rabbit_node: PrivateN
                     stalled_s=60,
                     interval=0.01,
                 )
+                await asyncio.to_thread(write_out_declarations, node)
                 await asyncio.to_thread(node.kill)
                 await asyncio.to_thread(lambda: node.start(leash=True))
             goal = ledger.confirmed_count + 500

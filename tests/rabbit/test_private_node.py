@@ -14,6 +14,7 @@ from typing import Any
 
 import pika
 import pytest
+from tests.tools import write_out_declarations
 
 from mycelia.broker import find_or_start_broker
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
@@ -25,11 +26,6 @@ from mycelia.errors import BrokerUnavailable, ConfigError
 
 def _open(uri: str) -> pika.BlockingConnection:
     return pika.BlockingConnection(pika.URLParameters(uri))
-
-
-def _write_out_declarations(node: PrivateNode) -> None:
-    """See `PrivateNode.kill()`. Where there is no mnesia any more (4.3), what was declared is on disk."""
-    node.ctl("eval", "catch mnesia:sync_log().")
 
 
 def test_fresh_vhost_takes_a_message(rabbit_uri: str) -> None:
@@ -84,7 +80,7 @@ def test_killed_node_comes_back_on_the_same_port_with_its_messages(
         channel.queue_declare("kept", durable=True, arguments={"x-queue-type": "classic"})
         persistent = pika.BasicProperties(delivery_mode=2)
         channel.basic_publish("", "kept", b"survivor", persistent, mandatory=True)
-    _write_out_declarations(own_rabbit_node)
+    write_out_declarations(own_rabbit_node)
     own_rabbit_node.kill()
     assert probe_amqp("127.0.0.1", own_rabbit_node.port) is None
 

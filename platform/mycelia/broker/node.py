@@ -296,7 +296,8 @@ class PrivateNode:
 
         RabbitMQ (seen with 3.10.8) confirms a declaration before it is on disk: killed a moment later, the node may come back
         without a new classic queue, and without the messages that it had confirmed there. It notes a new quorum queue
-        only 500 ms after the declaration: killed sooner, it comes back with a queue that never finds its leader again.
+        only 500 ms after the declaration: killed sooner, it comes back with a queue that never finds its leader again. So it is
+        with the first streams of a node (seen with 3.10.8, 4.0.5 and 4.3.6): 500 ms later it had not noted them yet, 1 s later it had.
         """
         self._processes.kill()
         if self._api is not None:
