@@ -145,7 +145,7 @@ def test_broker_may_come_from_a_flag_or_a_configuration_file(
         (["publish", "tower", "unheard", "--mandatory", "--after", "2s"], 2, "--mandatory"),
         (["publish", "tower", "unheard", "--mandatory"], 1, "Unroutable: no queue is bound"),
         (["no-such-command"], 2, "invalid choice"),
-        ([], 2, "required"),
+        ([], 2, "call a method of a service"),
     ],
 )
 def test_mistake_is_told_on_stderr_with_its_exit_code(

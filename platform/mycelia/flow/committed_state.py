@@ -68,7 +68,8 @@ def committed_state(path: Path, what: str) -> Iterator[CommittedState]:
             sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
         ) as db:
             db.execute("BEGIN")  # one view of it, whatever is committed meanwhile
-            yield CommittedState(db)
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            yield CommittedState(db if version else None)  # 0: its owner is just making it
     except sqlite3.Error as exc:
         raise StateUnavailable(what, str(path), exc) from exc
 

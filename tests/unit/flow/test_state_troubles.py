@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from mycelia.errors import StateUnavailable
 from mycelia.flow import Engine, FlowPlan, KeyContext, count, source, tumbling
+from mycelia.flow.committed_state import committed_checkpoint, committed_state
 from mycelia.flow.state_file import StateFile
 from mycelia.logs import LogPosition
 
@@ -91,6 +93,17 @@ def test_damaged_file_is_told_where_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(StateUnavailable, match=r"malformed\. It is damaged, or something else: mo"):
         _ = damaged.claim(1), damaged.scan("s")  # whichever reads it first
     damaged.close()
+
+
+def test_file_that_its_owner_is_just_making_has_nothing_yet(tmp_path: Path) -> None:
+    path = tmp_path / "0.sqlite3"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA journal_mode = WAL")  # what comes first; the tables are not there yet
+
+        with committed_state(path, "flow") as state:
+            assert state.read("space", [b"key"]) == [None]
+            assert state.scan("space") == []
+        assert committed_checkpoint(path, "flow") is None
 
 
 @pytest.mark.parametrize("is_replaced", [False, True])
