@@ -116,7 +116,13 @@ async def _run_and_kill(folder: Path, link: Link, uri: str, service: str, queue_
     with Process(*command, cwd=folder) as process:
         await until(lambda: book.done() == KEYS * EACH, lambda: progress(process), what="all done")
         process.send(signal.SIGTERM)
-        await eventually(lambda: process.status == 0, 30)
+        await until(
+            lambda: process.status is not None,
+            lambda: len(process.lines),
+            what="the service stops",
+            stalled_s=60,
+        )
+        assert process.status == 0, process.output[-2_000:]
     assert await link.message_count("work") == 0
     return book
 
