@@ -7,9 +7,9 @@ APT    := platform/mycelia/broker/debian_packages.py
 # What the checks read; a folder that does not exist yet is left out.
 CODE   := $(wildcard platform services tests benchmarks scripts)
 PYTEST := $(PY) -m pytest
-# Most tests wait for a broker or a process, so four at once keep two cores busy; each worker has a node of its own (with what
-# belongs to it some 700 MB).
-WORKERS ?= 4
+# Most tests wait for a broker or a process, so six at once keep two cores busy (558 s; four: 610); each worker has a node of its own
+# (with what belongs to it some 700 MB), so four where there is less memory.
+WORKERS ?= $(shell awk '/^MemTotal/ { n = ($$2 > 8000000) ? 6 : 4 } END { print n ? n : 4 }' /proc/meminfo 2>/dev/null || echo 4)
 # A file's tests run in one worker; what takes long comes first (tests/conftest.py).
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Another release of RabbitMQ than the installed one, for `make test` and `make test-rabbit`: 3.10, 4.0 or 4.3. It is installed
