@@ -15,7 +15,7 @@ from mycelia.cli.dlq_output import as_json
 from mycelia.errors import BrokerUnavailable
 from mycelia.logs.group_places import count_partitions
 from mycelia.logs.layout import LogLayout, stream_name
-from mycelia.logs.log_diff import DiffRoom, LogComparison, LogDiffReport
+from mycelia.logs.log_diff import DiffRoom, LogComparison, LogDiffReport, is_compared
 from mycelia.logs.reader import LogReader
 from mycelia.logs.record_shape import RecordShape
 from mycelia.logs.stream_ends import end_of, first_offset
@@ -145,11 +145,7 @@ async def _compare(
                 (
                     comparison.packed(record)
                     for record in entry.records
-                    if record.time is None
-                    or (
-                        (since is None or record.time >= since)
-                        and (until is None or record.time < until)
-                    )
+                    if is_compared(record.time, since, until)
                 ),
                 room,
             )

@@ -24,7 +24,13 @@ from mycelia.flow.table_sources import table_sources
 from mycelia.logs.catching_up import CatchingUp, CatchUpFigures
 from mycelia.logs.group_places import offset_at
 from mycelia.logs.layout import stream_name
-from mycelia.logs.log_diff import DiffRoom, LogComparison, LogDiffReport, PackedRecord
+from mycelia.logs.log_diff import (
+    DiffRoom,
+    LogComparison,
+    LogDiffReport,
+    PackedRecord,
+    is_compared,
+)
 from mycelia.logs.log_tail import LogTail
 from mycelia.logs.partition_lease import group_queue_name, lease_queue
 from mycelia.logs.position import StartAt
@@ -378,10 +384,7 @@ def _compared(
     comparison, room = _comparison(how), DiffRoom()
 
     def counts(record: PackedRecord) -> bool:
-        at = record.time
-        return at is None or (
-            (from_ms is None or at >= from_ms) and (until_ms is None or at < until_ms)
-        )
+        return is_compared(record.time, from_ms, until_ms)
 
     comparison.add(False, filter(counts, list(old.records)), room)
     comparison.add(True, filter(counts, list(new.records)), room)

@@ -11,7 +11,14 @@ import msgspec
 from mycelia.errors import ConfigError
 from mycelia.logs.record import Record
 
-__all__ = ["DiffRoom", "LogComparison", "LogDiffReport", "LogDifference", "PackedRecord"]
+__all__ = [
+    "DiffRoom",
+    "LogComparison",
+    "LogDiffReport",
+    "LogDifference",
+    "PackedRecord",
+    "is_compared",
+]
 
 MAX_RECORDS: Final = 2_000_000
 MAX_BYTES: Final = 1024 * 1024 * 1024
@@ -22,6 +29,13 @@ _EACH_BYTES: Final = 250
 
 _encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=repr).encode
 _decode = msgspec.msgpack.Decoder().decode
+
+
+def is_compared(time: int | None, from_ms: float | None, until_ms: float | None) -> bool:
+    """Whether a record of that time is one of those from `from_ms` on that are before `until_ms`. Without a time it always is."""
+    return time is None or (
+        (from_ms is None or time >= from_ms) and (until_ms is None or time < until_ms)
+    )
 
 
 class PackedRecord(NamedTuple):

@@ -8,9 +8,8 @@ from mycelia.amqp import Link
 from mycelia.errors import BrokerUnavailable
 from mycelia.logs.group_places import count_partitions
 from mycelia.logs.layout import LogLayout, stream_name
-from mycelia.logs.log_diff import DiffRoom, LogComparison, PackedRecord
+from mycelia.logs.log_diff import DiffRoom, LogComparison, PackedRecord, is_compared
 from mycelia.logs.reader import LogReader
-from mycelia.logs.record import Record
 from mycelia.logs.record_shape import RecordShape
 from mycelia.logs.stream_ends import end_of, first_offset
 
@@ -86,17 +85,11 @@ class LogTail:
                 raise BrokerUnavailable(
                     f'log "{self.log}", partition {partition}: nothing came for {_SILENCE_S:g} s before its end at {end}.'
                 )
-            for record in filter(self._counts, entry.records):
-                packed = self._comparison.packed(record)
-                self._room.take(packed)
-                self.records.append(packed)
-
-    def _counts(self, record: Record[Any]) -> bool:
-        at = record.time
-        return at is None or (
-            (self.from_ms is None or at >= self.from_ms)
-            and (self.until_ms is None or at < self.until_ms)
-        )
+            for record in entry.records:
+                if is_compared(record.time, self.from_ms, self.until_ms):
+                    packed = self._comparison.packed(record)
+                    self._room.take(packed)
+                    self.records.append(packed)
 
     async def aclose(self) -> None:
         """Idempotent."""

@@ -54,7 +54,7 @@ _TOO_MUCH: Final = 1.5
 _WORTH_A_RAISE: Final = 4
 """By how much the credit must be wrong before it is changed: for that the stream is left, and entered again."""
 _TRY_AGAIN_S: Final = 0.5
-CLOSE_WITHIN: Final = 1.0
+_CLOSE_WITHIN_S: Final = 1.0
 """Seconds in which the broker is told that nothing more is read. A stream's node that has no majority does not answer, and nothing is lost by not hearing it."""
 _LOOK_AFTER_S: Final = 3.0
 """Of silence after the connection was lost: is the stream still the one that was read?"""
@@ -259,7 +259,7 @@ class LogReader(Generic[T]):
         self._arrived.set()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.aclose(CLOSE_WITHIN)
+            await consumer.aclose(_CLOSE_WITHIN_S)
         self._buffer.clear()
         self._handed_out.clear()
         self._buffered_bytes = 0
