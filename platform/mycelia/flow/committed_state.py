@@ -36,10 +36,13 @@ class CommittedState:
         ]
         return [None if row is None else row[0] for row in found]
 
-    def scan(self, space: str) -> list[tuple[bytes, bytes]]:
+    def scan(self, space: str, most: int | None = None) -> list[tuple[bytes, bytes]]:
         if self._db is None:
             return []
-        return self._db.execute("SELECT key, value FROM state WHERE space = ?", [space]).fetchall()
+        return self._db.execute(
+            "SELECT key, value FROM state WHERE space = ? LIMIT ?",
+            [space, -1 if most is None else most],
+        ).fetchall()
 
     def checkpoint(self) -> FlowCheckpoint | None:
         """That of the commit."""

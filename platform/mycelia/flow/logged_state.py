@@ -394,8 +394,8 @@ class LoggedState:
     def read(self, space: str, keys: Sequence[bytes]) -> list[bytes | None]:
         return self._file.read(space, keys)
 
-    def scan(self, space: str) -> list[tuple[bytes, bytes]]:
-        return self._file.scan(space)
+    def scan(self, space: str, most: int | None = None) -> list[tuple[bytes, bytes]]:
+        return self._file.scan(space, most)
 
 
 class _SnapshotUnderway:

@@ -70,7 +70,7 @@ class PartitionState(StoreReader, Protocol):
     def forget_sent(self) -> None:
         """Delete now what has been published. After another owner has claimed it, it deletes nothing."""
 
-    def scan(self, space: str) -> Iterable[tuple[bytes, bytes]]: ...
+    def scan(self, space: str, most: int | None = None) -> Iterable[tuple[bytes, bytes]]: ...
 
     def begin_anew(
         self,

@@ -36,6 +36,6 @@ class PendingStore:
         kept = dict(zip(missing, self._store.read(space, missing), strict=True)) if missing else {}
         return [pending[key] if key in pending else kept[key] for key in keys]
 
-    def scan(self, space: str) -> Iterable[tuple[bytes, bytes]]:
+    def scan(self, space: str, most: int | None = None) -> Iterable[tuple[bytes, bytes]]:
         assert not self._pending, "an engine begins between two commits"
-        return self._store.scan(space)
+        return self._store.scan(space, most)

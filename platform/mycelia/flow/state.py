@@ -7,6 +7,7 @@ written once a checkpoint with all that changed, in one transaction. SQLite and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from mycelia.errors import StateIncompatible, describe
@@ -37,8 +38,8 @@ class StoreReader(Protocol):
     def read(self, space: str, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """The bytes of each key, in their order; None for one that is not there."""
 
-    def scan(self, space: str) -> Iterable[tuple[bytes, bytes]]:
-        """All that a space holds, in any order."""
+    def scan(self, space: str, most: int | None = None) -> Iterable[tuple[bytes, bytes]]:
+        """All that a space holds, or `most` of it, in any order."""
 
 
 class StateStore(StoreReader, Protocol):
@@ -58,8 +59,8 @@ class MemoryStore:
         held = self._spaces.get(space, {})
         return [held.get(key) for key in keys]
 
-    def scan(self, space: str) -> list[tuple[bytes, bytes]]:
-        return list(self._spaces.get(space, {}).items())
+    def scan(self, space: str, most: int | None = None) -> list[tuple[bytes, bytes]]:
+        return list(islice(self._spaces.get(space, {}).items(), most))
 
     def write(self, changes: Mapping[str, Mapping[bytes, bytes | None]]) -> None:
         for space, items in changes.items():

@@ -380,10 +380,10 @@ class _Rows:
             found.update(rows)
         return [found.get(key) for key in keys]
 
-    def scan(self, space: str) -> list[tuple[bytes, bytes]]:
+    def scan(self, space: str, most: int | None = None) -> list[tuple[bytes, bytes]]:
         return self._db.execute(
-            "SELECT key, value FROM mycelia_flows.state WHERE partition_id = %s AND space = %s",
-            [self._number, space],
+            "SELECT key, value FROM mycelia_flows.state WHERE partition_id = %s AND space = %s LIMIT %s",
+            [self._number, space, most],
             binary=True,
         ).fetchall()
 
@@ -562,9 +562,9 @@ class DatabaseState(OutboxNumbers):
         with self._home.connection(self._what) as db:
             return _Rows(db, self._number).read(space, keys)
 
-    def scan(self, space: str) -> list[tuple[bytes, bytes]]:
+    def scan(self, space: str, most: int | None = None) -> list[tuple[bytes, bytes]]:
         with self._home.connection(self._what) as db:
-            return _Rows(db, self._number).scan(space)
+            return _Rows(db, self._number).scan(space, most)
 
 
 def _identity(given: Mapping[str, Any]) -> dict[str, str]:

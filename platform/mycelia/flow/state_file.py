@@ -284,13 +284,13 @@ class StateFile(OutboxNumbers):
                 )
         return [found.get(key) for key in keys]
 
-    def scan(self, space: str) -> list[tuple[bytes, bytes]]:
+    def scan(self, space: str, most: int | None = None) -> list[tuple[bytes, bytes]]:
         with self._told():
-            return (
-                self._reader()
-                .execute("SELECT key, value FROM state WHERE space = ?", [space])
-                .fetchall()
+            rows = self._reader().execute(
+                "SELECT key, value FROM state WHERE space = ? LIMIT ?",
+                [space, -1 if most is None else most],
             )
+            return rows.fetchall()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

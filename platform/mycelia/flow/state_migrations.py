@@ -6,6 +6,7 @@ Done when a partition is taken over, before its first record, and written in one
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import islice
 from typing import Any
 
 from mycelia.errors import StateIncompatible, describe
@@ -17,6 +18,9 @@ __all__ = ["migrated"]
 
 SPACE = "~engine"
 KEY = b"state"
+
+TRIED = 100
+"""Keys of each step whose state is read as a partition is taken over."""
 
 _SPACES = ("", "~timers", "~wall")
 """That a step may have, behind its name."""
@@ -32,7 +36,7 @@ def migrated(
         dropped: steps that are gone, and their state with them.
 
     Raises:
-        StateIncompatible: a step of the plan cannot be made from the state that is there; says what to do.
+        StateIncompatible: a step of the plan cannot be made from the state that is there, or cannot read it; says what to do.
     """
     (data,) = store.read(SPACE, [KEY])
     if data is None:
@@ -51,6 +55,8 @@ def migrated(
     for name, node in steps.items():
         if name in saved["signatures"]:
             _upgrade(store, changes, saved, name, node, flow)
+            if saved["signatures"][name] == node.signature:
+                _try(store, changes, name, flow)
     now = encode_state(saved)
     if now != data:
         changes[SPACE] = {KEY: now}
@@ -80,6 +86,21 @@ def _drop(store: StoreReader, changes: Changes, saved: dict[str, Any], name: str
             changes.setdefault(name + part, {}).update(dict.fromkeys(held))
     for told in ("signatures", "versions", "watermarks"):
         saved.get(told, {}).pop(name, None)
+
+
+def _try(store: StoreReader, changes: Changes, name: str, flow: str) -> None:
+    """Read some of what a step keeps: a class that has changed is found now, and not as the first key that has one is met."""
+    changed = changes.get(name)
+    some = store.scan(name, TRIED) if changed is None else islice(changed.items(), TRIED)
+    for key, data in some:
+        if data is None:
+            continue
+        try:
+            decode_state(data)
+        except StateIncompatible as exc:
+            raise StateIncompatible(
+                f'flow "{flow}": the state of step "{name}", key {decode_plain_state(key)!r:.80}: {exc} Nothing has been changed.'
+            ) from exc
 
 
 def _upgrade(

@@ -202,8 +202,29 @@ def test_record_may_have_new_fields_with_defaults(
     become([("seen", int, 0), ("note", str, "none yet")])
     assert feed(tmp_path / "a", output(), [("k0", 20)]) == [[5, "none yet"]]
     become([("note", str, "")])
-    with pytest.raises(StateIncompatible, match="Give new fields a default, migrate"):
-        feed(tmp_path / "a", output(), [("k0", 30)])
+    with pytest.raises(StateIncompatible, match="Give new fields a default, migrate") as told:
+        run(tmp_path / "a", output())  # found before there is a record
+    assert 'the state of step "counted", key \'k' in str(told.value)
+    become([("seen", int, 0), ("note", str, "again")])
+    assert feed(tmp_path / "a", output(), [("k0", 30)]) == [[6, "none yet"]]
+    _class_of.cache_clear()
+
+
+def test_class_that_is_gone_is_told_at_the_start_also_of_a_step_with_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_row(context: KeyContext[str, Any], row: Any) -> Iterator[Any]:
+        context.state = context.state or 1
+        yield row
+
+    output = keyed().process(as_row, state=int)
+    feed(tmp_path / "a", first("old"), ROWS)
+    monkeypatch.delattr(sys.modules[__name__], "First")
+    _class_of.cache_clear()
+
+    for one in (output.named("old").to(OUT), output.named("new", was="old").to(OUT)):
+        with pytest.raises(StateIncompatible, match=r"state holds a First of .*Nothing has been"):
+            run(tmp_path / "a", one)
     _class_of.cache_clear()
 
 

@@ -35,8 +35,11 @@ class SqliteStore:
             )
         return [found.get(key) for key in keys]
 
-    def scan(self, space: str) -> list[tuple[bytes, bytes]]:
-        return self.db.execute("SELECT key, value FROM state WHERE space = ?", [space]).fetchall()
+    def scan(self, space: str, most: int | None = None) -> list[tuple[bytes, bytes]]:
+        return self.db.execute(
+            "SELECT key, value FROM state WHERE space = ? LIMIT ?",
+            [space, -1 if most is None else most],
+        ).fetchall()
 
     def write(self, changes: Mapping[str, Mapping[bytes, bytes | None]]) -> None:
         rows = [
