@@ -2,6 +2,7 @@
 
 from mycelia.amqp.connect import connect
 from mycelia.amqp.link import (
+    CLOSE_TIMEOUT,
     CONSUME_DEFAULTS,
     LINK_DEFAULTS,
     ConsumeOptions,
@@ -35,6 +36,7 @@ from mycelia.amqp.rabbit.link import RabbitLink
 from mycelia.amqp.refusals import QueueNodeDown
 
 __all__ = [
+    "CLOSE_TIMEOUT",
     "CONSUME_DEFAULTS",
     "LINK_DEFAULTS",
     "STREAM_OFFSET",

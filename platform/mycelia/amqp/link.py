@@ -24,6 +24,7 @@ from mycelia.amqp.model import (
 from mycelia.errors import ConfigError, LinkError
 
 __all__ = [
+    "CLOSE_TIMEOUT",
     "CONSUME_DEFAULTS",
     "LINK_DEFAULTS",
     "ConsumeOptions",
@@ -40,6 +41,9 @@ __all__ = [
     "ResumeFrom",
     "check_prefetch",
 ]
+
+CLOSE_TIMEOUT: Final = 1.0
+"""Seconds that `aclose()` is given where nothing is lost if the broker does not answer: what is not acknowledged by then is delivered again."""
 
 OnDeliveries = Callable[[list[Delivery]], None]
 """Takes what one socket read brought for one consumer, in arrival order. Called on the loop; must not raise or block."""

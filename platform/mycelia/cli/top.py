@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from mycelia.amqp import Link, LinkOptions, connect
+from mycelia.amqp import CLOSE_TIMEOUT, Link, LinkOptions, connect
 from mycelia.cli.call_and_publish import add_connection_arguments
 from mycelia.cli.failures import words_of
 from mycelia.cli.run import event_loop_factory, read_config
@@ -112,7 +112,7 @@ async def _top(args: argparse.Namespace) -> None:
             with Screen() as screen:
                 await _repeat(asker, args.interval, screen.show)
     finally:
-        await link.aclose(1.0)
+        await link.aclose(CLOSE_TIMEOUT)
 
 
 async def _repeat(asker: Asker, interval: float, show: Any) -> None:

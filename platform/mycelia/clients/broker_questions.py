@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from mycelia.amqp import (
+    CLOSE_TIMEOUT,
     Binding,
     ConsumeOptions,
     Delivery,
@@ -98,9 +99,9 @@ class AnsweringQueue:
         consumer, self._consumer = self._consumer, None
         if consumer is None:
             return
-        await consumer.aclose(1.0)
+        await consumer.aclose(CLOSE_TIMEOUT)
         try:
-            await self._link.delete_queue(self._queue.name, 1.0)
+            await self._link.delete_queue(self._queue.name, CLOSE_TIMEOUT)
         except MyceliaError as exc:  # it goes with the connection
             log.debug(event("answering_queue_left", queue=self._queue.name, reason=exc))
 
@@ -143,7 +144,7 @@ class BrokerQuestions:
         """Idempotent."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.aclose(1.0)
+            await consumer.aclose(CLOSE_TIMEOUT)
 
     async def ask_all(
         self, is_enough: Callable[[bytes], bool], timeout: float, key: str = ""

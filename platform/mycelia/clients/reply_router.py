@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from mycelia.amqp import (
+    CLOSE_TIMEOUT,
     TRANSIENT,
     Binding,
     ConsumeOptions,
@@ -221,7 +222,7 @@ class ReplyRouter:
                 )
             )
             if consumer is not None:
-                await consumer.aclose(timeout=1.0)
+                await consumer.aclose(CLOSE_TIMEOUT)
             try:
                 await self._consume(None)
             except MyceliaError as error:
@@ -264,9 +265,9 @@ class ReplyRouter:
         await self._returned.aclose()
         self._link.forget(*self._parts)
         if self._consumer is not None:
-            await self._consumer.aclose(timeout=1.0)
+            await self._consumer.aclose(CLOSE_TIMEOUT)
             try:
-                await self._link.delete_queue(self.queue, timeout=1.0)
+                await self._link.delete_queue(self.queue, CLOSE_TIMEOUT)
             except MyceliaError as exc:
                 log.debug(
                     event(

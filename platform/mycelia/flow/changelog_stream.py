@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from mycelia.amqp import (
+    CLOSE_TIMEOUT,
     STREAM_OFFSET,
     ConsumeOptions,
     Delivery,
@@ -125,7 +126,7 @@ class ChangelogReader:
         consumer, self._consumer = self._consumer, None
         self._waiting.clear()
         if consumer is not None:
-            await consumer.aclose(1.0)
+            await consumer.aclose(CLOSE_TIMEOUT)
 
 
 class ChangelogStream:

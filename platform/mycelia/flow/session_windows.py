@@ -122,11 +122,15 @@ class MergingWindows(TimedOperator):
                 runs.append([record])
         return runs
 
+    def _span(self, run: list[tuple[int, Any]]) -> tuple[int, int]:
+        """From the first record of a run to where the gap behind its last one ends."""
+        return run[0][0], run[-1][0] + self._gap_ms
+
     def _joined(
         self, run: list[tuple[int, Any]], sessions: list[GrowingSession]
     ) -> list[GrowingSession]:
         """The sessions that a run of records belongs to."""
-        start, end = run[0][0], run[-1][0] + self._gap_ms
+        start, end = self._span(run)
         return [one for one in sessions if one.start < end and start < one.end]
 
     def _take(
@@ -137,7 +141,7 @@ class MergingWindows(TimedOperator):
         joined: list[GrowingSession],
     ) -> GrowingSession | None:
         """Let a run of records into the sessions that it joins. All stay sorted; returns the one they are in, None if they are too late."""
-        start, end = run[0][0], run[-1][0] + self._gap_ms
+        start, end = self._span(run)
         bounds = (
             min([start, *(one.start for one in joined)]),
             max([end, *(one.end for one in joined)]),

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from random import Random, uniform
 from typing import Final
 
-from mycelia.amqp import Delivery, Link, LinkConsumer, Queue
+from mycelia.amqp import CLOSE_TIMEOUT, Delivery, Link, LinkConsumer, Queue
 from mycelia.errors import LeaseLost, LinkError, describe
 from mycelia.log_event import event
 from mycelia.logs.group_peers import GroupPeer, GroupPeers
@@ -159,7 +159,7 @@ class Membership:
         """Be counted no more."""
         consumers = [one for one in (self._member, self._waiter) if one is not None]
         self._member = self._waiter = None
-        await asyncio.gather(*(one.aclose(1.0) for one in consumers))
+        await asyncio.gather(*(one.aclose(CLOSE_TIMEOUT) for one in consumers))
 
     async def _join(self) -> bool:
         """Whether it takes part: not beside another method."""
@@ -325,7 +325,7 @@ class Membership:
             self._waiter = await self._link.consume(self._waiting.name, _ignored, timeout=10.0)
         elif not needs and self._waiter is not None:
             waiter, self._waiter = self._waiter, None
-            await waiter.aclose(1.0)
+            await waiter.aclose(CLOSE_TIMEOUT)
 
 
 def _ignored(deliveries: list[Delivery]) -> None:

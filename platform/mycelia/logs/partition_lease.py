@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from mycelia.amqp import (
+    CLOSE_TIMEOUT,
     ConsumeOptions,
     Delivery,
     Link,
@@ -168,7 +169,7 @@ class PartitionLease:
         self._register.lost()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.aclose(1.0)
+            await consumer.aclose(CLOSE_TIMEOUT)
 
     async def _publish(self, entry: LeaseEntry) -> None:
         is_word = entry.kind != "at"

@@ -21,7 +21,7 @@ from zlib import crc32
 
 import msgspec
 
-from mycelia.amqp import STREAM_OFFSET, ConsumeOptions, Delivery, Link, LinkConsumer
+from mycelia.amqp import CLOSE_TIMEOUT, STREAM_OFFSET, ConsumeOptions, Delivery, Link, LinkConsumer
 from mycelia.errors import BrokerUnavailable, ConfigError, LinkError, OffsetGone, RuntimeStateError
 from mycelia.log_event import event
 from mycelia.logs.batch_format import (
@@ -54,8 +54,6 @@ _TOO_MUCH: Final = 1.5
 _WORTH_A_RAISE: Final = 4
 """By how much the credit must be wrong before it is changed: for that the stream is left, and entered again."""
 _TRY_AGAIN_S: Final = 0.5
-_CLOSE_WITHIN_S: Final = 1.0
-"""Seconds in which the broker is told that nothing more is read. A stream's node that has no majority does not answer, and nothing is lost by not hearing it."""
 _LOOK_AFTER_S: Final = 3.0
 """Of silence after the connection was lost: is the stream still the one that was read?"""
 _MADE_ANEW: Final = "it has been deleted and made anew"
@@ -259,7 +257,7 @@ class LogReader(Generic[T]):
         self._arrived.set()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.aclose(_CLOSE_WITHIN_S)
+            await consumer.aclose(CLOSE_TIMEOUT)
         self._buffer.clear()
         self._handed_out.clear()
         self._buffered_bytes = 0
