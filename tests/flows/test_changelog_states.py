@@ -23,6 +23,7 @@ from mycelia.flow.changelog_stream import LoggedEntry
 from mycelia.flow.logged_state import LoggedState
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.state_directory import StateDirectory
+from mycelia.flow.state_file import StateCommit
 from mycelia.logs import LogPosition
 
 PLACE = StatePlace("in", "group", "stage", 0)
@@ -57,7 +58,7 @@ def on(machines: Machines, name: str, place: StatePlace = PLACE) -> LoggedState:
 
 
 def put(state: LoggedState, key: bytes, value: bytes, offset: int, *messages: Message) -> None:
-    state.commit({"s": {key: value}}, at(offset), {}, messages)
+    state.commit(StateCommit({"s": {key: value}}, at(offset), messages=messages))
 
 
 def entries_of(machines: Machines) -> list[LoggedEntry]:
@@ -138,7 +139,9 @@ def test_state_is_what_it_is_in_one_place_whoever_owns_it(machines: Machines, se
                 else None
                 for _ in range(chance.randrange(4))
             }
-            numbered = state.commit({"s": changes}, at(offset), {}, [message(offset)])
+            numbered = state.commit(
+                StateCommit({"s": changes}, at(offset), messages=[message(offset)])
+            )
             for key, value in changes.items():
                 if value is None:
                     model.pop(key, None)
@@ -198,7 +201,7 @@ def test_commits_beside_a_snapshot_are_not_in_it_and_not_lost(machines: Machines
     """Keys change and go while the snapshot of before is on its way."""
     one = on(machines, "one")
     one.claim(1)
-    one.commit({"s": {b"%d" % n: b"old" * 20 for n in range(60)}}, at(1), {}, [])
+    one.commit(StateCommit({"s": {b"%d" % n: b"old" * 20 for n in range(60)}}, at(1)))
     number = 1
     while one._snapshot is None:
         number += 1
@@ -206,7 +209,9 @@ def test_commits_beside_a_snapshot_are_not_in_it_and_not_lost(machines: Machines
     begun = number
     while one._snapshot is not None:
         number += 1
-        one.commit({"s": {b"%d" % (number % 60): None, b"new": b"%d" % number}}, at(number), {}, [])
+        one.commit(
+            StateCommit({"s": {b"%d" % (number % 60): None, b"new": b"%d" % number}}, at(number))
+        )
     put(one, b"last", b"1", number + 1)
     assert number > begun + 3
     other = on(machines, "other")
@@ -220,7 +225,7 @@ def test_commits_beside_a_snapshot_are_not_in_it_and_not_lost(machines: Machines
 def test_snapshot_that_was_cut_is_passed_over(machines: Machines) -> None:
     one = on(machines, "one")
     one.claim(1)
-    one.commit({"s": {b"%d" % n: b"v" * 90 for n in range(60)}}, at(1), {}, [])
+    one.commit(StateCommit({"s": {b"%d" % n: b"v" * 90 for n in range(60)}}, at(1)))
     while one._snapshot is None:
         put(one, b"k", b"1", 2)
     kinds = kinds_of(machines)
@@ -341,7 +346,7 @@ def test_file_does_not_become_the_log_where_another_has_just_begun_it(machines: 
     plain.prepare("svc.flow", "group", ["in"])
     state = plain.open(PLACE)
     state.claim(1)
-    state.commit({"s": {b"k": b"file"}}, at(1), {}, [])
+    state.commit(StateCommit({"s": {b"k": b"file"}}, at(1)))
     state.close()
     one, other = on(machines, "one"), on(machines, "other")
     claim_log = one._claim_log
@@ -564,7 +569,7 @@ def test_flow_that_had_no_log_before_begins_one_with_what_it_has(machines: Machi
     machines.home("one")
     plain = StateDirectory(machines.path / "one").open(PLACE)
     plain.claim(4)
-    plain.commit({"s": {b"k": b"1"}}, at(1), {"log/0": 3}, [message(1)])
+    plain.commit(StateCommit({"s": {b"k": b"1"}}, at(1), {"log/0": 3}, [message(1)]))
     plain.close()
     one = on(machines, "one")
     assert one.claim(5) == [(1, message(1))]
@@ -585,7 +590,7 @@ def test_file_that_went_on_without_its_log_is_refused_until_somebody_says_which_
     one.close()
     plain = StateDirectory(machines.path / "one").open(PLACE)
     plain.claim(2)
-    plain.commit({"s": {b"k": b"plain"}}, at(2), {}, [])
+    plain.commit(StateCommit({"s": {b"k": b"plain"}}, at(2)))
     plain.close()
 
     one = on(machines, "one")
@@ -663,7 +668,7 @@ def test_commit_above_what_the_broker_takes_in_a_message_is_cut(machines: Machin
     one = on(machines, "one")
     one.claim(1)
     large = {b"large": Random(1).randbytes(24 * 1024 * 1024), b"small": b"1"}
-    one.commit({"s": dict(large)}, at(1), {}, [])
+    one.commit(StateCommit({"s": dict(large)}, at(1)))
     one.close()
     other = on(machines, "other")
     other.claim(2)

@@ -124,7 +124,7 @@ class GroupCommit:
         counts.commits += 1
         counts.records += commit.records
         self._told(commit.watermarks_ms)
-        self._inflow.committed(commit.positions)
+        self._inflow.committed(commit.writes.positions)
         await self.send(numbered)
         host.committed(
             PartitionCommit(
@@ -132,7 +132,7 @@ class GroupCommit:
                 partition=run.partition,
                 records=commit.records,
                 published=len(numbered),
-                positions=commit.positions,
+                positions=commit.writes.positions,
                 watermarks_ms=commit.watermarks_ms,
                 counts=commit.counts,
                 gave=commit.gave,

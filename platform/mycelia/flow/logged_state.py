@@ -34,9 +34,8 @@ from mycelia.flow.changelog_replay import ChangelogReplay, FromThread
 from mycelia.flow.changelog_stream import ChangelogReader, ChangelogStream, LoggedEntry
 from mycelia.flow.logged_file import LoggedFile, SnapshotOfFile
 from mycelia.flow.partition_state import StatePlace
-from mycelia.flow.state_file import FlowCheckpoint
+from mycelia.flow.state_file import FlowCheckpoint, StateCommit
 from mycelia.log_event import event
-from mycelia.logs.position import LogPosition
 
 __all__ = ["LoggedState"]
 
@@ -192,13 +191,7 @@ class LoggedState:
             {"kind": kind, "claim": self._claim, **told, **(fields or {})}, ChangeHead
         )
 
-    def commit(
-        self,
-        changes: Mapping[str, Mapping[bytes, bytes | None]],
-        positions: Mapping[str, LogPosition],
-        sequences: Mapping[str, int],
-        messages: Sequence[Message],
-    ) -> list[tuple[int, Message]]:
+    def commit(self, commit: StateCommit) -> list[tuple[int, Message]]:
         """All of it, or nothing; returns the messages with their numbers in the outbox.
 
         Raises:
@@ -207,22 +200,18 @@ class LoggedState:
                 another state, knows.
             LinkError: as well, and the broker does not answer.
         """
-        checkpoint = FlowCheckpoint(
-            generation=self.checkpoint.generation,
-            positions=dict(positions),
-            sequences=dict(sequences),
-        )
+        checkpoint = commit.checkpoint(self.checkpoint.generation)
         first = self._file.next_number
         self._log(
             LoggedCommit(
-                changes={space: dict(items) for space, items in changes.items()},
+                changes={space: dict(items) for space, items in commit.changes.items()},
                 checkpoint=checkpoint,
                 sent=self._sent,
                 first=first,
-                messages=[_encode(one) for one in messages],
+                messages=[_encode(one) for one in commit.messages],
             )
         )
-        return list(enumerate(messages, first))
+        return list(enumerate(commit.messages, first))
 
     def _log(self, logged: LoggedCommit) -> None:
         """Write a commit to the log, read it there, and write it to the file."""

@@ -27,8 +27,8 @@ from mycelia.flow.pending_store import PendingStore
 from mycelia.flow.relay_log import KeyedValue, Mark, Relay, Relaying, RelayWord, word_of
 from mycelia.flow.rows_beside import RowsBeside
 from mycelia.flow.sinks.sink import SinkRecord, SinkRefused
-from mycelia.flow.state import Changes
 from mycelia.flow.state_codec import encode_state
+from mycelia.flow.state_file import StateCommit
 from mycelia.flow.state_migrations import migrated
 from mycelia.logs import FaultyRecord, Log, LogEntry, LogPosition
 from mycelia.logs.value_codec import ValueCodec
@@ -214,10 +214,7 @@ _Places = list[tuple[LogEntry[Any], Sequence[int]]]
 class PreparedCommit(NamedTuple):
     """What a commit writes, made when the engine stood still; and how the engine stood then."""
 
-    changes: Changes
-    positions: Mapping[str, LogPosition]
-    sequences: Mapping[str, int]
-    messages: Sequence[Message]
+    writes: StateCommit
     records: int
     """Taken since the one before."""
     watermarks_ms: Mapping[str, int]
@@ -300,7 +297,7 @@ class PartitionRun:
         """Make the state that of the flow as it is described now, in a commit of its own."""
         of = self._description
         if changes := migrated(self.state, of.plan, self._name, of.dropped):
-            self.state.commit(changes, self.positions, self._sequences, ())
+            self.state.commit(StateCommit(changes, self.positions, self._sequences))
 
     def _new_engine(self) -> Engine:
         description, partition = self._description, self.partition
@@ -559,10 +556,7 @@ class PartitionRun:
         self._keyless_taken = 0
         self.uncommitted = self.uncommitted_bytes = 0
         return PreparedCommit(
-            changes,
-            positions,
-            dict(self._sequences),
-            messages,
+            StateCommit(changes, positions, dict(self._sequences), messages),
             records,
             engine.watermarks(),
             engine.counts(),
@@ -599,11 +593,9 @@ class PartitionRun:
             RowsRefused: nothing was committed. The same may be tried again, after `rows.leave_out()`.
             StateUnavailable, RowsFailed: nothing was committed. This run is spent.
         """
-        numbered = self.rows.commit(
-            commit.changes, commit.positions, commit.sequences, commit.messages
-        )
+        numbered = self.rows.commit(commit.writes)
         self._store.settled()
-        self._committed = {source: one.offset for source, one in commit.positions.items()}
+        self._committed = {source: one.offset for source, one in commit.writes.positions.items()}
         return numbered
 
     def commit(

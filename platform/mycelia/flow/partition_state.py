@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from mycelia.amqp import Message
 from mycelia.flow.state import StoreReader
-from mycelia.flow.state_file import FlowCheckpoint
-from mycelia.logs.position import LogPosition
+from mycelia.flow.state_file import FlowCheckpoint, StateCommit
 
 __all__ = ["OpensState", "PartitionState", "StatePlace"]
 
@@ -50,13 +49,7 @@ class PartitionState(StoreReader, Protocol):
             epoch: the lease's; its own is as great, and greater than that of any owner before.
         """
 
-    def commit(
-        self,
-        changes: Mapping[str, Mapping[bytes, bytes | None]],
-        positions: Mapping[str, LogPosition],
-        sequences: Mapping[str, int],
-        messages: Sequence[Message],
-    ) -> list[tuple[int, Message]]:
+    def commit(self, commit: StateCommit) -> list[tuple[int, Message]]:
         """All of it, or nothing; returns the messages with their numbers in the outbox.
 
         Raises:

@@ -6,7 +6,7 @@ each partition's state is a file of its own, and with journals that are written 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from mycelia.amqp import Message
@@ -17,7 +17,7 @@ from mycelia.flow.partition_state import PartitionState
 from mycelia.flow.sinks.sink import SinkPlace, SinkRecord, SinkRefused, unpack_records
 from mycelia.flow.sinks.sql_table import SqlTable, is_refusal, tried
 from mycelia.flow.state_database import DatabaseState, RowsFailed
-from mycelia.logs.position import LogPosition
+from mycelia.flow.state_file import StateCommit
 
 __all__ = ["RowsBeside", "RowsRefused"]
 
@@ -72,13 +72,7 @@ class RowsBeside:
         """Do without these records: they are dead letters. Until the next commit, which is the only one that has them."""
         self._left_out |= {(output, record.id) for output, record, _ in refused.rows}
 
-    def commit(
-        self,
-        changes: Mapping[str, Mapping[bytes, bytes | None]],
-        positions: Mapping[str, LogPosition],
-        sequences: Mapping[str, int],
-        messages: Sequence[Message],
-    ) -> list[tuple[int, Message]]:
+    def commit(self, commit: StateCommit) -> list[tuple[int, Message]]:
         """As `PartitionState.commit()`, without those messages that are rows of ours, which are written.
 
         Raises:
@@ -88,11 +82,11 @@ class RowsBeside:
         state, tables = self._state, self._tables
         ours: list[Message] = []
         rest: list[Message] = []
-        for one in messages:
+        for one in commit.messages:
             is_row = one.exchange == SINK_EXCHANGE and one.routing_key in tables
             (ours if is_row else rest).append(one)
         if not ours:
-            return state.commit(changes, positions, sequences, messages)
+            return state.commit(commit)
         assert isinstance(state, DatabaseState)
         for output in {one.routing_key for one in ours}:
             tables[output].prepare()
@@ -102,14 +96,14 @@ class RowsBeside:
                 place = SinkPlace(self._flow, one.routing_key, number_of(one))
                 tables[one.routing_key].write_beside(db, self._records(one), place)
 
-        numbered = self._commit(
-            lambda: state.commit(changes, positions, sequences, rest, write), ours
+        numbered = self._commit_with_rows(
+            lambda: state.commit(commit._replace(messages=rest), write), ours
         )
         self.written += len(ours)
         self._left_out.clear()
         return numbered
 
-    def _commit(
+    def _commit_with_rows(
         self, commit: Callable[[], list[tuple[int, Message]]], ours: Sequence[Message]
     ) -> list[tuple[int, Message]]:
         attempt = 1

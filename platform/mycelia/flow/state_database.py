@@ -39,8 +39,7 @@ from mycelia.flow.outbox_numbers import OutboxNumbers
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.sinks.sql_table import is_refusal
 from mycelia.flow.state import StoreReader
-from mycelia.flow.state_file import FlowCheckpoint, StateFile
-from mycelia.logs.position import LogPosition
+from mycelia.flow.state_file import FlowCheckpoint, StateCommit, StateFile
 
 if TYPE_CHECKING:
     import psycopg
@@ -433,10 +432,7 @@ class DatabaseState(OutboxNumbers):
 
     def commit(
         self,
-        changes: Mapping[str, Mapping[bytes, bytes | None]],
-        positions: Mapping[str, LogPosition],
-        sequences: Mapping[str, int],
-        messages: Sequence[Message],
+        commit: StateCommit,
         beside: Callable[[psycopg.Connection[Any]], None] | None = None,
     ) -> list[tuple[int, Message]]:
         """See `PartitionState`.
@@ -448,12 +444,8 @@ class DatabaseState(OutboxNumbers):
         Raises:
             RowsFailed: that is what failed; nothing was committed.
         """
-        checkpoint = FlowCheckpoint(
-            generation=self.checkpoint.generation,
-            positions=dict(positions),
-            sequences=dict(sequences),
-        )
-        numbered = list(enumerate(messages, self._next_number))
+        checkpoint = commit.checkpoint(self.checkpoint.generation)
+        numbered = list(enumerate(commit.messages, self._next_number))
         # In a pipeline: all of it leaves at once, and is waited for twice, before and at the COMMIT.
         with (
             _rows_told(self._what, beside is not None),
@@ -469,7 +461,7 @@ class DatabaseState(OutboxNumbers):
                 pipeline.sync()
                 self._check_epoch(fence)  # of a former owner nothing is tried
                 _write_beside(beside, db, pipeline, self._what)
-            self._write(db, changes)
+            self._write(db, commit.changes)
             db.execute(
                 "DELETE FROM mycelia_flows.outbox WHERE partition_id = %s AND number <= %s",
                 [self._number, self._sent],

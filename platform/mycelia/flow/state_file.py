@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import quote
 
 import msgspec
@@ -29,6 +29,7 @@ __all__ = [
     "FlowCheckpoint",
     "OutboxFront",
     "SavedState",
+    "StateCommit",
     "StateFile",
     "copy_state_file",
 ]
@@ -68,6 +69,27 @@ class FlowCheckpoint(msgspec.Struct, kw_only=True):
         if self.position is not None and not self.positions:
             return {first: self.position}
         return self.positions
+
+
+class StateCommit(NamedTuple):
+    """What one commit writes; a place for state takes all of it, or nothing."""
+
+    changes: Mapping[str, Mapping[bytes, bytes | None]]
+    """Of each space the keys with their new bytes, None for those that are gone."""
+    positions: Mapping[str, LogPosition]
+    """Of all sources: see `FlowCheckpoint`."""
+    sequences: Mapping[str, int] = {}
+    """Of all logs: see `FlowCheckpoint`."""
+    messages: Sequence[Message] = ()
+    """What goes into the outbox, to be published."""
+
+    def checkpoint(self, generation: str) -> FlowCheckpoint:
+        """What is kept of it beside the state."""
+        return FlowCheckpoint(
+            generation=generation,
+            positions=dict(self.positions),
+            sequences=dict(self.sequences),
+        )
 
 
 class StateFile(OutboxNumbers):
@@ -167,13 +189,7 @@ class StateFile(OutboxNumbers):
             kept = db.execute("SELECT number, message FROM outbox ORDER BY number").fetchall()
         return self._found(kept)
 
-    def commit(
-        self,
-        changes: Mapping[str, Mapping[bytes, bytes | None]],
-        positions: Mapping[str, LogPosition],
-        sequences: Mapping[str, int],
-        messages: Sequence[Message],
-    ) -> list[tuple[int, Message]]:
+    def commit(self, commit: StateCommit) -> list[tuple[int, Message]]:
         """All of it, or nothing; returns the messages with their numbers in the outbox.
 
         Raises:
@@ -181,12 +197,8 @@ class StateFile(OutboxNumbers):
             StateUnavailable: it cannot be written; nothing was.
         """
         db = self._db
-        checkpoint = FlowCheckpoint(
-            generation=self.checkpoint.generation,
-            positions=dict(positions),
-            sequences=dict(sequences),
-        )
-        numbered = list(enumerate(messages, self._next_number))
+        checkpoint = commit.checkpoint(self.checkpoint.generation)
+        numbered = list(enumerate(commit.messages, self._next_number))
         self._check_file()
         with self._told(), self._transaction():
             (epoch,) = db.execute("SELECT epoch FROM owner").fetchone()
@@ -195,7 +207,7 @@ class StateFile(OutboxNumbers):
                     f"{self._what}: another owner has the state file {self.path} by now (its epoch is {epoch}, ours {self.epoch}). "
                     "Nothing was committed; the other one goes on from the last checkpoint."
                 )
-            write_state(db, changes)
+            write_state(db, commit.changes)
             db.execute("UPDATE checkpoint SET body = ?", [_encode(checkpoint)])
             db.execute("DELETE FROM outbox WHERE number <= ?", [self._sent])
             insert_outbox(db, [(number, _encode(one)) for number, one in numbered])

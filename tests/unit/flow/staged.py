@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -15,7 +15,7 @@ from mycelia.flow.partition_run import PartitionRun, RecordsFailed, StageDescrip
 from mycelia.flow.relay_log import TELL_EVERY_MS
 from mycelia.flow.sinks.sink import SinkPlace
 from mycelia.flow.staging import descriptions_of
-from mycelia.flow.state_file import FlowCheckpoint
+from mycelia.flow.state_file import FlowCheckpoint, StateCommit
 from mycelia.logs import LogEntry, LogPosition
 from mycelia.logs.batch_format import decode_entry, encode_columns, entry_properties, producer_of
 from mycelia.logs.partitioning import partition_of
@@ -55,21 +55,12 @@ class _State(MemoryStore):
         self._sent = 0
         return list(self._outbox.items())
 
-    def commit(
-        self,
-        changes: Mapping[str, Mapping[bytes, bytes | None]],
-        positions: Mapping[str, LogPosition],
-        sequences: Mapping[str, int],
-        messages: Sequence[Message],
-    ) -> list[tuple[int, Message]]:
-        self.write(changes)
-        generation = self.checkpoint.generation
-        self.checkpoint = FlowCheckpoint(
-            generation=generation, positions=dict(positions), sequences=dict(sequences)
-        )
+    def commit(self, commit: StateCommit) -> list[tuple[int, Message]]:
+        self.write(commit.changes)
+        self.checkpoint = commit.checkpoint(self.checkpoint.generation)
         for number in [one for one in self._outbox if one <= self._sent]:
             del self._outbox[number]
-        numbered = list(enumerate(messages, self._next))
+        numbered = list(enumerate(commit.messages, self._next))
         self._next += len(numbered)
         self._outbox.update(numbered)
         return numbered

@@ -13,7 +13,7 @@ from mycelia.errors import ConfigError, LeaseLost, RuntimeStateError, StateUnava
 from mycelia.flow.partition_state import StatePlace
 from mycelia.flow.savepoints import list_savepoints, read_savepoint, take_savepoint
 from mycelia.flow.state_directory import StateDirectory
-from mycelia.flow.state_file import FlowCheckpoint, SavedState
+from mycelia.flow.state_file import FlowCheckpoint, SavedState, StateCommit
 from mycelia.flow.state_home import StateHome, state_home
 from mycelia.logs import LogPosition
 
@@ -62,7 +62,11 @@ def test_copies_are_of_one_commit_each_while_the_flow_runs(home: StateHome, tmp_
             value = str(offset).encode()
             keys = {f"k{n}".encode(): value for n in range(300)}
             state.commit(
-                {"s": keys}, at(offset), {}, [Message("x", value.decode(), value, Properties())]
+                StateCommit(
+                    {"s": keys},
+                    at(offset),
+                    messages=[Message("x", value.decode(), value, Properties())],
+                )
             )
             state.sent(10**9)
             offsets[partition] = offset
@@ -99,13 +103,15 @@ def test_savepoint_goes_into_a_home_of_the_other_kind(
     state.claim(5)
     some = {n.to_bytes(4, "big"): bytes([n % 256, 0, 9]) for n in range(11_000)}
     numbered = state.commit(
-        {"s": some, "t": {b"": b""}}, at(7), {"l/0": 3}, [Message("x", "y", b"z", Properties())]
+        StateCommit(
+            {"s": some, "t": {b"": b""}}, at(7), {"l/0": 3}, [Message("x", "y", b"z", Properties())]
+        )
     )
     state.close()
     savepoint = take_savepoint(home, GROUP, tmp_path / "saved")
     former = other.open(place(2))
     former.claim(1)
-    former.commit({"old": {b"k": b"v"}}, at(99), {}, [])
+    former.commit(StateCommit({"old": {b"k": b"v"}}, at(99)))
 
     target = other.open(place(2))
     saved = SavedState(tmp_path / "saved" / savepoint.partitions[0].file)
@@ -115,7 +121,7 @@ def test_savepoint_goes_into_a_home_of_the_other_kind(
     target.close()
 
     with pytest.raises(LeaseLost):
-        former.commit({}, at(100), {}, [])
+        former.commit(StateCommit({}, at(100)))
     former.close()
     after = other.open(place(2))
     assert after.claim(1) == numbered
@@ -132,7 +138,7 @@ def test_savepoints_are_listed_and_what_is_none_is_told(home: StateHome, tmp_pat
         take_savepoint(home, GROUP, tmp_path / "saved" / "early")
     state = home.open(place(0))
     state.claim(1)
-    state.commit({}, at(4), {}, [])
+    state.commit(StateCommit({}, at(4)))
     state.close()
     taken = take_savepoint(home, GROUP, tmp_path / "saved" / "one")
     with pytest.raises(RuntimeStateError, match=r'another\. Did you mean "delays\.hourly"\?'):

@@ -18,7 +18,7 @@ from tests.flows.machines import Machines
 from mycelia.amqp import Message, Properties
 from mycelia.errors import ConfigError, LeaseLost, StateIncompatible, StateUnavailable
 from mycelia.flow.partition_state import StatePlace
-from mycelia.flow.state_file import FlowCheckpoint
+from mycelia.flow.state_file import FlowCheckpoint, StateCommit
 from mycelia.flow.state_home import StateHome, state_home
 from mycelia.logs import LogPosition
 
@@ -76,7 +76,7 @@ def test_what_is_committed_is_there_for_the_next_owner(home: StateHome) -> None:
     generation = state.checkpoint.generation
     assert state.checkpoint == FlowCheckpoint(generation=generation)
     changes = {"one": {b"a\0\xff": b"1", b"b": b"\0"}, "two": {b"a\0\xff": b"2"}}
-    numbered = state.commit(changes, at(5), {"log/0": 9}, [message(1), message(2)])
+    numbered = state.commit(StateCommit(changes, at(5), {"log/0": 9}, [message(1), message(2)]))
     state.close()
 
     after = home.open(PLACE)
@@ -95,9 +95,9 @@ def test_checkpoint_is_read_beside_the_owner_as_of_its_last_commit(home: StateHo
     assert home.checkpoint(PLACE) is None
     state = home.open(PLACE)
     state.claim(1)
-    state.commit({}, at(5), {}, [])
+    state.commit(StateCommit({}, at(5)))
     first = home.checkpoint(PLACE)
-    state.commit({}, at(9), {}, [])
+    state.commit(StateCommit({}, at(9)))
     then = home.checkpoint(PLACE)
     state.close()
 
@@ -111,9 +111,9 @@ def test_changes_replace_and_remove(home: StateHome) -> None:
     state = home.open(PLACE)
     state.claim(1)
     some = {n.to_bytes(4, "big"): bytes(n % 7) for n in range(12_000)}
-    state.commit({"s": some}, at(1), {}, [])
+    state.commit(StateCommit({"s": some}, at(1)))
     changed = {key: (None if n % 3 else b"new") for n, key in enumerate(some)}
-    state.commit({"s": changed}, at(2), {}, [])
+    state.commit(StateCommit({"s": changed}, at(2)))
 
     assert dict(state.scan("s")) == {key: one for key, one in changed.items() if one is not None}
     assert state.read("s", list(some)) == list(changed.values())
@@ -124,7 +124,9 @@ def test_partitions_and_flows_know_nothing_of_each_other(home: StateHome) -> Non
     states = [home.open(one) for one in (PLACE, OTHER, FOREIGN)]
     for number, state in enumerate(states):
         state.claim(number + 1)
-        state.commit({"s": {b"k": bytes([number])}}, at(number), {}, [message(number)])
+        state.commit(
+            StateCommit({"s": {b"k": bytes([number])}}, at(number), messages=[message(number)])
+        )
     assert [state.read("s", [b"k"]) for state in states] == [[b"\0"], [b"\1"], [b"\2"]]
     assert len({state.checkpoint.generation for state in states}) == 3
     for state in states:
@@ -138,9 +140,9 @@ def test_partitions_and_flows_know_nothing_of_each_other(home: StateHome) -> Non
 def test_outbox_goes_with_what_is_sent(home: StateHome) -> None:
     state = home.open(PLACE)
     state.claim(1)
-    state.commit({}, at(1), {}, [message(1), message(2)])
+    state.commit(StateCommit({}, at(1), messages=[message(1), message(2)]))
     state.sent(1)
-    state.commit({}, at(2), {}, [message(3)])
+    state.commit(StateCommit({}, at(2), messages=[message(3)]))
     state.close()
     state = home.open(PLACE)
     assert [number for number, _ in state.claim(1)] == [2, 3]
@@ -155,17 +157,17 @@ def test_outbox_goes_with_what_is_sent(home: StateHome) -> None:
 def test_former_owner_writes_and_deletes_nothing(home: StateHome) -> None:
     former = home.open(PLACE)
     former.claim(3)
-    former.commit({"s": {b"k": b"1"}}, at(1), {}, [message(1)])
+    former.commit(StateCommit({"s": {b"k": b"1"}}, at(1), messages=[message(1)]))
     former.sent(1)
     owner = home.open(PLACE)
     owner.claim(2)  # whatever the broker says
     assert owner.epoch == 4
 
     with pytest.raises(LeaseLost, match="another owner has"):
-        former.commit({"s": {b"k": b"former"}}, at(9), {}, [message(9)])
+        former.commit(StateCommit({"s": {b"k": b"former"}}, at(9), messages=[message(9)]))
     former.forget_sent()
     assert owner.read("s", [b"k"]) == [b"1"]
-    owner.commit({"s": {b"k": b"2"}}, at(2), {}, [])
+    owner.commit(StateCommit({"s": {b"k": b"2"}}, at(2)))
     former.close()
     owner.close()
 
@@ -178,13 +180,13 @@ def test_former_owner_writes_and_deletes_nothing(home: StateHome) -> None:
 def test_commit_that_fails_leaves_nothing(home: StateHome) -> None:
     state = home.open(PLACE)
     state.claim(1)
-    state.commit({"s": {b"k": b"1"}}, at(1), {}, [message(1)])
+    state.commit(StateCommit({"s": {b"k": b"1"}}, at(1), messages=[message(1)]))
     wrong: Any = {"s": {b"k": b"2"}, "t": {b"k": object()}}
     with pytest.raises(Exception):  # noqa: B017, PT011  of its driver, whatever it is
-        state.commit(wrong, at(2), {}, [message(2)])
+        state.commit(StateCommit(wrong, at(2), messages=[message(2)]))
     assert state.checkpoint.positions == at(1)
     assert state.read("s", [b"k"]) == [b"1"]
-    state.commit({"s": {b"k": b"3"}}, at(3), {}, [message(3)])
+    state.commit(StateCommit({"s": {b"k": b"3"}}, at(3), messages=[message(3)]))
     state.close()
 
     after = home.open(PLACE)
@@ -199,10 +201,10 @@ def test_readers_beside_the_owner_see_whole_commits(home: StateHome) -> None:
         assert list(reader.scan("s")) == []
     state = home.open(PLACE)
     state.claim(1)
-    state.commit({"s": {b"a": b"1", b"b": b"1"}}, at(1), {}, [])
+    state.commit(StateCommit({"s": {b"a": b"1", b"b": b"1"}}, at(1)))
     with home.reading(PLACE) as reader:
         assert reader.read("s", [b"a"]) == [b"1"]
-        state.commit({"s": {b"a": b"2", b"b": b"2"}}, at(2), {}, [])
+        state.commit(StateCommit({"s": {b"a": b"2", b"b": b"2"}}, at(2)))
         assert sorted(reader.scan("s")) == [(b"a", b"1"), (b"b", b"1")]
     with home.reading(PLACE) as reader:
         assert reader.read("s", [b"b"]) == [b"2"]
@@ -224,6 +226,7 @@ OWNER = """
 import os, signal, sys
 
 from mycelia.flow.partition_state import StatePlace
+from mycelia.flow.state_file import StateCommit
 from mycelia.flow.state_home import state_home
 from mycelia.logs import LogPosition
 
@@ -234,7 +237,7 @@ if setting.startswith("postgresql"):
     state_database.IDLE_TIMEOUT = 1.0
 state = state_home(setting).open(StatePlace("in", "group", "stage", 3))
 state.claim(1)
-state.commit({"s": {b"k": b"1"}}, {"in": LogPosition(offset=1)}, {}, [])
+state.commit(StateCommit({"s": {b"k": b"1"}}, {"in": LogPosition(offset=1)}))
 
 
 def stops():
@@ -262,7 +265,7 @@ if setting.startswith("postgresql"):
     psycopg.Pipeline.sync = synced
 
 try:
-    state.commit(Between(), {"in": LogPosition(offset=2)}, {}, [])
+    state.commit(StateCommit(Between(), {"in": LogPosition(offset=2)}))
     print("committed", flush=True)
 except Exception as exc:
     print(type(exc).__name__, exc, flush=True)
@@ -308,7 +311,7 @@ def test_stopped_owner_does_not_hold_up_the_next_one_for_ever(
         state = home.open(PLACE)
         state.claim(1)
         assert state.epoch == 2
-        state.commit({"s": {b"k": b"3"}}, at(3), {}, [])
+        state.commit(StateCommit({"s": {b"k": b"3"}}, at(3)))
         process.send_signal(signal.SIGCONT)
         told = process.stdout.readline()
 
@@ -329,10 +332,10 @@ def test_database_that_was_away_goes_on_with_what_was_committed(own_postgres: An
         home = state_home(uri)
         state = home.open(PLACE)
         state.claim(1)
-        state.commit({"s": {b"k": b"1"}}, at(1), {}, [message(1)])
+        state.commit(StateCommit({"s": {b"k": b"1"}}, at(1), messages=[message(1)]))
         own_postgres.kill()
         with pytest.raises(StateUnavailable, match=r"See that PostgreSQL runs at 127\.0\.0\.1"):
-            state.commit({"s": {b"k": b"2"}}, at(2), {}, [message(2)])
+            state.commit(StateCommit({"s": {b"k": b"2"}}, at(2), messages=[message(2)]))
         with pytest.raises(StateUnavailable, match="can be reached from here; it is tried again"):
             home.open(PLACE).claim(1)
         with pytest.raises(StateUnavailable):
@@ -342,7 +345,7 @@ def test_database_that_was_away_goes_on_with_what_was_committed(own_postgres: An
         state = home.open(PLACE)
         assert state.claim(1) == [(1, message(1))]
         assert state.checkpoint.positions == at(1)
-        state.commit({"s": {b"k": b"2"}}, at(2), {}, [message(2)])
+        state.commit(StateCommit({"s": {b"k": b"2"}}, at(2), messages=[message(2)]))
         home.close()
 
 
@@ -358,7 +361,7 @@ def test_connections_are_bounded_whatever_runs_at_once(postgres_uri: str) -> Non
             state = home.open(StatePlace("in", "group", "stage", partition))
             state.claim(1)
             for offset in range(10):
-                state.commit({"s": {b"k": b"1"}}, at(offset), {}, [])
+                state.commit(StateCommit({"s": {b"k": b"1"}}, at(offset)))
         except Exception as exc:  # noqa: BLE001  shown below
             errors.append(exc)
 

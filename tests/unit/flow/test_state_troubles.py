@@ -16,7 +16,7 @@ import pytest
 from mycelia.errors import StateUnavailable
 from mycelia.flow import Engine, FlowPlan, KeyContext, count, source, tumbling
 from mycelia.flow.committed_state import committed_checkpoint, committed_state
-from mycelia.flow.state_file import StateFile
+from mycelia.flow.state_file import StateCommit, StateFile
 from mycelia.logs import LogPosition
 
 LARGE = {f"k{n}".encode(): os.urandom(1000) for n in range(2_000)}
@@ -45,16 +45,16 @@ def full_disk(bytes_left: int) -> Iterator[None]:
 
 def test_full_disk_is_told_and_gone_on_from_when_there_is_room(tmp_path: Path) -> None:
     state = claimed(tmp_path / "a")
-    state.commit({"s": {b"k": b"1"}}, at(1), {}, [])
+    state.commit(StateCommit({"s": {b"k": b"1"}}, at(1)))
     with full_disk(200_000), pytest.raises(StateUnavailable, match="that the disk has room"):
-        state.commit({"s": {b"k": b"2", **LARGE}}, at(2), {}, [])
+        state.commit(StateCommit({"s": {b"k": b"2", **LARGE}}, at(2)))
     assert state.checkpoint.positions == at(1)
     state.close()
 
     state = claimed(tmp_path / "a")
     assert state.checkpoint.positions == at(1)
     assert dict(state.scan("s")) == {b"k": b"1"}
-    state.commit({"s": LARGE}, at(2), {}, [])
+    state.commit(StateCommit({"s": LARGE}, at(2)))
     assert len(state.scan("s")) == 2_001
     state.close()
 
@@ -83,7 +83,7 @@ def test_file_that_may_not_be_written_is_told() -> None:
 
 def test_damaged_file_is_told_where_it_is_read(tmp_path: Path) -> None:
     state = claimed(tmp_path / "a")
-    state.commit({"s": LARGE}, at(1), {}, [])
+    state.commit(StateCommit({"s": LARGE}, at(1)))
     state.close()
     content = bytearray((tmp_path / "a").read_bytes())
     content[16_384:-16_384] = os.urandom(len(content) - 32_768)
@@ -112,15 +112,15 @@ def test_file_that_is_removed_while_it_is_used_takes_no_further_commit(
 ) -> None:
     """It could be written on, and would be gone with the process."""
     state = claimed(tmp_path / "a")
-    state.commit({}, at(1), {}, [])
+    state.commit(StateCommit({}, at(1)))
     (tmp_path / "a").rename(tmp_path / "b")
     if is_replaced:
         claimed(tmp_path / "a").close()
     with pytest.raises(StateUnavailable, match="it was removed, or replaced by another"):
-        state.commit({}, at(2), {}, [])
+        state.commit(StateCommit({}, at(2)))
     if not is_replaced:
         (tmp_path / "b").rename(tmp_path / "a")
-        state.commit({}, at(2), {}, [])
+        state.commit(StateCommit({}, at(2)))
     state.close()
 
 
