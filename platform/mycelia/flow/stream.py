@@ -1,14 +1,13 @@
 """How a flow is written: streams, and what can be made of them. A description; `FlowPlan` checks it, `Engine` runs it.
 
 Each step gives a stream of the type that it makes, so that type checkers follow a record from its source to its sink. Nothing runs
-while a flow is described, and a stream may be used any number of times.
+while a flow is described, and a stream may be used any number of times. What a step is in the graph of the flow: `step_nodes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
-from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -23,38 +22,43 @@ from typing import (
 
 import msgspec
 
-from mycelia.durations import Duration, duration_text, seconds_of
+from mycelia.durations import Duration
 from mycelia.errors import ConfigError
 from mycelia.flow.aggregations import Aggregation, all_of, collect
-from mycelia.flow.aligned_windows import AlignedWindows, open_aligned
-from mycelia.flow.asked_state import STATE_KIND, AskedStep, ReadsWindows, state_output
-from mycelia.flow.async_steps import Awaiting, AwaitingOptions
-from mycelia.flow.count_windows import FillingWindows, open_filling
-from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod, Mode, emission_of
-from mycelia.flow.fields import getter_of
-from mycelia.flow.graph import Building, FlowNode, NodePort, described
-from mycelia.flow.joins import AsOfJoin, IntervalJoin, JoinKind, TableJoin
-from mycelia.flow.operators import MAIN, SIDE, Operator
+from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod, Mode
+from mycelia.flow.graph import FlowNode, NodePort
+from mycelia.flow.joins import JoinKind
+from mycelia.flow.operators import MAIN, SIDE
 from mycelia.flow.outputs import FlowOutput
-from mycelia.flow.patterns import UNFINISHED, Deduplication, Following
-from mycelia.flow.processing import KeyContext, Processing
+from mycelia.flow.patterns import UNFINISHED
+from mycelia.flow.processing import KeyContext
 from mycelia.flow.results import LateRecord, WindowResult
-from mycelia.flow.session_windows import MergingWindows, open_sessions
 from mycelia.flow.sinks.http_posts import PostSink
 from mycelia.flow.sinks.rpc_calls import RpcSink
 from mycelia.flow.sinks.sink import FlowSink, OwnSink, SinkWriter
-from mycelia.flow.sliding_windows import TrailingWindows, open_trailing
-from mycelia.flow.stateless import Branching, FlowStep, Merging, Stamping
-from mycelia.flow.tables import KIND, Tabling, table_step
-from mycelia.flow.user_code import expect_function
-from mycelia.flow.windows import (
-    CountWindows,
-    HoppingWindows,
-    SessionWindows,
-    SlidingWindows,
-    WindowKind,
-    milliseconds_of,
+from mycelia.flow.step_nodes import (
+    Sides,
+    as_of_join_node,
+    asked_output,
+    awaiting_node,
+    branch_node,
+    checked_window,
+    dedup_node,
+    event_time_node,
+    expect_how,
+    flat_map_node,
+    interval_join_node,
+    key_node,
+    merge_node,
+    name_step,
+    pattern_node,
+    process_node,
+    stateless_node,
+    table_join_node,
+    table_output,
+    window_node,
 )
+from mycelia.flow.windows import HoppingWindows, SessionWindows, WindowKind
 from mycelia.logs import Log
 from mycelia.policies.retry import Retry
 
@@ -138,46 +142,11 @@ class Stream(Generic[T]):
                 f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
             )
 
-    def _then(self, node: FlowNode) -> Any:
-        """The stream of `node`, of this one's kind."""
-        return type(self)((node, MAIN))
-
-    def _step(self, kind: str, function: Callable[..., Any], made: Callable[..., Any]) -> FlowNode:
-        expect_function(function, f"{kind}()")
-        label = f"{kind}({described(function)})"
-        return FlowNode(kind, label, (self.port,), step=FlowStep(kind, label, made))
-
-    def _awaiting(
-        self,
-        kind: str,
-        function: Any,
-        concurrency: int,
-        timeout: Duration | None,
-        retry: Retry | None,
-    ) -> FlowNode:
-        where = f"{kind}({described(function) if callable(function) else function!r:.60})"
-        if not callable(function):
-            raise ConfigError(f"{where}: expected an `async def` function of a record.")
-        if type(concurrency) is not int or concurrency < 1:
-            raise ConfigError(
-                f"{where}: concurrency={concurrency!r:.60}; expected a number from 1."
-            )
-        if retry is not None and not isinstance(retry, Retry):
-            raise ConfigError(f"{where}: retry={retry!r:.60}; expected a Retry, or None.")
-        seconds = None if timeout is None else seconds_of(timeout, f"{where}: timeout=")
-        options = AwaitingOptions(concurrency, seconds, retry)
-        is_flat = kind == "flat_map_async"
-
-        def make(built: Building) -> Operator:
-            return Awaiting(built.name, function, options, built.run, is_flat=is_flat)
-
-        return FlowNode(kind, where, (self.port,), make=make)
-
     # --- steps without state -------------------------------------------------------------------------
 
     def map(self, function: Callable[[T], U]) -> Stream[U]:
         """What `function` makes of each record."""
-        return Stream((self._step("map", function, function), MAIN))
+        return Stream((stateless_node(self.port, "map", function), MAIN))
 
     @overload
     def filter(self, function: Callable[[T], TypeGuard[U]]) -> Stream[U]: ...
@@ -185,11 +154,11 @@ class Stream(Generic[T]):
     def filter(self, function: Callable[[T], object]) -> Stream[T]: ...
     def filter(self, function: Callable[[T], object]) -> Stream[Any]:
         """Those of which `function` is true. The others are dropped; `branch()` keeps them apart."""
-        return Stream((self._step("filter", function, function), MAIN))
+        return Stream((stateless_node(self.port, "filter", function), MAIN))
 
     def flat_map(self, function: Callable[[T], Iterable[U]]) -> Stream[U]:
         """All that `function` gives for each record: none, one or many, at the record's event time."""
-        return Stream((self._step("flat_map", function, _listing(function)), MAIN))
+        return Stream((flat_map_node(self.port, function), MAIN))
 
     def map_async(
         self,
@@ -210,7 +179,8 @@ class Stream(Generic[T]):
             timeout: of a call; None: any.
             retry: when it is called again before the record counts as failed; not at all, by default.
         """
-        return Stream((self._awaiting("map_async", function, concurrency, timeout, retry), MAIN))
+        node = awaiting_node(self.port, "map_async", function, concurrency, timeout, retry)
+        return Stream((node, MAIN))
 
     def flat_map_async(
         self,
@@ -221,24 +191,19 @@ class Stream(Generic[T]):
         retry: Retry | None = None,
     ) -> Stream[U]:
         """All that an `async def` function gives for each record; see `map_async()`."""
-        node = self._awaiting("flat_map_async", function, concurrency, timeout, retry)
+        node = awaiting_node(self.port, "flat_map_async", function, concurrency, timeout, retry)
         return Stream((node, MAIN))
 
     def branch(self, function: Callable[[T], object]) -> tuple[Self, Self]:
         """Those of which `function` is true, and the others."""
-        node = self._step("branch", function, function)
-        node.step = None
-        node.make = lambda built: Branching(built.name, function)
+        node = branch_node(self.port, function)
         return type(self)((node, MAIN)), type(self)((node, SIDE))
 
     def merge(self, other: Stream[U]) -> Stream[T | U]:
         """The records of both. Event time comes as far as in the one that is behind."""
         if not isinstance(other, Stream):
             raise ConfigError(f"merge({other!r:.60}): expected another stream.")
-        node = FlowNode(
-            "merge", "merge()", (self.port, other.port), make=lambda built: Merging(built.name)
-        )
-        return Stream((node, MAIN))
+        return Stream((merge_node(self.port, other.port), MAIN))
 
     def named(
         self,
@@ -258,26 +223,7 @@ class Stream(Generic[T]):
             migrate: how the state of each version is made into that of the next: `{1: of_first}`. The function gets what was kept, with the fields
                 of a record as a dictionary, and returns the state as it is now. Called once for each key, when a partition is taken over.
         """
-        node, _ = self.port
-        for one in (name, name if was is None else was):
-            if type(one) is not str:
-                raise ConfigError(f"named({one!r:.60}): expected the name of a step, as text.")
-        if node.kind == "source":
-            raise ConfigError(f'the source "{node.name}" has its name already.')
-        if type(version) is not int or version < 1:
-            raise ConfigError(
-                f'named("{name}", version={version!r:.60}): expected a number, from 1.'
-            )
-        if (version != 1 or migrate) and node.kind != "process":
-            raise ConfigError(
-                f'named("{name}", version=…): {node.label} keeps its state as it needs it; only that of process() is yours.'
-            )
-        for number, function in (migrate or {}).items():
-            if number not in range(1, version) or not callable(function):
-                raise ConfigError(
-                    f'named("{name}", migrate={{{number!r:.20}: {function!r:.60}}}): expected functions for versions from 1, below version={version}.'
-                )
-        node.name, node.was, node.version, node.migrate = name, was, version, dict(migrate or {})
+        name_step(self.port[0], name, was, version, migrate)
         return self
 
     # --- where it goes -------------------------------------------------------------------------------
@@ -418,30 +364,8 @@ class Stream(Generic[T]):
             ahead: a record whose time is this much after all others of its partition, or after now, is rejected, as one of before 1970 is:
                 it would make all others late. See `Engine.take_rejected()`.
         """
-        if unit not in ("s", "ms"):
-            raise ConfigError(f'event_time(unit={unit!r:.60}): expected "s" or "ms".')
-        disorder_ms = milliseconds_of(disorder, "event_time(disorder=)")
-        idle_ms = None if idle is None else milliseconds_of(idle, "event_time(idle=)", 1)
-        ahead_ms = milliseconds_of(ahead, "event_time(ahead=)", 1)
-        expect_function(function, "event_time()", "a function of a record that gives its time")
-        unit_ms = 1 if unit == "ms" else 1000
-        label = f"event_time({described(function)}, disorder={_text(disorder_ms)})"
-
-        def make(built: Building) -> Operator:
-            return Stamping(
-                built.name,
-                function,
-                unit_ms,
-                built.channels,
-                disorder_ms,
-                idle_ms,
-                built.store,
-                ahead_ms,
-            )
-
-        node = FlowNode("event_time", label, (self.port,), make=make, signature="event_time")
-        stamped: Self = self._then(node)
-        return stamped
+        node = event_time_node(self.port, function, unit, disorder, idle, ahead)
+        return type(self)((node, MAIN))
 
     @overload
     def key_by(self, key: str, *, repartition: bool = True) -> KeyedStream[Any, T]: ...
@@ -461,20 +385,7 @@ class Stream(Generic[T]):
             repartition: False is a promise: all records of one key are in one partition of the log as it is, and in the same one of a log
                 that this is joined with. Where it is not kept, each partition counts for itself, and joins miss their partners, in silence.
         """
-        function = getter_of(key, "key_by()")
-        node = self._step("key_by", function, function)
-        node.key = key
-        node.may_repartition = bool(repartition)
-        return KeyedStream((node, MAIN))
-
-
-def _listing(function: Callable[[T], Iterable[U]]) -> Callable[[T], list[U]]:
-    """`function`, run to its end: a generator raises in the middle of its record, not of another."""
-
-    def listed(record: T) -> list[U]:
-        return list(function(record))
-
-    return listed
+        return KeyedStream((key_node(self.port, key, repartition), MAIN))
 
 
 class KeyedStream(Stream[T], Generic[K, T]):
@@ -482,7 +393,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
 
     def map(self, function: Callable[[T], U]) -> KeyedStream[K, U]:
         """What `function` makes of each record, under the record's key."""
-        return KeyedStream((self._step("map", function, function), MAIN))
+        return KeyedStream((stateless_node(self.port, "map", function), MAIN))
 
     @overload
     def filter(self, function: Callable[[T], TypeGuard[U]]) -> KeyedStream[K, U]: ...
@@ -490,11 +401,11 @@ class KeyedStream(Stream[T], Generic[K, T]):
     def filter(self, function: Callable[[T], object]) -> KeyedStream[K, T]: ...
     def filter(self, function: Callable[[T], object]) -> KeyedStream[K, Any]:
         """Those of which `function` is true."""
-        return KeyedStream((self._step("filter", function, function), MAIN))
+        return KeyedStream((stateless_node(self.port, "filter", function), MAIN))
 
     def flat_map(self, function: Callable[[T], Iterable[U]]) -> KeyedStream[K, U]:
         """All that `function` gives for each record, under the record's key."""
-        return KeyedStream((self._step("flat_map", function, _listing(function)), MAIN))
+        return KeyedStream((flat_map_node(self.port, function), MAIN))
 
     def map_async(
         self,
@@ -515,9 +426,8 @@ class KeyedStream(Stream[T], Generic[K, T]):
             timeout: of a call; None: any.
             retry: when it is called again before the record counts as failed; not at all, by default.
         """
-        return KeyedStream(
-            (self._awaiting("map_async", function, concurrency, timeout, retry), MAIN)
-        )
+        node = awaiting_node(self.port, "map_async", function, concurrency, timeout, retry)
+        return KeyedStream((node, MAIN))
 
     def flat_map_async(
         self,
@@ -528,7 +438,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         retry: Retry | None = None,
     ) -> KeyedStream[K, U]:
         """All that an `async def` function gives for each record, under the record's key; see `map_async()`."""
-        node = self._awaiting("flat_map_async", function, concurrency, timeout, retry)
+        node = awaiting_node(self.port, "flat_map_async", function, concurrency, timeout, retry)
         return KeyedStream((node, MAIN))
 
     @overload
@@ -563,23 +473,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         Raises:
             ConfigError: one of these is something else, or has no meaning for the kind of window.
         """
-        where = f"window({kind})"
-        emission = emission_of(emit, late, mode, where)
-        lateness_ms = milliseconds_of(lateness, f"{where}: lateness=")
-        if isinstance(kind, CountWindows) and (emission != Emission() or lateness_ms):
-            raise ConfigError(
-                f"{where}: a window of a number of records gives one result, as it is full. Leave lateness=, emit=, late= and mode= out."
-            )
-        if isinstance(kind, SlidingWindows) and (
-            emission.mode == "discard" or isinstance(emission.early, EveryPeriod)
-        ):
-            raise ConfigError(
-                f'{where}: sliding windows share their records, so mode="discard" and emit=every(…) have no meaning for them.'
-            )
-        if not isinstance(kind, HoppingWindows | SlidingWindows | SessionWindows | CountWindows):
-            raise ConfigError(
-                f'window({kind!r:.60}): expected tumbling("1h"), hopping(…), sliding(…), session(…) or counting(…).'
-            )
+        lateness_ms, emission = checked_window(kind, lateness, emit, late, mode)
         return WindowedStream(self.port, kind, lateness_ms, emission)
 
     # --- functions with state ------------------------------------------------------------------------
@@ -598,23 +492,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
             state: makes the state of a key that has none: a class, a function. Plain values, a `msgspec.Struct`, a dataclass.
             on_timer: of the context and the timer's name.
         """
-        expect_function(on_record, "process()", "a function of a context and a record")
-        expect_function(state, "process(state=)", "a class or a function that makes a state")
-        if on_timer is not None:
-            of = "a function of a context and a timer's name"
-            expect_function(on_timer, "process(on_timer=)", of)
-
-        def on_port(context: Any, port: int, value: Any) -> Iterable[U]:
-            return on_record(context, value)
-
-        def on_time(context: Any, name: str) -> Iterable[U]:
-            return () if on_timer is None else on_timer(context, name)
-
-        def make(built: Building) -> Operator:
-            return Processing(built.name, on_port, on_time, state, built.store, gives_apart=True)
-
-        label = f"process({described(on_record)})"
-        node = FlowNode("process", label, (self.port,), make=make, signature="process")
+        node = process_node(self.port, on_record, state, on_timer)
         return ProcessedStream((node, MAIN))
 
     def dedup(self, by: str | Callable[[T], Any], *, within: Duration) -> KeyedStream[K, T]:
@@ -624,12 +502,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
             by: the id: a function of a record, or the name of a field.
             within: how long an id is remembered, in event time.
         """
-        function = getter_of(by, "dedup()")
-        within_ms = milliseconds_of(within, "dedup(within=)")
-        label = f"dedup({described(function)}, within={_text(within_ms)})"
-        return KeyedStream(
-            (self._stateful("dedup", label, Deduplication(function, within_ms)), MAIN)
-        )
+        return KeyedStream((dedup_node(self.port, by, within), MAIN))
 
     def pattern(self, *steps: Callable[[T], object], within: Duration) -> PatternStream[K, T]:
         """Records of a key that follow each other: one of which the first step is true, later one for the second, and so on.
@@ -639,16 +512,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         Args:
             within: how much later than the first the last may be.
         """
-        if not steps:
-            raise ConfigError("pattern(): expected functions of a record, one for each step.")
-        for step in steps:
-            expect_function(step, "pattern()")
-        within_ms = milliseconds_of(within, "pattern(within=)")
-        names = " → ".join(map(described, steps))
-        label = f"pattern({names}, within={_text(within_ms)})"
-        node = self._stateful("pattern", label, Following(steps, within_ms))
-        node.signature = f"pattern of {len(steps)}"
-        return PatternStream((node, MAIN))
+        return PatternStream((pattern_node(self.port, steps, within), MAIN))
 
     def as_table(self, name: str) -> FlowOutput:
         """Keep of each key the record that is the newest in event time, to be asked for: what a method under `@flow` returns.
@@ -659,16 +523,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         Args:
             name: part of the name of a method: letters, digits and `_`. Its step is called `table-<name>`.
         """
-        _expect_method_name(name, "as_table")
-        node = FlowNode(
-            KIND,
-            f"as_table({name})",
-            (self.port,),
-            make=lambda built: Tabling(built.name, built.store),
-            signature="table",
-            name=table_step(name),
-        )
-        return FlowOutput(table_step(name), (node, MAIN), table=name)
+        return table_output(self.port, name)
 
     # --- joins ---------------------------------------------------------------------------------------
 
@@ -692,9 +547,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         Args:
             how: "left" for records without a row as well, with None; else they are dropped, and counted.
         """
-        _expect(how, ("inner", "left"), "join_table()")
-        join = TableJoin(how)
-        node = self._stateful("join_table", f"join_table({how})", join, table, timed_by=(0,))
+        node = table_join_node(self._sides(table, "join_table"), how)
         return KeyedStream((node, MAIN))
 
     @overload
@@ -733,13 +586,8 @@ class KeyedStream(Stream[T], Generic[K, T]):
             tolerance: how much older than the record its partner may be.
             lateness: how late a record may come and still find what it belongs to; a later one is in `late`.
         """
-        _expect(how, ("inner", "left"), "join_as_of()")
-        tolerance_ms = (
-            None if tolerance is None else milliseconds_of(tolerance, "join_as_of(tolerance=)")
-        )
-        lateness_ms = milliseconds_of(lateness, "join_as_of(lateness=)")
-        join = AsOfJoin(how, tolerance_ms, lateness_ms)
-        return JoinedStream((self._stateful("join_as_of", f"join_as_of({how})", join, other), MAIN))
+        node = as_of_join_node(self._sides(other, "join_as_of"), how, tolerance, lateness)
+        return JoinedStream((node, MAIN))
 
     @overload
     def join_interval(
@@ -788,14 +636,8 @@ class KeyedStream(Stream[T], Generic[K, T]):
             how: "inner" for pairs, "left" for records without a partner as well, "full" for those of `other` as well.
             lateness: how late a record may come and still find its partners; a later one is in `late`.
         """
-        _expect(how, ("inner", "left", "full"), "join_interval()")
-        before_ms = milliseconds_of(before, "join_interval(before=)")
-        after_ms = milliseconds_of(after, "join_interval(after=)")
-        join = IntervalJoin(
-            how, before_ms, after_ms, milliseconds_of(lateness, "join_interval(lateness=)")
-        )
-        label = f"join_interval({how}, before={_text(before_ms)}, after={_text(after_ms)})"
-        return JoinedStream((self._stateful("join_interval", label, join, other), MAIN))
+        sides = self._sides(other, "join_interval")
+        return JoinedStream((interval_join_node(sides, how, before, after, lateness), MAIN))
 
     @overload
     def join_window(
@@ -834,7 +676,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
             kind: `tumbling("10s")`, `hopping(…)` or `session(…)`.
             how: "inner" for pairs, "left" for records whose window has none of `other` as well, "full" for those of `other` as well.
         """
-        _expect(how, ("inner", "left", "full"), "join_window()")
+        expect_how(how, ("inner", "left", "full"), "join_window")
         if not isinstance(kind, HoppingWindows | SessionWindows):
             raise ConfigError(
                 f"join_window({kind}): expected tumbling(…), hopping(…) or session(…)."
@@ -850,64 +692,12 @@ class KeyedStream(Stream[T], Generic[K, T]):
         joined.late_port = windows.late.map(_without_side).port
         return joined
 
-    def _stateful(
-        self,
-        kind: str,
-        label: str,
-        function: TableJoin | AsOfJoin | IntervalJoin | Following | Deduplication,
-        *others: KeyedStream[K, Any],
-        timed_by: tuple[int, ...] | None = None,
-    ) -> FlowNode:
-        def make(built: Building) -> Operator:
-            is_kept = getattr(function, "is_kept", None)
-            operator = Processing(
-                built.name,
-                function.on_record,
-                function.on_timer,
-                function.make,
-                built.store,
-                is_kept,
+    def _sides(self, other: KeyedStream[K, Any], where: str) -> Sides:
+        if not isinstance(other, KeyedStream):
+            raise ConfigError(
+                f"{where}(): the other stream has no keys. Give it those of this one, by key_by()."
             )
-            operator.timed_by = timed_by
-            return operator
-
-        for other in others:
-            if not isinstance(other, KeyedStream):
-                raise ConfigError(
-                    f"{kind}(): the other stream has no keys. Give it those of this one, by key_by()."
-                )
-        inputs = (self.port, *(other.port for other in others))
-        return FlowNode(kind, label, inputs, make=make, signature=kind)
-
-
-def _expect_method_name(name: object, where: str) -> None:
-    if type(name) is not str or not name.isidentifier() or name.startswith("_"):
-        raise ConfigError(
-            f"{where}({name!r:.60}): expected a name of letters, digits and _, as it is part of a method's."
-        )
-
-
-def _asked_of(stream: KeyedStream[Any, Any], name: str, kinds: tuple[str, ...]) -> FlowOutput:
-    """The output by which the step of a stream is asked for what it knows of a key."""
-    _expect_method_name(name, "as_state")
-    node, port = stream.port
-    if node.kind not in kinds or port != MAIN:
-        raise ConfigError(
-            f"as_state({name}): {node.label} keeps nothing of a key that can be told. It comes directly behind {' or '.join(f'{one}()' for one in kinds)}."
-        )
-    asking = FlowNode(
-        STATE_KIND,
-        f"as_state({name})",
-        (stream.port,),
-        make=lambda built: AskedStep(built.name),
-        name=state_output(name),
-    )
-    return FlowOutput(state_output(name), (asking, MAIN), state=name)
-
-
-def _expect(how: str, known: tuple[str, ...], where: str) -> None:
-    if how not in known:
-        raise ConfigError(f"{where}: how={how!r:.60}: expected {' or '.join(map(repr, known))}.")
+        return self.port, other.port
 
 
 def _of_left(value: Any) -> tuple[int, Any]:
@@ -954,7 +744,7 @@ class ProcessedStream(KeyedStream[K, T]):
         Args:
             name: part of the name of a method: letters, digits and `_`.
         """
-        return _asked_of(self, name, ("process",))
+        return asked_output(self.port, name, "process")
 
 
 class JoinedStream(KeyedStream[K, T]):
@@ -1049,42 +839,8 @@ class WindowedStream(Generic[K, T]):
     def aggregate(self, *all: Aggregation[T, Any]) -> WindowedResults[K, T, Any]:
         """A result for each key and window: of one aggregation its own, of several the tuple of theirs."""
         whole = all_of(all)
-        kind, lateness_ms, emission = self._kind, self._lateness_ms, self._emission
-
-        def make(built: Building) -> Operator:
-            name, store = built.name, built.store
-            if isinstance(kind, HoppingWindows):
-                return AlignedWindows(name, kind, whole, emission, lateness_ms, store)
-            if isinstance(kind, SessionWindows):
-                return MergingWindows(name, kind, whole, emission, lateness_ms, store)
-            if isinstance(kind, SlidingWindows):
-                return TrailingWindows(name, kind, whole, emission, lateness_ms, store)
-            return FillingWindows(name, kind, whole, store)
-
-        details = [str(kind)]
-        if lateness_ms:
-            details.append(f"lateness={_text(lateness_ms)}")
-        if emission != Emission():
-            details.append(str(emission))
-        node = FlowNode(
-            "window",
-            f"{', '.join(details)}: {whole.name}",
-            (self._port,),
-            make=make,
-            signature=f"window {kind}: {whole.name}",
-            open_windows=_reads_windows(kind, whole),
-        )
+        node = window_node(self._port, self._kind, whole, self._emission, self._lateness_ms)
         return WindowedResults((node, MAIN))
-
-
-def _reads_windows(kind: WindowKind, whole: Aggregation[Any, Any]) -> ReadsWindows:
-    if isinstance(kind, HoppingWindows):
-        return partial(open_aligned, kind, whole)
-    if isinstance(kind, SessionWindows):
-        return partial(open_sessions, whole)
-    if isinstance(kind, SlidingWindows):
-        return partial(open_trailing, kind, whole)
-    return partial(open_filling, whole)
 
 
 class WindowedResults(KeyedStream[K, WindowResult[K, R]], Generic[K, T, R]):
@@ -1099,13 +855,9 @@ class WindowedResults(KeyedStream[K, WindowResult[K, R]], Generic[K, T, R]):
         Args:
             name: part of the name of a method: letters, digits and `_`.
         """
-        return _asked_of(self, name, ("window",))
+        return asked_output(self.port, name, "window")
 
     @property
     def late(self) -> KeyedStream[K, LateRecord[K, T]]:
         """The records that came when a window of theirs was closed for good. Counted in any case; to be had here."""
         return KeyedStream((self.port[0], SIDE))
-
-
-def _text(milliseconds: int) -> str:
-    return duration_text(milliseconds / 1000)
