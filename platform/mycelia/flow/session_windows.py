@@ -220,7 +220,7 @@ class MergingWindows(TimedOperator):
                 continue
             for session in list(sessions):
                 if what == PERIOD:
-                    self._fire_period(key, session)
+                    self._fire_period(key, session, time)
                 elif session.timer_at is not None and session.timer_at <= time:
                     session.timer_at = None
                     self._ask(key, session, sessions, time)
@@ -228,10 +228,14 @@ class MergingWindows(TimedOperator):
                 del live[key]
             self._state.touch([key])
 
-    def _fire_period(self, key: Any, session: GrowingSession) -> None:
-        pane = session.pane
-        if pane.fresh and not pane.is_closed:
-            self._results.tell(key, session.start, session.end, pane, "early", False)
+    def _fire_period(self, key: Any, session: GrowingSession, time: int) -> None:
+        """One timer is of all sessions of a key: also of one that begins later, or was over before it began."""
+        assert self._period is not None
+        pane, start, end = session.pane, session.start, session.end
+        is_of_events = self._period.clock == "event"
+        is_open = start < time < end if is_of_events else end > self.watermark
+        if is_open and pane.fresh and not pane.is_closed:
+            self._results.tell(key, start, end, pane, "early", False)
 
     def _ask(
         self, key: Any, session: GrowingSession, sessions: list[GrowingSession], time: int
@@ -241,7 +245,7 @@ class MergingWindows(TimedOperator):
         gone = end + self._lateness_ms
         if end > time:
             self._stand_for(key, session, end)
-        elif not pane.is_closed and time < max(gone, end + 1):
+        elif time == end and not pane.is_closed:  # one that began after its end is late, and waits
             pane.is_closed = True
             self._results.tell(key, session.start, end, pane, "on time", gone == end)
             if gone > end:

@@ -154,7 +154,10 @@ class TrailingWindows(Operator):
             self._timers.set(time + self._size_ms + self._lateness_ms, (LEAVING, key, time))
         if not is_late and time not in trail.panes:
             trail.panes[time] = Pane(NOTHING, 0)
-            self._timers.set(time + 1, (CLOSING, key, time))
+            if time + 1 > self.watermark:
+                self._timers.set(time + 1, (CLOSING, key, time))
+            else:  # it begins after its end: all that it gives is late
+                self._timers.set(time + 1 + self._lateness_ms, (FORGETTING, key, time))
         windows = [one for one in trail.between(time, time + self._size_ms) if one in trail.panes]
         for one in windows:
             trail.panes[one].fresh += len(records)
