@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 from mycelia.errors import ConfigError, describe, text_of
 from mycelia.flow.flow_graph import FlowGraph
-from mycelia.flow.graph import FlowPlan
+from mycelia.flow.graph import FlowNode, FlowPlan
 from mycelia.flow.outputs import FlowOutput, checked_outputs
+from mycelia.flow.sources.events import QueueSource
 from mycelia.flow.sources.single import SingleSource
 from mycelia.flow.stream import source as stream_of
 from mycelia.logs import Log
@@ -71,6 +72,8 @@ def described_flow(service: object, method: str, declared: ReadsLogs) -> Describ
         raise ConfigError(
             f'{name}: it reads "{others[0]}", which @flow does not name ({", ".join(named)}). Name it there; the method gets its stream as an argument.'
         )
+    for output in outputs:
+        _check_loop(output, service, declared.sources, name)
     return DescribedFlow(plan, outputs)
 
 
@@ -89,6 +92,45 @@ def _said(function: Any, name: str, *given: Any) -> Any:
         raise ConfigError(
             f"{name}: the description of the flow ended with an error{_place(exc, function)}: {error}"
         ) from exc
+
+
+def _check_loop(
+    output: FlowOutput, service: object, sources: Iterable[AnySource], where: str
+) -> None:
+    """
+    Raises:
+        ConfigError: the flow reads what it gives there, and does not say that this is meant: each record would come again, for ever.
+    """
+    if output.feeds_back:
+        return
+    own = getattr(type(service), "name", type(service).__qualname__)
+    for one in sources:
+        if isinstance(one, Log):
+            is_read, told = output.log is not None and output.log.name == one.name, "to(…"
+        else:
+            is_event = isinstance(one, QueueSource) and one.is_of_events
+            is_read = is_event and one.name == f"{own}.{output.event_type}"
+            told = f'emit("{output.event_type}"'
+        if is_read and one.name in _giving(output.port[0]):
+            raise ConfigError(
+                f'{where}: it reads "{one.name}" and gives to "{one.name}", so each record that it gives comes to it again, for ever. Give to '
+                f"another; or, where something on the way lets fewer and fewer through, say that it is meant: {told}, feeds_back=True)."
+            )
+
+
+def _giving(node: FlowNode) -> set[str | None]:
+    """The sources of which a record may make this step give one. The side of a join that is a table gives nothing by itself."""
+    found: set[str | None] = set()
+    seen, waiting = {node}, [node]
+    while waiting:
+        one = waiting.pop()
+        if one.kind == "source":
+            found.add(one.name)
+        inputs = one.inputs[:1] if one.kind == "join_table" else one.inputs
+        before = {feeding for feeding, _ in inputs} - seen
+        seen |= before
+        waiting += before
+    return found
 
 
 def _place(error: BaseException, function: Any) -> str:

@@ -23,9 +23,10 @@ class FlowOutput:
         sink: what else has them; or
         table: the name under which each key's last record is kept: nothing leaves; or
         state: the name under which the step before tells what it knows of a key: nothing leaves.
+        feeds_back: whether it is meant that the flow reads these records again.
     """
 
-    __slots__ = ("event_type", "log", "name", "port", "sink", "state", "table")
+    __slots__ = ("event_type", "feeds_back", "log", "name", "port", "sink", "state", "table")
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class FlowOutput:
         sink: FlowSink[Any] | None = None,
         table: str | None = None,
         state: str | None = None,
+        feeds_back: bool = False,
     ) -> None:
         self.name = name
         self.port = port
@@ -45,6 +47,7 @@ class FlowOutput:
         self.sink = sink
         self.table = table
         self.state = state
+        self.feeds_back = feeds_back
 
     @property
     def asked_as(self) -> str | None:

@@ -229,7 +229,11 @@ class Stream(Generic[T]):
     # --- where it goes -------------------------------------------------------------------------------
 
     def to(
-        self, where: Log[T] | FlowSink[T] | SinkWriter[T], *, name: str | None = None
+        self,
+        where: Log[T] | FlowSink[T] | SinkWriter[T],
+        *,
+        name: str | None = None,
+        feeds_back: bool = False,
     ) -> FlowOutput:
         """Append these records to a log, or hand them to a sink: what a method under `@flow` returns.
 
@@ -242,11 +246,12 @@ class Stream(Generic[T]):
         Args:
             where: a `Log`; `sql_table(…)`, `json_lines(…)`, `parquet_files(…)`, a `Broadcast`; or an object of yours with `async def write(records)`.
             name: the output's, part of its records' ids; that of the log or the sink by default.
+            feeds_back: True for a log that the flow reads, so that these records come to it again; without, that is refused.
         """
         if isinstance(where, Log):
             if name is not None:
                 raise ConfigError(f'to(…, name="{name}"): an output to a log has the log\'s name.')
-            return FlowOutput(where.name, self.port, log=where)
+            return FlowOutput(where.name, self.port, log=where, feeds_back=feeds_back)
         if isinstance(where, SinkWriter) and not isinstance(where, FlowSink):
             where = OwnSink(where)
         if not isinstance(where, FlowSink):
@@ -313,14 +318,17 @@ class Stream(Generic[T]):
         )
         return FlowOutput(name or sink.name, self.port, sink=sink)
 
-    def emit(self, event_type: str) -> FlowOutput:
+    def emit(self, event_type: str, *, feeds_back: bool = False) -> FlowOutput:
         """Make an event of the service of each of these records: what a method under `@flow` returns.
 
         A crash may publish an event again, with the same `message_id`.
+
+        Args:
+            feeds_back: True for events that the flow reads, by `events()`; without, that is refused.
         """
         if type(event_type) is not str or not event_type:
             raise ConfigError(f"emit({event_type!r:.60}): expected the type of an event.")
-        return FlowOutput(event_type, self.port, event_type=event_type)
+        return FlowOutput(event_type, self.port, event_type=event_type, feeds_back=feeds_back)
 
     # --- time and keys -------------------------------------------------------------------------------
 

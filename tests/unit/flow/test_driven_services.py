@@ -329,3 +329,69 @@ def test_source_that_the_flow_does_not_name_is_refused_with_its_name() -> None:
 
     with pytest.raises(ConfigError, match=r'reads\.all: it reads "others", which @flow does not'):
         FlowDriver.of(Reads)
+
+
+PLANES: Log[Flight] = Log("planes", of=Flight, key="plane", time="at_ms", partitions=3)
+
+
+def described(method: Any, *sources: Any) -> Any:
+    return FlowDriver.of(type("Looping", (), {"name": "looping", "on": flow(*sources)(method)}))
+
+
+@pytest.mark.parametrize(
+    ("source", "method", "said"),
+    [
+        (
+            FLOWN,
+            lambda self, s: s.filter(bool).to(FLOWN),
+            r'reads "flown" and gives to "flown".*to\(…, feeds_back=True\)',
+        ),
+        (
+            events("looping", "again", of=Flight),
+            lambda self, s: s.emit("again"),
+            r'gives to "looping.again".*emit\("again", feeds_back=True\)',
+        ),
+    ],
+)
+def test_flow_that_reads_what_it_gives_is_refused_unless_it_says_so(
+    source: Any, method: Any, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        described(method, source)
+
+
+@pytest.mark.parametrize(
+    ("sources", "method"),
+    [
+        ([FLOWN], lambda self, s: s.filter(bool).to(FLOWN, feeds_back=True)),
+        (
+            [events("looping", "again", of=Flight)],
+            lambda self, s: s.emit("again", feeds_back=True),
+        ),
+        ([events("tower", "again", of=Flight)], lambda self, s: s.emit("again")),
+        # The table says nothing by itself; and the other log is read, and goes elsewhere.
+        (
+            [FLOWN, PLANES],
+            lambda self, flown, planes: (
+                flown.key_by("plane")
+                .join_table(planes.key_by("plane"))
+                .map(lambda pair: pair[0])
+                .to(PLANES)
+            ),
+        ),
+        (
+            [FLOWN, PLANES],
+            lambda self, flown, planes: (flown.to(PLANES), planes.emit("landed")),
+        ),
+    ],
+    ids=["meant", "events that are meant", "events of others", "a table", "another log"],
+)
+def test_flow_that_does_not_come_round_again_is_none_of_those(sources: Any, method: Any) -> None:
+    assert described(method, *sources).plan.outputs
+
+
+def test_what_is_no_sequence_of_records_is_no_append_of_a_driver() -> None:
+    driver = FlowDriver.of(Storing)
+    for values in ({"plane": "N1"}, "N1", iter([FLIGHTS[0]])):
+        with pytest.raises(TypeError, match="expected a list"):
+            driver.append(FLOWN, values)  # type: ignore[call-overload]

@@ -84,6 +84,11 @@ class QueueSource(SingleSource[T]):
         self._exchange = exchange
         self._routing_key = routing_key
 
+    @property
+    def is_of_events(self) -> bool:
+        """Of a service's events of a type, `<service>.<type>`; not of a queue."""
+        return self._exchange is not None
+
     def for_flow(self, group: str) -> QueueSource[T]:
         """As one flow reads it: with a queue of its own, where it was given none."""
         if self._queue is not None:
