@@ -609,3 +609,18 @@ async def test_what_is_kept_of_a_log_to_be_compared_is_bounded_and_of_its_time(l
             await tail.aclose()
 
     assert [one.time for one in some.records] == [3000, 4000, 5000, 6000, 7000]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"JFK": 1}, "text", b"bytes", {"a", "b"}, (n for n in range(3)), 7],
+    ids=lambda value: type(value).__name__,
+)
+async def test_what_is_no_sequence_of_records_is_refused(link: Link, values: Any) -> None:
+    async with writing(link, ONE) as writer:
+        with pytest.raises(TypeError, match=r"append_many\(\): .* expected a list"):
+            await writer.append_many(values)
+        with pytest.raises(TypeError, match=r"append_many\(keys=\): .* expected a list"):
+            await writer.append_many([Departed("JFK", 1)] * 3, keys=values)
+
+        assert writer.statistics().records == 0

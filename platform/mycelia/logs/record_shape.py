@@ -18,6 +18,7 @@ __all__ = [
     "YEAR_MS",
     "Extractor",
     "RecordShape",
+    "checked_column",
     "impossible_time",
     "latest_possible",
     "time_ms_of",
@@ -27,6 +28,20 @@ T = TypeVar("T")
 
 Extractor = str | Callable[[Any], Any]
 """A field's name, or a function of the value."""
+
+
+def checked_column(column: Any, where: str) -> Any:
+    """The same: one thing for each record, in their order. A dictionary's keys and a text's letters are none, though they could be gone through.
+
+    Raises:
+        TypeError: it is no sequence.
+    """
+    is_one = isinstance(column, str | bytes | bytearray | memoryview | Mapping)
+    if is_one or not (hasattr(column, "__len__") and hasattr(column, "__getitem__")):
+        raise TypeError(
+            f"{where}: {column!r:.60} is a {type(column).__name__}; expected a list, with one for each record."
+        )
+    return column
 
 
 def time_ms_of(time: object) -> int | None:

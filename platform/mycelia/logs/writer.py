@@ -48,7 +48,7 @@ from mycelia.logs.layout import LogLayout, declare_log
 from mycelia.logs.open_batch import Appending, OpenBatch, Piece
 from mycelia.logs.partitioning import checked_key, partition_of, partitions_of
 from mycelia.logs.record import RecordHeaders, RecordKey
-from mycelia.logs.record_shape import RecordShape, time_ms_of
+from mycelia.logs.record_shape import RecordShape, checked_column, time_ms_of
 from mycelia.wire import OFF_LOOP_BYTES, compressor_of
 
 __all__ = [
@@ -241,12 +241,13 @@ class LogWriter(Generic[T]):
                 program at a time is a producer. They are one batch for each partition then, and must fit into one.
 
         Raises:
-            As `append()`; ConfigError: one of producer and sequence without the other, or none that can be.
+            As `append()`; ConfigError: one of producer and sequence without the other, or none that can be. TypeError: the values are no
+                sequence of records, but one text, a dictionary, a set, a generator.
         """
-        count = len(values)
+        count = len(checked_column(values, "append_many()"))
         number = _checked_number(producer, sequence, self._what)
         for name, column in (("keys", keys), ("times", times), ("headers", headers)):
-            if column is not None and len(column) != count:
+            if column is not None and len(checked_column(column, f"append_many({name}=)")) != count:
                 raise ValueError(f"append_many() of {count} values with {len(column)} {name}")
         if not count:
             return

@@ -10,6 +10,7 @@ from mycelia.flow.described_flow import AnySource
 from mycelia.flow.sources.events import QueueSource
 from mycelia.logs import Log
 from mycelia.logs.partitioning import partitions_of
+from mycelia.logs.record_shape import checked_column
 
 __all__ = ["DrivenEntry", "DrivenLogs"]
 
@@ -76,7 +77,9 @@ class DrivenLogs:
         Raises:
             ConfigError: there is no such partition; or ids are told of what has none.
             ContractError: a value has no key or time where its source has them.
+            TypeError: the values are no sequence of records, but one text, a dictionary, a generator.
         """
+        checked_column(values, "append()")
         name = source if isinstance(source, str) else source.name
         if not isinstance(source, str):
             self.declared.setdefault(name, source)
