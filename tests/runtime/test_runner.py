@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.runtime.conftest import Invoke, Serve
 
 from mycelia import (
     DependencyProvider,
+    Entrypoint,
     Extension,
     Runner,
     SharedExtension,
@@ -20,7 +22,7 @@ from mycelia import (
 )
 from mycelia.amqp import Link
 from mycelia.errors import ConfigError, RemoteError, RuntimeStateError
-from mycelia.testing import eventually
+from mycelia.testing import DrivenClock, eventually
 
 
 class Pool(SharedExtension):
@@ -329,7 +331,7 @@ async def test_stop_lets_the_running_worker_finish_and_its_reply_leave(
     calls = [asyncio.ensure_future(invoke("slow", "work", n)) for n in range(2)]
     await eventually(lambda: Slow.begun == 1)
 
-    stopping = asyncio.ensure_future(runner.stop(grace=5))
+    stopping = asyncio.ensure_future(runner.stop(grace=30))
     await eventually_ready(link, "rpc-slow", 1)  # the one that had not begun goes back
     gate.set()
     await stopping
@@ -352,6 +354,45 @@ async def test_grace_over_puts_the_unfinished_message_back(
     assert Slow.ended == 0
     assert "grace_over service=slow unfinished=1" in caplog.text
     await eventually_ready(link, "evt-source-happened--slow.happened", 1)
+
+
+async def test_grace_counts_from_the_stop_however_long_an_entrypoint_takes_to_end(
+    invoke: Invoke, uri: str
+) -> None:
+    """Who sent SIGTERM kills after 30 s: the 3 s that a broker without an answer holds up each entrypoint are not on top."""
+    begun = asyncio.Event()
+    lasted: list[float] = []
+
+    class HeldUp(Entrypoint):
+        async def stop(self) -> None:
+            await asyncio.sleep(3)
+
+    class Endless:
+        name = "endless"
+
+        @rpc
+        async def work(self) -> None:
+            begun.set()
+            since = time.monotonic()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                lasted.append(time.monotonic() - since)
+
+        @HeldUp.decorator
+        def never(self) -> None: ...
+
+    runner = Runner({"AMQP_URI": uri}, [Endless])
+    await runner.start(5)
+    call = asyncio.ensure_future(invoke("endless", "work", timeout=300))
+    await begun.wait()
+    with DrivenClock() as clock:
+        stopping = asyncio.ensure_future(runner.stop(grace=20))
+        await clock.advance("1m")
+        await stopping
+    call.cancel()
+
+    assert lasted == [pytest.approx(20, abs=1)]
 
 
 async def test_kill_during_a_graceful_stop_does_not_wait_for_its_grace(

@@ -373,7 +373,7 @@ class Container:
     async def stop(self, grace: float | None = None) -> None:
         """Stop in order: entrypoints, then workers, then dependencies, then what they share.
 
-        Workers get `grace` seconds (the setting `mycelia.grace` by default); what is unfinished then is cancelled
+        Workers get `grace` seconds from now (the setting `mycelia.grace` by default); what is unfinished then is cancelled
         and goes back to its queue. Idempotent. Never raises: errors of hooks are logged.
         """
         if not self._begun:
@@ -382,8 +382,11 @@ class Container:
         self._follow_no_more()
         has_run, self._has_run = self._has_run, False
         grace = self.settings.mycelia.grace if grace is None else grace
+        # From now, not from when the entrypoints have stopped: a broker that does not answer holds those up for seconds, and
+        # whoever sent SIGTERM counts from then.
+        until = asyncio.get_running_loop().time() + grace
         await self._each_quietly(self.entrypoints, "stop")
-        await self._finish_workers(grace)
+        await self._finish_workers(grace, until)
         entrypoints = set(map(id, self.entrypoints))
         dependencies = set(map(id, self.dependencies))
         await self._each_quietly(self.dependencies, "stop")
@@ -404,7 +407,7 @@ class Container:
             except Exception:
                 log.exception(event("last_step_failed", service=self.service_name, step=repr(step)))
 
-    async def _finish_workers(self, grace: float) -> None:
+    async def _finish_workers(self, grace: float, until: float) -> None:
         lanes = self.lanes
         active = self.active_workers
         if active:
@@ -412,7 +415,7 @@ class Container:
                 event("service_draining", service=self.service_name, workers=active, grace_s=grace)
             )
         try:
-            async with asyncio.timeout(grace):
+            async with asyncio.timeout_at(until):
                 for lane in lanes:
                     await lane.wait_idle()
         except TimeoutError:
