@@ -13,6 +13,7 @@ import inspect
 import os
 import platform
 import secrets
+import signal
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from tests.tools import NOT_RUN, fresh_vhost, not_run, version_tuple
 from mycelia.broker.cluster import PrivateCluster
 from mycelia.broker.management_api import ManagementApi, ManagementApiError
 from mycelia.broker.node import PrivateNode, find_rabbitmq
+from mycelia.testing import eventually
 
 if TYPE_CHECKING:
     from tests.postgres import PrivatePostgres
@@ -46,6 +48,13 @@ hypothesis.settings.register_profile(
     "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("suite")
+
+# What comes within 5 s on an idle machine may take longer on a busy one; what does not come, does not come in 30 s either.
+eventually.__defaults__ = (30.0,)
+
+# A shell that starts the suite in the background (`.ci/run &`) has it ignore Ctrl-C, and so would every process of every test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A broker takes 3 to 10 s to start, PostgreSQL 2, and longer on a busy machine; the test that waits for it must not be blamed.
 _RABBIT_TIMEOUT = 120
@@ -375,7 +384,7 @@ async def _task_watch() -> AsyncIterator[None]:
     yield
     left = asyncio.all_tasks() - before - {asyncio.current_task()}
     if left:  # a task that was cancelled a moment ago may still need a turn or two
-        _, left = await asyncio.wait(left, timeout=0.25)
+        _, left = await asyncio.wait(left, timeout=2.0)
     for task in left:
         task.cancel()
     if left:
