@@ -16,7 +16,7 @@ from mycelia.broker import PrivateNode
 from mycelia.errors import MyceliaError, RpcTimeout
 from mycelia.testing import eventually
 
-STALL_S = 5.0
+STALL_S = 10.0
 """For the dead node to be noticed, a leader to be elected and the connection to be made anew."""
 
 

@@ -79,7 +79,7 @@ async def test_consumer_is_cancelled_while_the_broker_is_away(
     await proxy.fail(Fault.REFUSED)
     await eventually(lambda: link.state is LinkState.RECONNECTING, NOTICED_S)
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         await consumer.cancel()
         await consumer.aclose(timeout=1)
     await proxy.heal()

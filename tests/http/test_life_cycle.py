@@ -200,7 +200,7 @@ async def test_an_idle_connection_does_not_hold_up_a_stop() -> None:
         async with connect(served.address) as (reader, writer):
             writer.write(b"GET /one HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200 OK" in await reader.readuntil(b"\r\n\r\none")
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(10):
                 await served.runner.stop()
                 assert await reader.read() == b""
 

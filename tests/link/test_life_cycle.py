@@ -41,7 +41,7 @@ async def test_removed_state_listener_is_not_called(make_link: Callable[[], Link
 
 
 async def test_open_link_is_writable_and_ready(link: Link) -> None:
-    await link.ready(timeout=1)
+    await link.ready(timeout=15)
 
     assert link.writable
     assert link.state is LinkState.CONNECTED

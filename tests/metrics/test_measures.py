@@ -116,7 +116,7 @@ async def test_calls_are_counted_by_how_they_end() -> None:
 async def test_call_that_takes_too_long_is_a_timeout_and_its_caller_s_an_error() -> None:
     class Impatient:
         name = "impatient"
-        shop = RpcProxy("shop", timeout=0.2)
+        shop = RpcProxy("shop", timeout=1)
 
         @rpc
         async def ask(self) -> None:
@@ -137,7 +137,7 @@ async def test_call_that_takes_too_long_is_a_timeout_and_its_caller_s_an_error()
     )
     assert seen.sum("mycelia_errors_total", direction="outbound", error="RpcTimeout") == 1
     lasted = seen.sum("mycelia_call_duration_seconds_sum", direction="outbound", method="slow")
-    assert 0.2 <= lasted < 2
+    assert 1 <= lasted < 4
 
 
 async def test_time_from_publishing_is_known_by_the_millisecond_between_measured_processes() -> (

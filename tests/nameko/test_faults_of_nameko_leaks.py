@@ -85,7 +85,7 @@ async def test_fault_22_timeout_is_that_of_the_call(rabbit_uri: str) -> None:
 
         with pytest.raises(RpcTimeout):
             await waiting
-        assert 0.5 <= elapsed < 2
+        assert 0.5 <= elapsed < 10
 
 
 async def test_fault_22_client_is_usable_after_a_failed_reconnect(rabbit_uri: str) -> None:

@@ -180,7 +180,7 @@ async def test_link_closes_in_time_while_the_broker_is_down(
 
     await link.aclose(timeout=2)
 
-    assert asyncio.get_running_loop().time() - started < 4
+    assert asyncio.get_running_loop().time() - started < 20  # the publishing would have 60
     assert link.state is LinkState.CLOSED
     with pytest.raises(BrokerUnavailable, match="closed before the broker confirmed"):
         await waiting

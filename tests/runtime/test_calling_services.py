@@ -213,7 +213,7 @@ class Lender:
     """A `def` worker that hands its blocking proxy to whoever asks."""
 
     name = "lender"
-    back = RpcProxy("back-service", timeout=2)
+    back = RpcProxy("back-service", timeout=10)
     lent: list[Any] = []  # noqa: RUF012  shared on purpose
 
     @rpc

@@ -75,14 +75,14 @@ async def test_arguments_named_like_the_client_s_own_reach_the_service_through_a
     serve: Serve, client: Client
 ) -> None:
     await serve(Service)
-    service = await client.service("service", timeout=3)
+    service = await client.service("service", timeout=15)
 
     assert await client.call("service", "echo", service=1, method=2) == [
         [],
         {"service": 1, "method": 2},
     ]
     assert await service.echo(timeout=9) == [[], {"timeout": 9}]
-    assert await service["echo"].options(timeout=2)(1) == [[1], {}]
+    assert await service["echo"].options(timeout=15)(1) == [[1], {}]
 
 
 async def test_client_that_is_not_open_says_so(uri: str) -> None:

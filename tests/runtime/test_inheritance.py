@@ -55,7 +55,7 @@ class Back:
 class Front:
     name = "front"
     back = RpcProxy("back")
-    impatient = RpcProxy("back", timeout=1)
+    impatient = RpcProxy("back", timeout=10)
     language = Language()
 
     @rpc
@@ -89,9 +89,9 @@ async def test_nested_call_inherits_deadline_context_and_call_ids(
 ) -> None:
     await serve(Front, Back)
 
-    found = await invoke("front", front, back, "back", timeout=4)
+    found = await invoke("front", front, back, "back", timeout=15)
 
-    assert 3 < found["remaining"] <= 4
+    assert 10 < found["remaining"] <= 15
     assert found["context"] == {"language": "de", "user_id": 7}
     stack = [call_id.rpartition(".")[0] for call_id in found["stack"]]
     assert stack == ["tester.call", f"front.{front}", f"back.{back}"]
@@ -103,9 +103,9 @@ async def test_proxy_s_own_timeout_is_the_deadline_where_it_comes_first(
 ) -> None:
     await serve(Front, Back)
 
-    found = await invoke("front", front, "on_loop", "impatient", timeout=4)
+    found = await invoke("front", front, "on_loop", "impatient", timeout=15)
 
-    assert 0 < found["remaining"] <= 1
+    assert 0 < found["remaining"] <= 10
 
 
 async def test_call_id_stack_is_as_long_as_configured(serve: Serve, invoke: Invoke) -> None:
@@ -196,8 +196,8 @@ async def test_event_inherits_context_and_call_ids_but_no_deadline(
 
     await serve(Teller, Listener)
 
-    await invoke("teller", "threaded", timeout=4)
-    await invoke("teller", "on_loop", timeout=4)
+    await invoke("teller", "threaded", timeout=15)
+    await invoke("teller", "on_loop", timeout=15)
 
     await eventually(lambda: len(seen) == 2)
     for found, method in zip(seen, ("threaded", "on_loop"), strict=True):

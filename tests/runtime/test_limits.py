@@ -127,7 +127,7 @@ async def test_slow_entrypoint_does_not_hold_up_another_of_the_same_queue(
     await eventually(lambda: gate.inside == 1)
     gate.opened_on_loop.set()
 
-    assert await invoke("gated", "on_loop", timeout=3) == 1
+    assert await invoke("gated", "on_loop", timeout=15) == 1
 
     gate.open()
     await waiting
@@ -152,7 +152,7 @@ async def test_def_methods_that_call_each_other_do_not_starve_of_threads(
             return 1
 
     await serve(Pair)
-    calls = [asyncio.ensure_future(invoke("pair", "outer", timeout=4)) for _ in range(10)]
+    calls = [asyncio.ensure_future(invoke("pair", "outer", timeout=15)) for _ in range(10)]
     await eventually(lambda: gate.inside == 10)
 
     gate.open()

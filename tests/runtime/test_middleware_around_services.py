@@ -166,7 +166,7 @@ async def test_raising_inbound_middleware_is_the_call_s_error(
 
     for _ in range(3):
         with pytest.raises(RemoteError, match="Flaky in the middle"):
-            await invoke("echo", kind, 1, timeout=3)
+            await invoke("echo", kind, 1, timeout=15)
     assert runner.containers[0].started
 
 
@@ -485,7 +485,7 @@ async def test_request_is_not_tried_again_beyond_its_deadline(serve: Serve, invo
     await serve(Echo, inbound=(again,))
 
     with pytest.raises(RemoteError, match="DeadlinePassed"):
-        await invoke("echo", "on_loop", 1, timeout=4)
+        await invoke("echo", "on_loop", 1, timeout=15)
 
 
 async def test_requests_that_are_tried_again_are_answered_in_the_end(

@@ -349,7 +349,7 @@ async def test_changed_deadline_options_and_target_of_a_call_have_effect(
             started = time.monotonic()
             with pytest.raises(RpcTimeout):
                 await client.call(mute, "method", how=how)
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 15
         assert await client.call("nobody", "method", how="target") == "redirected"
 
 
@@ -370,9 +370,9 @@ async def test_each_try_of_a_retry_has_its_own_time_within_the_deadline(
 
     async with Client(uri, middleware=[retries]) as client:
         with pytest.raises(RpcTimeout):
-            await client.call(mute, "method", timeout=0.4)
+            await client.call(mute, "method", timeout=1)
 
-    assert 3 <= len(tries) <= 12
+    assert 3 <= len(tries) <= 30
 
 
 # --- clients ----------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ async def test_any_error_is_answered_and_leaks_no_slot(
         # A coroutine turns StopIteration into RuntimeError (PEP 479).
         expected = "RuntimeError" if (method, error) == ("on_loop", "StopIteration") else error
         with pytest.raises(RemoteError) as caught:
-            await invoke("raiser", method, error, timeout=3)
+            await invoke("raiser", method, error, timeout=15)
         assert caught.value.exc_type == expected
 
     assert runner.containers[0].started
@@ -91,7 +91,7 @@ async def test_task_that_cancels_itself_is_answered(serve: Serve, invoke: Invoke
 
     for _ in range(3):
         with pytest.raises(RemoteError, match="CancelledError"):
-            await invoke("raiser", "cancels_itself", "", timeout=3)
+            await invoke("raiser", "cancels_itself", "", timeout=15)
 
 
 async def test_any_error_through_middleware_is_answered_too(serve: Serve, invoke: Invoke) -> None:
@@ -103,7 +103,7 @@ async def test_any_error_through_middleware_is_answered_too(serve: Serve, invoke
     for error in ERRORS:
         for method in ("threaded", "on_loop"):
             with pytest.raises(RemoteError):
-                await invoke("raiser", method, error, timeout=3)
+                await invoke("raiser", method, error, timeout=15)
     assert await invoke("raiser", "alive")
 
 
@@ -138,7 +138,7 @@ async def test_result_that_cannot_travel_is_an_error_reply(
     await serve(Results)
 
     with pytest.raises(UnserializableValueError):
-        await invoke("results", method, what, timeout=3)
+        await invoke("results", method, what, timeout=15)
     assert await invoke("results", method, "date") is not None
 
 
@@ -153,7 +153,7 @@ async def test_result_of_a_middleware_that_cannot_travel_is_an_error_reply(
     await serve(Results, inbound=(answers,))
 
     with pytest.raises(UnserializableValueError):
-        await invoke("results", "on_loop", "date", timeout=3)
+        await invoke("results", "on_loop", "date", timeout=15)
 
 
 @pytest.mark.parametrize(
