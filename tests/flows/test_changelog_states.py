@@ -57,6 +57,20 @@ def on(machines: Machines, name: str, place: StatePlace = PLACE) -> LoggedState:
     return machines.home(name).open(place)
 
 
+def claimed(machines: Machines, name: str, place: StatePlace = PLACE, *, epoch: int) -> LoggedState:
+    state = on(machines, name, place)
+    state.claim(epoch)
+    return state
+
+
+def found_by(machines: Machines, name: str, *, epoch: int) -> dict[bytes, bytes]:
+    """The state that this machine finds when it is the next owner."""
+    state = claimed(machines, name, epoch=epoch)
+    found = dict(state.scan("s"))
+    state.close()
+    return found
+
+
 def put(state: LoggedState, key: bytes, value: bytes, offset: int, *messages: Message) -> None:
     state.commit(StateCommit({"s": {key: value}}, at(offset), messages=messages))
 
@@ -86,13 +100,11 @@ def kinds_of(machines: Machines) -> list[str]:
 def test_file_that_is_nearly_new_reads_only_what_is_missing(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     for number in range(50):
         put(one, b"k", b"%d" % number, number)
     one.close()
-    other = on(machines, "other")
-    other.claim(2)
+    other = claimed(machines, "other", epoch=2)
     put(other, b"k", b"other", 50)
     other.close()
 
@@ -106,8 +118,7 @@ def test_file_that_is_nearly_new_reads_only_what_is_missing(
         return change
 
     monkeypatch.setattr(ChangelogReplay, "read", counted)
-    again = on(machines, "one")
-    again.claim(3)
+    again = claimed(machines, "one", epoch=3)
     assert followed == ["claim", "commit", "claim"]
     assert again.read("s", [b"k"]) == [b"other"]
     again.close()
@@ -173,8 +184,7 @@ def test_snapshot_bounds_what_a_new_machine_reads(
         return 0
 
     monkeypatch.setattr(machines.link, "message_count", not_counted_yet)
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     for number in range(300):
         put(one, b"%d" % (number % 10), b"x" * 90, number)
     every = len(entries_of(machines))
@@ -188,8 +198,7 @@ def test_snapshot_bounds_what_a_new_machine_reads(
         return entries
 
     monkeypatch.setattr(changelog_stream.ChangelogReader, "take", counted)
-    other = on(machines, "other")
-    other.claim(2)
+    other = claimed(machines, "other", epoch=2)
     assert len(dict(other.scan("s"))) == 10
     assert len(seen) < every / 4
     for state in (one, other):
@@ -199,8 +208,7 @@ def test_snapshot_bounds_what_a_new_machine_reads(
 @pytest.mark.usefixtures("small")
 def test_commits_beside_a_snapshot_are_not_in_it_and_not_lost(machines: Machines) -> None:
     """Keys change and go while the snapshot of before is on its way."""
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     one.commit(StateCommit({"s": {b"%d" % n: b"old" * 20 for n in range(60)}}, at(1)))
     number = 1
     while one._snapshot is None:
@@ -214,8 +222,7 @@ def test_commits_beside_a_snapshot_are_not_in_it_and_not_lost(machines: Machines
         )
     put(one, b"last", b"1", number + 1)
     assert number > begun + 3
-    other = on(machines, "other")
-    other.claim(2)
+    other = claimed(machines, "other", epoch=2)
     assert dict(other.scan("s")) == dict(one.scan("s"))
     for state in (one, other):
         state.close()
@@ -223,8 +230,7 @@ def test_commits_beside_a_snapshot_are_not_in_it_and_not_lost(machines: Machines
 
 @pytest.mark.usefixtures("small")
 def test_snapshot_that_was_cut_is_passed_over(machines: Machines) -> None:
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     one.commit(StateCommit({"s": {b"%d" % n: b"v" * 90 for n in range(60)}}, at(1)))
     while one._snapshot is None:
         put(one, b"k", b"1", 2)
@@ -233,8 +239,7 @@ def test_snapshot_that_was_cut_is_passed_over(machines: Machines) -> None:
     assert "end" not in kinds
     one._reader = None  # it is killed
     for number in range(3, 6):
-        other = on(machines, f"after-{number}")
-        other.claim(number)
+        other = claimed(machines, f"after-{number}", epoch=number)
         assert len(dict(other.scan("s"))) == 61
         put(other, b"k", b"2", number)
         other.close()
@@ -244,11 +249,9 @@ def test_snapshot_that_was_cut_is_passed_over(machines: Machines) -> None:
 
 
 def test_former_owner_that_wakes_up_is_followed_by_nobody(machines: Machines) -> None:
-    former = on(machines, "one")
-    former.claim(1)
+    former = claimed(machines, "one", epoch=1)
     put(former, b"k", b"1", 1)
-    owner = on(machines, "other")
-    owner.claim(2)
+    owner = claimed(machines, "other", epoch=2)
     with pytest.raises(LeaseLost, match="another owner has come before"):
         put(former, b"k", b"late", 2, message(2))
     with pytest.raises(LeaseLost, match="not known what became"):
@@ -266,8 +269,7 @@ def test_former_owner_that_wakes_up_is_followed_by_nobody(machines: Machines) ->
 
 def test_commit_that_was_written_but_not_seen_is_the_next_owners(machines: Machines) -> None:
     """Killed between the log and its file: results of the commit had not left, and the next owner sends them."""
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     put(one, b"k", b"1", 1)
     one._file.close()
     with suppress(Exception):
@@ -319,8 +321,7 @@ def test_of_two_claims_of_one_epoch_the_first_counts(machines: Machines) -> None
 
 def test_owner_that_slept_before_its_file_writes_nothing_to_it(machines: Machines) -> None:
     """Two processes of one machine; the commit is in the log, and the next owner has written it."""
-    former = on(machines, "one")
-    former.claim(1)
+    former = claimed(machines, "one", epoch=1)
     owner = on(machines, "one")
     follow = former._file.follow
 
@@ -335,10 +336,7 @@ def test_owner_that_slept_before_its_file_writes_nothing_to_it(machines: Machine
     assert owner.read("s", [b"k"]) == [b"2"]
     for state in (former, owner):
         state.close()
-    after = on(machines, "one")
-    after.claim(3)
-    assert dict(after.scan("s")) == {b"k": b"2"}
-    after.close()
+    assert found_by(machines, "one", epoch=3) == {b"k": b"2"}
 
 
 def test_file_does_not_become_the_log_where_another_has_just_begun_it(machines: Machines) -> None:
@@ -361,10 +359,7 @@ def test_file_does_not_become_the_log_where_another_has_just_begun_it(machines: 
         one.claim(2)
     for each in (one, other):
         each.close()
-    third = on(machines, "third")
-    third.claim(3)
-    assert dict(third.scan("s")) == {b"k": b"log"}
-    third.close()
+    assert found_by(machines, "third", epoch=3) == {b"k": b"log"}
 
 
 class Repeating:
@@ -402,21 +397,18 @@ def test_entries_that_come_again_count_once(machines: Machines) -> None:
 
 
 def test_late_repetition_of_a_former_owners_entry_changes_nothing(machines: Machines) -> None:
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     put(one, b"k", b"1", 1)
     every = entries_of(machines)
     one.close()
-    other = on(machines, "other")
-    other.claim(2)
+    other = claimed(machines, "other", epoch=2)
     put(other, b"k", b"2", 2)
     stream = machines.stream(PLACE)
     for entry in every:
         assert entry.head is not None
         machines.run(stream.append(entry.head, entry.body))
     put(other, b"j", b"3", 3)
-    third = on(machines, "third")
-    third.claim(3)
+    third = claimed(machines, "third", epoch=3)
     assert dict(third.scan("s")) == {b"k": b"2", b"j": b"3"}
     for state in (other, third):
         state.close()
@@ -428,16 +420,14 @@ def test_late_repetition_of_a_former_owners_entry_changes_nothing(machines: Mach
 def test_message_of_somebody_else_is_passed_over(
     machines: Machines, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     stream = machines.stream(PLACE)
     for headers in (None, {"kind": "commit"}, {"kind": 3, "claim": "x"}):
         strange = Message("", stream.name, b"?", Properties(headers=headers))
         machines.run(machines.link.publish(strange))
     put(one, b"k", b"1", 1)
     one.close()
-    other = on(machines, "other")
-    other.claim(2)
+    other = claimed(machines, "other", epoch=2)
     assert other.read("s", [b"k"]) == [b"1"]
     assert caplog.text.count("flow_changelog_entry_unreadable") >= 3
     other.close()
@@ -452,8 +442,7 @@ def damage(machines: Machines, state: LoggedState) -> None:
 
 
 def test_missing_commit_is_told_with_the_ways_out_and_a_reset_is_one(machines: Machines) -> None:
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     damage(machines, one)
     for name in ("one", "other"):
         state = on(machines, name)
@@ -466,8 +455,7 @@ def test_missing_commit_is_told_with_the_ways_out_and_a_reset_is_one(machines: M
     state.begin_anew(anew, [("s", b"k", b"anew")], [])
     state.close()
     for name in ("one", "other", "fourth"):
-        state = on(machines, name)
-        state.claim(1)
+        state = claimed(machines, name, epoch=1)
         assert dict(state.scan("s")) == {b"k": b"anew"}
         assert state.checkpoint == anew
         put(state, b"k", b"anew", 0)
@@ -475,8 +463,7 @@ def test_missing_commit_is_told_with_the_ways_out_and_a_reset_is_one(machines: M
 
 
 def test_stream_that_was_deleted_is_made_anew_from_the_file(machines: Machines) -> None:
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     put(one, b"k", b"1", 1, message(1))
     one.close()
     machines.run(machines.link.delete_queue(machines.stream(PLACE).name))
@@ -490,10 +477,7 @@ def test_stream_that_was_deleted_is_made_anew_from_the_file(machines: Machines) 
     assert one.claim(3) == [(1, message(1))]
     put(one, b"j", b"2", 2)
     one.close()
-    other = on(machines, "other")
-    other.claim(4)
-    assert dict(other.scan("s")) == {b"k": b"1", b"j": b"2"}
-    other.close()
+    assert found_by(machines, "other", epoch=4) == {b"k": b"1", b"j": b"2"}
 
 
 @pytest.mark.parametrize("commits", [3, 40])
@@ -504,8 +488,7 @@ def test_stream_that_is_deleted_under_its_owner_is_made_anew(
     """The link declares it again; what the owner writes then names a snapshot of the former one."""
     monkeypatch.setattr(changelog_stream, "PATIENCE", 2.0)
     monkeypatch.setattr(LoggedState, "_is_due", lambda self: self._mark.since_bytes > 1_000)
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     for number in range(commits):
         put(one, b"%d" % number, b"x" * 90, number)
     stream = machines.stream(PLACE)
@@ -515,8 +498,7 @@ def test_stream_that_is_deleted_under_its_owner_is_made_anew(
         put(one, b"late", b"1", commits)
     one.close()
     for name in ("one", "other"):
-        state = on(machines, name)
-        state.claim(2)
+        state = claimed(machines, name, epoch=2)
         assert len(dict(state.scan("s"))) == commits
         put(state, b"0", b"1", commits)
         state.close()
@@ -524,8 +506,7 @@ def test_stream_that_is_deleted_under_its_owner_is_made_anew(
 
 def test_old_file_does_not_become_the_log(machines: Machines) -> None:
     """The log is gone, and a machine comes first that had been away for long."""
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     put(one, b"k", b"1", 1)
     one.close()
     machines.run(machines.link.delete_queue(machines.stream(PLACE).name))
@@ -540,8 +521,7 @@ def test_log_that_has_lost_its_last_entries_is_brought_on_by_the_file(
     machines: Machines, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As where the broker's machine lost its power."""
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     for number in range(5):
         put(one, b"k", b"%d" % number, number)
     one.close()
@@ -553,16 +533,12 @@ def test_log_that_has_lost_its_last_entries_is_brought_on_by_the_file(
         assert entry.head is not None
         machines.run(stream.append(entry.head, entry.body))
 
-    one = on(machines, "one")
-    one.claim(2)
+    one = claimed(machines, "one", epoch=2)
     assert one.read("s", [b"k"]) == [b"4"]
     assert "flow_changelog_behind" in caplog.text
     put(one, b"j", b"5", 5)
     one.close()
-    other = on(machines, "other")
-    other.claim(3)
-    assert dict(other.scan("s")) == {b"k": b"4", b"j": b"5"}
-    other.close()
+    assert found_by(machines, "other", epoch=3) == {b"k": b"4", b"j": b"5"}
 
 
 def test_flow_that_had_no_log_before_begins_one_with_what_it_has(machines: Machines) -> None:
@@ -584,8 +560,7 @@ def test_flow_that_had_no_log_before_begins_one_with_what_it_has(machines: Machi
 def test_file_that_went_on_without_its_log_is_refused_until_somebody_says_which_counts(
     machines: Machines,
 ) -> None:
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     put(one, b"k", b"logged", 1)
     one.close()
     plain = StateDirectory(machines.path / "one").open(PLACE)
@@ -598,10 +573,7 @@ def test_file_that_went_on_without_its_log_is_refused_until_somebody_says_which_
         one.claim(3)
     one.close()
     machines.run(machines.link.delete_queue(machines.stream(PLACE).name))
-    one = on(machines, "one")
-    one.claim(4)
-    assert one.read("s", [b"k"]) == [b"plain"]
-    one.close()
+    assert found_by(machines, "one", epoch=4) == {b"k": b"plain"}
 
 
 def test_log_that_has_lost_its_beginning_says_so_and_the_newest_file_mends_it(
@@ -611,8 +583,7 @@ def test_log_that_has_lost_its_beginning_says_so_and_the_newest_file_mends_it(
     with Machines(rabbit_uri, tmp_path, retain_bytes=60_000) as machines:
         machines.prepare("svc.flow", "group", ["in"])
         monkeypatch.setattr(LoggedState, "_is_due", lambda self: False)
-        one = on(machines, "one")
-        one.claim(1)
+        one = claimed(machines, "one", epoch=1)
         number = 0
         while not number or machines.run(machines.stream(PLACE).first()) == 0:
             number += 1
@@ -626,16 +597,12 @@ def test_log_that_has_lost_its_beginning_says_so_and_the_newest_file_mends_it(
             other.claim(2)
         other.close()
         monkeypatch.setattr(LoggedState, "_is_due", lambda self: self._wants_snapshot)
-        one = on(machines, "one")
-        one.claim(3)
+        one = claimed(machines, "one", epoch=3)
         wanted = dict(one.scan("s"))
         put(one, b"1", b"1", number + 1)
         put(one, b"1", wanted[b"1"], number + 2)
         one.close()
-        after = on(machines, "after")
-        after.claim(4)
-        assert dict(after.scan("s")) == wanted
-        after.close()
+        assert found_by(machines, "after", epoch=4) == wanted
 
 
 def test_state_that_is_too_large_for_its_log_is_warned_of_and_told(
@@ -643,8 +610,7 @@ def test_state_that_is_too_large_for_its_log_is_warned_of_and_told(
 ) -> None:
     with Machines(rabbit_uri, tmp_path, retain_bytes=40_000) as machines:
         machines.prepare("svc.flow", "group", ["in"])
-        one = on(machines, "one")
-        one.claim(1)
+        one = claimed(machines, "one", epoch=1)
         for number in range(40):
             put(one, b"%d" % number, b"x" * 5_000, number)
         one.close()
@@ -653,10 +619,7 @@ def test_state_that_is_too_large_for_its_log_is_warned_of_and_told(
         with pytest.raises(StateUnavailable, match=r"changelog_bytes\) is too little"):
             other.claim(2)
         other.close()
-        again = on(machines, "one")
-        again.claim(3)
-        assert len(dict(again.scan("s"))) == 40
-        again.close()
+        assert len(found_by(machines, "one", epoch=3)) == 40
 
 
 # --- large states ------------------------------------------------------------------------------------
@@ -665,15 +628,11 @@ def test_state_that_is_too_large_for_its_log_is_warned_of_and_told(
 @pytest.mark.timeout(60)
 def test_commit_above_what_the_broker_takes_in_a_message_is_cut(machines: Machines) -> None:
     """RabbitMQ 4 takes 16 MiB."""
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     large = {b"large": Random(1).randbytes(24 * 1024 * 1024), b"small": b"1"}
     one.commit(StateCommit({"s": dict(large)}, at(1)))
     one.close()
-    other = on(machines, "other")
-    other.claim(2)
-    assert dict(other.scan("s")) == large
-    other.close()
+    assert found_by(machines, "other", epoch=2) == large
 
 
 @pytest.mark.long
@@ -684,16 +643,12 @@ def test_broker_that_takes_no_message_so_large_is_told_what_to_take(tmp_path: Pa
     try:
         with Machines(node.uri("/"), tmp_path) as machines:
             machines.prepare("svc.flow", "group", ["in"])
-            one = on(machines, "one")
-            one.claim(1)
+            one = claimed(machines, "one", epoch=1)
             put(one, b"k", b"1", 1)
             with pytest.raises(StateUnavailable, match="max_message_size"):
                 put(one, b"k", b"x" * 500_000, 2)
             one.close()
-            one = on(machines, "one")
-            one.claim(2)
-            assert one.read("s", [b"k"]) == [b"1"]
-            one.close()
+            assert found_by(machines, "one", epoch=2) == {b"k": b"1"}
     finally:
         node.remove()
 
@@ -702,8 +657,7 @@ def test_broker_that_takes_no_message_so_large_is_told_what_to_take(tmp_path: Pa
 
 
 def test_copy_is_of_the_last_commit_on_any_machine(machines: Machines, tmp_path: Path) -> None:
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     put(one, b"k", b"1", 1, message(1))
     home = machines.home("other")
     assert home.kept("group") == [("in", 0)]
@@ -727,8 +681,7 @@ def test_owner_goes_on_while_the_broker_takes_nothing(
     machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What became of the commit is not known; the next claim finds out."""
-    one = on(machines, "one")
-    one.claim(1)
+    one = claimed(machines, "one", epoch=1)
     put(one, b"k", b"1", 1)
     append = changelog_stream.ChangelogStream.append
 
@@ -743,7 +696,4 @@ def test_owner_goes_on_while_the_broker_takes_nothing(
     one.forget_sent()
     one.close()
     monkeypatch.undo()
-    again = on(machines, "one")
-    again.claim(1)
-    assert again.read("s", [b"k"]) == [b"2"]
-    again.close()
+    assert found_by(machines, "one", epoch=1) == {b"k": b"2"}

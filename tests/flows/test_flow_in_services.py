@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import sys
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from tests.flows.counting import (
     sentinels,
     statistics,
 )
+from tests.flows.moving import count_while_partitions_move
 
 from mycelia import Client, Log, event_handler
 from mycelia.errors import ConfigError
@@ -37,7 +36,7 @@ from mycelia.flow import (
     state_file,
 )
 from mycelia.logs import partition_of
-from mycelia.testing import ServiceBed, eventually, run_services, take_dead_letters
+from mycelia.testing import eventually, run_services, take_dead_letters
 
 PASSED: Log[Departed] = Log("passed", of=Departed, partitions=1)
 
@@ -87,37 +86,7 @@ async def test_instances_share_partitions_which_move_without_loss(
     flights = departures(20_000)
     wanted = expected(flights)
 
-    async def instance(stack: AsyncExitStack) -> ServiceBed:
-        service = type("Counting", (Counting,), {})
-        bed = await stack.enter_async_context(
-            run_services(service, broker=rabbit_uri, config=config(tmp_path))
-        )
-        beds.append((bed, service))
-        return bed
-
-    def owned() -> list[int]:
-        return sorted(len(statistics(*one).partitions) for one in beds)
-
-    async def appending(client: Client) -> None:
-        for begin in range(0, len(flights), 100):
-            await append(client, flights[begin : begin + 100])
-            await asyncio.sleep(0.02)
-        await append(client, sentinels())
-
-    beds: list[tuple[ServiceBed, Any]] = []
-    async with Client(rabbit_uri) as client, AsyncExitStack() as others, AsyncExitStack() as first:
-        await instance(first)
-        running = asyncio.ensure_future(appending(client))
-        tally = Tally(client)
-        await eventually(lambda: owned() == [PARTITIONS], 20)
-        await instance(others)
-        await eventually(lambda: owned() == [2, 2], 30)
-        await first.aclose()
-        beds.pop(0)
-        await eventually(lambda: owned() == [PARTITIONS], 30)
-        await running
-        await eventually(lambda: tally.has(len(wanted)), 40)
-        await tally.aclose()
+    tally = await count_while_partitions_move(rabbit_uri, config(tmp_path), flights, len(wanted))
 
     assert tally.counts() == wanted
     assert len(tally.by_id()) == len(wanted)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,12 @@ from tests.flows.counting import (
     sentinels,
     statistics,
 )
+from tests.flows.moving import count_while_partitions_move
 
 from mycelia import Client, Log
 from mycelia.errors import StateUnavailable, TopologyError
 from mycelia.flow import FlowOutput, Stream, flow, owned_partition
-from mycelia.testing import ServiceBed, eventually, run_services
+from mycelia.testing import eventually, run_services
 
 if TYPE_CHECKING:
     from tests.postgres import PrivatePostgres
@@ -49,35 +49,9 @@ async def test_instances_share_a_database_and_partitions_move_without_loss(
     flights = departures(10_000)
     wanted = expected(flights)
 
-    async def instance(stack: AsyncExitStack) -> None:
-        service = type("Counting", (Counting,), {})
-        bed = await stack.enter_async_context(
-            run_services(service, broker=rabbit_uri, config=config(postgres_uri))
-        )
-        beds.append((bed, service))
-
-    def owned() -> list[int]:
-        return sorted(len(statistics(*one).partitions) for one in beds)
-
-    async def appending() -> None:
-        async for _ in slowly(client, flights):
-            pass
-        await append(client, sentinels())
-
-    beds: list[tuple[ServiceBed, Any]] = []
-    async with Client(rabbit_uri) as client, AsyncExitStack() as others, AsyncExitStack() as first:
-        await instance(first)
-        running = asyncio.ensure_future(appending())
-        tally = Tally(client)
-        await eventually(lambda: owned() == [PARTITIONS], 20)
-        await instance(others)
-        await eventually(lambda: owned() == [2, 2], 30)
-        await first.aclose()
-        beds.pop(0)
-        await eventually(lambda: owned() == [PARTITIONS], 30)
-        await running
-        await eventually(lambda: tally.has(len(wanted)), 40)
-        await tally.aclose()
+    tally = await count_while_partitions_move(
+        rabbit_uri, config(postgres_uri), flights, len(wanted)
+    )
 
     assert tally.counts() == wanted
     assert len(tally.by_id()) == len(wanted)

@@ -14,11 +14,10 @@ from tests.cli.commands import MYCELIA
 from tests.flows.counting import (
     SERVICE,
     Tally,
-    append,
     departures,
     expected,
-    sentinels,
 )
+from tests.flows.killing import all_counted, append_between_kills
 from tests.processes import Process
 
 from mycelia import Client
@@ -75,36 +74,25 @@ async def test_every_record_is_counted_once_through_kills(
     flights = departures(FLIGHTS)
     wanted = expected(flights)
     chance = Random(7)
-    kills = asyncio.Semaphore(0)
-
-    async def appending(client: Client) -> None:
-        """A share before each of the kills, slowly, so that they come in the middle; the rest after the last."""
-        for begin in range(0, FLIGHTS, 100):
-            if begin and begin % (FLIGHTS // (KILLS + 1) // 100 * 100) == 0:
-                await kills.acquire()
-            await append(client, flights[begin : begin + 100])
-            await asyncio.sleep(0.05)
-        await append(client, sentinels())
+    killed = asyncio.Semaphore(0)
 
     async with Client(rabbit_uri) as client:
         with ExitStack() as processes:
             tally = Tally(client)
             running = [await start(tmp_path, processes) for _ in range(instances)]
-            appended = asyncio.ensure_future(appending(client))
+            appended = asyncio.ensure_future(
+                append_between_kills(client, flights, KILLS, killed, 0.05)
+            )
             for _ in range(KILLS):
                 had = len(tally.by_id())
                 await eventually(lambda had=had: tally.has(had + 50), 60)  # type: ignore[misc]
                 await asyncio.sleep(chance.random() * 0.5)
                 os.kill(running.pop(0).pid, signal.SIGKILL)
-                kills.release()
+                killed.release()
                 running.append(await start(tmp_path, processes))
-            kills.release()
+            killed.release()
             await appended
-            try:
-                await eventually(lambda: tally.has(len(wanted)), 90)
-            except AssertionError as exc:
-                output = "\n".join(process.output for process in running)
-                raise AssertionError(f"{exc}\n{output}") from None
+            await all_counted(tally, len(wanted), *running)
             await tally.aclose()
 
     assert tally.counts() == wanted

@@ -22,6 +22,7 @@ from tests.flows.counting import (
     expected,
     sentinels,
 )
+from tests.flows.killing import all_counted, append_between_kills
 from tests.processes import Process
 from tests.tools import write_out_declarations
 
@@ -126,14 +127,6 @@ def is_stopped(process: Process) -> bool:
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-async def all_counted(tally: Tally, wanted: int, *processes: Process) -> None:
-    try:
-        await eventually(lambda: tally.has(wanted), 120)
-    except AssertionError as exc:
-        output = "\n".join(process.output[-4000:] for process in processes)
-        raise AssertionError(f"{exc}\n{output}") from None
-
-
 @pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("instances", [1, 2])
@@ -148,20 +141,14 @@ async def test_every_record_is_counted_once_though_machines_are_killed_and_their
     fleet = Fleet(rabbit_uri, tmp_path, SMALL + SLOWLY)
     killed = asyncio.Semaphore(0)
 
-    async def appending(client: Client) -> None:
-        for begin in range(0, count, 100):
-            if begin and begin % (count // (kills + 1) // 100 * 100) == 0:
-                await killed.acquire()
-            await append(client, flights[begin : begin + 100])
-            await asyncio.sleep(0.04)
-        await append(client, sentinels())
-
     async with Client(rabbit_uri) as client:
         with fleet.processes:
             tally = Tally(client)
             names = [f"machine-{number}" for number in range(instances)]
             running = [await fleet.start(name) for name in names]
-            appended = asyncio.ensure_future(appending(client))
+            appended = asyncio.ensure_future(
+                append_between_kills(client, flights, kills, killed, 0.04)
+            )
             for turn in range(kills):
                 had = len(tally.by_id())
                 await eventually(lambda had=had: tally.has(had + 50), 60)  # type: ignore[misc]

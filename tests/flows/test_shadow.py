@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from tests.flows.counting import (
     DEPARTED,
     PARTITIONS,
     Counting,
+    Departed,
     append,
     config,
     departures,
@@ -119,58 +119,70 @@ class Slow:
 """
 
 
+class Shadow:
+    """The command, in a folder with the changed code; and what it is to be compared with."""
+
+    def __init__(
+        self, mycelia: MyceliaCommand, uri: str, api: ManagementApi, vhost: str, folder: Path
+    ) -> None:
+        self._mycelia = mycelia
+        self._api = api
+        self._vhost = vhost
+        self._folder = folder
+        self.uri = uri
+        self.config = config(folder / "state")
+        (folder / "changed.py").write_text(CHANGED)
+        (folder / "others.py").write_text(WITH_OTHERS)
+
+    async def __call__(self, *argv: str) -> Done:
+        return await asyncio.to_thread(self._mycelia, "flow", "shadow", *argv, **self._where)
+
+    def begin(self, *argv: str, **options: Any) -> Process:
+        return Process(*MYCELIA, "flow", "shadow", *argv, **self._where, **options)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"cwd": self._folder, "AMQP_URI": self.uri, "TMPDIR": str(self._folder)}
+
+    async def run_old(self, given: list[Departed]) -> None:
+        """The old code takes these, and stops."""
+        async with (
+            Client(self.uri) as client,
+            run_services(Counting, broker=self.uri, config=self.config) as bed,
+        ):
+            await append(client, given)
+            await eventually(lambda: statistics(bed).records >= len(given), 30)
+
+    def left_behind(self) -> list[str]:
+        """What of a shadow is still there."""
+        api, vhost = self._api, self._vhost
+        names = [str(one["name"]) for one in (*api.queues(vhost), *api.exchanges(vhost))]
+        return [
+            *(one for one in names if "shadow" in one),
+            *(one.name for one in self._folder.glob("mycelia-shadow-*")),
+        ]
+
+    async def nothing_is_left(self) -> None:
+        async def is_clear() -> bool:
+            return not await asyncio.to_thread(self.left_behind)
+
+        await eventually(is_clear, 10)
+
+
 @pytest.fixture
-def shadow(mycelia: MyceliaCommand, tmp_path: Path, rabbit_uri: str) -> Callable[..., Any]:
-    (tmp_path / "changed.py").write_text(CHANGED)
-    (tmp_path / "others.py").write_text(WITH_OTHERS)
-
-    async def run(*argv: str) -> Done:
-        return await asyncio.to_thread(
-            mycelia,
-            *("flow", "shadow", *argv),
-            cwd=tmp_path,
-            AMQP_URI=rabbit_uri,
-            TMPDIR=str(tmp_path),
-        )
-
-    return run
-
-
-async def count(uri: str, state: Path, flights: list[Any], total: int) -> None:
-    """The old code takes these, and stops."""
-    async with (
-        Client(uri) as client,
-        run_services(Counting, broker=uri, config=config(state)) as bed,
-    ):
-        await append(client, flights)
-        await eventually(lambda: statistics(bed).records >= total, 30)
-
-
-def left_behind(api: ManagementApi, vhost: str, folder: Path) -> list[str]:
-    """What of a shadow is still there."""
-    names = [str(one["name"]) for one in (*api.queues(vhost), *api.exchanges(vhost))]
-    return [
-        *(one for one in names if "shadow" in one),
-        *(one.name for one in folder.glob("mycelia-shadow-*")),
-    ]
-
-
-async def nothing_is_left(api: ManagementApi, vhost: str, folder: Path) -> None:
-    async def is_clear() -> bool:
-        return not await asyncio.to_thread(left_behind, api, vhost, folder)
-
-    await eventually(is_clear, 10)
-
-
-async def test_same_code_gives_the_same_and_leaves_nothing_behind(
-    shadow: Callable[..., Any],
+def shadow(
+    mycelia: MyceliaCommand,
     rabbit_uri: str,
     rabbit_api: ManagementApi,
     rabbit_vhost: str,
     tmp_path: Path,
-) -> None:
+) -> Shadow:
+    return Shadow(mycelia, rabbit_uri, rabbit_api, rabbit_vhost, tmp_path)
+
+
+async def test_same_code_gives_the_same_and_leaves_nothing_behind(shadow: Shadow) -> None:
     given = departures(2_000)
-    await count(rabbit_uri, tmp_path / "state", given + sentinels(), 2_000 + PARTITIONS)
+    await shadow.run_old(given + sentinels())
     windows = len(expected(given))
 
     done = await shadow(OLD, "--from", "first")
@@ -182,14 +194,14 @@ async def test_same_code_gives_the_same_and_leaves_nothing_behind(
         ],
     ), done.stderr
     assert "shadow of counting.by_origin: counted.shadow-" in done.stderr
-    await nothing_is_left(rabbit_api, rabbit_vhost, tmp_path)
+    await shadow.nothing_is_left()
 
 
 async def test_changed_aggregate_is_named_and_so_are_missing_and_extra_results(
-    shadow: Callable[..., Any], rabbit_uri: str, tmp_path: Path
+    shadow: Shadow,
 ) -> None:
     given = departures(2_000)
-    await count(rabbit_uri, tmp_path / "state", given + sentinels(), 2_000 + PARTITIONS)
+    await shadow.run_old(given + sentinels())
     changed = sum(origin == "A7" for origin, _ in expected(given))
 
     done, told, only = await asyncio.gather(
@@ -215,17 +227,10 @@ async def test_changed_aggregate_is_named_and_so_are_missing_and_extra_results(
 
 
 @pytest.mark.long
-async def test_stages_and_the_logs_between_them_have_shadows_too(
-    shadow: Callable[..., Any],
-    rabbit_uri: str,
-    rabbit_api: ManagementApi,
-    rabbit_vhost: str,
-    tmp_path: Path,
-) -> None:
-    state = config(tmp_path / "state")
+async def test_stages_and_the_logs_between_them_have_shadows_too(shadow: Shadow) -> None:
     async with (
-        Client(rabbit_uri) as client,
-        run_services(Carriers, broker=rabbit_uri, config=state) as bed,
+        Client(shadow.uri) as client,
+        run_services(Carriers, broker=shadow.uri, config=shadow.config) as bed,
     ):
         await client.append_many(LEFT, flights(1_000) + closing())
         (handler,) = [
@@ -237,20 +242,17 @@ async def test_stages_and_the_logs_between_them_have_shadows_too(
 
     report = json.loads(done.stdout)["logs"][0]["report"]
     assert (done.returncode, report["same"] > 0) == (0, True), done.stderr
-    await nothing_is_left(rabbit_api, rabbit_vhost, tmp_path)
+    await shadow.nothing_is_left()
 
 
 @pytest.mark.long
-async def test_beside_code_that_runs_only_what_both_have_read_is_compared(
-    shadow: Callable[..., Any], rabbit_uri: str, tmp_path: Path
-) -> None:
+async def test_beside_code_that_runs_only_what_both_have_read_is_compared(shadow: Shadow) -> None:
     """Records come all the while; and the windows that were open where the shadow begins have their warm-up."""
     given = departures(40_000)
-    state = config(tmp_path / "state")
     stop = asyncio.Event()
     async with (
-        Client(rabbit_uri) as client,
-        run_services(Counting, broker=rabbit_uri, config=state) as bed,
+        Client(shadow.uri) as client,
+        run_services(Counting, broker=shadow.uri, config=shadow.config) as bed,
     ):
         await append(client, given[:4_000], batch=200)
         await eventually(lambda: statistics(bed).records >= 4_000, 30)
@@ -275,10 +277,8 @@ async def test_beside_code_that_runs_only_what_both_have_read_is_compared(
     assert told["until_ms"] is not None
 
 
-async def test_what_is_no_log_is_caught_and_said(
-    shadow: Callable[..., Any], rabbit_uri: str, tmp_path: Path
-) -> None:
-    await count(rabbit_uri, tmp_path / "state", departures(500) + sentinels(), 500 + PARTITIONS)
+async def test_what_is_no_log_is_caught_and_said(shadow: Shadow) -> None:
+    await shadow.run_old(departures(500) + sentinels())
 
     done = await shadow("others:Leaving.counted", "--from", "first", "--against", COUNTED.name)
 
@@ -291,14 +291,8 @@ async def test_what_is_no_log_is_caught_and_said(
     )
 
 
-async def test_what_cannot_be_without_harm_or_without_end_is_refused(
-    shadow: Callable[..., Any],
-    rabbit_uri: str,
-    rabbit_api: ManagementApi,
-    rabbit_vhost: str,
-    tmp_path: Path,
-) -> None:
-    await count(rabbit_uri, tmp_path / "state", departures(100), 100)
+async def test_what_cannot_be_without_harm_or_without_end_is_refused(shadow: Shadow) -> None:
+    await shadow.run_old(departures(100))
 
     asking, raising, several, nothing = await asyncio.gather(
         shadow("others:Asking", "--from", "first"),
@@ -316,49 +310,41 @@ async def test_what_cannot_be_without_harm_or_without_end_is_refused(
     assert "no such airport" in raising.stderr
     assert "Name one" in several.stderr
     assert "nothing to read" in nothing.stderr
-    await nothing_is_left(rabbit_api, rabbit_vhost, tmp_path)
+    await shadow.nothing_is_left()
 
 
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
 )
 async def test_interrupted_it_clears_all_away(
-    shadow: Callable[..., Any],
-    rabbit_uri: str,
-    rabbit_api: ManagementApi,
-    rabbit_vhost: str,
-    tmp_path: Path,
+    shadow: Shadow,
     number: signal.Signals,
 ) -> None:
-    await count(rabbit_uri, tmp_path / "state", departures(3_000), 3_000)
-    argv = (*MYCELIA, "flow", "shadow", "others:Slow", "--from", "first")
-    with Process(*argv, cwd=tmp_path, AMQP_URI=rabbit_uri, TMPDIR=str(tmp_path)) as process:
+    await shadow.run_old(departures(3_000))
+    with shadow.begin("others:Slow", "--from", "first") as process:
         assert await asyncio.to_thread(
             process.wait_until, lambda lines: any("to go" in one for one in lines), 40
         ), process.output
-        assert await asyncio.to_thread(left_behind, rabbit_api, rabbit_vhost, tmp_path)
+        assert await asyncio.to_thread(shadow.left_behind)
         process.send(number)
         code = await asyncio.to_thread(process.finish, 30)
 
     assert code == 130
     assert "interrupted: nothing was compared" in process.output
-    await nothing_is_left(rabbit_api, rabbit_vhost, tmp_path)
+    await shadow.nothing_is_left()
 
 
 @pytest.mark.long
-async def test_followed_it_compares_what_comes_until_ctrl_c(
-    shadow: Callable[..., Any], rabbit_uri: str, tmp_path: Path
-) -> None:
+async def test_followed_it_compares_what_comes_until_ctrl_c(shadow: Shadow) -> None:
     given = departures(2_000)
-    state = config(tmp_path / "state")
-    argv = (*MYCELIA, "flow", "shadow", "changed:Counting", "--from", "first", "--follow")
     async with (
-        Client(rabbit_uri) as client,
-        run_services(Counting, broker=rabbit_uri, config=state) as bed,
+        Client(shadow.uri) as client,
+        run_services(Counting, broker=shadow.uri, config=shadow.config) as bed,
     ):
         await append(client, given[:1_000])
         await eventually(lambda: statistics(bed).records >= 1_000, 30)
-        with Process(*argv, cwd=tmp_path, AMQP_URI=rabbit_uri, errors_apart=True) as process:
+        argv = ("changed:Counting", "--from", "first", "--follow")
+        with shadow.begin(*argv, errors_apart=True) as process:
 
             async def says(text: str) -> None:
                 await eventually(lambda: text in process.errors, 60, what=f"{text} in stderr")

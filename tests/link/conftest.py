@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from tests.links import opening_links
 
 from mycelia.amqp import Link, Queue, connect
 from mycelia.amqp.memory.link import MemoryLink
@@ -82,17 +83,8 @@ def cut(request: pytest.FixtureRequest, link: Link) -> Callable[[], Awaitable[No
 @pytest.fixture
 async def link_factory(make_link: Callable[[], Link]) -> AsyncIterator[LinkFactory]:
     """Opens links to this test's broker, and closes them at its end."""
-    links: list[Link] = []
-
-    async def open_link() -> Link:
-        link = make_link()
-        links.append(link)
-        await link.open(timeout=15)
-        return link
-
-    yield open_link
-    for link in links:
-        await link.aclose()
+    async with opening_links(make_link) as open_link:
+        yield open_link
 
 
 @pytest.fixture

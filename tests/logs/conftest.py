@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from tests.links import opening_links
 
 from mycelia.amqp import Link, connect
 
@@ -14,17 +15,8 @@ LinkFactory = Callable[[], Awaitable[Link]]
 @pytest.fixture
 async def link_factory(broker: str) -> AsyncIterator[LinkFactory]:
     """Opens links to this test's broker, and closes them at its end."""
-    links: list[Link] = []
-
-    async def open_link() -> Link:
-        link = connect(broker)
-        links.append(link)
-        await link.open(timeout=15)
-        return link
-
-    yield open_link
-    for link in links:
-        await link.aclose()
+    async with opening_links(lambda: connect(broker)) as open_link:
+        yield open_link
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from tests.links import opening_links
 
 from mycelia.amqp.memory.broker import MemoryBroker
 from mycelia.amqp.memory.clock import ManualClock
@@ -25,17 +26,8 @@ def broker(clock: ManualClock) -> MemoryBroker:
 
 @pytest.fixture
 async def link_factory(broker: MemoryBroker) -> AsyncIterator[LinkFactory]:
-    links: list[MemoryLink] = []
-
-    async def open_link() -> MemoryLink:
-        link = MemoryLink(broker=broker)
-        links.append(link)
-        await link.open(timeout=1)
-        return link
-
-    yield open_link
-    for link in links:
-        await link.aclose()
+    async with opening_links(lambda: MemoryLink(broker=broker)) as open_link:
+        yield open_link
 
 
 @pytest.fixture
