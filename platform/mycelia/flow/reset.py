@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
@@ -80,8 +80,56 @@ async def reset_flow(
     if isinstance(to, Path):
         savepoint = await asyncio.to_thread(read_savepoint, to)
         _check(savepoint, group, to)
+    places = await _places(link, home, group, sources or {}, savepoint)
+    every = sorted({place.source for place in places})
+    await asyncio.to_thread(home.prepare, f'flow "{group}"', group, every)
+    leases: list[PartitionLease] = []
+    try:
+        for place in places:
+            leases.append(PartitionLease(link, lease_queue(place.source, group, place.partition)))
+            await _take(leases[-1], place, force)
+        read = await asyncio.to_thread(_read_by, home, places, savepoint)
+        if type(to) is int:
+            await _check_offset(link, group, set().union(*read.values()), to)
+        ends = {} if savepoint is None else await _ends(link, savepoint)
+        done = []
+        for place, lease in zip(places, leases, strict=True):
+            names = read[place.source]
+            if isinstance(to, Path):
+                assert savepoint is not None
+                behind = {
+                    name: end
+                    for (name, number), end in ends.items()
+                    if name in names and number == place.partition
+                }
+                offsets = await asyncio.to_thread(_restore, home, place, savepoint, to, behind)
+            else:
+                offsets = await _begin(link, home, place, names, to)
+            # Told anew by the next owner, once it has committed.
+            await lease.commit(None)
+            done.append(
+                ResetPartition(source=place.source, partition=place.partition, offsets=offsets)
+            )
+        return done
+    finally:
+        for lease in leases:
+            await lease.aclose()
+
+
+async def _places(
+    link: Link,
+    home: StateHome,
+    group: str,
+    sources: Mapping[str, int],
+    savepoint: Savepoint | None,
+) -> list[StatePlace]:
+    """All partitions of all stages: those that have state, those that are known otherwise, and those of the savepoint.
+
+    Raises:
+        RuntimeStateError: nothing is known of the flow.
+    """
     kept = set(await asyncio.to_thread(home.kept, group))
-    for source, count in (sources or {}).items():
+    for source, count in sources.items():
         kept |= {(source, partition) for partition in range(count)}
     if savepoint is not None:
         kept |= {(one.source, one.partition) for one in savepoint.partitions}
@@ -90,61 +138,44 @@ async def reset_flow(
             f'flow "{group}" has no state in {home.where}, and nobody said which logs it reads. Its group or mycelia.flows.state is another, '
             f"or there is nothing to reset.{await asyncio.to_thread(meant_flow, home, group)}"
         )
-    every = sorted({source for source, _ in kept})
-    for source in every:
+    for source in sorted({source for source, _ in kept}):
         # Also those whose state is lost: their group has come to somewhere.
         with suppress(TopologyError):
             kept |= {(source, one) for one in range(await count_partitions(link, source))}
-    await asyncio.to_thread(home.prepare, f'flow "{group}"', group, every)
-    leases: list[PartitionLease] = []
-    try:
-        for source, partition in sorted(kept):
-            lease = PartitionLease(link, lease_queue(source, group, partition))
-            leases.append(lease)
-            if force:
-                is_ours = await lease.take_over(TAKE_OVER_S)
-                if not is_ours:
-                    raise RuntimeStateError(
-                        f'flow "{group}": the owner of partition {partition} of "{source}" has not left it within {TAKE_OVER_S:.0f} s. Stop its '
-                        "instances, or cut their connections at the broker. Nothing was reset."
-                    )
-            elif not await lease.acquire():
-                raise RuntimeStateError(
-                    f'flow "{group}" runs: partition {partition} of "{source}" has an owner. Stop its instances first; or take the partitions '
-                    "from them (force=True, `mycelia flow reset --force`). Nothing was reset."
-                )
-        done = []
-        read = {source: set[str]() for source in every}
-        if savepoint is None:
-            for source, partition in sorted(kept):
-                place = StatePlace(source, group, source, partition)
-                read[source] |= await asyncio.to_thread(_sources_of, home, place)
-        else:
-            for one in savepoint.partitions:
-                read[one.source] |= {one.source.removeprefix(f"{group}."), *one.offsets}
-        if type(to) is int:
-            await _check_offset(link, group, set().union(*read.values()), to)
-        ends = {} if savepoint is None else await _ends(link, savepoint)
-        for (source, partition), lease in zip(sorted(kept), leases, strict=True):
-            place = StatePlace(source, group, source, partition)
-            if savepoint is None:
-                assert not isinstance(to, Path)
-                offsets = await _begin(link, home, place, read[source], to)
-            else:
-                assert isinstance(to, Path)
-                behind = {
-                    name: end
-                    for (name, number), end in ends.items()
-                    if name in read[source] and number == partition
-                }
-                offsets = await asyncio.to_thread(_restore, home, place, savepoint, to, behind)
-            # Told anew by the next owner, once it has committed.
-            await lease.commit(None)
-            done.append(ResetPartition(source=source, partition=partition, offsets=offsets))
-        return done
-    finally:
-        for lease in leases:
-            await lease.aclose()
+    return [StatePlace(source, group, source, partition) for source, partition in sorted(kept)]
+
+
+async def _take(lease: PartitionLease, place: StatePlace, force: bool) -> None:
+    """
+    Raises:
+        RuntimeStateError: an instance has it; or, by force, has not left it in time.
+    """
+    where = f'partition {place.partition} of "{place.source}"'
+    if force:
+        if not await lease.take_over(TAKE_OVER_S):
+            raise RuntimeStateError(
+                f'flow "{place.group}": the owner of {where} has not left it within {TAKE_OVER_S:.0f} s. Stop its '
+                "instances, or cut their connections at the broker. Nothing was reset."
+            )
+    elif not await lease.acquire():
+        raise RuntimeStateError(
+            f'flow "{place.group}" runs: {where} has an owner. Stop its instances first; or take the partitions '
+            "from them (force=True, `mycelia flow reset --force`). Nothing was reset."
+        )
+
+
+def _read_by(
+    home: StateHome, places: Sequence[StatePlace], savepoint: Savepoint | None
+) -> dict[str, set[str]]:
+    """What each stage reads, by the source that it is leased by; with a savepoint, what it read then."""
+    read = {place.source: set[str]() for place in places}
+    if savepoint is None:
+        for place in places:
+            read[place.source] |= _sources_of(home, place)
+    else:
+        for one in savepoint.partitions:
+            read[one.source] |= {one.source.removeprefix(f"{savepoint.group}."), *one.offsets}
+    return read
 
 
 async def _check_offset(link: Link, group: str, logs: set[str], offset: int) -> None:

@@ -188,8 +188,6 @@ def _figures(
     newest = max(answers, key=lambda one: (one.at, one.id))
     sources = {stage.name: stage.sources for stage in newest.stages}
     found: dict[tuple[str, int], PartitionFigures] = {}
-    watermarks: dict[str, int] = {}
-    counts: dict[str, dict[str, int]] = {}
     rates: list[float] = []
     gave: dict[str, list[float]] = {}
     for answer in answers:
@@ -205,38 +203,18 @@ def _figures(
                 rate = max(taken, 0) / lasted
                 rates.append(rate)
                 _add_rates(gave, one.gave, old[place].gave if place in old else {}, lasted)
-            for step, watermark in one.watermarks_ms.items():
-                watermarks[step] = min(watermarks.get(step, watermark), watermark)
-            for step, counted in one.counts.items():
-                sums = counts.setdefault(step, {})
-                for what, number in counted.items():
-                    sums[what] = sums.get(what, 0) + number
             kept = found.get(place)
             if kept is not None and (kept.committed_ms or 0) > (one.committed_ms or 0):
                 continue  # it is moving, and both have it
-            found[place] = PartitionFigures(
-                stage=one.stage,
-                partition=one.partition,
-                owner=one.owner or answer.owner,
-                lags=_lags(one, sources.get(one.stage, []), ends),
-                records_per_s=None if rate is None else round(rate, 2),
-                watermark_ms=min(one.watermarks_ms.values(), default=None),
-                late=_late(one.counts),
-                offsets=one.offsets,
-                committed_ms=one.committed_ms,
-                commit_s=one.commit_s,
-                state_bytes=one.state_bytes,
-                standing_still=one.standing_still,
-                waits_for=one.waits_for,
-                ahead_bytes=one.ahead_bytes,
-                sink_bytes=one.sink_bytes,
-            )
+            lags = _lags(one, sources.get(one.stage, []), ends)
+            found[place] = _with_owner(one, answer.owner, lags, rate)
     partitions = [
         found.get((stage.name, number)) or _without_owner(stage.name, number)
         for stage in newest.stages
         for number in range(stage.partitions)
     ]
-    lags = [one.lag for one in partitions if one.lag is not None]
+    lags_known = [one.lag for one in partitions if one.lag is not None]
+    watermarks, counts = _steps(answers)
     return FlowFigures(
         flow=newest.flow,
         service=newest.service,
@@ -249,12 +227,26 @@ def _figures(
         counts=counts,
         gave_per_s={step: [round(one, 2) for one in its] for step, its in gave.items()},
         records_per_s=round(sum(rates), 2) if rates else None,
-        lag=sum(lags) if lags else None,
+        lag=sum(lags_known) if lags_known else None,
         late=_late(counts),
         faults=sum(one.faults for one in answers),
         dead=sum(one.dead for one in answers),
         delivered=sum(one.delivered for one in answers),
     )
+
+
+def _steps(answers: list[FlowStanding]) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    """By step, over all partitions: the lowest watermark, and the sums of what was counted."""
+    watermarks: dict[str, int] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for one in (partition for answer in answers for partition in answer.partitions):
+        for step, watermark in one.watermarks_ms.items():
+            watermarks[step] = min(watermarks.get(step, watermark), watermark)
+        for step, counted in one.counts.items():
+            sums = counts.setdefault(step, {})
+            for what, number in counted.items():
+                sums[what] = sums.get(what, 0) + number
+    return watermarks, counts
 
 
 def _add_rates(
@@ -270,6 +262,28 @@ def _add_rates(
         for port, count in enumerate(counts):
             since = count - old[port] if port < len(old) else count
             its[port] += (since if since >= 0 else count) / lasted
+
+
+def _with_owner(
+    one: PartitionStanding, instance: str, lags: dict[str, int], rate: float | None
+) -> PartitionFigures:
+    return PartitionFigures(
+        stage=one.stage,
+        partition=one.partition,
+        owner=one.owner or instance,
+        lags=lags,
+        records_per_s=None if rate is None else round(rate, 2),
+        watermark_ms=min(one.watermarks_ms.values(), default=None),
+        late=_late(one.counts),
+        offsets=one.offsets,
+        committed_ms=one.committed_ms,
+        commit_s=one.commit_s,
+        state_bytes=one.state_bytes,
+        standing_still=one.standing_still,
+        waits_for=one.waits_for,
+        ahead_bytes=one.ahead_bytes,
+        sink_bytes=one.sink_bytes,
+    )
 
 
 def _without_owner(stage: str, partition: int) -> PartitionFigures:
