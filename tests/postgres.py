@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import random
 import re
 import secrets
 import shutil
@@ -18,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+from tests.ports import free_port
 
 from mycelia.broker.detached import DetachedProcesses, is_alive, wait_for
-from mycelia.broker.node import PORT_RANGE, is_free
 
 __all__ = ["PrivatePostgres", "find_postgres", "fresh_database"]
 
@@ -56,7 +55,7 @@ class PrivatePostgres:
         programs = find_postgres()
         assert programs is not None, "look with find_postgres() first"
         self._programs = programs
-        self.port = next(port for port in iter(_any_port, None) if is_free(port))
+        self.port = free_port()
         # Not below pytest's folder, which only its owner may enter.
         self.directory = Path(tempfile.mkdtemp(prefix="mycelia-postgres-"))
         self._data = self.directory / "data"
@@ -172,7 +171,3 @@ def _somebody() -> pwd.struct_passwd:
     with contextlib.suppress(KeyError):
         return pwd.getpwnam("postgres")
     return pwd.getpwnam("nobody")
-
-
-def _any_port() -> int:
-    return random.randint(*PORT_RANGE)

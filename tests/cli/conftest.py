@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.cli.commands import NAMEKO, MyceliaCommand
+from tests.ports import free_port
 from tests.processes import Process
 from tests.tools import fresh_vhost
 
@@ -152,9 +152,7 @@ def config(project: Path, broker: str) -> str:
 
 @pytest.fixture(scope="package")
 def backdoor_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
+    return free_port()
 
 
 @pytest.fixture(scope="package")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 from tests.cli.commands import MYCELIA, NAMEKO
+from tests.ports import free_port
 from tests.processes import Process, run
 
 COMMANDS = {"nameko": [NAMEKO], "mycelia": [*MYCELIA]}
@@ -106,8 +106,7 @@ class Everything:
 
 
 def test_middleware_that_the_configuration_names_counts_in_all_directions(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     (tmp_path / "counted.py").write_text(COUNTED)
     (tmp_path / "config.yaml").write_text(
         f"AMQP_URI: memory://\nPORT: {port}\nWEB_SERVER_ADDRESS: 127.0.0.1:{port}\n"

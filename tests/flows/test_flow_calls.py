@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tests.flows.counting import (
     statistics,
 )
 from tests.metrics.conftest import Scrape
+from tests.ports import free_port
 from tests.tracing.conftest import receiver
 
 from mycelia import Call, CallKind, Client, Next, Outcome
@@ -303,13 +303,6 @@ class _Tracing:
             return await next(call)
 
         return around
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 async def test_metrics_and_readiness_tell_how_a_flow_is(rabbit_uri: str, tmp_path: Path) -> None:

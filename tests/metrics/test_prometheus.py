@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cli.commands import MYCELIA
-from tests.metrics.conftest import take_port
+from tests.ports import free_port
 from tests.processes import Process
 from tests.tools import require_tool
 
@@ -107,7 +107,7 @@ def prometheus(
     folder = tmp_path_factory.mktemp("prometheus")
     rabbit_node.create_vhost("prometheus")
     uri = rabbit_node.uri("prometheus")
-    scraped, port = take_port(), take_port()
+    scraped, port = free_port(), free_port()
     (folder / "fleet.py").write_text(SERVICE)
     section = {"metrics": {"port": scraped, "host": "127.0.0.1", "queue_depth_every": 0.5}}
     (folder / "fleet.yaml").write_text(

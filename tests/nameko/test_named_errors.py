@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from tests.nameko.processes import NamekoRun
+from tests.ports import free_port
 
 from mycelia.testing import eventually
 from mycelia.testing.tcp_proxy import Fault, TcpProxy
@@ -23,12 +23,6 @@ SIDES = {
 }
 
 Ask = Callable[[str], Awaitable[dict[str, str]]]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 @pytest.fixture
@@ -44,7 +38,7 @@ async def ask(
     wire: TcpProxy, module_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Ask]:
     """What both say to an HTTP request, which needs no broker."""
-    urls = {side: f"127.0.0.1:{_free_port()}" for side in SIDES}
+    urls = {side: f"127.0.0.1:{free_port()}" for side in SIDES}
     with ExitStack() as stack:
         for side, config in SIDES.items():
             monkeypatch.setenv("SIDE", side)

@@ -21,6 +21,7 @@ from services.flights.feed import Feed, new_run_id
 from services.flights.flows import Flows
 from services.flights.records import HAPPENED, OBSERVED, Happening, Observation
 from services.flights.registry import Registry
+from tests.ports import free_port
 from tests.services.chromium import Page, browser, find_chromium
 from tests.services.pipeline_by_hand import enriched_events
 from tests.services.tables import EIGHTH
@@ -31,12 +32,6 @@ from mycelia.errors import ConfigError
 from mycelia.testing import eventually
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def config(name: str, address: str, state: Path) -> dict[str, Any]:

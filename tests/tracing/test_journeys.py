@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cli.commands import MYCELIA, NAMEKO
+from tests.ports import free_port
 from tests.processes import Process, run
 
 from mycelia import BlockingClient
@@ -24,13 +25,6 @@ MODULE = "tests.tracing.journey_services"
 
 QUICK = {"OTEL_BSP_SCHEDULE_DELAY": "50"}
 """Milliseconds after which spans leave; 5 s by default."""
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 @pytest.fixture
