@@ -440,6 +440,44 @@ async def test_answer_that_does_not_come_to_its_end_is_not_waited_for(status: in
         server.server_close()
 
 
+async def test_answer_whose_head_comes_in_drops_is_waited_for_as_long_as_the_timeout_says() -> None:
+    is_over = threading.Event()
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drops: ")
+            while not is_over.wait(0.02):
+                try:
+                    self.wfile.write(b"x")
+                except OSError:
+                    is_over.set()  # it has gone
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    sink: PostSink[Any] = PostSink(
+        f"http://127.0.0.1:{server.server_port}/",
+        batch=None,
+        concurrency=1,
+        timeout="200ms",
+        attempts=None,
+        headers=None,
+    )
+    try:
+        async with asyncio.timeout(10):
+            with pytest.raises(TimeoutError, match=r"not answered in time|timed out"):
+                await sink._ask({}, "id")
+        assert await asyncio.to_thread(is_over.wait, 10)  # and the connection is closed
+    finally:
+        is_over.set()
+        await sink.aclose()
+        server.shutdown()
+        server.server_close()
+
+
 async def test_refused_post_stops_its_output_or_becomes_a_dead_letter(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

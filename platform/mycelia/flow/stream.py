@@ -305,6 +305,7 @@ class Stream(Generic[T]):
         Args:
             batch: a list of so many records at most as one request.
             concurrency: requests of a partition at a time, without `batch`; four threads make those of all partitions.
+            timeout: of a request, from the connection to the end of its answer's head, however slowly that comes; then it is made again.
             attempts: after so many answers of those that may change the request counts as refused; None: it is made again for as long as it takes.
             headers: of each request.
         """

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import io
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import IO, Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -50,6 +53,85 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Received(io.RawIOBase):
+    """What comes by a socket until a deadline. The time-out of a socket is of each piece, and an answer may be made of any number of them."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._socket = sock
+        self._deadline = deadline
+        self._bytes = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        self._socket.settimeout(_left_until(self._deadline))
+        return self._bytes.readinto(buffer)
+
+    def close(self) -> None:
+        self._bytes.close()
+        super().close()
+
+
+class _AnsweringSocket:
+    """What an `HTTPResponse` asks of a socket."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._socket = sock
+        self._deadline = deadline
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Received(self._socket, self._deadline))
+
+
+class _Connection(http.client.HTTPConnection):
+    """One request, from the connection to the end of its answer's head, within `timeout`."""
+
+    def __init__(self, host: str, **options: Any) -> None:
+        super().__init__(host, **options)
+        self._deadline = time.monotonic() + float(self.timeout or 0)
+
+    def connect(self) -> None:
+        super().connect()  # each address has the whole time-out; what follows has what is left
+        self.sock.settimeout(_left_until(self._deadline))
+
+    def send(self, data: Any) -> None:
+        if self.sock is not None:
+            self.sock.settimeout(_left_until(self._deadline))
+        super().send(data)
+
+    def response_class(  # type: ignore[override]  # the class of answers; called as it is
+        self, sock: socket.socket, **options: Any
+    ) -> http.client.HTTPResponse:
+        answering: Any = _AnsweringSocket(sock, self._deadline)
+        return http.client.HTTPResponse(answering, **options)
+
+
+class _TlsConnection(_Connection, http.client.HTTPSConnection):
+    """The same under TLS: what `connect()` follows is then `HTTPSConnection`'s."""
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_TlsConnection, req)
+
+
+def _left_until(deadline: float) -> float:
+    """
+    Raises:
+        TimeoutError: nothing.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("not answered in time")
+    return left
+
+
 class PostSink(RequestSink[T]):
     """See `Stream.post()`."""
 
@@ -80,7 +162,7 @@ class PostSink(RequestSink[T]):
         self._attempts = attempts
         self._headers = dict(headers or {})
         self._failed: dict[str, int] = {}
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._opener = urllib.request.build_opener(_NoRedirects, _Http, _Https)
         self._threads = SinkThreads("mycelia-flow-http")
 
     async def _ask(self, payload: Any, idempotency_id: str) -> None:
@@ -116,9 +198,10 @@ class PostSink(RequestSink[T]):
                 return status, None, ""  # whatever else it has to say, however slowly
         except urllib.error.HTTPError as exc:
             with exc:
-                # What there is by now: the time-out is of each piece, and an answer may have any number.
                 answered: Any = exc.fp
-                told = answered.read1(_SHOWN).decode("utf-8", "replace")
+                told = ""
+                with suppress(OSError):  # that it says no is known already
+                    told = answered.read1(_SHOWN).decode("utf-8", "replace")  # what there is by now
                 return exc.code, retry_after(exc.headers.get("Retry-After"), time.time()), told
 
     async def aclose(self) -> None:
