@@ -22,6 +22,7 @@ from mycelia.control.flows import FlowAsker
 from mycelia.errors import ConfigError, MyceliaError, RuntimeStateError
 from mycelia.flow.described_flow import described_flow
 from mycelia.flow.flow_graph import graph_text
+from mycelia.flow.flow_watch import SAME_ANSWER_S
 from mycelia.flow.graph_svg import graph_svg
 from mycelia.flow.reset import reset_flow
 from mycelia.flow.savepoints import Savepoint, take_savepoint
@@ -113,10 +114,14 @@ async def _looked(
     """Look twice, so that there are rates, and tell; with `again`, go on so until Ctrl-C."""
     asker = FlowAsker(link)
     await asker.start(args.timeout)
+    loop = asyncio.get_running_loop()
+    asked_at = loop.time()
     await asker.ask()
-    await _one(asker, args.flow)
+    _check_one(asker, args.flow)
     while True:
-        await asyncio.sleep(args.interval)
+        # Part of the interval has gone by with waiting for answers. Those are not made anew for a moment.
+        await asyncio.sleep(max(asked_at + args.interval - loop.time(), SAME_ANSWER_S))
+        asked_at = loop.time()
         await asker.ask()
         tell(await _one(asker, args.flow))
         if not again:
@@ -124,13 +129,21 @@ async def _looked(
 
 
 async def _one(asker: FlowAsker, name: str) -> FlowFigures:
-    found = await asker.figures(name)
+    _check_one(asker, name)
+    (found,) = await asker.figures(name)
+    return found
+
+
+def _check_one(asker: FlowAsker, name: str) -> None:
+    """
+    Raises:
+        ConfigError, RuntimeStateError: more than one flow is called so, or none.
+    """
+    found = asker.groups_of(name)
     if len(found) > 1:
-        raise ConfigError(
-            f'"{name}" is more than one flow: {", ".join(one.flow for one in found)}. Name its group.'
-        )
+        raise ConfigError(f'"{name}" is more than one flow: {", ".join(found)}. Name its group.')
     if found:
-        return found[0]
+        return
     meant = nearest(name, asker.known)
     known = ", ".join(asker.known)
     hint = (

@@ -71,11 +71,7 @@ class FlowAsker:
         Args:
             flow: of this one alone: its group, or `service.method`.
         """
-        chosen = [
-            one
-            for one in self._answers.values()
-            if flow in (None, one.flow, f"{one.service}.{one.method}")
-        ]
+        chosen = self._chosen(flow)
         logs = {
             (source.log, partition)
             for one in chosen
@@ -84,6 +80,18 @@ class FlowAsker:
             for partition in range(source.partitions)
         }
         return flow_figures(chosen, self._before, await log_ends(self._link, logs))
+
+    def groups_of(self, flow: str) -> list[str]:
+        """The group of each flow that answered and is called so: by its group, or as `service.method`."""
+        chosen = {(one.flow, one.service, one.method) for one in self._chosen(flow)}
+        return sorted(group for group, _, _ in chosen)
+
+    def _chosen(self, flow: str | None) -> list[FlowStanding]:
+        return [
+            one
+            for one in self._answers.values()
+            if flow in (None, one.flow, f"{one.service}.{one.method}")
+        ]
 
     @property
     def known(self) -> list[str]:
