@@ -189,7 +189,7 @@ class Processes:
     def _command(self, number: int) -> list[str]:
         flags = interpreter_flags(sys.orig_argv)
         more = self._first_only if number == 1 else []
-        return [sys.executable, *flags, "-m", "mycelia.cli.main", "run", *self._arguments, *more]
+        return [sys.executable, *flags, "-m", "mycelia_command", "run", *self._arguments, *more]
 
     def _on_up(self, member: _Running) -> None:
         self._first_is_up.set()
