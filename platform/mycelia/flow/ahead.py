@@ -1,4 +1,4 @@
-"""How far one partition of a stage is ahead of the stages behind it: what it has written to the logs between, and they have not committed. Pure.
+"""How far one partition of a stage is ahead of the stages behind it: the bytes that it has written to the logs between and that they have not committed yet. Pure.
 
 A reader's position in such a log says of each producer which batch came last (`LogPosition.seen`). So who writes knows to the byte what is still to
 be taken of its own, whoever else writes to the log, and without asking the broker where that ends.
@@ -16,7 +16,7 @@ from mycelia.logs.batch_format import producer_of
 __all__ = ["UNKNOWN_BYTES", "Ahead", "Reader", "TakenOf"]
 
 UNKNOWN_BYTES: Final = 512 * 1024
-"""What a batch of a former owner counts, whose size is not known: as much as one is made, so that the bound holds over any number of owners."""
+"""What a batch of a former owner counts for, as its size is not known: as much as a batch may have, so that the bound holds over any number of owners."""
 
 
 class Reader(NamedTuple):
@@ -72,7 +72,7 @@ class Ahead:
         self._written: dict[tuple[str, int, str], _Waiting] = {}
         """By log, partition and producer."""
         self._before: dict[tuple[str, int], int] = {}
-        """By log and partition: the first sequence of this owner, where former ones have written of whom it is not known whether it was taken."""
+        """By log and partition: the first sequence of this owner, where it is not known whether all that former owners have written was taken."""
         for place, number in sequences.items():
             log, _, partition = place.rpartition("/")
             if log in self._readers and partition.isdecimal() and number:

@@ -139,7 +139,7 @@ class Change(NamedTuple):
 
 
 def read_head(headers: Mapping[str, Any] | None) -> ChangeHead | None:
-    """The head of an entry; `None` if the message is none."""
+    """The head of an entry; `None` if the message is no entry."""
     try:
         head = msgspec.convert(headers or {}, ChangeHead)
     except (msgspec.ValidationError, TypeError):
@@ -185,7 +185,7 @@ class ChangeRegister:
         self._pieces = _Pieces()
 
     def read(self, head: ChangeHead, body: bytes, offset: int) -> Change | None:
-        """Take note of an entry; it, if it is followed.
+        """Take note of an entry. Returns it if it is followed, None if it is not.
 
         Raises:
             ChangelogGap: one before it is missing.

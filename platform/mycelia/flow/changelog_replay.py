@@ -344,7 +344,7 @@ class ChangelogReplay:
         self._file.follow(commits, self.register.mark)
 
     def read(self, entry: LoggedEntry) -> Change | None:
-        """Take note of an entry; it, if it is followed."""
+        """Take note of an entry. Returns it if it is followed, None if it is not."""
         if entry.head is None:
             return None
         return self.register.read(entry.head, entry.body, entry.offset)

@@ -1,6 +1,6 @@
 """A batch of records, as the columns that operators work on. Pure.
 
-ColumnBatch and not records: what one step needs of a batch is mostly one column, and Python walks a list of it at the speed of C.
+Columns and not records: what one step needs of a batch is mostly one column, and Python walks a list of it at the speed of C.
 Three lists cost nothing where a step leaves two of them as they are (docs/decisions/0020).
 """
 

@@ -76,7 +76,7 @@ def cuts_of(plan: FlowPlan, sources: Mapping[str, SplitSource]) -> dict[str, int
 def _add_cuts(
     plan: FlowPlan, sources: Mapping[str, SplitSource], cuts: dict[FlowNode, int]
 ) -> bool:
-    """Add what the first step needs whose records are not together; whether there was one."""
+    """Add the cuts that the first step needs whose records are not together. Returns whether there was such a step."""
     splits: dict[FlowNode, _Split] = {}
     for node in plan.nodes:
         if node.kind == "source":

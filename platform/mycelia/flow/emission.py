@@ -55,7 +55,7 @@ def every(period: Duration, *, clock: Literal["event", "processing"] = "event") 
 
 
 class Emission(msgspec.Struct, frozen=True):
-    """All of it. A window always gives a result as it closes."""
+    """When windows give results, and what these say. A window always gives one as it closes."""
 
     early: AfterRecords | EveryPeriod | None = None
     late: AfterRecords = AfterRecords(1)

@@ -69,7 +69,7 @@ class Given:
         return f"{self.flow}/{self.output}/"
 
     def ids(self) -> list[str]:
-        """Of each record its id: the same if it is given again after a crash, and no other's."""
+        """The id of each record: the same if it is given again after a crash, and no other's."""
         prefix = self.id_prefix
         return [f"{prefix}{number}" for number in self.numbers]
 
@@ -497,7 +497,7 @@ class Engine:
         }
 
     def gave(self) -> dict[str, list[int]]:
-        """Of each step how many records have left it since this engine began, by port. Of steps without state that follow each other, the last."""
+        """By step, how many records have left it since this engine began, for each port. Of steps without state that follow each other, only the last is there."""
         names = self._plan.names
         return {
             names[node]: [cell.gave.get(port, 0) for port in range(max(cell.gave) + 1)]
@@ -506,7 +506,7 @@ class Engine:
         }
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Of each step what it counted since this engine began: late records, repeated ones, unmatched ones."""
+        """By step, what it has counted since this engine began: late records, repeated ones, unmatched ones."""
         return {
             cell.operator.name: found for cell in self._cells if (found := cell.operator.counts())
         }

@@ -13,28 +13,28 @@ __all__ = ["FlowStatistics", "StageStatistics", "statistics_of"]
 
 
 class StageStatistics(GroupStatistics, frozen=True, kw_only=True):
-    """What a stage of a flow has done in this process, and has. `records` are committed; `dead` are those that it went on without: a
-    function raised over them, or they have no key, or an impossible time. `log` is the first that it reads, and `lag` of that."""
+    """What a stage of a flow has done in this process, and what it has now. `records` are committed; `dead` are those that it went on without: a
+    function raised over them, or they have no key, or an impossible time. `log` is the first that it reads; `lag` is that of this log."""
 
     standing_still: dict[int, str]
-    """Of the partitions that do not go on, why."""
+    """Why partitions do not go on, by partition."""
     commits: int
     published: int
     """Messages: batches of logs, and events."""
     delivered: int
     """Bodies that sinks have taken."""
     waiting_bytes: int
-    """Of what sinks have not taken yet. At 8 MiB a partition takes no further record."""
+    """Bodies that sinks have not taken yet. At 8 MiB a partition takes no further record."""
     watermarks_ms: dict[int, dict[str, int]]
     """By partition and step, as of the last commit."""
     ahead_bytes: int
-    """Of what has been written for the stages behind, and they have not committed. From `ahead_bytes` of the configuration on a partition waits."""
+    """Written for the stages behind, and not committed by them yet. At `ahead_bytes` of the configuration a partition waits."""
     waiting: dict[int, str]
-    """Of the partitions that wait for a stage behind, for which."""
+    """For which stage behind it each partition waits that does."""
 
 
 class FlowStatistics(StageStatistics, frozen=True, kw_only=True):
-    """What a flow has done in this process, and has. Partitions, records, lag and watermarks are of its first stage, the rest of all."""
+    """What a flow has done in this process, and what it has now. Partitions, records, lag and watermarks are of its first stage, the rest of all."""
 
     stages: dict[str, StageStatistics]
     """By name, those that feed others first."""

@@ -208,7 +208,7 @@ class FlowPlan:
         return names
 
     def _check_event_times(self) -> None:
-        """The watermark is one of the source's partitions, which only steps without state leave to be told apart."""
+        """`event_time()` keeps a watermark for each partition of its source, and behind a step with state they can no longer be told apart."""
         for node in self.nodes:
             if node.kind == "event_time":
                 for feeding in self.upstream(node):
@@ -243,11 +243,11 @@ class FlowPlan:
         return found
 
     def versions(self) -> dict[str, int]:
-        """Of each step whose state is not of the first version, by its name, which it is of."""
+        """By step, the version of its state; only of steps whose state is not of the first."""
         return {self.names[node]: node.version for node in self.nodes if node.version != 1}
 
     def signatures(self) -> dict[str, str]:
-        """Of each step with state, by its name, what must stay as it is."""
+        """By step with state, what must stay as it is for the state to be read again."""
         return {self.names[node]: node.signature for node in self.nodes if node.signature}
 
     def graph(self, leaving: Mapping[str, str] | None = None) -> FlowGraph:

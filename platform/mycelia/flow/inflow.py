@@ -127,7 +127,7 @@ class Inflow:
     async def gather(self, timeout: float) -> Taken:
         """What is there, up to the records of a batch; if nothing is, what comes first within `timeout` seconds.
 
-        Each source gives its share, and one another time the first; tables alone, until they are read up to where they ended.
+        Each source gives its share, and they take turns at being the first. Tables are read alone, until they are read up to where they ended.
         """
         taken = await self._gathered(timeout)
         records = sum(len(entry.values) for entries in taken.values() for entry in entries)

@@ -1,4 +1,4 @@
-"""Two streams by their keys: with a table, as of a time, within an interval. Functions with state, for `Processing`. Pure.
+"""Joins of two streams by their keys: with a table, as of a time, within an interval. Functions with state, for `Processing`. Pure.
 
 Records of the left come in by port 0, those of the right by port 1. A watermark of W says that all before W has come, so what may
 still be equal to a time has come when W is one more.

@@ -198,7 +198,7 @@ class LoggedState:
             LeaseLost: it has another owner by now; nothing was committed.
             StateUnavailable: the file cannot be written, or the log has been damaged. It may have been committed all the same: the next `claim()`, of
                 another state, knows.
-            LinkError: as well, and the broker does not answer.
+            LinkError: the broker does not answer. It may have been committed all the same, as above.
         """
         checkpoint = commit.checkpoint(self.checkpoint.generation)
         first = self._file.next_number

@@ -104,7 +104,7 @@ class OwnedPartition:
 
     @property
     def ahead_bytes(self) -> int:
-        """Of what has been written for the stages behind, and they have not committed."""
+        """Written for the stages behind, and not committed by them yet."""
         return 0 if self._room is None else self._room.bytes
 
     @property

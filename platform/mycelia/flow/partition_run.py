@@ -294,7 +294,7 @@ class PartitionRun:
         """Of those, as they came."""
 
     def _migrate(self) -> None:
-        """Make the state that of the flow as it is described now, in a commit of its own."""
+        """Bring the state to what the flow, as it is described now, expects of it; in a commit of its own."""
         of = self._description
         if changes := migrated(self.state, of.plan, self._name, of.dropped):
             self.state.commit(StateCommit(changes, self.positions, self._sequences))
@@ -482,7 +482,7 @@ class PartitionRun:
         return rejected
 
     def take_keyless(self) -> list[Unfit]:
-        """The same of results, which have no place in a log: without a key. With the steps that refused them."""
+        """Results without a key, which have no place in a log, since the last time; with the steps that refused them."""
         keyless, self._keyless = self._keyless, []
         self._keyless_taken += len(keyless)
         return [
@@ -537,7 +537,7 @@ class PartitionRun:
     # --- commits ---------------------------------------------------------------------------------
 
     def prepare(self, positions: Mapping[str, LogPosition], now_ms: int) -> PreparedCommit:
-        """Make of all that was taken what is to be written down; then the next turn may be taken.
+        """Make the next commit of all that was taken. After it the next turn may be taken.
 
         Raises:
             UnfitResults: some cannot leave. The same may be tried again, after `leave_out()`.
@@ -601,7 +601,7 @@ class PartitionRun:
     def commit(
         self, positions: Mapping[str, LogPosition], now_ms: int
     ) -> list[tuple[int, Message]]:
-        """Both, one after the other."""
+        """`prepare()` and `write()`, one after the other."""
         return self.write(self.prepare(positions, now_ms))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a stage asks of the place where the state of one of its partitions is kept. `StateFile` is one such place."""
+"""What a stage asks of the state store of one of its partitions, wherever that is. `StateFile` is one such store."""
 
 from __future__ import annotations
 

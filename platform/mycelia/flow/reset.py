@@ -56,9 +56,9 @@ async def reset_flow(
     sources: Mapping[str, int] | None = None,
     force: bool = False,
 ) -> list[ResetPartition]:
-    """Have a flow whose instances are stopped begin anew: from a place in its logs with no state, or from a savepoint with that.
+    """Have a flow whose instances are stopped begin anew: from a place in its logs without state, or from a savepoint with its state.
 
-    What it gives from then on has other ids: who drops repetitions takes results of records that are taken again for new ones. Without a
+    What it gives from then on has other ids: where records are taken again, whoever drops repetitions takes their results for new ones. Without a
     savepoint, logs between stages are deleted with what is in them. May be called again if it ends in the middle.
 
     Args:

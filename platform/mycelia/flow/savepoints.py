@@ -150,7 +150,7 @@ def begun_savepoint(directory: Path) -> Iterator[None]:
 def save_partition(
     home: StateHome, group: str, source: str, partition: int, directory: Path
 ) -> SavedPartition:
-    """Copy the state of one partition, over a copy that may be there."""
+    """Copy the state of one partition; a copy that is there already is replaced."""
     file = f"{quote(source, safe='')}--{partition}.sqlite3"
     path = directory / file
     path.unlink(missing_ok=True)

@@ -45,7 +45,7 @@ class CaughtOutput(FlowSink[Any]):
 
 
 class FlowShadow(NamedTuple):
-    """A service that has the shadow and nothing else, and what it does otherwise than the flow."""
+    """A service that has the shadow and nothing else, and what it does differently from the flow."""
 
     service: type
     of: str

@@ -91,7 +91,7 @@ class LogCall(Call, Generic[T], eq=False, kw_only=True):
 
 
 class GroupStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """What one of a group that reads a log has done here, and has."""
+    """What an instance of a group has done in this process, and what it has now."""
 
     log: str
     group: str
@@ -110,13 +110,13 @@ class GroupStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogHandlerStatistics(GroupStatistics, frozen=True, kw_only=True):
-    """What a log handler has done here, and has."""
+    """What a log handler has done in this process, and what it has now."""
 
     entries: int
     """Handled."""
     checkpoints: int
     standing_still: dict[int, str] = {}
-    """Of the partitions that do not go on, why: their place or their stream is gone, or their dead letters cannot be published."""
+    """Why partitions do not go on, by partition: their place or their stream is gone, or their dead letters cannot be published."""
 
     def troubles(self) -> list[str]:
         """As `TellsTroubles`: partitions that stand still, and a group that is another's."""
