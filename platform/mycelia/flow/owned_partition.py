@@ -24,7 +24,7 @@ from mycelia.flow.flow_call import PartitionCalls
 from mycelia.flow.group_commit import GroupCommit
 from mycelia.flow.inflow import Inflow
 from mycelia.flow.next_stages import RoomBehind
-from mycelia.flow.partition_pump import PartitionPump, waited_for
+from mycelia.flow.partition_pump import PartitionPump
 from mycelia.flow.partition_run import (
     PartitionRun,
     RecordFailed,
@@ -36,6 +36,7 @@ from mycelia.flow.partition_state import OpensState, PartitionState, StatePlace
 from mycelia.flow.stage_host import StageCounts, StageHost, StageOptions
 from mycelia.flow.table_sources import table_sources
 from mycelia.log_event import event
+from mycelia.logs.membership import waited_for
 from mycelia.logs.partition_lease import PartitionLease
 from mycelia.logs.position import StartAt
 

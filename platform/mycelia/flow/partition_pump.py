@@ -17,9 +17,10 @@ from mycelia.flow.next_stages import RoomBehind
 from mycelia.flow.partition_run import PartitionRun, RecordsFailed, TimerFailed
 from mycelia.flow.stage_host import StageHost, StageOptions
 from mycelia.logs import LogPosition
+from mycelia.logs.membership import waited_for
 from mycelia.logs.partition_lease import PartitionLease
 
-__all__ = ["PartitionPump", "waited_for"]
+__all__ = ["PartitionPump"]
 
 TICK_EVERY: Final = 0.25
 """Seconds of silence after which time on the wall is let by, and it is looked whether the partition is to be left."""
@@ -220,13 +221,3 @@ class PartitionPump:
             else:
                 await failed.bury_rejected(run)
                 return
-
-
-async def waited_for(event: asyncio.Event, timeout: float) -> bool:
-    """Wait for an event, or until the time is over; whether it has come."""
-    try:
-        async with asyncio.timeout(timeout):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

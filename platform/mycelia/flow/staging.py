@@ -64,14 +64,14 @@ def descriptions_of(
     }
     labels = _labels(plans, sources, relays)
     by_source = [label for label, plan in zip(labels, plans, strict=True) if _own(plan, sources)]
-    names = {
-        label: group
-        if label == by_source[0]
-        else label
-        if label not in by_source
-        else f"{group}.{label}"
-        for label in labels
-    }
+
+    def name_of(label: str) -> str:
+        if label == by_source[0]:
+            return group  # the first stage has the flow's own name
+        if label in by_source:
+            return f"{group}.{label}"
+        return label  # of a log between stages, whose name begins with the group
+
     return [
         StageDescription(
             group,
@@ -80,7 +80,7 @@ def descriptions_of(
             [one for one in outputs if one.name in plan.outputs],
             exchange,
             serializer,
-            name=names[label],
+            name=name_of(label),
             leased_as=label,
             relays={name: relays[name] for name in plan.sources if name in relays},
             gives=[relays[name] for name in plan.outputs if name in relays],

@@ -52,8 +52,8 @@ class GroupPeer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def comes_before(other: GroupPeer, mine: GroupPeer) -> bool:
-    """Whether `mine` is to stay out of the group, or to leave it, for the other's sake: another method that was there first. Of two at the same moment the
-    one that the alphabet says."""
+    """Whether `mine` is to stay out of the group, or to leave it, for the other's sake: another method that was there first. Of two that came
+    at the same moment the alphabet decides."""
     if other.method == mine.method:
         return False
     if other.taking_part_s is None or mine.taking_part_s is None:

@@ -34,7 +34,7 @@ from mycelia.logs.group_places import GroupPlace, progress_stream, tell_place
 from mycelia.logs.lag_watch import LagWatch
 from mycelia.logs.layout import declare_log
 from mycelia.logs.log import Log
-from mycelia.logs.membership import Membership
+from mycelia.logs.membership import Membership, waited_for
 from mycelia.logs.partition_lease import PartitionLease
 from mycelia.logs.position import StartAt, checked_start
 from mycelia.logs.reader import LogEntry, LogReader
@@ -316,7 +316,7 @@ class LogHandler(Entrypoint):
                             reason=exc,
                         )
                     )
-                    await _event_or(leaving, _REMIND_EVERY)
+                    await waited_for(leaving, _REMIND_EVERY)
                 except LinkError as exc:
                     if not isinstance(exc, BrokerUnavailable | BrokerBlocked):
                         self._stands_still(partition, lease, describe(exc))
@@ -328,7 +328,7 @@ class LogHandler(Entrypoint):
                             reason=exc,
                         )
                     )
-                    await _event_or(leaving, 1.0)
+                    await waited_for(leaving, 1.0)
                 finally:
                     await reader.aclose()
         finally:
@@ -438,7 +438,7 @@ class LogHandler(Entrypoint):
                     return False
                 self._dead += 1
                 break
-            if await _event_or(leaving, delay) or not lease.is_held:
+            if await waited_for(leaving, delay) or not lease.is_held:
                 return False
         self._handled[entry.partition] = entry.offset + 1
         self._entries += 1
@@ -495,16 +495,6 @@ class LogHandler(Entrypoint):
 def _records_of(call: Call) -> Arguments:
     assert isinstance(call, LogCall)
     return (call.entry.records,), {}
-
-
-async def _event_or(event: asyncio.Event, timeout: float) -> bool:
-    """Wait for an event, or until the time is over; whether it has come."""
-    try:
-        async with asyncio.timeout(timeout):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 log_handler = decorator_of(

@@ -26,7 +26,7 @@ from mycelia.logs.partition_lease import (
 )
 from mycelia.logs.shares import share_of
 
-__all__ = ["Membership"]
+__all__ = ["Membership", "waited_for"]
 
 log = logging.getLogger("mycelia.logs")
 
@@ -331,3 +331,13 @@ class Membership:
 def _ignored(deliveries: list[Delivery]) -> None:
     for delivery in deliveries:
         delivery.ack()
+
+
+async def waited_for(event: asyncio.Event, timeout: float) -> bool:
+    """Wait for an event, or until the time is over; whether it has come."""
+    try:
+        async with asyncio.timeout(timeout):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
