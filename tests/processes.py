@@ -20,7 +20,7 @@ __all__ = ["ROOT", "WAIT_S", "Process", "cpu_seconds", "environment", "run"]
 
 ROOT = Path(__file__).parents[1]
 
-WAIT_S = 45.0
+WAIT_S = 90.0
 """For a process to say or do something. Generous: the machine may be busy with everything else."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -205,8 +205,13 @@ class Process:
         assert heard, f'never said "{text}" {count} times:\n{self.output}'
 
     def wait_until_ready(self) -> None:
-        """Wait until the services have started."""
-        self.wait_for('"ready"')
+        """Wait until the services have started, for as long as their start gets on."""
+
+        def is_ready() -> bool:
+            return '"ready"' in self.output
+
+        self.work_until(is_ready, what="the services start")
+        assert is_ready(), f'never said "ready":\n{self.output}'
 
     # --- how it gets on ---------------------------------------------------------------------------
 

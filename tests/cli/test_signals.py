@@ -250,7 +250,7 @@ def test_second_signal_ends_a_process_whose_loop_is_blocked(
     process.wait_for("begun")
     process.wait_for('"killed"', doing=lambda: process.send(number))
 
-    assert process.finish(timeout=10) == status
+    assert process.finish() == status
     (line,) = lines(process, "killed")
     assert (line["signal"], line["exit_code"], line["level"]) == (number.name, status, "error")
     assert "the event loop is blocked" in line["detail"]
@@ -301,7 +301,7 @@ def test_second_signal_ends_a_blocked_process_after_the_hand_over(start: Any) ->
     process.wait_for("begun")
     process.wait_for('"killed"', doing=lambda: process.send(signal.SIGTERM))
 
-    assert process.finish(timeout=10) == 143
+    assert process.finish() == 143
 
 
 def test_blocked_loop_of_a_process_is_told(start: Any) -> None:
@@ -367,7 +367,7 @@ def test_threads_that_are_left_do_not_keep_a_stopped_process(start: Any, service
 def test_signal_at_the_very_end_of_the_start_is_not_lost(start: Any) -> None:
     process = start("IsStoppedAtTheStart")
 
-    assert process.finish(timeout=20) == 0
+    assert process.finish() == 0
     assert len(lines(process, "stopping")) == 1
     assert lines(process, "ready") == []
 

@@ -23,8 +23,8 @@ logging.getLogger("pika.channel").setLevel(logging.ERROR)
 
 __all__ = ["NamekoRun", "StockClient", "await_consumer", "queue_state"]
 
-START_TIMEOUT = 30.0
-STOP_TIMEOUT = 15.0
+START_TIMEOUT = 90.0
+STOP_TIMEOUT = 30.0
 
 
 def queue_state(uri: str, queue: str) -> tuple[int, int] | None:
