@@ -2,6 +2,12 @@
 
 A flow is described with `source()` and the methods of `Stream`, checked and drawn as a `FlowPlan`, and run by an `Engine` on
 whole batches of records: the core, without I/O, clock or broker.
+  stream          what a flow is written with
+  step_nodes      what becomes of its steps in the graph (pure)
+  graph           the graph, checked and drawn (pure)
+  operators, state
+                  what runs in a step, and what it keeps by key (pure)
+  engine          runs the operators (pure)
 
 Where keys change, a flow is cut into stages:
   key_names       whether two key functions give the same key (pure)
