@@ -233,7 +233,7 @@ async def test_published_event_reaches_its_handler(
             ["{'runway': '31L'}", "[1]", "None"]
         )
 
-    await eventually(arrived, 15)
+    await eventually(arrived, 30)
 
 
 async def test_event_published_for_later_reaches_its_handler_then(

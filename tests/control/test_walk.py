@@ -116,7 +116,7 @@ async def test_queue_that_somebody_consumes_from_is_said_to_be_busy(
         await look(link, name)
 
     await other.aclose()
-    await eventually(lambda: _counts(link, name, count), 10)
+    await eventually(lambda: _counts(link, name, count), 30)
     assert await look(link, name) == ["0", "1"][:count]
 
 
@@ -165,7 +165,7 @@ async def test_lost_connection_is_told_and_nothing_is_lost(
         await _look_and_cut(link, name, rabbit_api, rabbit_vhost)
 
     await link.ready(30)
-    await eventually(lambda: _counts(link, name, 10), 10)
+    await eventually(lambda: _counts(link, name, 10), 30)
     assert await bodies_in(link, name) == [str(n) for n in range(10)]
     await link.aclose()
 

@@ -61,7 +61,7 @@ async def test_registry_handles_each_aircraft_s_departures_in_order(folder: Path
         for n in range(10):
             for tail in ("N1", "N2", "N3"):
                 await bed.client.publish("feed", "departed", {"tail_number": tail, "n": n})
-        await eventually(lambda: sum(map(len, seen.values())) == 30, 10)
+        await eventually(lambda: sum(map(len, seen.values())) == 30, 30)
 
     assert seen == {tail: list(range(10)) for tail in ("N1", "N2", "N3")}
 
@@ -83,7 +83,7 @@ async def test_store_gets_lists_and_archive_a_prefetch_that_adapts(folder: Path)
     store.departed = _with_entrypoints(departed, handler)
     async with run_services(store, archive) as bed:
         await publish(bed, [{"tail_number": "N1"}] * 500)
-        await eventually(lambda: sum(lists) == 500, 10)
+        await eventually(lambda: sum(lists) == 500, 30)
         (entrypoint,) = bed.container(archive).entrypoints
         assert 20 <= entrypoint.statistics().prefetch <= 2000
 

@@ -133,7 +133,7 @@ async def _await_dead_letter(link: Link) -> None:
         return await link.message_count(DEAD) == 1
 
     await link.declare(dead_letter_queue(DEAD))
-    await eventually(is_there, 10)
+    await eventually(is_there, 30)
 
 
 async def test_dead_letter_is_seen_as_shown(

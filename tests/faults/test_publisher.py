@@ -39,7 +39,7 @@ async def received(direct: RabbitLink, until: set[bytes]) -> list[bytes]:
     """What is in the queue, once all of `until` has come."""
     inbox = Inbox(acks=True)
     consumer = await direct.consume("work", inbox, ConsumeOptions(prefetch=1000))
-    await eventually(lambda: until <= set(inbox.bodies), 10, what="every confirmed message arrives")
+    await eventually(lambda: until <= set(inbox.bodies), 30, what="every confirmed message arrives")
     await consumer.aclose()
     return inbox.bodies
 
@@ -159,7 +159,7 @@ async def test_stalled_broker_becomes_back_pressure_with_a_bound(
     async def all_came() -> bool:
         return await direct.message_count("work") == taken
 
-    await eventually(all_came, 10, what=f"the {taken} that were taken arrive")
+    await eventually(all_came, 30, what=f"the {taken} that were taken arrive")
 
 
 async def test_confirms_are_pipelined_over_a_slow_network(

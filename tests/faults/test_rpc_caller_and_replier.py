@@ -113,7 +113,7 @@ async def test_caller_s_calls_end_at_their_deadline_and_work_again_when_healed(
 
         assert longest < CALL_S + MARGIN_S
         await client.publish("source", "happened", "after", mandatory=True)
-        await eventually(lambda: "after" in Service.got, 10)
+        await eventually(lambda: "after" in Service.got, 30)
     await runner.stop()
 
 
@@ -144,7 +144,7 @@ async def test_reply_sent_while_the_caller_is_away_reaches_it_after_the_reconnec
     runner = await start_service(rabbit_uri)
     async with client_at(wire.uri(rabbit_uri)) as client:
         call = asyncio.ensure_future(client.call("service", "wait", "kept", timeout=20))
-        await eventually(lambda: Service.begun == 1, 10)
+        await eventually(lambda: Service.begun == 1, 30)
         await wire.fail(Fault.REFUSED)
         Service.gate.set()
         async with client_at(rabbit_uri) as witness:  # when this is answered, so was the other
@@ -163,9 +163,9 @@ async def test_reply_made_while_the_service_is_away_is_sent_after_its_reconnect(
     runner = await start_service(wire.uri(rabbit_uri))
     async with client_at(rabbit_uri) as client:
         call = asyncio.ensure_future(client.call("service", "wait", "kept", timeout=20))
-        await eventually(lambda: Service.begun == 1, 10)
+        await eventually(lambda: Service.begun == 1, 30)
         await wire.fail(Fault.REFUSED)
-        await eventually(lambda: not runner.host.link.writable, 10)
+        await eventually(lambda: not runner.host.link.writable, 30)
         Service.gate.set()
         await wire.heal()
 
@@ -180,7 +180,7 @@ async def test_request_whose_caller_gave_up_is_not_run_when_the_service_comes_ba
     async with client_at(rabbit_uri) as client:
         await client.call("service", "echo", 0)
         await wire.fail(Fault.REFUSED)
-        await eventually(lambda: not runner.host.link.writable, 10)
+        await eventually(lambda: not runner.host.link.writable, 30)
         with pytest.raises(RpcTimeout):
             await client.call("service", "wait", 1, timeout=0.3)
         await wire.heal()
@@ -199,7 +199,7 @@ async def test_closing_a_client_behind_a_fault_is_bounded(
     await client.open()
     await client.call("service", "echo", 0)
     pending = asyncio.ensure_future(client.call("service", "wait", 0, timeout=20))
-    await eventually(lambda: Service.begun == 1, 10)
+    await eventually(lambda: Service.begun == 1, 30)
     await wire.fail(fault)
 
     started = time.monotonic()

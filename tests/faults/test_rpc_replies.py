@@ -94,7 +94,7 @@ async def test_request_lost_with_its_caller_s_connection_is_not_sent_again(
             assert await client.call("service", "echo", 1) == 1
             await wire.fail(Fault.UPSTREAM_BLACKHOLE)
             lost = asyncio.ensure_future(client.call("service", "echo", 2, timeout=5))
-            await eventually(lambda: client.link.statistics().published == 2, 5)
+            await eventually(lambda: client.link.statistics().published == 2, 30)
             await wire.heal()
             wire.drop()
             await eventually(lambda: client.link.statistics().reconnects == 2, 30)

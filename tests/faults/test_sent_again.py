@@ -58,10 +58,10 @@ async def test_only_what_is_unproven_is_sent_again(
     until = time.monotonic() + 30
     for number in range(200):
         link.publish_nowait(Message("", "work", b"%d" % number, Properties()), resend_until=until)
-    await eventually(lambda: link.statistics().unproven == 0, 5)
+    await eventually(lambda: link.statistics().unproven == 0, 30)
 
     proxy.drop()
-    await eventually(lambda: link.statistics().reconnects == 1, 15)
+    await eventually(lambda: link.statistics().reconnects == 1, 30)
     await link.publish(Message("", "work", b"last", Properties()))
 
     assert link.statistics().republished == 0
@@ -96,7 +96,7 @@ async def test_publishing_whose_time_is_up_is_not_sent_again(
     )
 
     await proxy.fail(Fault.REFUSED)
-    await eventually(lambda: link.statistics().extra.get("resend_given_up") == 1, 10)
+    await eventually(lambda: link.statistics().extra.get("resend_given_up") == 1, 30)
     await proxy.heal()
     await link.publish(Message("", "work", b"after", Properties()), timeout=20)
 

@@ -137,7 +137,7 @@ async def test_refused_row_stops_its_partition_is_named_and_loses_no_checkpoint(
         assert agree(await by_entry(bed.client, FLIGHTS[:200]), *seen)
         ask(uri, "ALTER TABLE stored DROP CONSTRAINT no_thirteen")
         await eventually(lambda: statistics(bed, service).records == 200, 20)
-        await eventually(lambda: not statistics(bed, service).standing_still, 5)
+        await eventually(lambda: not statistics(bed, service).standing_still, 30)
 
     assert 'output "stored": table "stored" refuses the row of record storing.on/' in why
     assert 'violates check constraint "no_thirteen"' in why

@@ -166,7 +166,7 @@ class Shadow:
         async def is_clear() -> bool:
             return not await asyncio.to_thread(self.left_behind)
 
-        await eventually(is_clear, 10)
+        await eventually(is_clear, 30)
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ async def test_writer_of_a_users_own_gets_all_records_in_order_of_each_key(
         for begin in range(0, 1000, 100):
             await append(bed.client, FLIGHTS[begin : begin + 100])
         await eventually(lambda: len(store.taken) == 1000, 20)
-        await eventually(lambda: not statistics(bed, passing).standing_still, 5)
+        await eventually(lambda: not statistics(bed, passing).standing_still, 30)
         told = statistics(bed, passing)
 
     assert in_order(list(store.taken.values()))
@@ -525,7 +525,7 @@ async def test_browsers_see_what_leaves_and_slow_ones_hold_nobody_up(tmp_path: P
         reading = asyncio.ensure_future(anext(slow))
         async with served.client.stream("GET", "/live") as response:
             lines = response.aiter_lines()
-            await eventually(lambda: Showing.live.viewers == 2, 5)
+            await eventually(lambda: Showing.live.viewers == 2, 30)
             seen: list[Any] = []
             for begin in range(0, 1000, 50):  # what a page that keeps up has room for
                 await append(client, FLIGHTS[begin : begin + 50])

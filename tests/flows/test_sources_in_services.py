@@ -132,7 +132,7 @@ async def test_message_that_was_published_twice_counts_once_and_a_bad_one_is_a_d
             await client.link.publish(message(number, body))
         await eventually(lambda: len(given(tmp_path)) == 4, 20)
         (letter,) = await take_dead_letters(client.link, "log-readings--storing.on")
-        await eventually(lambda: statistics(bed, service).faults == 1, 5)
+        await eventually(lambda: statistics(bed, service).faults == 1, 30)
 
     assert given(tmp_path) == [0, 1, 2, 3]
     assert letter.reason == "undecodable"

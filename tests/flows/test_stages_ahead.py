@@ -77,10 +77,10 @@ async def test_stage_waits_for_the_next_one_and_goes_on_with_it(
             await is_held_up(bed)
             before = taken(bed)
             ahead = statistics(bed)[0].ahead_bytes
-            await eventually(lambda: caplog.text.count("flow_waits_for_next_stage") == 4, 10)
+            await eventually(lambda: caplog.text.count("flow_waits_for_next_stage") == 4, 30)
             after = taken(bed)
             gate.set()
-            await eventually(lambda: caplog.text.count("flow_goes_on") == 4, 10)
+            await eventually(lambda: caplog.text.count("flow_goes_on") == 4, 30)
             await append(client, closing())
             await has_given(tally, left)
         await tally.aclose()
@@ -147,8 +147,8 @@ async def test_stage_whose_next_one_nobody_has_waits_also_after_a_restart_and_sa
                     await append(client, left)
                 await is_held_up(bed)
                 counts.append(taken(bed))
-                told = await eventually(lambda: nobody_told(statistics(bed)[0]), 10)
-                await eventually(lambda: "flow_waits_for_next_stage" in caplog.text, 10)
+                told = await eventually(lambda: nobody_told(statistics(bed)[0]), 30)
+                await eventually(lambda: "flow_waits_for_next_stage" in caplog.text, 30)
         monkeypatch.setattr(Stage, "start", start)
         async with run_services(Gated, broker=broker, config=config(tmp_path)) as bed:
             await append(client, closing())

@@ -72,7 +72,7 @@ def cut(request: pytest.FixtureRequest, link: Link) -> Callable[[], Awaitable[No
                 return api.close_connections(vhost) > 0
 
             # The broker lists a connection some time after it was opened.
-            await eventually(lambda: asyncio.to_thread(has_cut), 10, interval=0.1)
+            await eventually(lambda: asyncio.to_thread(has_cut), 30, interval=0.1)
         async with asyncio.timeout(10):
             await noticed.wait()
         remove()
@@ -100,7 +100,7 @@ def ready_count(link: Link) -> Callable[[str, int], Awaitable[None]]:
         async def matches() -> bool:
             return await link.message_count(queue) == count
 
-        await eventually(matches, 10, what=f"{count} messages ready in {queue}")
+        await eventually(matches, 30, what=f"{count} messages ready in {queue}")
 
     return wait
 

@@ -28,7 +28,7 @@ class Inbox:
     def bodies(self) -> list[bytes]:
         return [delivery.body for delivery in self.deliveries]
 
-    async def wait(self, count: int, timeout: float = 10.0) -> list[Delivery]:
+    async def wait(self, count: int, timeout: float = 30.0) -> list[Delivery]:
         """The first `count` deliveries, as soon as there are that many."""
         await eventually(
             lambda: len(self.deliveries) >= count,
@@ -37,7 +37,7 @@ class Inbox:
         )
         return self.deliveries[:count]
 
-    async def wait_for(self, body: bytes, timeout: float = 10.0) -> Delivery:
+    async def wait_for(self, body: bytes, timeout: float = 30.0) -> Delivery:
         """The first delivery of this body, as soon as it is there."""
         await eventually(lambda: body in self.bodies, timeout, what=f"{body!r} delivered")
         return self.deliveries[self.bodies.index(body)]

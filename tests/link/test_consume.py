@@ -85,7 +85,7 @@ async def test_slow_delivery_holds_back_nobody(
 
     consumer = await link.consume(any_queue, on_deliveries, ConsumeOptions(prefetch=5))
 
-    await eventually(lambda: len(passed) == 99, 10)
+    await eventually(lambda: len(passed) == 99, 30)
     assert passed == bodies[1:]
     await eventually(lambda: consumer.unsettled == 1)
     await consumer.aclose()
@@ -383,7 +383,7 @@ async def test_consumer_of_a_deleted_queue_declares_it_again_and_goes_on(
         await link.publish(Message("x", "any", b"again", Properties()))
         return b"again" in inbox.bodies
 
-    await eventually(arrives, 10)
+    await eventually(arrives, 30)
     assert link.state is LinkState.CONNECTED
 
 

@@ -106,7 +106,7 @@ async def test_changes_at_once_end_with_the_last(
 
     await asyncio.gather(*(consumer.set_prefetch(n) for n in (50, 2, 30, 4)))
     settle(inbox, 0, 200)
-    await eventually(lambda: consumer.unsettled == 4, 10)
+    await eventually(lambda: consumer.unsettled == 4, 30)
     await ready_count(any_queue, 200 - len(inbox.deliveries))
 
     assert consumer.prefetch == 4

@@ -30,7 +30,7 @@ async def take(link: Link, queue: str) -> Delivery:
             found.append(delivery)
         return bool(found)
 
-    await eventually(came, 10, what=f"a message in {queue}")
+    await eventually(came, 30, what=f"a message in {queue}")
     found[0].ack()
     return found[0]
 

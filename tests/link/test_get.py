@@ -34,7 +34,7 @@ async def get(link: Link, queue: str) -> Delivery:
             found.append(delivery)
         return delivery is not None
 
-    await eventually(is_there, 10, what="a message")
+    await eventually(is_there, 30, what="a message")
     return found[0]
 
 

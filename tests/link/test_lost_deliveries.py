@@ -47,7 +47,7 @@ async def hold(link: Link, queue: str, count: int) -> Holder:
     )
     for number in range(count):
         await link.publish(Message("", queue, b"%d" % number, Properties()))
-    await eventually(lambda: len(holder.waiting) == count, 10)
+    await eventually(lambda: len(holder.waiting) == count, 30)
     return holder
 
 
@@ -119,7 +119,7 @@ async def test_deliveries_of_a_deleted_queue_are_lost(
     holder = await hold(link, any_queue, 3)
 
     await other.delete_queue(any_queue)
-    await eventually(lambda: holder.told == 1, 10)
+    await eventually(lambda: holder.told == 1, 30)
 
     assert len(holder.dropped) == 3
 
@@ -131,7 +131,7 @@ async def test_closing_a_consumer_loses_what_it_has_not_settled(link: Link, any_
     )
     for number in range(3):
         await link.publish(Message("", any_queue, b"%d" % number, Properties()))
-    await eventually(lambda: len(holder.waiting) == 3, 10)
+    await eventually(lambda: len(holder.waiting) == 3, 30)
     holder.waiting[0].ack()
 
     await consumer.cancel()
@@ -162,7 +162,7 @@ async def test_no_ack_deliveries_are_never_lost(link: Link, any_queue: str, cut:
         ConsumeOptions(no_ack=True, on_lost=holder.on_lost),
     )
     await link.publish(Message("", any_queue, b"mine", Properties()))
-    await eventually(lambda: holder.bodies == [b"mine"], 10)
+    await eventually(lambda: holder.bodies == [b"mine"], 30)
 
     await cut()
     await link.ready(timeout=15)
@@ -255,7 +255,7 @@ async def test_message_of_a_queue_that_bears_a_streams_header_keeps_no_consumer_
     await link.publish(
         Message("", any_queue, b"strange", Properties(headers={"x-stream-offset": 7}))
     )
-    await eventually(lambda: len(holder.waiting) == 2, 10)
+    await eventually(lambda: len(holder.waiting) == 2, 30)
 
     await cut_off(cut, holder)
 

@@ -175,7 +175,7 @@ async def test_messages_of_a_stream_are_counted(link: Link, stream: str) -> None
     async def counted() -> bool:
         return await link.message_count(stream) == 3
 
-    await eventually(counted, 10)
+    await eventually(counted, 30)
 
 
 async def test_streams_and_queues_are_published_to_beside_each_other(

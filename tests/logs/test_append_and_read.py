@@ -404,7 +404,7 @@ async def test_partition_that_is_made_anew_under_a_reader_is_told(
         async with LogReader(link, ONE, shape(), 0) as reader:
             for _ in range(4):
                 assert await reader.take(10) is not None
-            await eventually(lambda: reader.statistics().buffered == 1, 10)
+            await eventually(lambda: reader.statistics().buffered == 1, 30)
             await link.delete_queue(stream_name(ONE.name, 0))
             assert await reader.take(10) is not None, "what is buffered stays good"
             for number in range(again):
@@ -472,7 +472,7 @@ async def test_what_is_buffered_is_not_read_in_one_turn_of_the_loop(link: Link) 
             await writer.append(Departed("J" * 64 * 1024, number))
     seen: list[int] = []
     async with LogReader(link, of, shape(), 0) as reader, turning() as turns:
-        await eventually(lambda: reader.statistics().buffered >= 16, 15)
+        await eventually(lambda: reader.statistics().buffered >= 16, 30)
         for _ in range(16):
             assert await reader.take(0) is not None
             seen.append(turns())
@@ -493,7 +493,7 @@ async def test_a_large_entry_is_read_beside_the_loop(link: Link) -> None:
         await link.publish(Message(of.name, "0", packed, properties, mandatory=True), timeout=15)
 
     async with LogReader(link, of, shape(), 0) as reader, turning() as turns:
-        await eventually(lambda: reader.statistics().buffered == 2, 15)
+        await eventually(lambda: reader.statistics().buffered == 2, 30)
         seen = [turns()]
         for _ in range(2):
             await reader.take(0)
@@ -509,7 +509,7 @@ async def test_a_large_entry_whose_reading_is_cancelled_is_read_by_the_next(link
     async with writing(link, of, linger=0, compression=None) as writer:
         await writer.append(Departed("J" * 600_000, 1))
     async with LogReader(link, of, shape(), 0) as reader:
-        await eventually(lambda: reader.statistics().buffered == 1, 15)
+        await eventually(lambda: reader.statistics().buffered == 1, 30)
         reading = asyncio.ensure_future(reader.take())
         await asyncio.sleep(0)
         reading.cancel()

@@ -99,7 +99,7 @@ async def test_reader_cut_off_while_it_waits_goes_on_where_it_was(
         async with LogReader(link, ONE, writer._shape, 0, "next") as reader:
             await proxy.fail(Fault.REFUSED)
             proxy.drop()
-            await eventually(lambda: link.state.value == "reconnecting", 10)
+            await eventually(lambda: link.state.value == "reconnecting", 30)
             await writer.append(Departed("JFK", 1))
             await proxy.heal()
 
@@ -158,7 +158,7 @@ async def test_appends_beyond_the_buffer_wait_and_go_on_in_their_order(memory: M
         many = asyncio.ensure_future(
             writer.append_many([Departed("JFK", n) for n in range(200, 300)])
         )
-        await eventually(lambda: writer.statistics().waiting > 100, 10)
+        await eventually(lambda: writer.statistics().waiting > 100, 30)
         waiting = writer.statistics()
 
         memory.broker.unblock()
@@ -214,7 +214,7 @@ async def test_batch_that_is_refused_for_a_while_holds_up_those_behind_it() -> N
         appends = []
         for number in range(5):
             appends.append(asyncio.ensure_future(writer.append(Departed("JFK", number))))
-            await eventually(lambda: link.refused == 1, 10)
+            await eventually(lambda: link.refused == 1, 30)
         await writer.append(Departed("LGA", 9))
         assert not any(append.done() for append in appends)
 
@@ -231,7 +231,7 @@ async def test_cancelled_appends_leave_no_room_taken(memory: MemoryLink) -> None
     async with writing(memory, ONE, linger=0, buffer_bytes=500) as writer:
         memory.broker.block()
         appends = [asyncio.ensure_future(writer.append(Departed("JFK", n))) for n in range(50)]
-        await eventually(lambda: writer.statistics().waiting > 0, 10)
+        await eventually(lambda: writer.statistics().waiting > 0, 30)
         for append in appends[1::2]:
             append.cancel()
         await asyncio.sleep(0)
@@ -267,7 +267,7 @@ async def test_stop_with_the_broker_away_is_bounded_and_told(memory: MemoryLink)
     async with writing(memory, ONE, linger=0, buffer_bytes=300) as writer:
         memory.broker.block()
         appends = [asyncio.ensure_future(writer.append(Departed("JFK", n))) for n in range(20)]
-        await eventually(lambda: writer.statistics().waiting > 0, 10)
+        await eventually(lambda: writer.statistics().waiting > 0, 30)
         started = asyncio.get_running_loop().time()
         await writer.aclose(timeout=0.3)
 

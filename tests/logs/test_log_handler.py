@@ -133,7 +133,7 @@ async def dead_letters(broker: str, group: str, count: int) -> list[tuple[bytes,
         lambda batch: letters.extend((one.body, one.properties) for one in batch),
         ConsumeOptions(no_ack=True),
     )
-    await eventually(lambda: len(letters) >= count, 10)
+    await eventually(lambda: len(letters) >= count, 30)
     await consumer.aclose()
     await link.aclose()
     return letters

@@ -99,7 +99,7 @@ async def test_fault_12_what_runs_over_a_reconnect_is_not_run_again(rabbit_uri: 
             await client.publish("tests", "departed", 1)
             await gate.wait_for(1)
             proxy.drop()
-            await eventually(lambda: link.statistics().reconnects > 0, 10)
+            await eventually(lambda: link.statistics().reconnects > 0, 30)
             gate.open()
             await queue_becomes(rabbit_uri, "evt-tests-departed--slow.on_departed", (0, 1))
 

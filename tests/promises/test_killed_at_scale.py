@@ -111,7 +111,7 @@ async def _run_and_kill(folder: Path, link: Link, uri: str, service: str, queue_
                 what=f"{share} done",
             )
             os.kill(process.pid, signal.SIGKILL)
-            await eventually(lambda process=process: process.status == -signal.SIGKILL, 10)
+            await eventually(lambda process=process: process.status == -signal.SIGKILL, 30)
         book.lives.append(len(book.lines()))
     with Process(*command, cwd=folder) as process:
         await until(lambda: book.done() == KEYS * EACH, lambda: progress(process), what="all done")

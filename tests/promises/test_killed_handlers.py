@@ -112,9 +112,9 @@ async def test_message_is_delivered_again_after_each_kill_and_counted_towards_th
                     await publish(link, method, payload)
             begun = Counter({f"begun:{p}": kills + 1 for p in ["poison", *ORDINARY]})
             await eventually(lambda begun=begun: book(folder) == begun, 30, interval=0.1)
-            await eventually(is_once, 10, interval=0.1)
+            await eventually(is_once, 30, interval=0.1)
             os.kill(service.pid, signal.SIGKILL)
-            await eventually(lambda service=service: service.status == -signal.SIGKILL, 10)
+            await eventually(lambda service=service: service.status == -signal.SIGKILL, 30)
 
     (folder / "go").touch()
     with Process(NAMEKO, "run", "old", "--config", "config.yaml", cwd=folder) as service:

@@ -84,7 +84,7 @@ def cut(request: pytest.FixtureRequest, broker: str, bed: ServiceBed) -> Cut:
             def has_cut() -> bool:  # the broker lists a connection some time after it was opened
                 return int(api.close_connections(vhost)) >= 3
 
-            await eventually(lambda: asyncio.to_thread(has_cut), 10, interval=0.1)
+            await eventually(lambda: asyncio.to_thread(has_cut), 30, interval=0.1)
         await eventually(lambda: link.statistics().reconnects > before and link.writable, 20)
 
     return cut_connections
@@ -125,7 +125,7 @@ async def test_event_whose_channel_goes_while_it_is_handled_runs_once(
     bed: ServiceBed, cut: Cut, settled: Settled, kind: str
 ) -> None:
     await asyncio.gather(*(bed.client.publish("source", kind, n) for n in range(20)))
-    await eventually(lambda: len(Service.runs) == WORKERS, 10)
+    await eventually(lambda: len(Service.runs) == WORKERS, 30)
 
     for _ in range(3):
         await cut()
@@ -142,7 +142,7 @@ async def test_request_whose_channel_goes_is_run_once_and_answered(
     bed: ServiceBed, cut: Cut
 ) -> None:
     calls = [asyncio.ensure_future(bed.client.call("service", "ask", n)) for n in range(20)]
-    await eventually(lambda: len(Service.runs) == WORKERS, 10)
+    await eventually(lambda: len(Service.runs) == WORKERS, 30)
     # The callers' connections are cut as well, and a request that is still on its way is not sent again.
     requests = bed.client.link.statistics
     await eventually(lambda: requests().published == 20 and not requests().unproven, 20)
@@ -159,11 +159,11 @@ async def test_event_that_fails_while_its_channel_is_gone_is_one_dead_letter(
     bed: ServiceBed, cut: Cut, settled: Settled
 ) -> None:
     await asyncio.gather(*(bed.client.publish("source", "failing", n) for n in range(20)))
-    await eventually(lambda: len(Service.runs) == WORKERS, 10)
+    await eventually(lambda: len(Service.runs) == WORKERS, 30)
 
     cutting = asyncio.ensure_future(cut())
     link = bed.container(Service).host.link
-    await eventually(lambda: cutting.done() or not link.writable, 10, interval=0.001)
+    await eventually(lambda: cutting.done() or not link.writable, 30, interval=0.001)
     Service.gate.set()
     await cutting
 

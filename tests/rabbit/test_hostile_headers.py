@@ -83,7 +83,7 @@ async def test_events_with_hostile_headers_are_buried_with_body_and_raw_headers(
     async with Client(rabbit_uri, timeout=10) as client:
         await client.publish("source", "happened", "sound")
         dead = await read_dead_letters(link, QUEUE, len(HOSTILE), timeout=20)
-        await eventually(lambda: Target.got == ["sound"], 10)
+        await eventually(lambda: Target.got == ["sound"], 30)
 
     assert {one.properties.correlation_id for one in dead} == {
         f"c-{number}" for number in range(len(HOSTILE))
@@ -95,7 +95,7 @@ async def test_events_with_hostile_headers_are_buried_with_body_and_raw_headers(
         assert headers["nameko.call_id_stack"] == ["a.b.1"]
         assert b"\x04deep" in headers["x-mycelia-raw-headers"]
         assert "deep" not in headers
-    await eventually(lambda: is_empty(link, QUEUE), 10)
+    await eventually(lambda: is_empty(link, QUEUE), 30)
 
 
 async def is_empty(link: Link, queue: str) -> bool:

@@ -66,7 +66,7 @@ async def test_link_that_never_consumes_has_one_connection(
             for one in rabbit_node.api.connections(rabbit_vhost)
         ]
 
-    await eventually(lambda: asyncio.to_thread(names), 10, what="the connection is listed")
+    await eventually(lambda: asyncio.to_thread(names), 30, what="the connection is listed")
     assert await asyncio.to_thread(names) == ["only-publishes:publish"]
     await link.aclose()
 

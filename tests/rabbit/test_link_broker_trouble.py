@@ -37,7 +37,7 @@ async def _start_again(node: PrivateNode) -> None:
                 return False
             return True
 
-    await eventually(is_free, 15, what=f"port {port} is free")
+    await eventually(is_free, 30, what=f"port {port} is free")
     await asyncio.to_thread(node.start, leash=True)
     assert node.port == port
 
@@ -93,7 +93,7 @@ async def test_link_survives_a_restart_of_the_broker(
     await link.consume("own", inbox)
 
     await asyncio.to_thread(own_rabbit_node.stop)
-    await eventually(lambda: link.state is LinkState.RECONNECTING, 10)
+    await eventually(lambda: link.state is LinkState.RECONNECTING, 30)
     with pytest.raises(BrokerUnavailable, match="no connection"):
         await link.publish(Message("e", "k", b"too short", Properties()), timeout=0.2)
     with pytest.raises(BrokerUnavailable):
@@ -112,7 +112,7 @@ async def test_link_survives_a_restart_of_the_broker(
 
     await eventually(arrives, 30, interval=0.1, what="consuming again")
     assert states[0] is LinkState.RECONNECTING
-    await eventually(lambda: states[-1] is LinkState.CONNECTED, 10)
+    await eventually(lambda: states[-1] is LinkState.CONNECTED, 30)
 
 
 async def test_nothing_confirmed_is_lost_when_the_broker_is_killed(
@@ -156,7 +156,7 @@ async def test_open_waits_for_a_broker_that_starts_later(
     await asyncio.to_thread(own_rabbit_node.stop)
     link = RabbitLink(own_rabbit_node.uri())
     opening = asyncio.ensure_future(link.open())
-    await eventually(lambda: any("broker_unreachable" in one for one in caplog.messages), 10)
+    await eventually(lambda: any("broker_unreachable" in one for one in caplog.messages), 30)
     assert link.state is LinkState.CONNECTING
 
     await _start_again(own_rabbit_node)
@@ -173,7 +173,7 @@ async def test_link_closes_in_time_while_the_broker_is_down(
 ) -> None:
     await link.consume("q", Inbox())
     await asyncio.to_thread(own_rabbit_node.stop)
-    await eventually(lambda: link.state is LinkState.RECONNECTING, 10)
+    await eventually(lambda: link.state is LinkState.RECONNECTING, 30)
     waiting = asyncio.ensure_future(link.publish(Message("", "q", b"", Properties()), timeout=60))
     await asyncio.sleep(0)
     started = asyncio.get_running_loop().time()
@@ -195,7 +195,7 @@ async def test_refusal_while_reconnecting_is_waited_out(
         await asyncio.to_thread(
             own_rabbit_node.ctl, "close_all_connections", "--vhost", "/", "test"
         )
-        await eventually(lambda: any("refused user" in one for one in caplog.messages), 15)
+        await eventually(lambda: any("refused user" in one for one in caplog.messages), 30)
         assert link.state is LinkState.RECONNECTING
     finally:
         await asyncio.to_thread(own_rabbit_node.ctl, "change_password", "guest", "guest")

@@ -97,7 +97,7 @@ async def test_settling_late_on_a_closed_channel_does_not_cost_the_connection(
     held.ack()
     held.nack(requeue=True)
 
-    await eventually(lambda: _is_ready(link, 1), 10, what="requeued by the broker")
+    await eventually(lambda: _is_ready(link, 1), 30, what="requeued by the broker")
     assert link.statistics().reconnects == 0
     assert link.state is LinkState.CONNECTED
 
@@ -123,7 +123,7 @@ async def test_slow_handler_holds_back_nobodys_acknowledgement(
         queue = rabbit_node.api.queue(rabbit_vhost, "q")
         return bool(queue) and queue.get("messages_unacknowledged") == 1
 
-    await eventually(lambda: asyncio.to_thread(unacknowledged), 15, what="nine acks at the broker")
+    await eventually(lambda: asyncio.to_thread(unacknowledged), 30, what="nine acks at the broker")
     assert consumer.unsettled == 1
     held[0].ack()
 
@@ -171,7 +171,7 @@ async def test_message_with_undecodable_headers_comes_up_with_its_fault_and_is_n
     assert link.statistics().extra == {"undecodable": 1}
     assert link.statistics().reconnects == 0
     await consumer.aclose()  # nothing settled it: it is still there
-    await eventually(lambda: _is_ready(link, 3), 10, what="all three back in the queue")
+    await eventually(lambda: _is_ready(link, 3), 30, what="all three back in the queue")
 
 
 async def test_message_with_undecodable_headers_can_be_got(

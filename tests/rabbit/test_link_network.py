@@ -158,7 +158,7 @@ async def test_garbage_from_the_broker_costs_one_connection_and_is_named(
         relay.inject = garble
         await link.publish(Message("", "q", b"through it", Properties()), timeout=30)
         await inbox.wait_for(b"through it", 30)
-        await eventually(lambda: link.state is LinkState.CONNECTED, 15)
+        await eventually(lambda: link.state is LinkState.CONNECTED, 30)
 
         assert link.statistics().reconnects == 1
         assert any(

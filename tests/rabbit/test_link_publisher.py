@@ -73,7 +73,7 @@ async def test_unconfirmed_publishing_to_a_missing_exchange_costs_no_other_behin
     for number in range(50):
         link.publish_nowait(Message("", "q", b"%d" % number, Properties()))
 
-    await eventually(lambda: _holds(link, 50), 10, what="all behind it arrived")
+    await eventually(lambda: _holds(link, 50), 30, what="all behind it arrived")
     assert link.state is LinkState.CONNECTED
     assert link.statistics().reconnects == 0
 
@@ -105,7 +105,7 @@ async def test_unconfirmed_return_brings_the_message_back_whole(link: RabbitLink
     body = b"x" * 300_000
 
     link.publish_nowait(Message("", "nobody", body, properties, mandatory=True))
-    await eventually(lambda: came_back, 10)
+    await eventually(lambda: came_back, 30)
 
     assert came_back == [Returned(312, "NO_ROUTE", "", "nobody", properties, body)]
     remove()

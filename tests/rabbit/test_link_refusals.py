@@ -141,7 +141,7 @@ async def test_too_large_unconfirmed_publishing_costs_no_neighbour_and_is_told(
         if number in (20, 21, 70):
             limited_link.publish_nowait(Message("", "q", bytes(LIMIT + number), Properties()))
 
-    await eventually(lambda: len(refusals) == 3, 10, what="all three are told")
+    await eventually(lambda: len(refusals) == 3, 30, what="all three are told")
     assert await _arrived(limited_link, 100) == _numbered(100)
     sizes = [(e.size_bytes, e.max_bytes) for _, e in refusals if isinstance(e, MessageTooLarge)]
     assert sizes == [(LIMIT + number, LIMIT) for number in (20, 21, 70)]
@@ -193,7 +193,7 @@ async def test_wrong_exchanges_cost_no_neighbour_without_confirms(link: RabbitLi
         if number % 50 == 0:
             await asyncio.sleep(0)
 
-    await eventually(lambda: len(refusals) == 20, 10, what="all twenty are told")
+    await eventually(lambda: len(refusals) == 20, 30, what="all twenty are told")
     assert await _arrived(link, 400) == _numbered(400)
     assert [message.exchange for message, _ in refusals] == [
         f"missing-{number}" for number in range(7, 400, 20)
@@ -232,7 +232,7 @@ async def test_property_that_the_broker_refuses_is_told_and_costs_no_neighbour(
         if number == 25:
             link.publish_nowait(wrong)
 
-    await eventually(lambda: refusals, 10)
+    await eventually(lambda: refusals, 30)
     assert await _arrived(link, 50) == _numbered(50)
     [(message, error)] = refusals
     assert message is wrong
@@ -392,13 +392,13 @@ async def test_culprit_without_a_confirm_is_found_too_and_told(forged_link: Rabb
         message = POISON if number == 25 else Message("", "q", b"%d" % number, Properties())
         forged_link.publish_nowait(message, resend_until=loop.time() + 20)
 
-    await eventually(lambda: refusals, 15)
+    await eventually(lambda: refusals, 30)
     [(message, error)] = refusals
     assert message is POISON
     assert isinstance(error, PublishRejected)
     inbox = Inbox(acks=True)
     await forged_link.consume("q", inbox)
-    await eventually(lambda: set(inbox.bodies) == {b"%d" % n for n in range(50) if n != 25}, 10)
+    await eventually(lambda: set(inbox.bodies) == {b"%d" % n for n in range(50) if n != 25}, 30)
     assert forged_link.statistics().reconnects <= 3
 
 

@@ -81,7 +81,7 @@ async def ready(link: Link, queue: str, count: int) -> None:
     async def matches() -> bool:
         return await link.message_count(queue) == count
 
-    await eventually(matches, 10, what=f"{count} messages ready in {queue}")
+    await eventually(matches, 30, what=f"{count} messages ready in {queue}")
 
 
 async def test_drain_loses_nothing_and_runs_nothing_twice(
@@ -92,7 +92,7 @@ async def test_drain_loses_nothing_and_runs_nothing_twice(
     calls = [asyncio.ensure_future(client.call("slow", "call", n)) for n in range(8)]
     for n in range(8):
         await client.publish("source", "happened", f"event {n}")
-    await eventually(lambda: len(Slow.begun) == 4, 10)
+    await eventually(lambda: len(Slow.begun) == 4, 30)
 
     stopping = asyncio.ensure_future(first.stop())
     await ready(link, EVENTS, 6)  # what was prefetched is back
@@ -105,7 +105,7 @@ async def test_drain_loses_nothing_and_runs_nothing_twice(
     await second.start(20)
     assert await asyncio.gather(*calls) == list(range(8))
     await ready(link, EVENTS, 0)
-    await eventually(lambda: len(Slow.ended) == 16, 10)
+    await eventually(lambda: len(Slow.ended) == 16, 30)
     await second.stop()
     assert sorted(map(str, Slow.begun)) == sorted(
         [*map(str, range(8)), *(f"event {n}" for n in range(8))]
@@ -121,7 +121,7 @@ async def test_drain_outlasts_what_makes_stock_nameko_run_work_twice(
     runner, other = runner_at(rabbit_uri), runner_at(rabbit_uri)
     await runner.start(20)
     call = asyncio.ensure_future(client.call("slow", "call", "once"))
-    await eventually(lambda: Slow.begun == ["once"], 10)
+    await eventually(lambda: Slow.begun == ["once"], 30)
     await other.start(20)
 
     stopping = asyncio.ensure_future(runner.stop())
@@ -141,7 +141,7 @@ async def test_worker_may_still_call_while_its_service_stops(
     await slow.start(20)
     await caller.start(20)
     call = asyncio.ensure_future(client.call("caller", "relay", 7))
-    await eventually(lambda: Slow.begun == [7], 10)
+    await eventually(lambda: Slow.begun == [7], 30)
 
     stopping = asyncio.ensure_future(caller.stop())
     await asyncio.sleep(0)
@@ -159,7 +159,7 @@ async def test_grace_over_gives_the_work_to_another_instance(
     await first.start(20)
     call = asyncio.ensure_future(client.call("slow", "call", "call"))
     await client.publish("source", "happened", "event")
-    await eventually(lambda: len(Slow.begun) == 2, 10)
+    await eventually(lambda: len(Slow.begun) == 2, 30)
 
     await first.stop(grace=0.1)
     assert Slow.ended == []
@@ -168,7 +168,7 @@ async def test_grace_over_gives_the_work_to_another_instance(
     await second.start(20)
 
     assert await call == "call"
-    await eventually(lambda: sorted(Slow.ended) == ["call", "event"], 10)
+    await eventually(lambda: sorted(Slow.ended) == ["call", "event"], 30)
     await second.stop()
 
 
@@ -182,7 +182,7 @@ async def test_stop_ends_within_its_bounds_when_the_broker_is_away(
         runner = runner_at(proxy.uri(rabbit_uri))
         await runner.start(20)
         await client.publish("source", "happened", "event")
-        await eventually(lambda: Slow.begun == ["event"], 10)
+        await eventually(lambda: Slow.begun == ["event"], 30)
         await proxy.fail(fault)
 
         started = time.monotonic()

@@ -171,7 +171,7 @@ async def test_existing_classic_queue_is_adopted_as_it_is(
 
     async with Runner({"AMQP_URI": rabbit_uri}, [Service]):
         await client.publish("source", "happened", 1)
-        await eventually(lambda: Service.got == [1], 10)
+        await eventually(lambda: Service.got == [1], 30)
         assert await client.call("service", "echo", 2) == 2
         found = await asyncio.to_thread(rabbit_api.queue, rabbit_vhost, POOL)
 
@@ -214,7 +214,7 @@ async def test_connections_closed_by_an_operator_come_back(
         closed += await asyncio.to_thread(rabbit_api.close_connections, rabbit_vhost)
         return closed >= 2
 
-    await eventually(close, 10)
+    await eventually(close, 30)
 
     async def is_answered() -> bool:
         try:
@@ -243,7 +243,7 @@ async def test_unknown_service_is_told_at_once_and_a_dead_one_at_the_deadline(
     async def dropped() -> bool:
         return await link.message_count("rpc-service") == 0
 
-    await eventually(dropped, 5)  # by the broker: nobody consumes the queue
+    await eventually(dropped, 30)  # by the broker: nobody consumes the queue
 
 
 async def test_large_and_many_messages_go_through(runner: Runner, client: Client) -> None:

@@ -108,12 +108,12 @@ async def test_what_was_deleted_is_there_again(
     await link.declare(*PARTS)
     if consumes:
         await link.consume("work", inbox)
-    await eventually(routed(stranger, "x", "a.1"), 5)
+    await eventually(routed(stranger, "x", "a.1"), 30)
 
     await delete(*what)
 
-    await eventually(routed(stranger, "x", "a.1"), 10, what="routed again")
-    await eventually(routed(stranger, "x", "b.1"), 10, what="routed again")
+    await eventually(routed(stranger, "x", "a.1"), 30, what="routed again")
+    await eventually(routed(stranger, "x", "b.1"), 30, what="routed again")
     if consumes:
         await link.publish(Message("x", "b.2", b"again", Properties(), mandatory=True))
         await inbox.wait_for(b"again", 10)
@@ -157,13 +157,13 @@ async def test_publishing_that_comes_back_is_hint_enough(
 
     with pytest.raises(Unroutable):
         await link.publish(Message("x", "a.1", b"", Properties(), mandatory=True))
-    await eventually(routed(link, "x", "a.1"), 5, what="bound again")
+    await eventually(routed(link, "x", "a.1"), 30, what="bound again")
 
     await delete("binding", "x", "work", "a.#")
     returned: list[Any] = []
     link.on_return(returned.append)
     link.publish_nowait(Message("x", "a.2", b"", Properties(), mandatory=True))
-    await eventually(lambda: bool(returned), 5)
+    await eventually(lambda: bool(returned), 30)
 
     async def is_bound() -> bool:
         before = len(returned)
@@ -172,7 +172,7 @@ async def test_publishing_that_comes_back_is_hint_enough(
         await asyncio.sleep(0.05)  # a return would have come with or before the count
         return len(returned) == before
 
-    await eventually(is_bound, 5, what="bound again")
+    await eventually(is_bound, 30, what="bound again")
 
 
 async def test_forgotten_parts_stay_gone(
@@ -192,7 +192,7 @@ async def test_forgotten_parts_stay_gone(
     async def marker_is_back() -> bool:
         return "marker" in await asyncio.to_thread(names)
 
-    await eventually(marker_is_back, 10)
+    await eventually(marker_is_back, 30)
     assert await asyncio.to_thread(names) == {"marker"}
     exchanges = {one["name"] for one in await asyncio.to_thread(rabbit_api.exchanges, rabbit_vhost)}
     assert "x" not in exchanges
@@ -225,13 +225,13 @@ async def test_what_goes_by_itself_is_not_kept_alive(
     async def is_gone() -> bool:
         return await asyncio.to_thread(left) == ({"read", "marker"}, {"used"})
 
-    await eventually(is_gone, 10, what="gone by themselves")
+    await eventually(is_gone, 30, what="gone by themselves")
     await delete("queue", "marker")
 
     async def has_looked() -> bool:
         return "marker" in (await asyncio.to_thread(left))[0]
 
-    await eventually(has_looked, 10)
+    await eventually(has_looked, 30)
     assert await asyncio.to_thread(left) == ({"read", "marker"}, {"used"})
 
 
@@ -248,7 +248,7 @@ async def test_what_cannot_be_declared_is_said_once_and_holds_up_nothing_else(
 
     for _ in range(4):
         await delete("exchange", "x")
-        await eventually(routed(stranger, "x", "a.1"), 10, what="bound again")
+        await eventually(routed(stranger, "x", "a.1"), 30, what="bound again")
 
     assert len(said(caplog, "redeclare_failed")) == 1
 
@@ -263,7 +263,7 @@ async def test_adopted_queue_is_looked_after_without_a_word(
 
     for _ in range(2):
         await delete("queue", "marker")
-        await eventually(routed(stranger, "", "marker"), 10)
+        await eventually(routed(stranger, "", "marker"), 30)
 
     assert len(said(caplog, "declared_differently")) == 1
     assert said(caplog, "redeclare_failed") == []
@@ -290,7 +290,7 @@ async def test_many_cancelled_consumers_share_one_look(
             return False
 
     await eventually(is_whole, 20, what="twenty consumers again")
-    await eventually(routed(link, "x", "a.1"), 5)
+    await eventually(routed(link, "x", "a.1"), 30)
     assert said(caplog, "redeclare_failed") == []
 
 
@@ -326,7 +326,7 @@ async def test_events_arrive_again_after_their_binding_was_deleted(
     queue = "evt-source-happened--watched.on_happened"
     Watched.got.clear()
     await client.publish("source", "happened", "before")
-    await eventually(lambda: "before" in Watched.got, 10)
+    await eventually(lambda: "before" in Watched.got, 30)
 
     await delete("binding", "source.events", queue, "happened")
 
@@ -334,7 +334,7 @@ async def test_events_arrive_again_after_their_binding_was_deleted(
         await client.publish("source", "happened", "again")
         return "again" in Watched.got
 
-    await eventually(arrives, 15, interval=0.2)
+    await eventually(arrives, 30, interval=0.2)
     assert len(said(caplog, "topology_repaired")) <= 1
     assert said(caplog, "consumer_lost") == []
     assert said(caplog, "connection_lost") == []

@@ -92,7 +92,7 @@ async def test_list_that_does_not_fill_up_is_handled_within_its_time(
 
     async with run_services(Few, broker=broker, timeout=15):
         await publish(bare, "few", numbers(3))
-        await eventually(lambda: sorted(n for items in lists for n in items) == [0, 1, 2], 10)
+        await eventually(lambda: sorted(n for items in lists for n in items) == [0, 1, 2], 30)
 
 
 @pytest.mark.timeout(120)
@@ -123,7 +123,7 @@ async def test_each_item_has_the_outcome_that_the_method_gives_it(broker: str, b
     async with run_services(Each, broker=broker, timeout=15):
         await publish(bare, "each", numbers(10))
         dead = await read_dead_letters(bare, "each", 3, 20)
-        await eventually(lambda: runs[1] == 3 and runs[5] == 2 and runs[3] == 3, 10)
+        await eventually(lambda: runs[1] == 3 and runs[5] == 2 and runs[3] == 3, 30)
     assert await _is_empty(bare, "each")
 
     assert {int(letter.body): reason(letter) for letter in dead} == {
@@ -171,7 +171,7 @@ async def test_what_cannot_be_read_is_dead_lettered_alone(broker: str, bare: Lin
     async with run_services(Reads, broker=broker, timeout=15):
         await publish(bare, "reads", [b"0", b"{", b"2", b"\xff", b"4", b"5"])
         dead = await read_dead_letters(bare, "reads", 2, 20)
-        await eventually(lambda: len(seen) == 4, 10)
+        await eventually(lambda: len(seen) == 4, 30)
         await publish(bare, "reads", [b"{"])  # a list of nothing but that
         (last,) = await read_dead_letters(bare, "reads", 1, 20)
     assert await _is_empty(bare, "reads")
@@ -292,7 +292,7 @@ async def test_list_that_runs_while_the_connection_is_cut_runs_once(
 
     async with run_services(Runs, broker=broker, timeout=15) as bed:
         await publish(bare, "runs", numbers(20))
-        await eventually(lambda: begun.total() == 10, 10)
+        await eventually(lambda: begun.total() == 10, 30)
         await _cut(request, broker, bed.container(Runs).host.link)
         gate.set()
         await eventually(lambda: len(begun) == 20, 20)

@@ -77,7 +77,7 @@ async def run_many(invoke: Invoke, gate: Gate, methods: list[str], expected_insi
     """Call all `methods`, see that exactly so many get in, then open the gate and see all answered."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(invoke("gated", method)) for method in methods]  # type: ignore[arg-type]
-        await eventually(lambda: gate.inside == expected_inside, 5)
+        await eventually(lambda: gate.inside == expected_inside, 30)
         gate.open()
     assert [task.result() for task in tasks] == [1] * len(methods)
     assert gate.most == expected_inside

@@ -158,11 +158,11 @@ async def test_key_that_fails_is_tried_again_in_its_place_and_holds_up_no_other(
         payloads += [{"tail": f"N{n % 20}", "n": n // 20} for n in range(400)]
         await publish(bare, "stuck", payloads)
         await eventually(lambda: ledger.count == 400, 30)
-        await eventually(lambda: len(attempts) >= 3, 10)
+        await eventually(lambda: len(attempts) >= 3, 30)
         (lane,) = bed.container(Stuck).lanes
         assert lane.active <= 1  # it pauses: no slot is taken
         gate.set()
-        await eventually(lambda: len(ledger.ended["bad"]) == 5, 10)
+        await eventually(lambda: len(ledger.ended["bad"]) == 5, 30)
 
     assert {number for number, _ in attempts} == {0}
     assert [attempt for _, attempt in attempts] == list(range(1, len(attempts) + 1))
@@ -188,7 +188,7 @@ async def test_key_that_goes_on_failing_ends_in_the_dead_letters_and_what_follow
     async with run_services(Skips, broker=broker, timeout=15):
         await publish(bare, "skips", [{"tail": "N1", "n": n} for n in range(4)])
         (letter,) = await read_dead_letters(bare, "skips", 1, 20)
-        await eventually(lambda: len(handled) == 3, 10)
+        await eventually(lambda: len(handled) == 3, 30)
 
     headers = letter.properties.headers or {}
     assert msgspec.json.decode(letter.body)["n"] == 1
@@ -302,7 +302,7 @@ async def test_message_without_a_key_is_a_dead_letter_and_harms_no_other(
         await bare.publish(Message("", "keyed", bad, Properties("application/json")))
         await publish(bare, "keyed", [{"tail": "N1", "n": 1}])
         (letter,) = await read_dead_letters(bare, "keyed", 1, 20)
-        await eventually(lambda: handled == [0, 1], 10)
+        await eventually(lambda: handled == [0, 1], 30)
 
     assert letter.body == bad
     assert (letter.properties.headers or {})["x-mycelia-reason"] == "undecodable"
@@ -330,7 +330,7 @@ async def test_function_that_raises_instead_of_a_key_costs_its_message_and_nothi
     async with run_services(Keyed, broker=broker, timeout=15) as bed:
         await publish(bare, "keyed", [{"n": n} for n in range(3)])
         (letter,) = await read_dead_letters(bare, "keyed", 1, 20)
-        await eventually(lambda: handled == [0, 2], 10)
+        await eventually(lambda: handled == [0, 2], 30)
         assert bed.container(Keyed).host.link.statistics().reconnects == 0
 
     assert json.loads(letter.body) == {"n": 1}
@@ -348,7 +348,7 @@ async def _cut(request: pytest.FixtureRequest, broker: str, link: Link) -> None:
         def has_cut() -> bool:
             return int(api.close_connections(vhost)) >= 2
 
-        await eventually(lambda: asyncio.to_thread(has_cut), 10, interval=0.1)
+        await eventually(lambda: asyncio.to_thread(has_cut), 30, interval=0.1)
     await eventually(lambda: link.statistics().reconnects > before and link.writable, 20)
 
 
@@ -454,7 +454,7 @@ async def test_middleware_that_asks_for_another_attempt_gets_it_in_place(broker:
     async with run_services(Events, broker=broker, timeout=15) as bed:
         for n in range(3):
             await bed.client.publish("feed", "departed", {"tail": "N1", "n": n})
-        await eventually(lambda: len(seen) == 5, 10)
+        await eventually(lambda: len(seen) == 5, 30)
 
     assert seen == [0, 0, 0, 1, 2]
 

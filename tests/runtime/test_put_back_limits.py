@@ -130,7 +130,7 @@ async def return_once(link: Link, queue: str, count: int) -> None:
     """Have `count` messages of `queue` come back, as from a process that has died."""
     taken: list[Delivery] = []
     consumer = await link.consume(queue, taken.extend, ConsumeOptions(prefetch=count))
-    await eventually(lambda: len(taken) == count, 10)
+    await eventually(lambda: len(taken) == count, 30)
     for delivery in taken:
         delivery.nack(requeue=True)
     await consumer.aclose()
@@ -230,12 +230,12 @@ async def test_request_without_time_left_is_answered_by_a_service_that_stops(
     async with run_services(Stopping, broker=broker, timeout=15) as bed:
         (lane,) = [lane for lane in bed.container(Stopping).lanes if lane.target.method == "ask"]
         await begun.wait()
-        await eventually(lambda: lane.waiting == 19, 10)
+        await eventually(lambda: lane.waiting == 19, 30)
         stopping = asyncio.ensure_future(bed.runner.stop())
-        await eventually(lambda: len(replies) == 19, 10)
+        await eventually(lambda: len(replies) == 19, 30)
         go_on.set()
         await stopping
-    await eventually(lambda: len(replies) == 20, 10)
+    await eventually(lambda: len(replies) == 20, 30)
 
     assert {reply.properties.correlation_id for reply in replies} == {str(n) for n in range(20)}
     assert sum(b"DeadlinePassed" in reply.body for reply in replies) == 19

@@ -201,7 +201,7 @@ async def test_loop_goes_on_while_a_large_body_is_decoded(
     target = ("nameko-rpc", f"large.{method}") if kind == "rpc" else ("", f"large-{method}")
     await link.publish(Message(*target, body, Properties(HELD["content_type"], "utf-8")))
 
-    await eventually(held_json.entered.is_set, 10)
+    await eventually(held_json.entered.is_set, 30)
     assert Large.sizes == []
     held_json.go_on.set()
-    await eventually(lambda: Large.sizes == [size], 10)
+    await eventually(lambda: Large.sizes == [size], 30)

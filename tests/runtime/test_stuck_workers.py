@@ -105,7 +105,7 @@ async def test_a_call_ends_at_its_deadline_and_gives_its_slot_back(
     def is_idle() -> bool:
         return all(lane.active == 0 for lane in runner.containers[0].lanes)
 
-    await eventually(is_idle, 5)
+    await eventually(is_idle, 30)
     assert await invoke("hangs", "call_threaded", False, timeout=5) == "done"
 
 
@@ -168,7 +168,7 @@ async def test_a_timer_that_hangs_ticks_again(serve: Serve) -> None:
             await asyncio.Event().wait()
 
     await serve(Ticking)
-    await eventually(lambda: ticks >= 3, 5)
+    await eventually(lambda: ticks >= 3, 30)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ async def test_a_slow_worker_is_said_once(
 
     await serve(Slow, config={"mycelia": {"slow_after": 0.2}})
     await client.publish("source", "happened", "x")
-    await eventually(lambda: lines("worker_slow"), 5)
+    await eventually(lambda: lines("worker_slow"), 30)
     watched_until = time.monotonic() + 0.5
     await eventually(lambda: time.monotonic() > watched_until)  # five more looks say nothing new
     release.set()

@@ -256,8 +256,8 @@ async def test_disconnect_cuts_the_connection_and_the_link_comes_back(broker: st
         link.on_state_change(states.append)
         faults.disconnect({"bed": bed, "client": bed.client, "link": link}[by])
 
-        await eventually(lambda: LinkState.RECONNECTING in states, 10)
-        await eventually(lambda: link.state is LinkState.CONNECTED, 10)
+        await eventually(lambda: LinkState.RECONNECTING in states, 30)
+        await eventually(lambda: link.state is LinkState.CONNECTED, 30)
         assert await bed.client.call("registry", "get", "N1") == "plane N1"
 
 

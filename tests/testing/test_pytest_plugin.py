@@ -88,7 +88,7 @@ async def test_faults(run_service, mycelia_faults, mycelia_client):
         with pytest.raises(RemoteError, match="LookupError"):
             await mycelia_client.call("stock", "take", "apple")
     mycelia_faults.disconnect(mycelia_client)
-    await eventually(lambda: mycelia_client.link.state.name != "CONNECTED", 10)
+    await eventually(lambda: mycelia_client.link.state.name != "CONNECTED", 30)
     assert await mycelia_client.call("stock", "take", "apple") == 41
 
 async def test_driven_clock(run_service, mycelia_clock):

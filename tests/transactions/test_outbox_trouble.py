@@ -149,7 +149,7 @@ async def test_message_that_nobody_takes_is_tried_again_and_then_parked(
     bank = bank_of(engine, engine)
     async with run_services(bank, broker=broker, timeout=20) as bed:
         await bed.client.call("bank", "send_to_nobody")
-        await eventually(lambda: told(bed, bank).parked == 1, 10)
+        await eventually(lambda: told(bed, bank).parked == 1, 30)
         assert told(bed, bank).put_off == 2
 
     (row,) = rows(engine)
@@ -252,7 +252,7 @@ async def test_row_that_cannot_be_read_is_parked_and_holds_up_nobody(engine: sa.
         session.add(OutboxRow("bank", replace(strange, options=b"\xff"), "k", 0.0))
         session.add(OutboxRow("bank", message(2), "k", 0.0))
     async with run_services(bank, Listener):
-        await eventually(lambda: heard == [2], 10)
+        await eventually(lambda: heard == [2], 30)
 
     assert len([row for row in rows(engine) if row.parked_at]) == 3
 
@@ -496,7 +496,7 @@ async def test_locked_sqlite_file_is_waited_for(tmp_path: Path) -> None:
             session.connection().exec_driver_sql("UPDATE mycelia_outbox SET reason = 'mine'")
             ended = threading.Event()
             await asyncio.to_thread(ended.wait, 0.5)
-        await eventually(lambda: 2 in heard, 10)
+        await eventually(lambda: 2 in heard, 30)
     engine.dispose()
 
 
