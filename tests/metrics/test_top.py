@@ -106,8 +106,8 @@ def test_once_as_json_has_the_figures_of_all_processes(folder: Path, rabbit_uri:
     assert all(one["ready"] and one["services"] == ["busy", "idle"] for one in figures["instances"])
     methods = {(one["service"], one["method"]): one for one in figures["methods"]}
     work = methods["busy", "work"]
-    assert work["calls_per_s"] > 5
-    assert 0.01 < work["p50_s"] < 1
+    assert work["calls_per_s"] > 1
+    assert 0.01 < work["p50_s"] < 10
     assert work["p99_s"] >= work["p50_s"]
     assert work["errors"] == 0
     assert methods["idle", "rest"] == {

@@ -303,12 +303,14 @@ async def test_a_cron_timer_ticks_each_second_of_the_clock() -> None:
             ran.append((time.time(), tick))
 
     async with Runner({}, [Service]):
-        await eventually(lambda: len(ran) >= 2, 30)
+        await eventually(lambda: len(ran) >= 3, 30)
 
     for at, tick in ran:
         assert tick.scheduled.microsecond == 0
-        assert 0 <= at - tick.scheduled.timestamp() < 0.9
+        assert tick.scheduled.timestamp() <= at
         assert tick.key == f"service.tick@{tick.scheduled:%Y-%m-%dT%H:%M:%SZ}"
+    # A busy machine may be late for one, hardly for all.
+    assert min(at - tick.scheduled.timestamp() for at, tick in ran) < 0.9
 
 
 class SetClock:
