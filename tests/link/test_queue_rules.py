@@ -345,6 +345,7 @@ async def test_message_behind_a_longer_lived_one_does_not_expire_before_it(
 
     (delivery,) = await dead.wait(1)
     assert delivery.body == b"short"
+    await inbox.wait(1)  # on another channel: nothing orders the two
     assert inbox.bodies == [b"stays"]
 
 
