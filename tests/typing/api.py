@@ -364,6 +364,9 @@ def stateful(keyed: KeyedStream[str, Departed], planes: KeyedStream[str, int]) -
     assert_type(
         keyed.join_interval(planes, after="1h").map(lambda pair: pair[1]), KeyedStream[str, int]
     )
+    unjoined = keyed.join_interval(planes, how="left").late
+    assert_type(unjoined, KeyedStream[str, LateRecord[str, Departed | int]])
+    assert_type(keyed.join_as_of(planes).late, KeyedStream[str, LateRecord[str, Departed]])
     assert_type(
         keyed.join_window(planes, tumbling("1h")).map(lambda w: (w.start, w.value)),
         KeyedStream[str, tuple[datetime, tuple[Departed, int]]],

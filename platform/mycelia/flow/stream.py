@@ -76,6 +76,7 @@ __all__ = [
 T = TypeVar("T")
 U = TypeVar("U")
 K = TypeVar("K")
+L = TypeVar("L")
 S = TypeVar("S")
 R = TypeVar("R")
 R1 = TypeVar("R1")
@@ -567,7 +568,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         how: Literal["inner"] = "inner",
         tolerance: Duration | None = None,
         lateness: Duration = 0,
-    ) -> JoinedStream[K, tuple[T, U]]: ...
+    ) -> JoinedStream[K, tuple[T, U], T]: ...
     @overload
     def join_as_of(
         self,
@@ -576,7 +577,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         how: Literal["left"],
         tolerance: Duration | None = None,
         lateness: Duration = 0,
-    ) -> JoinedStream[K, tuple[T, U | None]]: ...
+    ) -> JoinedStream[K, tuple[T, U | None], T]: ...
     def join_as_of(
         self,
         other: KeyedStream[K, U],
@@ -584,7 +585,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         how: JoinKind = "inner",
         tolerance: Duration | None = None,
         lateness: Duration = 0,
-    ) -> JoinedStream[K, Any]:
+    ) -> JoinedStream[K, Any, Any]:
         """Each record with the one of `other` that was the newest of its key at the record's event time, or at the same time.
 
         It waits until event time has passed the record, in both streams. The newest of each key is kept for good, unless there
@@ -607,7 +608,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         after: Duration = 0,
         how: Literal["inner"] = "inner",
         lateness: Duration = 0,
-    ) -> JoinedStream[K, tuple[T, U]]: ...
+    ) -> JoinedStream[K, tuple[T, U], T | U]: ...
     @overload
     def join_interval(
         self,
@@ -617,7 +618,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         after: Duration = 0,
         how: Literal["left"],
         lateness: Duration = 0,
-    ) -> JoinedStream[K, tuple[T, U | None]]: ...
+    ) -> JoinedStream[K, tuple[T, U | None], T | U]: ...
     @overload
     def join_interval(
         self,
@@ -627,7 +628,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         after: Duration = 0,
         how: Literal["full"],
         lateness: Duration = 0,
-    ) -> JoinedStream[K, tuple[T, U] | tuple[T, None] | tuple[None, U]]: ...
+    ) -> JoinedStream[K, tuple[T, U] | tuple[T, None] | tuple[None, U], T | U]: ...
     def join_interval(
         self,
         other: KeyedStream[K, U],
@@ -636,7 +637,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         after: Duration = 0,
         how: JoinKind = "inner",
         lateness: Duration = 0,
-    ) -> JoinedStream[K, Any]:
+    ) -> JoinedStream[K, Any, Any]:
         """All pairs of a key in which the record of `other` is at most `before` earlier and at most `after` later.
 
         A pair is given as its second record comes. What finds no partner is given, if `how` asks for it, when none can come any more.
@@ -655,7 +656,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         kind: HoppingWindows | SessionWindows,
         *,
         how: Literal["inner"] = "inner",
-    ) -> JoinedStream[K, WindowResult[K, tuple[T, U]]]: ...
+    ) -> JoinedStream[K, WindowResult[K, tuple[T, U]], T | U]: ...
     @overload
     def join_window(
         self,
@@ -663,7 +664,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         kind: HoppingWindows | SessionWindows,
         *,
         how: Literal["left"],
-    ) -> JoinedStream[K, WindowResult[K, tuple[T, U | None]]]: ...
+    ) -> JoinedStream[K, WindowResult[K, tuple[T, U | None]], T | U]: ...
     @overload
     def join_window(
         self,
@@ -671,14 +672,14 @@ class KeyedStream(Stream[T], Generic[K, T]):
         kind: HoppingWindows | SessionWindows,
         *,
         how: Literal["full"],
-    ) -> JoinedStream[K, WindowResult[K, tuple[T, U] | tuple[T, None] | tuple[None, U]]]: ...
+    ) -> JoinedStream[K, WindowResult[K, tuple[T, U] | tuple[T, None] | tuple[None, U]], T | U]: ...
     def join_window(
         self,
         other: KeyedStream[K, U],
         kind: HoppingWindows | SessionWindows,
         *,
         how: JoinKind = "inner",
-    ) -> JoinedStream[K, Any]:
+    ) -> JoinedStream[K, Any, Any]:
         """All pairs of a key in the same window, as the window closes.
 
         Args:
@@ -697,7 +698,7 @@ class KeyedStream(Stream[T], Generic[K, T]):
         windows.port[0].kind = "join_window"
         windows.port[0].label = f"join_window({kind}, {how})"
         pairs = windows.flat_map(_pairs(how))
-        joined: JoinedStream[K, Any] = JoinedStream(pairs.port)
+        joined: JoinedStream[K, Any, Any] = JoinedStream(pairs.port)
         joined.late_port = windows.late.map(_without_side).port
         return joined
 
@@ -756,13 +757,13 @@ class ProcessedStream(KeyedStream[K, T]):
         return asked_output(self.port, name, "process")
 
 
-class JoinedStream(KeyedStream[K, T]):
-    """What a join gives; and, beside it, what came too late to be joined."""
+class JoinedStream(KeyedStream[K, T], Generic[K, T, L]):
+    """What a join gives; and, beside it, what came too late to be joined: records of type `L`, those of either side."""
 
     late_port: NodePort | None = None
 
     @property
-    def late(self) -> KeyedStream[K, LateRecord[K, Any]]:
+    def late(self) -> KeyedStream[K, LateRecord[K, L]]:
         """Records of either side that came after what they might have been joined with was let go. Counted in any case."""
         return KeyedStream(self.late_port or (self.port[0], SIDE))
 
