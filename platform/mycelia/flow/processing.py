@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from mycelia.errors import FlowFunctionError
 from mycelia.flow.column_batch import BEGINNING_OF_TIME, END_OF_TIME, ColumnBatch
 from mycelia.flow.operators import MAIN, FiredTimer, Operator
 from mycelia.flow.state import Changes, KeyedState, StoreReader
+from mycelia.flow.state_codec import is_record_class
 from mycelia.flow.timer_queue import TimerQueue
 from mycelia.flow.user_code import apart_from
 
@@ -141,7 +144,8 @@ class Processing(Operator):
                         self._call(key, time, self._on_record, port, value)
                     position += 1
             except BaseException as exc:  # noqa: BLE001  raised, or told
-                self.tell_failed(self.fail(exc, batch, position), exc)
+                error = self._with_its_state(self.fail(exc, batch, position))
+                self.tell_failed(error, exc)
                 failed.add(keys[position])
                 position += 1
         self._state.touch(keys)
@@ -171,10 +175,23 @@ class Processing(Operator):
                 try:
                     self._call(key, self._event_time(timers, time), self._on_timer, name)
                 except BaseException as exc:
-                    error = self.fail(exc, None, None, key)
+                    error = self._with_its_state(self.fail(exc, None, None, key))
                     error.timer = timer
                     raise error from exc
             self._state.touch(keys)
+
+    def _with_its_state(self, error: FlowFunctionError) -> FlowFunctionError:
+        """The same; where the state is a record of another class than `state=` makes, it says so: perhaps that has changed since the state was kept."""
+        kept: Any = type(self._context.state)
+        with suppress(Exception):  # of the user's class, or function
+            made: Any = type(self._make())
+            if is_record_class(made) and is_record_class(kept) and not issubclass(kept, made):
+                hint = (
+                    f" (the state of the key is a {kept.__qualname__}, and state= makes a {made.__qualname__}; if the class has changed, say how "
+                    "one becomes the other: .named(…, version=2, migrate={1: …}))"
+                )
+                error.args = (f"{error}{hint}",)
+        return error
 
     def _times_fired(self, key: Any, name: str, clock: str, time: int) -> int:
         """Since the last checkpoint, this one counted; where timers may be passed over, who begins again from there has to tell them apart."""

@@ -33,7 +33,14 @@ import msgspec
 
 from mycelia.errors import StateIncompatible
 
-__all__ = ["decode_plain_state", "decode_state", "encode_plain", "encode_state", "encode_states"]
+__all__ = [
+    "decode_plain_state",
+    "decode_state",
+    "encode_plain",
+    "encode_state",
+    "encode_states",
+    "is_record_class",
+]
 
 _TUPLE: Final = 1
 _SET: Final = 2
@@ -250,6 +257,11 @@ def _record_parts(kind: Any) -> tuple[bytes, tuple[str, ...]] | None:
     if fields is None:
         return None
     return b"\x92" + encode_state(_name_of(kind)), fields
+
+
+def is_record_class(kind: Any) -> bool:
+    """Whether its instances are kept as records, by the name of their class: `msgspec.Struct`, dataclass, named tuple."""
+    return _fields_of(kind) is not None
 
 
 @lru_cache(maxsize=1024)

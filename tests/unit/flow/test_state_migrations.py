@@ -16,12 +16,13 @@ import pytest
 from tests.unit.flow.entries import entry_of
 
 from mycelia import Log
-from mycelia.errors import ConfigError, StateIncompatible
+from mycelia.errors import ConfigError, FlowFunctionError, StateIncompatible
 from mycelia.flow import FlowOutput, FlowPlan, KeyContext, KeyedStream, count, source, tumbling
 from mycelia.flow.partition_run import PartitionRun, StageDescription
 from mycelia.flow.state_codec import _class_of
 from mycelia.flow.state_file import StateFile
 from mycelia.logs import LogPosition
+from mycelia.testing import FlowDriver
 from mycelia.wire import SerializerRegistry
 
 OUT: Log[Any] = Log("out", partitions=1)
@@ -291,3 +292,41 @@ def test_versions_that_cannot_be_are_refused_where_they_are_written(options: Any
 def test_versions_are_of_states_of_process() -> None:
     with pytest.raises(ConfigError, match="only that of process"):
         keyed().window(tumbling(1)).aggregate(count()).named("hourly", version=2)
+
+
+@dataclass
+class Was:
+    count: int = 0
+
+
+@dataclass
+class Is:
+    number: int = 0
+
+
+def counting_was(context: KeyContext[str, Was], value: int) -> list[int]:
+    context.state.count += 1
+    return [context.state.count]
+
+
+def counting_is(context: KeyContext[str, Is], value: int) -> list[int]:
+    context.state.number += 1
+    return [context.state.number]
+
+
+def test_function_that_fails_over_state_of_another_class_is_told_of_both() -> None:
+    def keyed() -> Any:
+        return source("in", int).key_by(lambda value: "k")
+
+    before = FlowDriver(keyed().process(counting_was, state=Was).named("step").emit("out"))
+    before.append("in", [1])
+    before.run()
+    after = FlowDriver(
+        keyed().process(counting_is, state=Is).named("step").emit("out"), after=before
+    )
+    after.append("in", [2])
+
+    with pytest.raises(
+        FlowFunctionError, match=r"the state of the key is a Was, and state= makes a Is; .*migrate="
+    ):
+        after.run()
