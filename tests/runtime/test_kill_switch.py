@@ -117,11 +117,12 @@ async def test_probes_that_fail_are_one_message_a_pause(
     async with run_services(service, broker=broker, timeout=30, config=AT_ONCE) as bed:
         await publish(bed, *range(100))
         await eventually(lambda: state(bed, service)[1] == 1, 20)
-        await eventually(lambda: said(caplog, "kill_switch_probing") == 1, 20)
-        before = len(World.tried)
-        await eventually(lambda: said(caplog, "kill_switch_probe_failed") == 5, 20)
+        await eventually(lambda: said(caplog, "kill_switch_probing") >= 1, 20)
+        probes, tried = said(caplog, "kill_switch_probing"), len(World.tried)
+        await eventually(lambda: said(caplog, "kill_switch_probe_failed") >= probes + 4, 20)
 
-        assert len(World.tried) - before <= 5
+        more = said(caplog, "kill_switch_probing") - probes
+        assert len(World.tried) - tried <= 1 + more  # the one under way, and one each
 
 
 async def test_messages_wait_in_the_queue_and_none_is_lost_at_the_stop(broker: str) -> None:
