@@ -6,17 +6,18 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.flow.batches import Records, columns, save, taken
 
-from mycelia.flow import MemoryStore, collect
+from mycelia.flow import MemoryStore, collect, count, source, sum_of, tumbling
 from mycelia.flow.aligned_windows import AlignedWindows
 from mycelia.flow.column_batch import END_OF_TIME
 from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod, Mode
 from mycelia.flow.session_windows import MergingWindows
 from mycelia.flow.sliding_windows import TrailingWindows
 from mycelia.flow.windows import HoppingWindows, SessionWindows, SlidingWindows
+from mycelia.testing import FlowDriver
 
 Span = tuple[int, int]
 Told = tuple[Any, ...]
@@ -342,3 +343,35 @@ def test_sessions_give_what_the_model_gives(
         return MergingWindows("w", SessionWindows(gap), collect(), emission, lateness, store)
 
     compare(make, SessionModel(gap, emission, lateness), turns, restarts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 120)), max_size=40),
+    st.integers(0, 30),
+    st.integers(1, 10),
+    st.integers(0, 100),
+    st.sampled_from([0.0, 0.2]),
+)
+def test_signed_sums_over_retractions_are_those_of_the_records(
+    records: list[tuple[str, int]], disorder: int, batch: int, seed: int, crash_rate: float
+) -> None:
+    """Whatever was told too early is taken back in the windows behind as well, where those take late results for as long."""
+    late_ms = 500
+    numbers = (
+        source("in", tuple)
+        .event_time(lambda one: one[1], unit="ms", disorder=disorder / 1000)
+        .key_by(lambda one: one[0])
+        .window(tumbling(0.01), lateness=late_ms / 1000, emit="update", mode="retract")
+        .aggregate(count())
+    )
+    sums = numbers.window(tumbling(0.04), lateness=late_ms / 1000, emit="update").aggregate(
+        sum_of(lambda one: -one.value if one.is_retraction else one.value)
+    )
+    driver = FlowDriver({"out": sums}, partitions=2, seed=seed, crash_rate=crash_rate)
+    for partition in (0, 1):
+        driver.append("in", records[partition::2], partition=partition, batch=batch)
+    driver.end()
+
+    stands = {(one.key, one.start_ms): one.value for one in driver.given("out")}
+    assert stands == Counter((key, time - time % 40) for key, time in records)
