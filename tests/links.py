@@ -23,6 +23,8 @@ async def opening_links(make: Callable[[], L]) -> AsyncIterator[Callable[[], Awa
         await link.open(timeout=15)
         return link
 
-    yield open_link
-    for link in links:
-        await link.aclose()
+    try:
+        yield open_link
+    finally:
+        for link in links:
+            await link.aclose()

@@ -31,6 +31,7 @@ class Ledger:
         self.confirmed: dict[str, list[int]] = defaultdict(list)
         self.read: dict[Any, list[int]] = defaultdict(list)
         self.readers: list[LogReader[Departed]] = []
+        self._following: list[asyncio.Future[None]] = []
         self.repeated = 0
         self._stop = False
 
@@ -76,10 +77,10 @@ class Ledger:
         for reader in self.readers:
             await reader.open()
         tasks = [asyncio.ensure_future(self._follow(reader)) for reader in self.readers]
+        self._following = tasks
         try:
             yield
-            for task in tasks:
-                assert not task.done(), task.exception()
+            self._check_readers()
         finally:
             for task in tasks:
                 task.cancel()
@@ -87,6 +88,15 @@ class Ledger:
             self.repeated += sum(reader.statistics().repeated for reader in self.readers)
             for reader in self.readers:
                 await reader.aclose()
+
+    def _check_readers(self) -> None:
+        """
+        Raises:
+            MyceliaError: a reader has ended with it.
+        """
+        for task in self._following:
+            if task.done():
+                task.result()
 
     async def _follow(self, reader: LogReader[Departed]) -> None:
         while True:
@@ -98,8 +108,13 @@ class Ledger:
 
     async def settle(self) -> None:
         """Wait until all that was confirmed has been read, and hold one against the other."""
+
+        def all_read() -> bool:
+            self._check_readers()
+            return self.read_count >= self.confirmed_count
+
         await until(
-            lambda: self.read_count >= self.confirmed_count,
+            all_read,
             lambda: self.read_count,
             what="all that was confirmed is read",
         )

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from tests.logs.shapes import Departed, layout, read, records_of, shape, writing
 
-from mycelia.amqp import Link, Message, Properties
+from mycelia.amqp import Delivery, Link, LinkConsumer, Message, Properties
 from mycelia.errors import (
     ConfigError,
     ContractError,
@@ -30,7 +30,7 @@ from mycelia.logs.log_diff import DiffRoom, LogComparison
 from mycelia.logs.log_tail import LogTail
 from mycelia.logs.position import LogPosition
 from mycelia.logs.reader import LogReader
-from mycelia.logs.stream_ends import first_offset
+from mycelia.logs.stream_ends import first_offset, last_offset
 from mycelia.testing import eventually
 from mycelia.wire import compressor_of
 
@@ -416,6 +416,95 @@ async def test_partition_that_is_made_anew_under_a_reader_is_told(
         with pytest.raises(OffsetGone, match="made anew"):  # a checkpoint knows it, too
             async with LogReader(link, ONE, shape(), 0, kept) as reader:
                 await read_on()
+
+
+async def test_log_that_goes_on_while_its_end_is_looked_up_is_the_same(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an outage: what has been found out by then is older than what has come."""
+    looked: list[int | None] = []
+
+    async def looked_up(of: Link, stream: str, enough: int | None = None) -> int | None:
+        found = await last_offset(of, stream, enough)
+        if not looked:
+            for number in (1, 2, 3):
+                await writer.append(Departed("JFK", number))
+            await eventually(lambda: reader.statistics().buffered == 3, 30)
+        looked.append(found)
+        return found
+
+    monkeypatch.setattr("mycelia.logs.reader.last_offset", looked_up)
+    async with (
+        writing(link, ONE, linger=0) as writer,
+        LogReader(link, ONE, shape(), 0) as reader,
+    ):
+        await writer.append(Departed("JFK", 0))
+        assert await reader.take(30) is not None
+        reader._on_lost()
+        entries = [await reader.take(30) for _ in range(3)]
+
+    assert looked == [0]
+    assert [one.value.number for one in records_of(entries)] == [1, 2, 3]
+
+
+async def test_look_at_the_end_that_is_broken_off_is_taken_up_again(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flow with two sources breaks off one `take()` as soon as the other has something."""
+    began = asyncio.Event()
+
+    async def looked_up(of: Link, stream: str, enough: int | None = None) -> int | None:
+        if not began.is_set():
+            began.set()
+            await asyncio.Event().wait()
+        return None
+
+    monkeypatch.setattr("mycelia.logs.reader.last_offset", looked_up)
+    async with (
+        writing(link, ONE, linger=0) as writer,
+        LogReader(link, ONE, shape(), 0) as reader,
+    ):
+        await writer.append(Departed("JFK", 0))
+        assert await reader.take(30) is not None
+        reader._on_lost()
+        taking = asyncio.ensure_future(reader.take())
+        await began.wait()
+        taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)
+        with pytest.raises(OffsetGone, match="made anew"):
+            await reader.take(30)
+
+
+async def test_end_that_a_busy_broker_is_slow_to_tell_is_waited_for(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has just been started counts nothing yet, and its messages come with pauses between them."""
+    consume = link.consume
+    pauses = iter((0.8, 0.4, 0.4))
+
+    async def slowly(queue: str, on_deliveries: Any, *args: Any, **options: Any) -> LinkConsumer:
+        def come(deliveries: list[Delivery]) -> None:
+            nonlocal at
+            for delivery in deliveries:
+                at = max(at, loop.time()) + next(pauses)
+                loop.call_at(at, on_deliveries, [delivery])
+
+        loop = asyncio.get_running_loop()
+        at = loop.time()
+        return await consume(queue, come, *args, **options)
+
+    async def none_yet(queue: str) -> int:
+        return 0
+
+    async with writing(link, ONE, linger=0) as writer:
+        await writer.append(Departed("JFK", 0))
+    await asyncio.gather(*(publish(link, *entry_of(n, sequence=n)) for n in (1, 2)))
+    monkeypatch.setattr(link, "consume", slowly)
+    monkeypatch.setattr(link, "message_count", none_yet)
+
+    last = await last_offset(link, stream_name(ONE.name, 0), 2)
+
+    assert last == 2
 
 
 async def test_reader_that_has_got_nothing_yet_is_told_as_well(link: Link) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from tests.faults.conftest import direct, link, proxy
+from tests.links import opening_links
 from tests.logs.ledger import Ledger
 from tests.logs.shapes import Departed, layout, read, records_of, writing
 from tests.progress import until
@@ -110,10 +111,12 @@ async def test_reader_cut_off_while_it_waits_goes_on_where_it_was(
 
 async def test_killed_broker_costs_no_confirmed_record(own_rabbit_node: PrivateNode) -> None:
     node = own_rabbit_node
-    link = RabbitLink(node.uri(), LinkOptions(name="ledger"))
-    await link.open(timeout=15)
     ledger = Ledger(layout(3))
-    async with writing(link, ledger.of, timeout=90) as writer, ledger.reading(link):
+    async with (
+        opening_links(lambda: RabbitLink(node.uri(), LinkOptions(name="ledger"))) as open_link,
+        writing(link := await open_link(), ledger.of, timeout=90) as writer,
+        ledger.reading(link),
+    ):
         async with ledger.appending(writer):
             for _ in range(2):
                 goal = ledger.confirmed_count + 1000
@@ -135,7 +138,6 @@ async def test_killed_broker_costs_no_confirmed_record(own_rabbit_node: PrivateN
                 stalled_s=60,
             )
         await ledger.settle()
-    await link.aclose()
 
 
 # --- the broker does not answer: bounds ---------------------------------------------------------------

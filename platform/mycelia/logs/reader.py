@@ -358,6 +358,8 @@ class LogReader(Generic[T]):
         if self._is_jump(self._buffer[0]):
             expected, found = self._next, self._buffer[0].offset
             first = await first_offset(self._link, self._stream)
+            if not self._buffer:  # closed meanwhile
+                return None
             if expected is not None and first is not None and first > expected:
                 raise OffsetGone(self._stream, expected, f"the log begins at {first} now")
             # Streams skip offsets where a client of their own protocol has stored one.
@@ -493,17 +495,21 @@ class LogReader(Generic[T]):
         Raises:
             OffsetGone: it is.
         """
-        self._look_at = None
-        if self._received is None:
+        received = self._received
+        if not received:
+            self._look_at = None
             return
         if self._consumer is not None and not self._consumer.is_consuming:
             self._on_lost()
             return
         try:
-            last = await last_offset(self._link, self._stream, self._received - 1)
+            last = await last_offset(self._link, self._stream, received - 1)
         except LinkError:
             self._on_lost()
             return
-        if self._received and (last is None or last < self._received - 1):
+        if self._received != received:  # it has gone on meanwhile, and what was found is of before
+            return
+        self._look_at = None
+        if last is None or last < received - 1:
             end = "is empty" if last is None else f"ends at {last}"
-            raise OffsetGone(self._stream, self._received, f"the log {end}: {_MADE_ANEW}")
+            raise OffsetGone(self._stream, received, f"the log {end}: {_MADE_ANEW}")

@@ -19,6 +19,8 @@ _FOLLOWED_S: Final = 1.0
 """An end that moves while it is looked at is followed for so long: it is known as of then."""
 _FIRST_S: Final = 10.0
 """For the first message of a stream that has some."""
+_DOUBT_S: Final = 3.0
+"""Of silence from a stream that should have more, until it is believed: its broker may have just been started, and busy."""
 
 
 async def first_offset(link: Link, stream: str) -> int | None:
@@ -27,7 +29,7 @@ async def first_offset(link: Link, stream: str) -> int | None:
     Raises:
         LinkError: no such stream, or the broker does not answer.
     """
-    offsets = await _offsets(link, stream, "first", prefetch=1)
+    offsets = await _offsets(link, stream, "first", prefetch=1, enough=0)
     return offsets[0] if offsets else None
 
 
@@ -35,12 +37,16 @@ async def last_offset(link: Link, stream: str, enough: int | None = None) -> int
     """The offset of the last message of the stream; `None`: it has none.
 
     Args:
-        enough: an offset that is as good as the last, if there is one as high.
+        enough: an offset that is as good as the last, if there is one as high. It has been seen: that the stream ends before it is believed
+            after some seconds only.
 
     Raises:
         LinkError: no such stream, or the broker does not answer.
     """
-    offsets = await _offsets(link, stream, "last", prefetch=10_000, enough=enough)
+    silence = _SILENCE_S if enough is None else _DOUBT_S
+    offsets = await _offsets(
+        link, stream, "last", prefetch=10_000, enough=enough, silence_s=silence
+    )
     return offsets[-1] if offsets else None
 
 
@@ -55,7 +61,13 @@ async def end_of(link: Link, log: str, partition: int) -> int:
 
 
 async def _offsets(
-    link: Link, stream: str, start: str, prefetch: int, enough: int | None = 0
+    link: Link,
+    stream: str,
+    start: str,
+    *,
+    prefetch: int,
+    enough: int | None,
+    silence_s: float = _SILENCE_S,
 ) -> list[int]:
     offsets: list[int] = []
     arrived = asyncio.Event()
@@ -76,7 +88,7 @@ async def _offsets(
     )
     loop = asyncio.get_running_loop()
     try:
-        until = loop.time() + (_FIRST_S if count else _EMPTY_S)
+        until = loop.time() + (_FIRST_S if count else max(_EMPTY_S, silence_s))
         over = math.inf
         while True:
             try:
@@ -88,7 +100,7 @@ async def _offsets(
             if enough is not None and offsets and offsets[-1] >= enough:
                 return offsets
             now = loop.time()
-            until = now + _SILENCE_S
-            over = min(over, now + _FOLLOWED_S)
+            until = now + silence_s
+            over = min(over, now + max(_FOLLOWED_S, silence_s))
     finally:
         await consumer.aclose()
