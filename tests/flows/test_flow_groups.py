@@ -160,6 +160,7 @@ async def test_a_stage_s_place_in_the_log_between_is_told(
     assert any(one["at"] for one in rows)
 
 
+@pytest.mark.long
 async def test_replay_of_a_flow_begins_anew_and_is_followed_to_the_end(
     command: LogCommand, rabbit_uri: str, tmp_path: Path
 ) -> None:

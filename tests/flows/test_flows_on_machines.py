@@ -60,6 +60,7 @@ async def test_flow_goes_on_elsewhere_and_comes_back(broker: str, tmp_path: Path
     assert len(tally.records) == len(wanted)
 
 
+@pytest.mark.long_variants("memory-*")
 @pytest.mark.parametrize("unanswered", ["a commit", "a claim"])
 async def test_flow_is_stopped_in_time_while_its_changelog_has_no_leader(
     broker: str,

@@ -313,9 +313,8 @@ async def test_what_cannot_be_without_harm_or_without_end_is_refused(shadow: Sha
     await shadow.nothing_is_left()
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_interrupted_it_clears_all_away(
     shadow: Shadow,
     number: signal.Signals,

@@ -262,6 +262,7 @@ async def test_savepoint_of_stages_goes_from_a_database_into_files_and_back(
     assert given(tally) == wanted(left)
 
 
+@pytest.mark.long_variants("rabbit")
 async def test_log_between_that_does_not_reach_back_is_no_savepoint(
     broker: str, tmp_path: Path, gate: asyncio.Event
 ) -> None:
@@ -302,6 +303,7 @@ async def test_savepoint_of_stages_of_a_former_version_is_refused(
             await reset_flow(client.link, home, GROUP, tmp_path / "saved")
 
 
+@pytest.mark.long_variants("rabbit")
 @pytest.mark.long_variants("memory")
 async def test_flow_that_runs_goes_on_from_a_savepoint_by_force(
     broker: str, tmp_path: Path, gate: asyncio.Event

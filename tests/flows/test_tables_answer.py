@@ -156,6 +156,7 @@ async def test_what_cannot_be_told_is_said(
     assert [one for one in caplog.records if one.levelname == "ERROR"] == []  # nobody has to act
 
 
+@pytest.mark.long_variants("memory")
 async def test_a_key_whose_partition_nobody_has_is_waited_for_and_then_said_to_be_away(
     broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -383,6 +383,7 @@ async def test_deleted_partition_is_made_anew_for_the_next_append(link: Link) ->
     assert await numbers_read(link, 1) == [2]
 
 
+@pytest.mark.long_variants("memory-*-none", "memory-*-short", "rabbit-*-short", "rabbit-*-any")
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("patience", [0.0, 0.25, None], ids=["none", "short", "any"])
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ async def test_every_figure_of_a_day_is_the_batch_query_s(pipeline: Pipeline) ->
     assert summary["carriers"]["UA"]["name"] == "United Air Lines Inc."
 
 
+@pytest.mark.long_variants("memory")
 async def test_what_others_append_stops_no_partition_and_changes_no_figure(
     pipeline: Pipeline,
 ) -> None:

@@ -149,6 +149,7 @@ async def test_key_time_and_headers_are_those_that_are_told(broker: str, engine:
     assert all(one.headers == {"a": 1} for one in found)
 
 
+@pytest.mark.long_variants("memory-sqlite", "rabbit-sqlite")
 async def test_async_session_appends_as_well(
     broker: str, engine: sa.Engine, async_url: str
 ) -> None:
