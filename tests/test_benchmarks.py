@@ -50,7 +50,16 @@ def built(peer: Peer) -> Peer:
     ],
     ids=_name,
 )
-@pytest.mark.long_variants("*-aio*", "*-fastapi", "*-faststream*", "*-go", "*-nameko")
+@pytest.mark.long_variants(
+    "*-aio*",
+    "*-fastapi",
+    "*-faststream*",
+    "*-go*",
+    "*-nameko",
+    "*-pika",
+    "*-mycelia-def",
+    "startup-*",
+)
 def test_peer_answers_every_case_of_its_question(
     question: Question, peer: Peer, rabbit_uri: str
 ) -> None:

@@ -170,6 +170,7 @@ def test_absent_broker_fails_the_run_in_ci(tmp_path: Path) -> None:
     assert "CI must run the rabbit tests" in said
 
 
+@pytest.mark.long
 def test_runs_are_summed_up_and_what_passed_alone_is_listed_as_flaky(tmp_path: Path) -> None:
     file = tmp_path / "tally"
     test = (
@@ -194,6 +195,7 @@ def test_runs_are_summed_up_and_what_passed_alone_is_listed_as_flaky(tmp_path: P
     assert total == "3 passed, 1 failed, 1 skipped"
 
 
+@pytest.mark.long
 def test_run_in_several_processes_is_counted_once(tmp_path: Path) -> None:
     """Each process of pytest-xdist has a summary of its own."""
     file = tmp_path / "tally"

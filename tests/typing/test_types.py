@@ -105,10 +105,12 @@ def test_each_mistake_is_reported_where_it_stands_and_nothing_else() -> None:
     assert reported(HERE / "mistakes.py") == wanted
 
 
+@pytest.mark.long
 def test_pyright_has_nothing_to_report_of_right_programs() -> None:
     assert lines_reported_by_pyright(HERE / "api.py") == set()
 
 
+@pytest.mark.long
 def test_pyright_reports_each_mistake_where_mypy_does() -> None:
     wanted = {line for line, _ in expected(HERE / "mistakes.py")}
 
