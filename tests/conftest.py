@@ -101,7 +101,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "rabbit_cluster" in getattr(item, "fixturenames", ()) or _is_long_variant(item):
             item.add_marker(pytest.mark.long)
-        if _RABBIT_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        if _needs_rabbit(item):
             item.add_marker(pytest.mark.rabbit)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(_RABBIT_TIMEOUT))
@@ -110,6 +110,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         asked = item.get_closest_marker("timeout")
         if asked is not None and asked.args and asked.args[0] < _LEAST_TIMEOUT:
             item.add_marker(pytest.mark.timeout(_LEAST_TIMEOUT, **asked.kwargs), append=False)
+
+
+def _needs_rabbit(item: pytest.Item) -> bool:
+    """By its fixtures; or it is the variant "rabbit" of a test of both brokers, whose fixture asks for them as it runs."""
+    variant = getattr(item, "callspec", None)
+    is_variant = variant is not None and "rabbit" in variant.params.values()
+    return is_variant or bool(_RABBIT_FIXTURES.intersection(getattr(item, "fixturenames", ())))
 
 
 def _put_what_takes_long_first(items: list[pytest.Item]) -> None:

@@ -101,6 +101,21 @@ def test_variants_that_are_named_are_long_and_the_others_are_not(
     assert "3 deselected" in said
 
 
+def test_what_runs_on_every_release_of_rabbitmq_has_the_variants_of_both_brokers() -> None:
+    """Their fixture asks for a broker as it runs only: by its name nobody would know them."""
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "rabbit", "tests/logs"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    variants = set(re.findall(r"test_append_and_read\.py::\w+\[(\w+)", found))
+
+    assert "rabbit" in variants
+    assert "memory" not in variants
+
+
 def test_absent_broker_is_told_as_not_run(said_without_a_broker: tuple[int, str]) -> None:
     _, said = said_without_a_broker
 
