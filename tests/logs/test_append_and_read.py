@@ -31,6 +31,7 @@ from mycelia.logs.log_tail import LogTail
 from mycelia.logs.position import LogPosition
 from mycelia.logs.reader import LogReader
 from mycelia.logs.stream_ends import first_offset, last_offset
+from mycelia.logs.writer import LogWriter
 from mycelia.testing import eventually
 from mycelia.wire import compressor_of
 
@@ -419,6 +420,21 @@ async def test_partition_that_is_made_anew_under_a_reader_is_told(
                 await read_on()
 
 
+@asynccontextmanager
+async def looking_again(
+    link: Link,
+) -> AsyncIterator[tuple[LogWriter[Departed], LogReader[Departed]]]:
+    """A reader that has read all there is, and lost its connection since: after three seconds it looks up the end."""
+    async with (
+        writing(link, ONE, linger=0) as writer,
+        LogReader(link, ONE, shape(), 0) as reader,
+    ):
+        await writer.append(Departed("JFK", 0))
+        assert await reader.take(30) is not None
+        reader._on_lost()
+        yield writer, reader
+
+
 async def test_log_that_goes_on_while_its_end_is_looked_up_is_the_same(
     link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,13 +451,7 @@ async def test_log_that_goes_on_while_its_end_is_looked_up_is_the_same(
         return found
 
     monkeypatch.setattr("mycelia.logs.reader.last_offset", looked_up)
-    async with (
-        writing(link, ONE, linger=0) as writer,
-        LogReader(link, ONE, shape(), 0) as reader,
-    ):
-        await writer.append(Departed("JFK", 0))
-        assert await reader.take(30) is not None
-        reader._on_lost()
+    async with looking_again(link) as (writer, reader):
         entries = [await reader.take(30) for _ in range(3)]
 
     assert looked == [0]
@@ -461,13 +471,7 @@ async def test_look_at_the_end_that_is_broken_off_is_taken_up_again(
         return None
 
     monkeypatch.setattr("mycelia.logs.reader.last_offset", looked_up)
-    async with (
-        writing(link, ONE, linger=0) as writer,
-        LogReader(link, ONE, shape(), 0) as reader,
-    ):
-        await writer.append(Departed("JFK", 0))
-        assert await reader.take(30) is not None
-        reader._on_lost()
+    async with looking_again(link) as (_, reader):
         taking = asyncio.ensure_future(reader.take())
         await began.wait()
         taking.cancel()
