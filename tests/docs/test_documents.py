@@ -183,7 +183,7 @@ def test_every_document_is_reached_from_the_readme() -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(300)  # a whole collection, in another process, beside other tests
-def test_tests_named_as_proof_are_marked_where_they_need_a_broker() -> None:
+def test_tests_named_as_proof_are_marked_where_they_run_against_a_rabbitmq() -> None:
     guarantees = ROOT / "docs" / "guarantees.md"
     proofs = re.findall(r"\[(test_\w+)\]\(([^)]+)\)( R)?", guarantees.read_text("utf-8"))
     files = sorted({relative((guarantees.parent / file).resolve()) for _, file, _ in proofs})
@@ -196,7 +196,7 @@ def test_tests_named_as_proof_are_marked_where_they_need_a_broker() -> None:
         timeout=280,
         check=False,
     ).stdout
-    need_a_broker = set(re.findall(r"::(test_\w+)", collected))
+    on_rabbitmq = set(re.findall(r"::(test_\w+)", collected))
 
-    assert len(need_a_broker) > 20
-    assert [name for name, _, mark in proofs if name in need_a_broker and not mark] == []
+    assert len(on_rabbitmq) > 20
+    assert [name for name, _, mark in proofs if name in on_rabbitmq and not mark] == []
