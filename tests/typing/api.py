@@ -54,6 +54,7 @@ from mycelia.flow import (
     count,
     events,
     every,
+    flow,
     iterator,
     json_lines,
     max_of,
@@ -300,6 +301,42 @@ async def spread(departed: Departed) -> list[str]:
 
 async def given(position: int | None) -> AsyncIterator[tuple[int, Departed]]:
     yield 0, Departed("JFK", 1, datetime.now(UTC))
+
+
+class Pipeline:
+    """Streams and records are of what their sources are of."""
+
+    name = "pipeline"
+    departed = Log("flights.departed", of=Departed, key="origin")
+    corrected = Log("flights.corrected", of=Departed, key="origin")
+    anything = Log("anything")
+
+    @flow(departed)
+    def own_log(self, flights: Stream[Departed]) -> FlowOutput:
+        return flights.to(Pipeline.corrected)
+
+    @flow(departed, ticks("1m"), anything, events("tower", "left", of=Flight), group="many")
+    def many(
+        self,
+        flights: Stream[Departed],
+        minutes: Stream[datetime],
+        anything: Stream[str],
+        left: Stream[Flight],
+    ) -> tuple[FlowOutput, FlowOutput]:
+        return minutes.emit("minute"), anything.emit("said")
+
+    @log_handler(departed, retry=None, concurrency=2)
+    def counted(self, records: Sequence[Record[Departed]]) -> int:
+        return sum(one.value.delay for one in records)
+
+    @log_handler(anything)
+    def told(self, records: list[Record[str]]) -> None: ...
+
+
+def what_pipelines_are(pipeline: Pipeline) -> None:
+    assert_type(pipeline.counted([]), int)
+    assert_type(pipeline.corrected, LogWriter[Departed])
+    assert_type(Pipeline.corrected, Log[Departed])
 
 
 def driven(departed: Stream[Departed]) -> None:

@@ -8,15 +8,18 @@ from mycelia import (
     BlockingClient,
     Client,
     EventDispatcher,
+    Log,
     Publisher,
+    Record,
     RpcProxy,
     consume,
     event_handler,
     http,
+    log_handler,
     rpc,
     timer,
 )
-from mycelia.flow import Stream, count, max_of, mean, tumbling
+from mycelia.flow import FlowOutput, Stream, count, flow, max_of, mean, tumbling
 
 
 class Options:
@@ -168,3 +171,39 @@ def flows(departed: Stream[Departed]) -> None:
     # error: Argument 1 to "event_time" of "Stream" has incompatible type "Callable[[Departed], int]"; expected "Callable[[Departed], datetime]" [arg-type]
     # error: Incompatible return value type (got "int", expected "datetime") [return-value]
     departed.event_time(lambda f: f.delay)
+
+
+FLIGHTS = Log("flights.departed", of=Departed, key="origin")
+
+
+class Pipeline:
+    name = "pipeline"
+    numbers = Log("numbers", of=int)
+
+    # error: Argument 1 has incompatible type "Callable[[Pipeline, Stream[int]], FlowOutput]"; expected "Callable[[Any, Stream[Departed]], FlowOutput]" [arg-type]
+    @flow(FLIGHTS)
+    def of_another_type(self, flights: Stream[int]) -> FlowOutput:
+        return flights.emit("counted")
+
+    # error: Argument 1 has incompatible type "Callable[[Pipeline, Stream[Departed]], FlowOutput]"; expected "Callable[[Any, Stream[Departed], Stream[int]], FlowOutput]" [arg-type]
+    @flow(FLIGHTS, numbers)
+    def of_one_of_two(self, flights: Stream[Departed]) -> FlowOutput:
+        return flights.emit("counted")
+
+    # error: Value of type variable "Given" of function cannot be "Stream[Departed]" [type-var]
+    @flow(FLIGHTS)
+    def to_nowhere(self, flights: Stream[Departed]) -> Stream[Departed]:
+        return flights
+
+    @flow(numbers)
+    def into_another_log(self, numbers: Stream[int]) -> FlowOutput:
+        # error: Argument 1 to "to" of "Stream" has incompatible type "Log[Departed]"; expected "Log[int] | FlowSink[int] | SinkWriter[int]" [arg-type]
+        return numbers.to(FLIGHTS)
+
+    # error: Argument 1 has incompatible type "Callable[[Pipeline, list[Record[int]]], Coroutine[Any, Any, None]]"; expected "Callable[[Any, list[Record[Departed]]], Coroutine[Any, Any, None]]" [arg-type]
+    @log_handler(FLIGHTS)
+    async def records_of_another_type(self, records: list[Record[int]]) -> None: ...
+
+    # error: Argument 1 has incompatible type "Callable[[Pipeline, Record[Departed]], None]"; expected "Callable[[Any, list[Record[Departed]]], None]" [arg-type]
+    @log_handler(FLIGHTS)
+    def one_record(self, record: Record[Departed]) -> None: ...

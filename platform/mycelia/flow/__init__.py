@@ -51,7 +51,8 @@ from mycelia.flow.aggregations import (
 )
 from mycelia.flow.emission import after, every
 from mycelia.flow.engine import Engine, Given, RejectedRecord
-from mycelia.flow.flow_handler import FlowHandler, flow
+from mycelia.flow.flow_decorator import flow
+from mycelia.flow.flow_handler import FlowHandler
 from mycelia.flow.flow_statistics import FlowStatistics, StageStatistics
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.outputs import FlowOutput

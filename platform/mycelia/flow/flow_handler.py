@@ -1,4 +1,4 @@
-"""`@flow`: a method of a service that describes a flow over logs. The service runs its stages, with durable state, sharing their partitions."""
+"""What is behind `@flow`: a method of a service that describes a flow over logs. The service runs its stages, with durable state, sharing their partitions."""
 
 from __future__ import annotations
 
@@ -49,11 +49,10 @@ from mycelia.logs.layout import declare_log
 from mycelia.logs.position import StartAt, checked_start
 from mycelia.policies.retry import Retry
 from mycelia.runtime import Container, Entrypoint
-from mycelia.runtime.decorators import decorator_of
 from mycelia.runtime.settings import FlowsSection
 from mycelia.runtime.topology import event_exchange
 
-__all__ = ["FlowHandler", "flow"]
+__all__ = ["FlowHandler", "OnError"]
 
 log = logging.getLogger("mycelia.flow")
 
@@ -563,11 +562,3 @@ def _ending_well(function: Callable[..., R], *args: Any) -> R:
         if error is exc:
             raise
         raise error from exc
-
-
-flow = decorator_of(
-    "flow",
-    FlowHandler,
-    "Run the flow that a method describes, over logs: `@flow(DEPARTED)`, `@flow(DEPARTED, WEATHER)`, "
-    '`@flow(DEPARTED, commit_every="50ms", on_error="dead-letter")`.',
-)

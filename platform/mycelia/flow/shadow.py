@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from mycelia.errors import ConfigError
 from mycelia.flow.described_flow import described_flow
-from mycelia.flow.flow_handler import FlowHandler, flow
+from mycelia.flow.flow_decorator import flow
+from mycelia.flow.flow_handler import FlowHandler
 from mycelia.flow.graph import FlowPlan
 from mycelia.flow.outputs import FlowOutput
 from mycelia.flow.sinks.sink import FlowSink, SinkRecord

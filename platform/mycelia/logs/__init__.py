@@ -30,7 +30,8 @@ Handled in groups:
 
 from mycelia.logs.append_call import AppendCall
 from mycelia.logs.log import BlockingLogWriter, Log
-from mycelia.logs.log_handler import LogCall, LogHandler, log_handler
+from mycelia.logs.log_handler import LogCall, LogHandler
+from mycelia.logs.log_handler_decorator import log_handler
 from mycelia.logs.partitioning import partition_of
 from mycelia.logs.position import LogPosition
 from mycelia.logs.reader import LogEntry, LogReader

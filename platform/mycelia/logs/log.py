@@ -194,7 +194,11 @@ class Log(TwoWays, Generic[T]):
 
     if TYPE_CHECKING:
 
+        @overload
+        def __get__(self, instance: None, owner: type) -> Log[T]: ...
+        @overload
         def __get__(self, instance: object, owner: type | None = None) -> LogWriter[T]: ...
+        def __get__(self, instance: object, owner: type | None = None) -> Any: ...
 
     @property
     def blocking(self) -> Injects[BlockingLogWriter[T]]:

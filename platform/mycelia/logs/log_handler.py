@@ -1,4 +1,4 @@
-"""`@log_handler`: a method that is given the records of a log, entry by entry, each partition by one instance of a group at a time."""
+"""What is behind `@log_handler`: a method that is given the records of a log, entry by entry, each partition by one instance of a group at a time."""
 
 from __future__ import annotations
 
@@ -41,11 +41,10 @@ from mycelia.logs.reader import LogEntry, LogReader
 from mycelia.logs.record import RecordHeaders
 from mycelia.policies.retry import Retry, fixed
 from mycelia.runtime import Container, Entrypoint, EntrypointArguments
-from mycelia.runtime.decorators import decorator_of
 from mycelia.runtime.lane import Lane
 from mycelia.wire import TRACEPARENT
 
-__all__ = ["GroupStatistics", "LogCall", "LogHandler", "LogHandlerStatistics", "log_handler"]
+__all__ = ["GroupStatistics", "LogCall", "LogHandler", "LogHandlerStatistics"]
 
 log = logging.getLogger("mycelia.logs")
 
@@ -495,11 +494,3 @@ class LogHandler(Entrypoint):
 def _records_of(call: Call) -> Arguments:
     assert isinstance(call, LogCall)
     return (call.entry.records,), {}
-
-
-log_handler = decorator_of(
-    "log_handler",
-    LogHandler,
-    "Run a method for the records of a log: `@log_handler(DEPARTED)`, "
-    '`@log_handler(DEPARTED, group="audit", start="next")`.',
-)

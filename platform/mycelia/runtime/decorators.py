@@ -112,18 +112,16 @@ def register_entrypoint(method: Callable[..., Any], entrypoint: Any) -> None:
 
 
 _ARGS = re.compile(r"^Args:\n((?:    .*\n?|\n)+)", re.MULTILINE)
+_ARG = re.compile(r"^    (\w+): .*\n?(?:     .*\n?|\n)*", re.MULTILINE)
 
 
 def _options_of(cls: type) -> str:
-    """The `Args:` of a class and of those that it derives from, as one."""
-    sections: list[str] = []
+    """What `cls` takes, each once, of its `Args:` and those of the classes that it derives from."""
+    taken = signature_of(cls).parameters
+    args: dict[str, str] = {}
     for base in cls.__mro__:
-        found = _ARGS.search(inspect.cleandoc(base.__doc__ or ""))
-        if found is not None:
-            lines = [
-                line
-                for line in found[1].rstrip().splitlines()
-                if not line.startswith("    options:")
-            ]
-            sections.append("\n".join(lines))
-    return "\n".join(["Args:", *sections])
+        section = _ARGS.search(inspect.cleandoc(base.__doc__ or ""))
+        for arg in () if section is None else _ARG.finditer(section[1]):
+            if arg[1] in taken:
+                args.setdefault(arg[1], arg[0].rstrip())
+    return "\n".join(["Args:", *args.values()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pydoc
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,15 @@ from mycelia import (
     consume,
     event_handler,
     http,
+    log_handler,
     rpc,
     timer,
 )
 from mycelia.errors import ConfigError
+from mycelia.flow import FlowHandler, flow
+from mycelia.flow.flow_decorator import FlowArguments
+from mycelia.logs import LogHandler
+from mycelia.logs.log_handler_decorator import LogHandlerArguments
 from mycelia.runtime import EntrypointArguments
 
 
@@ -54,6 +60,8 @@ ANY: dict[str, Any] = {
     "event_handler": event_handler,
     "consume": consume,
     "http": http,
+    "log_handler": log_handler,
+    "flow": flow,
     "Weekly": Weekly.decorator,
 }
 
@@ -207,20 +215,31 @@ def test_provider_with_arguments_that_only_it_knows_is_left_alone() -> None:
 # --- help and signatures --------------------------------------------------------------------------
 
 
-def test_options_of_every_entrypoint_are_the_ones_that_type_checkers_know() -> None:
-    parameters = inspect.signature(Entrypoint.__init__).parameters.values()
+@pytest.mark.parametrize(
+    ("classes", "known"),
+    [
+        ([Entrypoint], EntrypointArguments),
+        ([LogHandler, Entrypoint], LogHandlerArguments),
+        ([FlowHandler], FlowArguments),
+    ],
+)
+def test_options_of_entrypoints_are_the_ones_that_type_checkers_know(
+    classes: list[Any], known: Any
+) -> None:
+    parameters = [p for cls in classes for p in inspect.signature(cls.__init__).parameters.values()]
     taken = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
-    typed = {n: hint.__forward_arg__ for n, hint in EntrypointArguments.__annotations__.items()}
 
-    assert typed == taken
+    assert {name: hint.__forward_arg__ for name, hint in known.__annotations__.items()} == taken
 
 
-@pytest.mark.parametrize("name", ["rpc", "timer", "event_handler", "consume", "http"])
+@pytest.mark.parametrize(
+    "name", ["rpc", "timer", "event_handler", "consume", "http", "log_handler", "flow"]
+)
 def test_help_lists_every_option_with_what_it_does(name: str) -> None:
     decorator = ANY[name]
     shown = pydoc.plain(pydoc.render_doc(decorator))
 
-    for option in inspect.signature(decorator).parameters:
-        assert f"        {option}: " in shown
-    assert "concurrency: int | None = None" in shown
+    listed = re.findall(r"^        (\w+): ", shown, re.MULTILINE)
+    assert sorted(listed) == sorted(inspect.signature(decorator).parameters)
+    assert ("concurrency: int | None = None" in shown) == (name != "flow")
     assert f"{name}(" in shown
