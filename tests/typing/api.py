@@ -313,7 +313,7 @@ class Pipeline:
 
     @flow(departed)
     def own_log(self, flights: Stream[Departed]) -> FlowOutput:
-        return flights.to(Pipeline.corrected)
+        return flights.to(self.corrected)
 
     @flow(departed, ticks("1m"), anything, events("tower", "left", of=Flight), group="many")
     def many(

@@ -179,6 +179,7 @@ FLIGHTS = Log("flights.departed", of=Departed, key="origin")
 class Pipeline:
     name = "pipeline"
     numbers = Log("numbers", of=int)
+    corrected = Log("flights.corrected", of=Departed)
 
     # error: Argument 1 has incompatible type "Callable[[Pipeline, Stream[int]], FlowOutput]"; expected "Callable[[Any, Stream[Departed]], FlowOutput]" [arg-type]
     @flow(FLIGHTS)
@@ -197,8 +198,13 @@ class Pipeline:
 
     @flow(numbers)
     def into_another_log(self, numbers: Stream[int]) -> FlowOutput:
-        # error: Argument 1 to "to" of "Stream" has incompatible type "Log[Departed]"; expected "Log[int] | FlowSink[int] | SinkWriter[int]" [arg-type]
+        # error: Argument 1 to "to" of "Stream" has incompatible type "Log[Departed]"; expected "Log[int] | LogWriter[int] | FlowSink[int] | SinkWriter[int]" [arg-type]
         return numbers.to(FLIGHTS)
+
+    @flow(numbers)
+    def into_another_log_of_the_service(self, numbers: Stream[int]) -> FlowOutput:
+        # error: Argument 1 to "to" of "Stream" has incompatible type "LogWriter[Departed]"; expected "Log[int] | LogWriter[int] | FlowSink[int] | SinkWriter[int]" [arg-type]
+        return numbers.to(self.corrected)
 
     # error: Argument 1 has incompatible type "Callable[[Pipeline, list[Record[int]]], Coroutine[Any, Any, None]]"; expected "Callable[[Any, list[Record[Departed]]], Coroutine[Any, Any, None]]" [arg-type]
     @log_handler(FLIGHTS)

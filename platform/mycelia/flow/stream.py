@@ -59,7 +59,7 @@ from mycelia.flow.step_nodes import (
     window_node,
 )
 from mycelia.flow.windows import HoppingWindows, SessionWindows, WindowKind
-from mycelia.logs import Log
+from mycelia.logs import Log, LogWriter
 from mycelia.policies.retry import Retry
 
 __all__ = [
@@ -231,7 +231,7 @@ class Stream(Generic[T]):
 
     def to(
         self,
-        where: Log[T] | FlowSink[T] | SinkWriter[T],
+        where: Log[T] | LogWriter[T] | FlowSink[T] | SinkWriter[T],
         *,
         name: str | None = None,
         feeds_back: bool = False,
@@ -245,7 +245,7 @@ class Stream(Generic[T]):
         A sink gets them after the commit, in order, and again after a crash, with the same ids; while it is away the flow waits.
 
         Args:
-            where: a `Log`; `sql_table(…)`, `json_lines(…)`, `parquet_files(…)`, a `Broadcast`; or an object of yours with `async def write(records)`.
+            where: a `Log` (one that is an attribute of the service is `self.hourly`, a writer to type checkers); `sql_table(…)`, `json_lines(…)`, `parquet_files(…)`, a `Broadcast`; or an object of yours with `async def write(records)`.
             name: the output's, part of its records' ids; that of the log or the sink by default.
             feeds_back: True for a log that the flow reads, so that these records come to it again; without, that is refused.
         """

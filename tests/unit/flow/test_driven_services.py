@@ -133,6 +133,23 @@ def test_outputs_may_be_given_as_a_method_gives_them() -> None:
         assert [one.value for one in driver.delivered(name)] == [1, 2]
 
 
+def test_log_of_the_service_is_what_a_method_calls_it() -> None:
+    class Passing:
+        name = "passing"
+        flown = FLOWN
+        passed = Log("passed", of=Flight, key="plane")
+
+        @flow(flown)
+        def on(self, flights: Stream[Flight]) -> FlowOutput:
+            return flights.to(self.passed)
+
+    driver = FlowDriver.of(Passing)
+    driver.append(FLOWN, FLIGHTS[:3])
+    driver.run()
+
+    assert driver.given("passed") == FLIGHTS[:3]
+
+
 def test_record_that_no_sink_or_log_can_have_is_told_as_in_a_service() -> None:
     to_log: Log[int] = Log("numbers", of=int)
     numbers: Stream[Any] = source("in", int)
