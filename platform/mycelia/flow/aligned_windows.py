@@ -12,12 +12,11 @@ from typing import Any
 
 from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
-from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod
-from mycelia.flow.operators import MAIN, SIDE
-from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results, told_panes
+from mycelia.flow.emission import Emission
+from mycelia.flow.panes import NOTHING, Pane, told_panes
 from mycelia.flow.results import OpenWindow, WindowSpan
-from mycelia.flow.state import Changes, KeyedState, StoreReader
-from mycelia.flow.timed_operator import TimedOperator
+from mycelia.flow.state import StoreReader
+from mycelia.flow.timed_windows import TimedWindows
 from mycelia.flow.windows import HoppingWindows
 
 __all__ = ["AlignedWindows", "open_aligned"]
@@ -57,12 +56,8 @@ def open_aligned(
     )
 
 
-class AlignedWindows(TimedOperator):
-    """Gives `WindowResult`s; by the other port, `LateRecord`s.
-
-    Args:
-        lateness_ms: how long a window takes records after its end has come by.
-    """
+class AlignedWindows(TimedWindows[Panes]):
+    """Tumbling and hopping windows."""
 
     def __init__(
         self,
@@ -73,18 +68,9 @@ class AlignedWindows(TimedOperator):
         lateness_ms: int,
         store: StoreReader | None = None,
     ) -> None:
-        super().__init__(name, store)
+        super().__init__(name, aggregation, emission, lateness_ms, store, _plain, _restored)
         self._kind = kind
         self._slice_ms = kind.slice_ms()
-        self._aggregation = aggregation
-        self._emission = emission
-        self._lateness_ms = lateness_ms
-        early = emission.early
-        self._early_count = early.count if isinstance(early, AfterRecords) else None
-        self._period = early if isinstance(early, EveryPeriod) else None
-        self._state: KeyedState[Panes] = KeyedState(name, store, _plain, _restored)
-        self._results = Results(self, aggregation, emission)
-        self._late = LateRecords()
 
     # --- records come --------------------------------------------------------------------------------
 
@@ -178,7 +164,7 @@ class AlignedWindows(TimedOperator):
     def _tell_counts(self, stirred: dict[tuple[Any, int], Pane]) -> None:
         """Results because enough records have come: early ones, and late ones."""
         size = self._kind.size_ms
-        early, late = self._early_count, self._emission.late.count
+        early, late = self._early_count, self._late_count
         for (key, start), pane in stirred.items():
             end = start + size
             if end <= self.watermark:
@@ -241,17 +227,3 @@ class AlignedWindows(TimedOperator):
         del panes[start]
         if not panes:
             del self._state.live[key]
-
-    def _flush(self) -> None:
-        for port, columns in ((MAIN, self._results.take()), (SIDE, self._late.take())):
-            if columns is not None:
-                self.out.append((port, columns))
-
-    # --- around it -----------------------------------------------------------------------------------
-
-    def take_changes(self, changes: Changes) -> None:
-        for part in (self._state, self._timers, self._wall):
-            changes.setdefault(part.space, {}).update(part.take_changes())
-
-    def counts(self) -> dict[str, int]:
-        return {"late": self._late.count}

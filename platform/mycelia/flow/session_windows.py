@@ -12,12 +12,11 @@ from typing import Any
 
 from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
-from mycelia.flow.emission import AfterRecords, Emission, EveryPeriod
-from mycelia.flow.operators import MAIN, SIDE
-from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results, told_panes
+from mycelia.flow.emission import Emission
+from mycelia.flow.panes import NOTHING, Pane, told_panes
 from mycelia.flow.results import OpenWindow, WindowSpan
-from mycelia.flow.state import Changes, KeyedState, StoreReader
-from mycelia.flow.timed_operator import TimedOperator
+from mycelia.flow.state import StoreReader
+from mycelia.flow.timed_windows import TimedWindows
 from mycelia.flow.windows import SessionWindows
 
 __all__ = ["GrowingSession", "MergingWindows", "open_sessions"]
@@ -53,8 +52,8 @@ def open_sessions(
     return told_panes(((one.start, one.end, one.pane) for one in sessions), aggregation, most)
 
 
-class MergingWindows(TimedOperator):
-    """Gives `WindowResult`s; by the other port, `LateRecord`s.
+class MergingWindows(TimedWindows[list[GrowingSession]]):
+    """Sessions.
 
     A session has one timer. If it has grown when that fires, it gets another at its new end: a timer for each gap, not for each batch.
     """
@@ -68,17 +67,8 @@ class MergingWindows(TimedOperator):
         lateness_ms: int,
         store: StoreReader | None = None,
     ) -> None:
-        super().__init__(name, store)
+        super().__init__(name, aggregation, emission, lateness_ms, store, _plain, _restored)
         self._gap_ms = kind.gap_ms
-        self._aggregation = aggregation
-        self._emission = emission
-        self._lateness_ms = lateness_ms
-        early = emission.early
-        self._early_count = early.count if isinstance(early, AfterRecords) else None
-        self._period = early if isinstance(early, EveryPeriod) else None
-        self._state: KeyedState[list[GrowingSession]] = KeyedState(name, store, _plain, _restored)
-        self._results = Results(self, aggregation, emission)
-        self._late = LateRecords()
 
     # --- records come --------------------------------------------------------------------------------
 
@@ -197,7 +187,7 @@ class MergingWindows(TimedOperator):
                 self._plan_period(key, session)
         else:
             self._stand_for(key, session, end + self._lateness_ms)
-            if pane.fresh >= self._emission.late.count:
+            if pane.fresh >= self._late_count:
                 pane.is_closed = True
                 self._results.tell(key, session.start, end, pane, "late", False)
 
@@ -258,17 +248,3 @@ class MergingWindows(TimedOperator):
             if pane.fresh:
                 self._results.tell(key, session.start, end, pane, "late", True)
             sessions.remove(session)
-
-    def _flush(self) -> None:
-        for port, columns in ((MAIN, self._results.take()), (SIDE, self._late.take())):
-            if columns is not None:
-                self.out.append((port, columns))
-
-    # --- around it -----------------------------------------------------------------------------------
-
-    def take_changes(self, changes: Changes) -> None:
-        for part in (self._state, self._timers, self._wall):
-            changes.setdefault(part.space, {}).update(part.take_changes())
-
-    def counts(self) -> dict[str, int]:
-        return {"late": self._late.count}

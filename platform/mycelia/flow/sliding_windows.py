@@ -11,12 +11,11 @@ from typing import Any
 
 from mycelia.flow.aggregations import Aggregation
 from mycelia.flow.column_batch import ColumnBatch
-from mycelia.flow.emission import AfterRecords, Emission
-from mycelia.flow.operators import MAIN, SIDE, Operator
-from mycelia.flow.panes import NOTHING, LateRecords, Pane, Results
+from mycelia.flow.emission import Emission
+from mycelia.flow.panes import NOTHING, Pane
 from mycelia.flow.results import OpenWindow, Timing, WindowSpan
-from mycelia.flow.state import Changes, KeyedState, StoreReader
-from mycelia.flow.timer_queue import TimerQueue
+from mycelia.flow.state import StoreReader
+from mycelia.flow.timed_windows import TimedWindows
 from mycelia.flow.windows import SlidingWindows
 
 __all__ = ["TrailingWindows", "open_trailing"]
@@ -87,8 +86,8 @@ def _by_what(timer: tuple[int, Any]) -> int:
     return what
 
 
-class TrailingWindows(Operator):
-    """Gives `WindowResult`s; by the other port, `LateRecord`s."""
+class TrailingWindows(TimedWindows[_Trail]):
+    """Sliding windows."""
 
     def __init__(
         self,
@@ -99,18 +98,8 @@ class TrailingWindows(Operator):
         lateness_ms: int,
         store: StoreReader | None = None,
     ) -> None:
-        super().__init__(name)
+        super().__init__(name, aggregation, emission, lateness_ms, store, _plain, _restored)
         self._size_ms = kind.size_ms
-        self._aggregation = aggregation
-        self._early_count = (
-            emission.early.count if isinstance(emission.early, AfterRecords) else None
-        )
-        self._late_count = emission.late.count
-        self._lateness_ms = lateness_ms
-        self._state: KeyedState[_Trail] = KeyedState(name, store, _plain, _restored)
-        self._timers = TimerQueue(f"{name}~timers", store)
-        self._results = Results(self, aggregation, emission)
-        self._late = LateRecords()
 
     def process(self, port: int, batch: ColumnBatch) -> None:
         assert batch.keys is not None
@@ -184,12 +173,6 @@ class TrailingWindows(Operator):
         self._results.tell(key, start, time + 1, pane, timing, is_final)
         pane.accumulator = NOTHING
 
-    def advance(self, watermark: int) -> None:
-        self.watermark = watermark
-        while due := self._timers.take_next(watermark):
-            self._fire(due)
-        self._flush()
-
     def _fire(self, due: list[tuple[int, Any]]) -> None:
         keys = dict.fromkeys(key for _, (_, key, _) in due)
         live = self._state.load(keys)
@@ -214,15 +197,3 @@ class TrailingWindows(Operator):
                 if not trail.times:
                     del live[key]
         self._state.touch(keys)
-
-    def _flush(self) -> None:
-        for port, columns in ((MAIN, self._results.take()), (SIDE, self._late.take())):
-            if columns is not None:
-                self.out.append((port, columns))
-
-    def take_changes(self, changes: Changes) -> None:
-        for part in (self._state, self._timers):
-            changes.setdefault(part.space, {}).update(part.take_changes())
-
-    def counts(self) -> dict[str, int]:
-        return {"late": self._late.count}
