@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.flow.batches import Records, columns, save, taken
@@ -37,7 +40,7 @@ class Window:
     """The watermark as its last records came."""
 
 
-class Model:
+class Model(ABC):
     """Keeps windows in a list and looks at all of them whenever anything happens.
 
     Time goes by in steps of a millisecond, so that what is due at one is seen at that one.
@@ -60,8 +63,9 @@ class Model:
                 window.begun_at = self.watermark
                 self.after_records(key, window)
 
+    @abstractmethod
     def let_in(self, key: Any, records: list[tuple[int, Any]]) -> list[Window]:
-        raise NotImplementedError
+        """Take a key's records of one batch; returns the windows that they are in."""
 
     def after_records(self, key: Any, window: Window) -> None:
         early = self.emission.early
@@ -157,9 +161,9 @@ class AlignedModel(Model):
 class SlidingModel(Model):
     """Keeps all records of a key for ever."""
 
-    def __init__(self, size: int, emission: Emission, lateness: int) -> None:
+    def __init__(self, kind: SlidingWindows, emission: Emission, lateness: int) -> None:
         super().__init__(emission, lateness)
-        self.size = size
+        self.size = kind.size_ms
         self.all: dict[Any, list[tuple[int, Any]]] = {}
 
     def let_in(self, key: Any, records: list[tuple[int, Any]]) -> list[Window]:
@@ -185,9 +189,9 @@ class SlidingModel(Model):
 class SessionModel(Model):
     """A batch's records of a key are put in order of time; what overlaps in `[time, time + gap)` is one session."""
 
-    def __init__(self, gap: int, emission: Emission, lateness: int) -> None:
+    def __init__(self, kind: SessionWindows, emission: Emission, lateness: int) -> None:
         super().__init__(emission, lateness)
-        self.gap = gap
+        self.gap = kind.gap_ms
 
     def let_in(self, key: Any, records: list[tuple[int, Any]]) -> list[Window]:
         windows = self.windows.setdefault(key, [])
@@ -300,49 +304,35 @@ def compare(make: Any, model: Model, turns: list[tuple[Records, int, int]], rest
     assert left == set()
 
 
-@given(
-    turns(),
-    st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(0, 19)),
-    emissions(MODES),
-    LATENESS,
-    st.booleans(),
-)
-def test_tumbling_and_hopping_windows_give_what_the_model_gives(
-    turns: Any, shape: tuple[int, int, int], emission: Emission, lateness: int, restarts: bool
+@st.composite
+def hoppings(draw: st.DrawFn) -> HoppingWindows:
+    step = draw(st.integers(1, 20))
+    return HoppingWindows(draw(st.integers(1, 20)), step, draw(st.integers(0, step - 1)))
+
+
+LENGTHS = st.integers(1, 25)
+KINDS: dict[str, tuple[Any, Any, st.SearchStrategy[Any], st.SearchStrategy[Emission]]] = {
+    "tumbling and hopping": (AlignedWindows, AlignedModel, hoppings(), emissions(MODES)),
+    "sliding": (
+        TrailingWindows,
+        SlidingModel,
+        st.builds(SlidingWindows, LENGTHS),
+        emissions(["accumulate", "retract"], periods=False),
+    ),
+    "session": (MergingWindows, SessionModel, st.builds(SessionWindows, LENGTHS), emissions(MODES)),
+}
+"""Of each the operator, its model, and what may be asked of them."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data(), turns(), LATENESS, st.booleans())
+def test_windows_give_what_the_model_gives(
+    kind: str, data: st.DataObject, turns: Any, lateness: int, restarts: bool
 ) -> None:
-    size, step, offset = shape
-    kind = HoppingWindows(size, step, offset % step)
-
-    def make(store: MemoryStore) -> AlignedWindows:
-        return AlignedWindows("w", kind, collect(), emission, lateness, store)
-
-    compare(make, AlignedModel(kind, emission, lateness), turns, restarts)
-
-
-@given(
-    turns(),
-    st.integers(1, 25),
-    emissions(["accumulate", "retract"], periods=False),
-    LATENESS,
-    st.booleans(),
-)
-def test_sliding_windows_give_what_the_model_gives(
-    turns: Any, size: int, emission: Emission, lateness: int, restarts: bool
-) -> None:
-    def make(store: MemoryStore) -> TrailingWindows:
-        return TrailingWindows("w", SlidingWindows(size), collect(), emission, lateness, store)
-
-    compare(make, SlidingModel(size, emission, lateness), turns, restarts)
-
-
-@given(turns(), st.integers(1, 25), emissions(MODES), LATENESS, st.booleans())
-def test_sessions_give_what_the_model_gives(
-    turns: Any, gap: int, emission: Emission, lateness: int, restarts: bool
-) -> None:
-    def make(store: MemoryStore) -> MergingWindows:
-        return MergingWindows("w", SessionWindows(gap), collect(), emission, lateness, store)
-
-    compare(make, SessionModel(gap, emission, lateness), turns, restarts)
+    operator, model, shapes, emissions = KINDS[kind]
+    shape, emission = data.draw(shapes, "shape"), data.draw(emissions, "emission")
+    make = partial(operator, "w", shape, collect(), emission, lateness)
+    compare(make, model(shape, emission, lateness), turns, restarts)
 
 
 @settings(max_examples=40, deadline=None)
