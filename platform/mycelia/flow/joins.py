@@ -6,14 +6,15 @@ still be equal to a time has come when W is one more.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from operator import itemgetter
 from typing import Any, Final, Literal
 
 from mycelia.flow.operators import SIDE
 from mycelia.flow.processing import KeyContext
-from mycelia.flow.results import LateRecord
+from mycelia.flow.results import LateRecord, WindowResult
+from mycelia.flow.tables import is_retraction, takes_back
 
 __all__ = ["AsOfJoin", "IntervalJoin", "JoinKind", "TableJoin"]
 
@@ -27,7 +28,7 @@ _time_of = itemgetter(0)
 
 
 class TableJoin:
-    """Each left record with the newest right one that has come before it."""
+    """Each left record with the newest right one that has come before it, and has not been taken back."""
 
     def __init__(self, how: JoinKind) -> None:
         self._keeps_left = how == "left"
@@ -35,12 +36,18 @@ class TableJoin:
     def make(self) -> list[Any]:
         return []
 
+    def is_kept(self, state: list[Any]) -> bool:
+        return bool(state)
+
     def on_record(
         self, context: KeyContext[Any, list[Any]], port: int, value: Any
     ) -> Iterable[Any]:
-        """The state is the newest right record, as its time and value; nothing before there was one."""
+        """The state is the newest right record, as its time and value; nothing while there is none."""
         if port == RIGHT:
-            if not context.state or context.time_ms >= context.state[0]:
+            if is_retraction(value):
+                if context.state and takes_back(value, context.state[1]):
+                    context.state = []
+            elif not context.state or context.time_ms >= context.state[0]:
                 context.state = [context.time_ms, value]
         elif context.state:
             yield value, context.state[1]
@@ -78,6 +85,9 @@ class AsOfJoin:
         if port == RIGHT:
             if time < watermark:
                 context.count("late_right")  # lefts that it belongs to may have gone without it
+            if is_retraction(value):
+                self._take_back(context, value)
+                return ()
             rights = context.state["right"]
             rights.insert(bisect_right(rights, time, key=_time_of), [time, value])
             if self._tolerance_ms is not None:
@@ -102,6 +112,12 @@ class AsOfJoin:
         self._prune(context)
         return ()
 
+    def _take_back(
+        self, context: KeyContext[Any, dict[str, list[Any]]], value: WindowResult[Any, Any]
+    ) -> None:
+        rights = context.state["right"]
+        context.state["right"] = [one for one in rights if not takes_back(value, one[1])]
+
     def _join(self, context: KeyContext[Any, dict[str, list[Any]]], time: int, value: Any) -> None:
         rights = context.state["right"]
         at = bisect_right(rights, time, key=_time_of) - 1
@@ -113,12 +129,13 @@ class AsOfJoin:
             context.count("unmatched")
 
     def _prune(self, context: KeyContext[Any, dict[str, list[Any]]]) -> None:
-        """Let go of right records that no left one can ask for: older than the newest of before all that is still to come."""
+        """Let go of right records that no left one can ask for: older than the newest of before all that is still to come. That which is
+        of the same time may still be taken back."""
         rights = context.state["right"]
         oldest = context.watermark_ms - self._lateness_ms
         waiting = min((one[0] for one in context.state["left"]), default=oldest)
         oldest = min(oldest, waiting)
-        keep = max(bisect_right(rights, oldest, key=_time_of) - 1, 0)
+        keep = max(bisect_left(rights, oldest, key=_time_of) - 1, 0)
         if self._tolerance_ms is not None:
             while keep < len(rights) and rights[keep][0] + self._tolerance_ms < oldest:
                 keep += 1

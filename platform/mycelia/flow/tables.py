@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from mycelia.flow.column_batch import ColumnBatch
 from mycelia.flow.equal_keys import key_state
@@ -11,7 +11,15 @@ from mycelia.flow.results import WindowResult
 from mycelia.flow.state import Changes, KeyedState, StoreReader
 from mycelia.flow.state_codec import decode_state
 
-__all__ = ["Tabling", "key_from_wire", "row_of", "rows_of", "table_step"]
+__all__ = [
+    "Tabling",
+    "is_retraction",
+    "key_from_wire",
+    "row_of",
+    "rows_of",
+    "table_step",
+    "takes_back",
+]
 
 KIND: Final = "table"
 """Of the node: tables of a plan are found by it."""
@@ -40,8 +48,8 @@ class Tabling(Operator):
         touched: set[Any] = set()
         for key, time, value in zip(keys, batch.times, batch.values, strict=True):
             held = live.get(key)
-            if isinstance(value, WindowResult) and value.is_retraction:
-                if held is not None and _is_of(held[1], value):
+            if is_retraction(value):
+                if held is not None and takes_back(value, held[1]):
                     del live[key]
                     touched.add(key)
             elif held is None or time >= held[0]:
@@ -58,7 +66,13 @@ class Tabling(Operator):
         return {"older": self._older}
 
 
-def _is_of(held: Any, retraction: WindowResult[Any, Any]) -> bool:
+def is_retraction(value: Any) -> TypeGuard[WindowResult[Any, Any]]:
+    """Whether a record says of a window's result that it does not hold any more."""
+    return isinstance(value, WindowResult) and value.is_retraction
+
+
+def takes_back(retraction: WindowResult[Any, Any], held: Any) -> bool:
+    """Whether it is of the same window as what is held."""
     return isinstance(held, WindowResult) and held.window == retraction.window
 
 

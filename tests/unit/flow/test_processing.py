@@ -19,6 +19,7 @@ from mycelia.flow import (
     KeyedStream,
     MemoryStore,
     Stream,
+    WindowResult,
     count,
     counting,
     source,
@@ -312,6 +313,41 @@ def test_table_without_a_row_drops_and_counts() -> None:
     run = Run(plan(out=rows().join_table(rows("right"))))
     assert run.feed([("a", 1, "x")]) == {}
     assert run.engine.counts()["join_table-1"] == {"unmatched": 1}
+
+
+def test_key_of_which_the_table_has_nothing_is_not_kept() -> None:
+    run = Run(plan(out=rows().join_table(rows("right"), how="left")))
+    run.feed([("a", 1, "x")])
+    assert run.store.scan("join_table-1") == []
+
+
+def results() -> KeyedStream[str, WindowResult[str, str]]:
+    """Rows of the right as results of the windows that end with them; "-" takes one back."""
+    return rows("right").map(
+        lambda row: WindowResult(
+            row[0], row[1] - 4, row[1] + 1, row[2], is_retraction=row[2] == "-"
+        )
+    )
+
+
+def test_row_that_is_taken_back_is_joined_with_no_more() -> None:
+    run = Run(plan(out=rows().join_table(results(), how="left")))
+    run.feed([("a", 5, "R5")], "right")
+    run.feed([("a", 4, "-")], "right")  # of another window
+    run.feed([("a", 5, "x")])
+    run.feed([("a", 5, "-")], "right")
+    run.feed([("a", 6, "y")])
+    assert [right and right.value for _, right in run.given["out"]] == ["R5", None]
+
+
+def test_as_of_joins_with_the_one_before_that_which_is_taken_back() -> None:
+    run = Run(plan(out=rows().join_as_of(results())))
+    run.feed([("a", 5, "x")])
+    run.feed([("a", 4, "R4"), ("a", 5, "R5")], "right")
+    run.feed([("a", 9, "R9")], "right")  # event time has come to 5: what is of 5 may come still
+    run.feed([("a", 5, "-")], "right")
+    run.feed([("a", 6, "y")])
+    assert [right.value for _, right in run.given["out"]] == ["R4"]
 
 
 def test_as_of_waits_for_what_is_of_before() -> None:
