@@ -55,20 +55,20 @@ class KeyContext(Generic[K, S]):
             TypeError: that is no whole number of milliseconds, or no name.
         """
         _check_timer("set_timer", at_ms, name)
-        self._owner.timers.set(at_ms, (self.key, name))
+        self._owner.set_timer(self._owner.timers, at_ms, (self.key, name))
 
     def cancel_timer(self, at_ms: int, name: str = "") -> None:
         """Not be called; nothing, if there is no such timer."""
-        self._owner.timers.cancel(at_ms, (self.key, name))
+        self._owner.cancel_timer(self._owner.timers, at_ms, (self.key, name))
 
     def set_wall_timer(self, at_ms: int, name: str = "") -> None:
         """Be called when the time on the wall has come to `at_ms`. Raises as `set_timer()`."""
         _check_timer("set_wall_timer", at_ms, name)
-        self._owner.wall.set(at_ms, (self.key, name))
+        self._owner.set_timer(self._owner.wall, at_ms, (self.key, name))
 
     def cancel_wall_timer(self, at_ms: int, name: str = "") -> None:
         """Not be called; nothing, if there is no such timer."""
-        self._owner.wall.cancel(at_ms, (self.key, name))
+        self._owner.cancel_timer(self._owner.wall, at_ms, (self.key, name))
 
     def clear(self) -> None:
         """Forget the key's state once the call is over. Its timers stay."""
@@ -123,6 +123,9 @@ class Processing(Operator):
         self.timers = TimerQueue(f"{name}~timers", store)
         self.wall = TimerQueue(f"{name}~wall", store)
         self.counted: dict[str, int] = {}
+        self._firing: TimerQueue | None = None
+        self._pending: set[tuple[int, Any]] = set()
+        """Of the queue that is firing those of this time that are still to be called: they can be called off, and are not set twice."""
         self._fired: dict[tuple[Any, str, str, int], int] = {}
         self._context: KeyContext[Any, Any] = KeyContext(self)
         self._is_forgotten = False
@@ -168,7 +171,12 @@ class Processing(Operator):
             keys = dict.fromkeys(key for _, (key, _) in due)
             self._state.load(keys)
             clock = "event" if timers is self.timers else "wall"
-            for time, (key, name) in due:
+            self._firing, self._pending = timers, set(due)
+            for one in due:
+                if one not in self._pending:
+                    continue  # called off by another of its time
+                self._pending.remove(one)
+                time, (key, name) = one
                 timer = (name, clock, time, self._times_fired(key, name, clock, time))
                 if self.passed_over and FiredTimer(self.name, key, timer) in self.passed_over:
                     continue
@@ -223,6 +231,15 @@ class Processing(Operator):
             live.pop(key, None)
         else:
             live[key] = state
+
+    def set_timer(self, timers: TimerQueue, at_ms: int, payload: Any) -> None:
+        if not (self._pending and timers is self._firing and (at_ms, payload) in self._pending):
+            timers.set(at_ms, payload)
+
+    def cancel_timer(self, timers: TimerQueue, at_ms: int, payload: Any) -> None:
+        if timers is self._firing:
+            self._pending.discard((at_ms, payload))
+        timers.cancel(at_ms, payload)
 
     def forget(self) -> None:
         self._is_forgotten = True

@@ -401,6 +401,11 @@ def fired(context: KeyContext[str, list[str]], name: str) -> Iterator[str]:
         context.set_timer(context.time_ms + 2, "again")
     if name == "wall":
         context.set_timer(context.watermark_ms, "now")
+    if name.startswith("at"):  # of the same time as others, perhaps
+        if len(context.state) % 3 != 1:
+            context.cancel_timer(context.time_ms, "again")
+        if len(context.state) % 3 != 2:
+            context.set_timer(context.time_ms, "again")
     yield f"{context.key} {name} {context.time_ms} {len(context.state)}"
 
 
@@ -409,24 +414,26 @@ class Timers:
 
     def __init__(self) -> None:
         self.all: list[tuple[int, int, str, str]] = []
+        self.pending: list[tuple[int, int, str, str]] = []
         self.number = 0
 
     def set(self, at: int, key: str, name: str) -> None:
-        if not any((at, key, name) == (one[0], *one[2:]) for one in self.all):
+        if not any((at, key, name) == (one[0], *one[2:]) for one in self.all + self.pending):
             self.number += 1
             self.all.append((at, self.number, key, name))
 
     def cancel(self, at: int, key: str, name: str) -> None:
-        self.all = [one for one in self.all if (one[0], *one[2:]) != (at, key, name)]
+        for kept in (self.all, self.pending):
+            kept[:] = [one for one in kept if (one[0], *one[2:]) != (at, key, name)]
 
-    def due(self, now: int) -> list[tuple[int, int, str, str]]:
-        """All of the earliest time."""
-        if not self.all or min(self.all)[0] > now:
-            return []
-        first = min(self.all)[0]
-        due = sorted(one for one in self.all if one[0] == first)
-        self.all = [one for one in self.all if one[0] != first]
-        return due
+    def due(self, now: int) -> Iterator[tuple[int, int, str, str]]:
+        """One after the other; those of one time before what is set meanwhile."""
+        while self.all and min(self.all)[0] <= now:
+            first = min(self.all)[0]
+            self.pending = sorted(one for one in self.all if one[0] == first)
+            self.all = [one for one in self.all if one[0] != first]
+            while self.pending:
+                yield self.pending.pop(0)
 
 
 class TimersModel:
@@ -456,17 +463,21 @@ class TimersModel:
         self.told.append(f"{key} {name} {len(state)} {self.clock.watermark}")
 
     def fire(self, timers: Timers, now: int) -> None:
-        while due := timers.due(now):
-            for at, _, key, name in due:
-                state = self.state(key)
-                state.append(name)
-                watermark = self.clock.watermark
-                time = at if timers is self.events or watermark == BEGINNING else watermark
-                if name == "again" and len(state) % 2:
-                    self.events.set(time + 2, key, "again")
-                if name == "wall":
-                    self.events.set(watermark, key, "now")
-                self.told.append(f"{key} {name} {time} {len(state)}")
+        for at, _, key, name in timers.due(now):
+            state = self.state(key)
+            state.append(name)
+            watermark = self.clock.watermark
+            time = at if timers is self.events or watermark == BEGINNING else watermark
+            if name == "again" and len(state) % 2:
+                self.events.set(time + 2, key, "again")
+            if name == "wall":
+                self.events.set(watermark, key, "now")
+            if name.startswith("at"):
+                if len(state) % 3 != 1:
+                    self.events.cancel(time, key, "again")
+                if len(state) % 3 != 2:
+                    self.events.set(time, key, "again")
+            self.told.append(f"{key} {name} {time} {len(state)}")
 
     def turn(self, turn: Turn) -> None:
         self.now = turn.now_ms

@@ -122,6 +122,23 @@ def test_timer_of_a_time_that_has_come_by_is_called_after_the_batch() -> None:
     assert run.feed([("a", 50, 0), ("a", 50, 0)])["out"] == ["record", "record", "timer"]
 
 
+def test_timer_is_called_off_or_set_once_more_by_another_of_its_time() -> None:
+    def three(context: KeyContext[str, list[int]], row: Row) -> list[str]:
+        for name in ("first", "off", "once"):
+            context.set_timer(10, name)
+        return []
+
+    def timer(context: KeyContext[str, list[int]], name: str) -> list[str]:
+        if name == "first":
+            context.cancel_timer(10, "off")
+            context.set_timer(10, "once")
+        return [name]
+
+    run = Run(plan(out=rows().process(three, state=list, on_timer=timer)))
+    run.feed([("a", 1, 0)])
+    assert run.feed([("b", 10, 0)])["out"] == ["first", "once", "first", "once"]
+
+
 @pytest.mark.parametrize("restarts", [False, True])
 def test_timers_of_processing_time_and_cancelled_ones(restarts: bool) -> None:
     def remind(context: KeyContext[str, list[int]], row: Row) -> list[str]:
