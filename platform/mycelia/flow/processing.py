@@ -100,6 +100,7 @@ class Processing(Operator):
         state: makes the state of a key that has none.
         is_kept: whether a state is worth keeping; the key of another is forgotten.
         gives_apart: whether what is given may be part of the state, which changes later: then a copy is given.
+        replaces_states: whether the functions never change a state, but put another in its place: what only was read is not written then.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Processing(Operator):
         is_kept: Callable[[Any], bool] | None = None,
         *,
         gives_apart: bool = False,
+        replaces_states: bool = False,
     ) -> None:
         super().__init__(name)
         self._on_record = on_record
@@ -119,6 +121,7 @@ class Processing(Operator):
         self._make = state
         self._is_kept = is_kept
         self._gives_apart = gives_apart
+        self._replaces_states = replaces_states
         self._state: KeyedState[Any] = KeyedState(name, store, _same, _same)
         self.timers = TimerQueue(f"{name}~timers", store)
         self.wall = TimerQueue(f"{name}~wall", store)
@@ -135,7 +138,9 @@ class Processing(Operator):
         keys = batch.keys
         assert keys is not None
         self._context.watermark_ms = self.watermark
-        self._state.load(dict.fromkeys(keys))
+        once = dict.fromkeys(keys)
+        live = self._state.load(once)
+        before = {key: live.get(key) for key in once} if self._replaces_states else None
         position = 0
         failed: set[Any] = set()
         """Keys whose states are half changed: what comes of them after that is not looked at. The engine is spent."""
@@ -151,6 +156,8 @@ class Processing(Operator):
                 self.tell_failed(error, exc)
                 failed.add(keys[position])
                 position += 1
+        if before is not None:
+            keys = [key for key, state in before.items() if live.get(key) is not state]
         self._state.touch(keys)
         self._fire(self.timers, self.watermark)
         self._flush()

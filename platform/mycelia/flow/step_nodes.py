@@ -338,6 +338,7 @@ def _stateful(
             function.make,
             built.store,
             is_kept,
+            replaces_states=isinstance(function, TableJoin),
         )
         operator.timed_by = timed_by
         return operator

@@ -25,6 +25,7 @@ from mycelia.flow import (
     source,
     tumbling,
 )
+from mycelia.flow.equal_keys import key_state
 
 Row = tuple[str, int, Any]
 """Key, event time and value."""
@@ -336,6 +337,18 @@ def test_key_of_which_the_table_has_nothing_is_not_kept() -> None:
     run = Run(plan(out=rows().join_table(rows("right"), how="left")))
     run.feed([("a", 1, "x")])
     assert run.store.scan("join_table-1") == []
+
+
+def test_row_that_was_only_joined_with_is_not_written_again() -> None:
+    run = Run(plan(out=rows().join_table(rows("right"))))
+    run.feed([("a", 1, "R"), ("b", 1, "R")], "right")
+
+    run.engine.feed("left", 0, [("a", 2, "x"), ("b", 2, "y"), ("c", 2, "z")], [0, 0, 0])
+    assert "join_table-1" not in run.engine.take_changes()
+
+    run.engine.put("left", 0, [("b", 3, "x")], [0])
+    run.engine.feed("right", 0, [("a", 3, "S"), ("b", 0, "older")], [0, 0])
+    assert set(run.engine.take_changes()["join_table-1"]) == {key_state("a")}
 
 
 def results() -> KeyedStream[str, WindowResult[str, str]]:
