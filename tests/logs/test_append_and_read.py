@@ -420,6 +420,26 @@ async def test_partition_that_is_made_anew_under_a_reader_is_told(
                 await read_on()
 
 
+@pytest.mark.timeout(60)
+async def test_log_that_nobody_declares_anew_is_waited_for_and_told_until_somebody_does(
+    link: Link, link_factory: LinkFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with writing(link, ONE, linger=0) as writer:
+        await writer.append(Departed("JFK", 0))
+    reading = await link_factory()
+    async with LogReader(reading, ONE, shape(), 0) as reader:
+        assert await reader.take(30) is not None
+        caplog.clear()
+
+        await link.delete_queue(stream_name(ONE.name, 0))
+        await eventually(lambda: "no queue" in caplog.text, 30)
+        assert await reader.take(0.1) is None
+
+        await declare_log(link, ONE)
+        with pytest.raises(OffsetGone, match="made anew"):
+            await reader.take(30)
+
+
 @asynccontextmanager
 async def looking_again(
     link: Link,
