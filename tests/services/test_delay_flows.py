@@ -87,7 +87,7 @@ def differences(book: FlowBook, tables: Tables) -> list[str]:
     ("tables", "seed", "crash_rate", "shift_days"),
     [
         pytest.param(NINTH_TOO, 1, 0.0, 0, id="two-days"),
-        pytest.param(EIGHTH, 2, 0.0, 365, id="one-day-a-year-later"),
+        pytest.param(EIGHTH, 2, 0.0, 365, id="one-day-a-year-later", marks=pytest.mark.long),
         pytest.param(EIGHTH, 3, 0.1, 0, id="one-day-with-crashes", marks=pytest.mark.long),
         pytest.param(NINTH_TOO, 2, 0.0, 365, id="a-year-later", marks=pytest.mark.long),
         pytest.param(NINTH_TOO, 3, 0.1, 0, id="with-crashes", marks=pytest.mark.long),
