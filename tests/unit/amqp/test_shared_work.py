@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from typing import Any
 
 import pytest
 
@@ -101,3 +103,28 @@ async def test_work_that_nobody_waits_for_is_cancelled() -> None:
     assert work.running == 0
     work.go_on.set()
     assert await shared.run("same", work) == 2
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_error_is_nobody_s_when_all_have_gone(turns: int) -> None:
+    """A service that does not start gives up what it declares: the broker's last words are no error without an owner."""
+    unheard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    shared, work = SharedWork("test", 4), Work()
+    work.error = TopologyError("no")
+    asking = asyncio.ensure_future(shared.run("same", work))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    work.go_on.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert asking.cancelled() or asking.exception() is work.error
+    del asking, work  # the error holds the task
+    gc.collect()
+
+    assert unheard == []

@@ -50,6 +50,7 @@ class SharedWork:
         piece: _Piece[T] | None = self._running.get(key)
         if piece is None:
             piece = _Piece(asyncio.create_task(self._run(key, work), name=self._name))
+            piece.task.add_done_callback(_is_told)
             self._running[key] = piece
         piece.askers += 1
         try:
@@ -72,3 +73,9 @@ class SharedWork:
     def _forget(self, key: Hashable, piece: _Piece[Any]) -> None:
         if self._running.get(key) is piece:
             del self._running[key]
+
+
+def _is_told(task: asyncio.Task[Any]) -> None:
+    """Its error is that of its askers; where all have gone meanwhile, nobody's: asyncio is to say nothing of it."""
+    if not task.cancelled():
+        task.exception()
