@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,24 @@ async def test_another_number_of_partitions_is_refused(link: Link, partitions: i
 
     with pytest.raises(TopologyError):
         await link.declare(Queue("flights.departed-3", passive=True))
+
+
+async def test_another_number_is_refused_also_where_both_have_found_nothing(
+    link: Link, link_factory: LinkFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two services that start for the first time, at the same moment."""
+    other = await link_factory()
+    more = log_layout("flights.departed", 5, "7d", None)
+    declare = link.declare
+
+    async def declared_behind_the_other(*parts: Any, timeout: float | None = None) -> Any:
+        if len(parts) > 1:
+            await declare_log(other, more)
+        return await declare(*parts, timeout=timeout)
+
+    monkeypatch.setattr(link, "declare", declared_behind_the_other)
+    with pytest.raises(TopologyError, match=r"but there are more: flights.departed-3 exists"):
+        await declare_log(link, LAYOUT)
 
 
 async def test_another_retention_is_refused(link: Link, link_factory: LinkFactory) -> None:

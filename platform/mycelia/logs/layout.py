@@ -134,6 +134,10 @@ async def declare_log(link: Link, layout: LogLayout, timeout: float | None = Non
         raise _other_number(layout, f"there are fewer: {last} does not exist")
     parts = layout.parts()
     await link.declare(*parts, timeout=timeout)
+    if await queue_exists(link, stream_name(name, partitions), timeout):
+        # who has begun at the same time found nothing there either
+        link.forget(*parts)
+        raise _other_number(layout, f"there are more: {stream_name(name, partitions)} exists")
     different = [
         part.name for part in parts if isinstance(part, Queue | Exchange) and link.is_adopted(part)
     ]
