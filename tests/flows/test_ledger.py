@@ -53,6 +53,8 @@ class Ledger:
         self.appended = 0
         self.done: list[str] = []
         """Of what is done to them."""
+        self.is_without_broker = False
+        """Its start has a bound of its own; nothing goes on meanwhile."""
         self.chance = Random(seed)
         self._folder = folder
         self._is_done = asyncio.Semaphore(0)
@@ -72,8 +74,10 @@ class Ledger:
         await self.start()
 
     async def kill_the_broker(self) -> None:
+        self.is_without_broker = True
         await asyncio.to_thread(self.node.kill)
         await asyncio.to_thread(self.node.start, leash=True)
+        self.is_without_broker = False
 
     async def let_one_join(self) -> None:
         await self.start()
@@ -159,7 +163,7 @@ class Ledger:
             now = (len(tally.records), self.appended, len(self.done))
             if len(tally.records) >= wanted and self.appended > len(self.left):
                 return
-            if now != reached:
+            if now != reached or self.is_without_broker:
                 reached, since = now, loop.time()
             elif loop.time() - since > STALLED_S:
                 output = "\n".join(process.output[-3000:] for process in self.running)
